@@ -1,0 +1,30 @@
+"""The one exception that stands for a user's mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for.
+
+    Its message says what is wrong, where (file, key, value) and what to do. The command line prints
+    it without a traceback and exits with status 2; code that imports ``srl`` catches it as any
+    exception.
+    """
+
+
+def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
+    """Name the known words closest to a mistyped one.
+
+    :param word: What the user wrote.
+    :param known: The words that would have been right.
+    :param limit: How many to name at most.
+    :return: ``" Did you mean PPO or A2C?"``, or the empty string where nothing comes close.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(word.lower(), list(by_lower), n=limit, cutoff=0.6)
+    if not matches:
+        return ""
+    return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?"
