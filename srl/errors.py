@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in what the user asked for.
 
     Its message says what is wrong, where (file, key, value) and what to do. The command line prints

@@ -1,0 +1,105 @@
+"""What happens to a minibatch's advantages before they weigh a loss: pure functions of tensors.
+
+The order is flip noise, normalisation, statistics, transform (:func:`prepare_advantages`). Every tensor has
+shape ``(batch_size,)`` unless said otherwise; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+#: How many levels the ``bins`` transform has on either side of zero.
+N_ADVANTAGE_BINS = 5
+
+
+class PreparedAdvantages(NamedTuple):
+    """A minibatch's advantages, ready for the loss, and what happened to them."""
+
+    #: Shape ``(batch_size,)``.
+    advantages: th.Tensor
+    #: How many advantages changed sign by noise and normalisation; a scalar tensor.
+    n_sign_changes: th.Tensor
+    #: The largest absolute advantage before the transform; a scalar tensor.
+    abs_max: th.Tensor
+
+
+def flip_advantages(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
+    """Turn ``A`` into ``-A`` where the mask is true.
+
+    :param advantages: Shape ``(batch_size,)``.
+    :param mask: Boolean, shape ``(batch_size,)``.
+    :return: Shape ``(batch_size,)``.
+    """
+    return th.where(mask, -advantages, advantages)
+
+
+def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
+    """``(A - mean) / (std + 1e-8)`` with the unbiased standard deviation, as in SB3.
+
+    A minibatch of one, whose standard deviation is not defined, is left as it is.
+
+    :param advantages: Shape ``(batch_size,)``.
+    :return: Shape ``(batch_size,)``.
+    """
+    if len(advantages) == 1:
+        return advantages
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
+def to_bins(advantages: th.Tensor) -> th.Tensor:
+    """Round advantages away from zero to fifths of the minibatch's extremes.
+
+    With ``m = max(A)``, a positive ``A`` in ``((k - 1) m / 5, k m / 5]`` becomes ``k m / 5``, k = 1..5;
+    negative ones likewise with ``min(A)``; 0 stays.
+
+    :param advantages: Shape ``(batch_size,)``.
+    :return: Shape ``(batch_size,)``.
+    """
+    levels = th.arange(1, N_ADVANTAGE_BINS + 1, device=advantages.device, dtype=advantages.dtype)
+
+    def round_up(magnitudes: th.Tensor) -> th.Tensor:
+        # The last edge is the maximum itself: 5 m / 5 may differ from m by a rounding error
+        edges = th.cat([levels[:-1] * magnitudes.max() / N_ADVANTAGE_BINS, magnitudes.max().reshape(1)])
+        return edges[th.bucketize(magnitudes, edges).clamp(max=N_ADVANTAGE_BINS - 1)]
+
+    return round_up(advantages.clamp(min=0)) * (advantages > 0) - round_up((-advantages).clamp(min=0)) * (
+        advantages < 0
+    )
+
+
+#: The advantage transforms by the name that the parameter ``advantage_transform`` takes.
+ADVANTAGE_TRANSFORMS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "none": lambda advantages: advantages,
+    "sign": th.sign,
+    "bins": to_bins,
+}
+
+
+def prepare_advantages(
+    advantages: th.Tensor,
+    *,
+    flip_mask: th.Tensor | None = None,
+    normalize: bool = False,
+    transform: str = "none",
+) -> PreparedAdvantages:
+    """Flip, normalise and transform a minibatch's advantages, and count what changed sign.
+
+    :param advantages: The rollout buffer's advantages, shape ``(batch_size,)``.
+    :param flip_mask: Where the sign is flipped, boolean, shape ``(batch_size,)``; None for nowhere.
+    :param normalize: Whether to normalise.
+    :param transform: A name of :data:`ADVANTAGE_TRANSFORMS`.
+    :return: The advantages for the loss, and the statistics.
+    """
+    sign_before = th.sign(advantages)
+    if flip_mask is not None:
+        advantages = flip_advantages(advantages, flip_mask)
+    if normalize:
+        advantages = normalize_advantages(advantages)
+    return PreparedAdvantages(
+        advantages=ADVANTAGE_TRANSFORMS[transform](advantages),
+        n_sign_changes=(sign_before != th.sign(advantages)).sum(),
+        abs_max=advantages.abs().max(),
+    )

@@ -1,0 +1,148 @@
+"""SB3's action distributions with the same parameters and less work.
+
+SB3 builds one Categorical for each dimension of a MultiDiscrete space, which halves the speed of PPO, and
+torch's distributions check their arguments at every construction and every ``log_prob``, each check a wait
+for the device. The classes here are subclasses, so that SB3's policies take them for their own.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+from torch.distributions import Bernoulli, Categorical, Normal
+
+SelfBatched = TypeVar("SelfBatched", bound="BatchedMultiCategoricalDistribution")
+
+
+class UncheckedCategoricalDistribution(CategoricalDistribution):
+    """SB3's CategoricalDistribution without argument checks; results are the same to the bit."""
+
+    def proba_distribution(self, action_logits: th.Tensor) -> UncheckedCategoricalDistribution:
+        self.distribution = Categorical(logits=action_logits, validate_args=False)
+        return self
+
+
+class UncheckedBernoulliDistribution(BernoulliDistribution):
+    """SB3's BernoulliDistribution without argument checks; results are the same to the bit."""
+
+    def proba_distribution(self, action_logits: th.Tensor) -> UncheckedBernoulliDistribution:
+        self.distribution = Bernoulli(logits=action_logits, validate_args=False)
+        return self
+
+
+class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
+    """SB3's DiagGaussianDistribution without argument checks; results are the same to the bit."""
+
+    def proba_distribution(
+        self, mean_actions: th.Tensor, log_std: th.Tensor
+    ) -> UncheckedDiagGaussianDistribution:
+        # As SB3 computes it, to the bit
+        self.distribution = Normal(
+            mean_actions, th.ones_like(mean_actions) * log_std.exp(), validate_args=False
+        )
+        return self
+
+
+class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
+    """All dimensions of a MultiDiscrete action in one batch of categorical distributions.
+
+    Probabilities, log probabilities and entropies are those of SB3's MultiCategoricalDistribution, and the
+    layer that gives the logits is the same, so that parameters can be exchanged. Random draws are made at
+    once for all dimensions: samples follow the same law but are not the same numbers. Dimensions of
+    unequal size are padded to the largest with logits that give probability zero.
+
+    :param action_dims: Sizes of the discrete dimensions.
+    """
+
+    def __init__(self, action_dims: list[int]):
+        super().__init__(action_dims)
+        self._n_dims, self._largest = len(action_dims), max(action_dims)
+        # Where each logit stands in the padded table, flattened; None when there is nothing to pad
+        self._positions: th.Tensor | None = None
+        if min(action_dims) != self._largest:
+            is_choice = th.arange(self._largest) < th.tensor(action_dims).unsqueeze(1)
+            self._positions = is_choice.flatten().nonzero().flatten()
+        self._logits = th.empty(0)
+        self._log_probs = th.empty(0)
+
+    def proba_distribution(self: SelfBatched, action_logits: th.Tensor) -> SelfBatched:
+        """Take the logits.
+
+        :param action_logits: Shape ``(batch_size, sum(action_dims))``.
+        :return: This distribution.
+        """
+        self._logits = action_logits
+        if self._positions is not None:
+            padded = action_logits.new_full(
+                (len(action_logits), self._n_dims * self._largest), th.finfo(action_logits.dtype).min
+            )
+            self._positions = self._positions.to(action_logits.device)
+            action_logits = padded.index_copy(1, self._positions, action_logits)
+        # Shape (batch_size, n_dims, largest)
+        self._log_probs = th.log_softmax(action_logits.unflatten(1, (self._n_dims, self._largest)), dim=-1)
+        return self
+
+    @property
+    def distribution(self) -> list[Categorical]:  # type: ignore[override]
+        """The dimensions as separate distributions, as SB3 holds them; made when asked for."""
+        return [
+            Categorical(logits=logits, validate_args=False)
+            for logits in th.split(self._logits, list(self.action_dims), dim=1)
+        ]
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """Joint log probability.
+
+        :param actions: Shape ``(batch_size, n_dims)``.
+        :return: Shape ``(batch_size,)``.
+        """
+        return self._log_probs.gather(-1, actions.long().unsqueeze(-1)).sum(dim=(1, 2))
+
+    def entropy(self) -> th.Tensor:
+        """Entropy of the joint distribution, the sum over dimensions, in nats.
+
+        :return: Shape ``(batch_size,)``.
+        """
+        # Padding has probability 0 and a finite log probability, so that it adds 0
+        return -(self._log_probs.exp() * self._log_probs).sum(dim=(1, 2))
+
+    def sample(self) -> th.Tensor:
+        """One draw for each row.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        draws = th.multinomial(self._log_probs.exp().flatten(0, 1), num_samples=1)
+        return draws.view(-1, self._n_dims)
+
+    def mode(self) -> th.Tensor:
+        """The likeliest choice of each dimension.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        return self._log_probs.argmax(dim=-1)
+
+
+def without_checks(distribution: Distribution) -> Distribution:
+    """The faster distribution with the same parameters.
+
+    :param distribution: A distribution that SB3's ``make_proba_distribution`` gave.
+    :return: Its counterpart here; the distribution itself where there is none (gSDE).
+    """
+    # Exact types: a user's own subclass is a choice to keep
+    if type(distribution) is MultiCategoricalDistribution:
+        return BatchedMultiCategoricalDistribution(list(distribution.action_dims))
+    if type(distribution) is CategoricalDistribution:
+        return UncheckedCategoricalDistribution(distribution.action_dim)
+    if type(distribution) is BernoulliDistribution:
+        return UncheckedBernoulliDistribution(distribution.action_dims)
+    if type(distribution) is DiagGaussianDistribution:
+        return UncheckedDiagGaussianDistribution(distribution.action_dim)
+    return distribution

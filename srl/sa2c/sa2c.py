@@ -1,0 +1,210 @@
+"""Symmetric A2C."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from torch.nn import functional as F
+
+from srl.losses import a2c_reverse_loss, policy_gradient_loss
+from srl.policies import POLICY_ALIASES
+from srl.symmetric import SymmetricLossMixin, UpdateStatistics, entropy_loss
+
+SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
+
+
+class SA2C(SymmetricLossMixin, A2C):
+    """Symmetric Advantage Actor Critic (SA2C): A2C with a reverse loss beside its policy loss.
+
+    Paper: Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks
+    and Model Scales", ICML 2025, https://arxiv.org/abs/2405.17618
+
+    The loss is ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``. The gradient of
+    ``log pi(a)`` is weighted by ``A (alpha - beta z pi(a))`` (``rce``) or ``A (alpha + 2 beta pi(a))``
+    (``mae``): likely actions are pushed harder. ``alpha=1, beta=0`` is A2C.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+    :param gamma: Discount factor
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param ent_coef: Entropy coefficient for the loss calculation
+    :param vf_coef: Value function coefficient for the loss calculation
+    :param max_grad_norm: The maximum value for the gradient clipping
+    :param rms_prop_eps: RMSProp epsilon
+    :param use_rms_prop: Whether to use RMSprop (default) or Adam as optimizer
+    :param use_sde: Whether to use generalized State Dependent Exploration (Box actions, ``beta=0``)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param normalize_advantage: Whether to normalize the advantage, per update
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to
+        average the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators, that of the flip noise included
+    :param device: Device (cpu, cuda, ...) on which the code should be run
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param alpha: Weight of the policy loss
+    :param beta: Weight of the reverse loss. 0 leaves it out; a Box action space needs that
+    :param z: The finite stand-in for log 0 in the reverse cross-entropy, negative
+    :param reverse_loss: ``"rce"`` (reverse cross-entropy) or ``"mae"`` (mean absolute error)
+    :param advantage_transform: ``"none"``, ``"sign"`` (-1, 0 or 1) or ``"bins"`` (fifths of the
+        minibatch's extremes), applied last
+    :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
+        wrong advantage signs
+    :raises UserError: (a ``ValueError``) for a parameter out of range, or a Box action space with
+        ``beta != 0``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 7e-4,
+        n_steps: int = 5,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        rms_prop_eps: float = 1e-5,
+        use_rms_prop: bool = True,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        alpha: float = 0.5,
+        beta: float = 1.0,
+        z: float = -1.0,
+        reverse_loss: str = "rce",
+        advantage_transform: str = "none",
+        advantage_flip_prob: float = 0.0,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            rms_prop_eps=rms_prop_eps,
+            use_rms_prop=use_rms_prop,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self._init_symmetric_loss(
+            alpha=alpha,
+            beta=beta,
+            z=z,
+            reverse_loss=reverse_loss,
+            advantage_transform=advantage_transform,
+            advantage_flip_prob=advantage_flip_prob,
+        )
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """Update policy using the currently gathered rollout buffer (one gradient step over whole data)."""
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+
+        statistics = UpdateStatistics()
+        # This will only loop once (get all data in one go)
+        for rollout_data in self.rollout_buffer.get(batch_size=None):
+            actions = rollout_data.actions
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.long().flatten()
+
+            values, log_prob, entropy = self.policy.evaluate_actions(rollout_data.observations, actions)
+            values = values.flatten()
+            prepared = self._prepare_advantages(rollout_data.advantages)
+            advantages = prepared.advantages
+
+            # Policy loss and its reverse
+            policy_loss = policy_gradient_loss(advantages, log_prob)
+            reverse_loss = None
+            if self._has_probabilities:
+                reverse_loss = a2c_reverse_loss(
+                    advantages, log_prob, reverse_loss=self.reverse_loss, z=self.z
+                )
+                statistics.add(reverse_loss=reverse_loss)
+
+            # Value loss using the TD(gae_lambda) target
+            value_loss = F.mse_loss(rollout_data.returns, values)
+
+            # Entropy loss favors exploration
+            negative_entropy = entropy_loss(entropy, log_prob)
+
+            loss = (
+                self._policy_terms(policy_loss, reverse_loss)
+                + self.ent_coef * negative_entropy
+                + self.vf_coef * value_loss
+            )
+            statistics.add_advantages(prepared)
+            statistics.add(policy_loss=policy_loss, value_loss=value_loss, entropy_loss=negative_entropy)
+            self._optimize(loss)
+
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record(
+            "train/explained_variance",
+            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
+        )
+        self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))
+        self.logger.record("train/policy_loss", statistics.mean("policy_loss"))
+        self.logger.record("train/value_loss", statistics.mean("value_loss"))
+        self._record_symmetric_loss(statistics)
+
+    def learn(
+        self: SelfSA2C,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "SA2C",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSA2C:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

@@ -1,0 +1,176 @@
+"""What SA2C and SPPO share: the parameters of the symmetric loss, and the parts of an update."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from srl.advantages import ADVANTAGE_TRANSFORMS, PreparedAdvantages, prepare_advantages
+from srl.errors import UserError, nearest
+from srl.losses import REVERSE_LOSSES
+
+#: Tells the flip noise's random stream from others that start from the same seed.
+_FLIP_NOISE_STREAM = 1
+
+
+def check_symmetric_loss(
+    *,
+    alpha: float,
+    beta: float,
+    z: float,
+    reverse_loss: str,
+    advantage_transform: str,
+    advantage_flip_prob: float,
+) -> None:
+    """Check the parameters of the symmetric loss.
+
+    :raises UserError: For a weight that is negative or not finite, ``z >= 0``, an unknown reverse loss or
+        transform, or a probability outside [0, 1].
+    """
+    for name, weight in (("alpha", alpha), ("beta", beta)):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"{name}={weight} is not a finite number >= 0; it is the weight of a loss.")
+    if not (math.isfinite(z) and z < 0):
+        raise UserError(f"z={z} is not a finite number < 0; it stands for log 0, and the paper uses -1.")
+    for name, value, known in (
+        ("reverse_loss", reverse_loss, REVERSE_LOSSES),
+        ("advantage_transform", advantage_transform, ADVANTAGE_TRANSFORMS),
+    ):
+        if value not in known:
+            raise UserError(f"{name}={value!r} is not one of {', '.join(known)}.{nearest(str(value), known)}")
+    if not 0 <= advantage_flip_prob <= 1:
+        raise UserError(f"advantage_flip_prob={advantage_flip_prob} is not a probability in [0, 1].")
+
+
+class UpdateStatistics:
+    """The figures of one update, kept on the device until it ends.
+
+    Reading a tensor waits for the device; so minibatches only append, and each figure is read once.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+        self._n_samples = 0
+
+    def add(self, **values: th.Tensor) -> None:
+        """Append a scalar tensor to each named figure."""
+        for name, value in values.items():
+            self._values[name].append(value.detach())
+
+    def add_advantages(self, prepared: PreparedAdvantages) -> None:
+        """Append a minibatch's sign changes and largest advantage."""
+        self._n_samples += len(prepared.advantages)
+        self.add(sign_changes=prepared.n_sign_changes, abs_max=prepared.abs_max)
+
+    def mean(self, name: str, last: int = 0) -> float:
+        """The mean of a figure over its minibatches, or over the last ones."""
+        return th.stack(self._values[name][-last:]).mean().item()
+
+    def has(self, name: str) -> bool:
+        """Whether the figure was appended to."""
+        return name in self._values
+
+    @property
+    def advantage_sign_change(self) -> float:
+        """The percentage of samples whose advantage changed sign, pooled over minibatches."""
+        return 100 * th.stack(self._values["sign_changes"]).sum().item() / self._n_samples
+
+    @property
+    def advantage_abs_max(self) -> float:
+        """The largest absolute advantage of all minibatches."""
+        return th.stack(self._values["abs_max"]).max().item()
+
+
+class SymmetricLossMixin(OnPolicyAlgorithm):
+    """The parameters of the symmetric loss, checked, and the parts of an update that both algorithms use.
+
+    A subclass calls :meth:`_init_symmetric_loss` before SB3's constructor builds the model.
+    """
+
+    alpha: float
+    beta: float
+    z: float
+    reverse_loss: str
+    advantage_transform: str
+    advantage_flip_prob: float
+    normalize_advantage: bool
+
+    def _init_symmetric_loss(self, **parameters: Any) -> None:
+        check_symmetric_loss(**parameters)
+        for name, value in parameters.items():
+            setattr(self, name, value)
+        self._flip_rng = np.random.default_rng()
+
+    def _setup_model(self) -> None:
+        if self.beta != 0 and isinstance(self.action_space, spaces.Box):
+            raise UserError(
+                f"{type(self).__name__} with beta={self.beta} needs the probability of an action, and the "
+                f"Box action space {self.action_space} has only a density. Discretise the actions, for "
+                "example with srl.envs.DiscretizeAction(env, bins=11) or `srl train --algo "
+                f"d{type(self).__name__.lower()}`, or set beta=0."
+            )
+        super()._setup_model()
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the random generators, that of the advantage flip noise included.
+
+        :param seed: None leaves them as they are.
+        """
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._flip_rng = np.random.default_rng([seed, _FLIP_NOISE_STREAM])
+
+    def _prepare_advantages(self, advantages: th.Tensor) -> PreparedAdvantages:
+        flip_mask = None
+        if self.advantage_flip_prob > 0:
+            flips = self._flip_rng.random(len(advantages)) < self.advantage_flip_prob
+            flip_mask = th.as_tensor(flips, device=advantages.device)
+        return prepare_advantages(
+            advantages,
+            flip_mask=flip_mask,
+            normalize=self.normalize_advantage,
+            transform=self.advantage_transform,
+        )
+
+    @property
+    def _has_probabilities(self) -> bool:
+        """Whether the policy gives actions a probability, which the reverse loss needs, not a density."""
+        return not isinstance(self.action_space, spaces.Box)
+
+    def _policy_terms(self, policy_loss: th.Tensor, reverse_loss: th.Tensor | None) -> th.Tensor:
+        """``alpha L_policy + beta L_reverse``; with ``alpha=1, beta=0`` the policy loss to the bit."""
+        if reverse_loss is None or self.beta == 0:
+            return self.alpha * policy_loss
+        return self.alpha * policy_loss + self.beta * reverse_loss
+
+    def _optimize(self, loss: th.Tensor) -> None:
+        """One optimizer step with the gradient norm clipped."""
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+
+    def _record_symmetric_loss(self, statistics: UpdateStatistics) -> None:
+        """Log what SB3's algorithm does not."""
+        if statistics.has("reverse_loss"):
+            self.logger.record("train/reverse_loss", statistics.mean("reverse_loss"))
+        self.logger.record("train/advantage_sign_change", statistics.advantage_sign_change)
+        self.logger.record("train/advantage_abs_max", statistics.advantage_abs_max)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+
+def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
+    """The negative mean entropy, estimated from the log probabilities where it has no closed form.
+
+    :param entropy: Shape ``(batch_size,)`` or None.
+    :param log_prob: Shape ``(batch_size,)``.
+    :return: A scalar.
+    """
+    return -th.mean(-log_prob) if entropy is None else -th.mean(entropy)
