@@ -87,7 +87,7 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
             self._positions = self._positions.to(action_logits.device)
             action_logits = padded.index_copy(1, self._positions, action_logits)
         # Shape (batch_size, n_dims, largest)
-        self._log_probs = th.log_softmax(action_logits.unflatten(1, (self._n_dims, self._largest)), dim=-1)
+        self._log_probs = th.log_softmax(action_logits.view(-1, self._n_dims, self._largest), dim=-1)
         return self
 
     @property

@@ -152,7 +152,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
     def _optimize(self, loss: th.Tensor) -> None:
         """One optimizer step with the gradient norm clipped."""
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
 

@@ -1,0 +1,374 @@
+"""The one command, ``srl``: what a user asks for, handed to the parts that do it, and their answers printed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from srl import __version__
+from srl.errors import UserError
+
+#: Exit statuses.
+FAILED, MISTAKE, STOPPED = 1, 2, 130
+
+
+@dataclass
+class LossOptions:
+    """The symmetric loss, and other hyperparameters, before those of the hyperparameter file."""
+
+    alpha: float | None = None
+    """Weight of the policy loss."""
+    beta: float | None = None
+    """Weight of the reverse loss."""
+    z: float | None = None
+    """The finite stand-in for log 0, negative."""
+    reverse_loss: str | None = None
+    """rce (reverse cross-entropy) or mae (mean absolute error)."""
+    importance_weighting: bool | None = None
+    """Whether SPPO's reverse loss is divided by pi_old, as published."""
+    advantage_transform: str | None = None
+    """none, sign or bins."""
+    advantage_flip_prob: float | None = None
+    """Probability that the sign of an advantage is flipped."""
+    bins: int | None = None
+    """Values per action dimension of the discretised algorithms; 11 if not given."""
+    hyperparams: tuple[str, ...] = ()
+    """Any other hyperparameters, as NAME=VALUE, for example n_steps=1024 learning_rate=lin_3e-4."""
+
+    def symmetric(self) -> dict[str, Any]:
+        """The parameters of the reverse loss that were given; a sweep's baselines do not take them."""
+        names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def others(self) -> dict[str, Any]:
+        """The other hyperparameters that were given."""
+        values: dict[str, Any] = {}
+        for text in self.hyperparams:
+            name, equals, value = text.partition("=")
+            if not equals or not name or not value:
+                raise UserError(f"--hyperparams {text}: must be NAME=VALUE, for example n_steps=1024.")
+            if name in values:
+                raise UserError(f"--hyperparams {name}: stands twice.")
+            try:
+                values[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UserError(f"--hyperparams {text}: {value!r} is not a YAML value.") from None
+        for name in ("advantage_transform", "advantage_flip_prob"):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
+        return values
+
+
+@dataclass
+class Train:
+    """Train one run into a directory of its own."""
+
+    algo: str
+    """a2c, ppo, sa2c, sppo; on discretised actions da2c, dppo, dsa2c, dsppo."""
+    env: str
+    """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
+    loss: tyro.conf.OmitArgPrefixes[LossOptions]
+    seed: int = 0
+    """Seed of everything that is random."""
+    noise: str = "none"
+    """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
+    timesteps: int | None = None
+    """Training steps; the hyperparameter file's if not given."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    out: Path | None = None
+    """The run's directory; runs/ENV/ALGO/NOISE/seed-N if not given."""
+    profile: str = "controlled"
+    """controlled, or authors for the settings of the authors' scripts where they differ."""
+    eval_freq: int | None = None
+    """Training steps between evaluations; 10,000 on Atari and 5,000 elsewhere if not given."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    threads: int = 1
+    """Threads of torch."""
+
+
+@dataclass
+class Sweep:
+    """Train all runs of a sweep, as many at once as there are cores, and print their table."""
+
+    config: tyro.conf.Positional[Path]
+    """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
+    loss: tyro.conf.OmitArgPrefixes[LossOptions]
+    envs: tuple[str, ...] = ()
+    """Environments in place of the file's."""
+    algos: tuple[str, ...] = ()
+    """Algorithms in place of the file's."""
+    noise: tuple[str, ...] = ()
+    """Reward noises in place of the file's."""
+    seeds: tuple[str, ...] = ()
+    """Seeds in place of the file's: numbers, or ranges without their end, as 10000:10005."""
+    timesteps: int | None = None
+    """Training steps of every run."""
+    jobs: int | None = None
+    """Runs at once; as many as there are cores if not given."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    out: Path | None = None
+    """The sweep's folder; runs/NAME, or runs/NAME-quick, if not given."""
+    quick: bool = False
+    """The small version of the sweep."""
+    dry_run: bool = False
+    """Say what would be done, and check it, without doing it."""
+    profile: str | None = None
+    """controlled, or authors for the settings of the authors' scripts where they differ."""
+    eval_freq: int | None = None
+    """Training steps between evaluations."""
+    eval_episodes: int | None = None
+    """Episodes of an evaluation."""
+
+
+@dataclass
+class Report:
+    """Print the table of the runs in a folder, and write it there as table.md and table.csv."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep or a run."""
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped.
+
+    :param arguments: The words after ``srl``; None takes the process' own.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in (["--version"], ["-V"]):
+        print(f"srl {__version__}")
+        sys.exit(0)
+    try:
+        _check_given_once(words)
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="srl",
+            description="Symmetric RL losses for Stable-Baselines3: SA2C, SPPO and their baselines.",
+            args=words,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
+        signal.signal(signal.SIGTERM, _interrupt)
+        run = {Train: train, Sweep: sweep, Report: report}[type(command)]
+        status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
+    except UserError as error:
+        print(f"srl: {error}", file=sys.stderr)
+        status = MISTAKE
+    except KeyboardInterrupt:
+        print("srl: stopped. The same command goes on where it was stopped.", file=sys.stderr)
+        status = STOPPED
+    except BrokenPipeError:
+        status = STOPPED
+    sys.exit(status)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _check_given_once(words: Sequence[str]) -> None:
+    """An option that stands twice would count only once, without a word."""
+    options = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
+    for option, count in options.items():
+        if count > 1:
+            raise UserError(f"{option} stands {count} times. Name all its values after one {option}.")
+
+
+def _split(values: Sequence[str]) -> list[str] | None:
+    """Values that may be separated by commas too; None for none."""
+    return [part for value in values for part in value.split(",") if part] or None
+
+
+def train(options: Train, command: str) -> int:
+    """``srl train``.
+
+    :param options: What was asked for.
+    :param command: The command line, for the record.
+    :return: The exit status.
+    """
+    from rich.console import Console
+
+    from srl.experiment.progress import RunDisplay
+    from srl.experiment.spec import check_action_space, make_run_spec
+    from srl.experiment.store import RunDirectory
+
+    console = Console()
+    spec, notes = make_run_spec(
+        options.algo,
+        options.env,
+        options.seed,
+        noise=options.noise,
+        n_timesteps=options.timesteps,
+        bins=options.loss.bins,
+        profile=options.profile,
+        device=options.device,
+        threads=options.threads,
+        eval_freq=options.eval_freq,
+        n_eval_episodes=options.eval_episodes,
+        overrides=options.loss.others() | options.loss.symmetric(),
+    )
+    path = options.out or Path("runs") / spec.path
+    there = RunDirectory(path).compare(spec)
+    check_action_space(spec)
+    for note in notes:
+        console.print(note, markup=False)
+    if there == "done":
+        console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
+        return 0
+
+    from srl.experiment.engines.local import use_one_thread
+
+    use_one_thread(spec.threads)
+    from srl.experiment.run import RunFailed, train_run
+
+    try:
+        with RunDisplay(console, spec) as display:
+            train_run(spec, path, command=command, tell=display.update)
+    except RunFailed as error:
+        print(f"srl: the run failed: {error}\nIts traceback is in {path / 'error.txt'}.", file=sys.stderr)
+        return FAILED
+    evaluations = RunDirectory(path).read_evaluations()
+    final = evaluations["results"][-1]
+    console.print(
+        f"Final evaluation at step {evaluations['timesteps'][-1]:,}: mean return {final.mean():.1f} over "
+        f"{len(final)} episodes. The run is in {path}.",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def sweep(options: Sweep, command: str) -> int:
+    """``srl sweep``.
+
+    :param options: What was asked for.
+    :param command: The command line, for the record.
+    :return: The exit status.
+    """
+    import os
+
+    from rich.console import Console
+
+    from srl.experiment.config_files import find_sweep
+    from srl.experiment.engines.local import LocalEngine
+    from srl.experiment.estimate import estimate
+    from srl.experiment.progress import SweepDisplay, duration
+    from srl.experiment.sweep import expand, load_sweep, make_plan, run_sweep, write_plan
+
+    console = Console()
+    config = find_sweep(options.config)
+    n_jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
+    if n_jobs < 1:
+        raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
+    sweep_options = load_sweep(
+        config,
+        quick=options.quick,
+        envs=_split(options.envs),
+        algos=_split(options.algos),
+        noise=_split(options.noise),
+        seeds=_split(options.seeds),
+        n_timesteps=options.timesteps,
+        bins=options.loss.bins,
+        profile=options.profile,
+        eval_freq=options.eval_freq,
+        n_eval_episodes=options.eval_episodes,
+        overrides=options.loss.others() or None,
+        symmetric_overrides=options.loss.symmetric() or None,
+    )
+    specs, notes = expand(sweep_options, device=options.device)
+    root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
+    plan = make_plan(specs, root)
+    for note in notes:
+        console.print(note, markup=False)
+    n_cells = len(specs) // len(sweep_options.seeds)
+    console.print(
+        f"{len(specs):,} runs ({n_cells} combinations of environment, algorithm and noise x "
+        f"{len(sweep_options.seeds)} seeds), {sum(spec.n_timesteps for spec in specs):,} training steps in all, "
+        f"into {root}.",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}, {min(n_jobs, max(len(plan.to_do), 1))} at "
+        f"a time, on {', '.join(sorted({spec.device for spec in specs}))}.",
+        markup=False,
+        soft_wrap=True,
+    )
+    if options.dry_run:
+        for job in plan.jobs:
+            state = "done" if job in plan.done else "to do"
+            console.print(
+                f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps", markup=False, soft_wrap=True
+            )
+        console.print("Dry run: nothing was trained or written.")
+        return 0
+    failures: dict[str, str] = {}
+    if plan.to_do:
+        with console.status("Measuring how fast runs are here"):
+            guess = estimate([job.spec for job in plan.to_do], n_jobs)
+        if guess is not None:
+            some = "" if guess.n_measured == guess.n_kinds else f" {guess.n_measured} of {guess.n_kinds}"
+            console.print(
+                f"This will take up to about {duration(guess.seconds)} here, going by a short measurement of"
+                f"{some or ' all'} kinds of runs.",
+                markup=False,
+                soft_wrap=True,
+            )
+        write_plan(plan)
+        with SweepDisplay(console, len(plan.done)) as display:
+            failures = run_sweep(
+                plan, LocalEngine(n_jobs), command, tell=display.update, tell_failure=display.failed
+            )
+    _print_report(root, console)
+    if failures:
+        print(
+            f"srl: {len(failures)} of {len(plan.to_do)} runs failed; their folders say why in error.txt. The same "
+            "command tries them again.",
+            file=sys.stderr,
+        )
+        for path, reason in list(failures.items())[:10]:
+            print(f"  {path}: {reason}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def report(options: Report, command: str) -> int:
+    """``srl report``.
+
+    :param options: What was asked for.
+    :param command: Not used.
+    :return: The exit status.
+    """
+    from rich.console import Console
+
+    _print_report(options.dir, Console())
+    return 0
+
+
+def _print_report(root: Path, console: Any) -> None:
+    from srl.report.table import make_report, rich_table, write_report
+
+    made = make_report(root)
+    files = write_report(made, root)
+    # A terminal may be narrower than the table; a file or a pipe has no width
+    console.print(rich_table(made), **({} if console.is_terminal else {"width": 400, "crop": False}))
+    for note in made.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""All that stands between Gymnasium and an algorithm."""
+
+from srl.envs.discretize import DiscretizeAction
+from srl.envs.make import EnvSpec, check_env, make_eval_env, make_train_env
+from srl.envs.registration import resolve_env_id
+from srl.envs.reward_noise import (
+    GaussianNoise,
+    RewardFlip,
+    RewardNoise,
+    RewardNoiseProcess,
+    UniformNoise,
+    VecRewardNoise,
+    parse_noise,
+)
+
+__all__ = [
+    "DiscretizeAction",
+    "EnvSpec",
+    "GaussianNoise",
+    "RewardFlip",
+    "RewardNoise",
+    "RewardNoiseProcess",
+    "UniformNoise",
+    "VecRewardNoise",
+    "check_env",
+    "make_eval_env",
+    "make_train_env",
+    "parse_noise",
+    "resolve_env_id",
+]

@@ -1,0 +1,202 @@
+"""From a description of an environment to the vectorised environment that an algorithm trains on.
+
+From the inside out: Gymnasium's environment, ``Monitor`` (raw rewards, whole episodes), the Atari
+preprocessing or discretised actions, ``DummyVecEnv``, :class:`~srl.envs.finite.VecCheckFinite`,
+``VecFrameStack``, ``VecNormalize``, ``VecTransposeImage``, and in training
+:class:`~srl.envs.reward_noise.VecRewardNoise`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium import spaces
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from srl.envs.discretize import DiscretizeAction, check_bins
+from srl.envs.finite import VecCheckFinite
+from srl.envs.mujoco_log import without_deprecation_messages
+from srl.envs.registration import check_rom, explained_failures, is_atari, is_mujoco, resolve_env_id
+from srl.envs.reward_noise import VecRewardNoise, parse_noise
+from srl.errors import UserError, nearest
+
+# Environment i of a run's training has the seed `seed + i`. Evaluation starts far above, so that it never
+# plays an episode that was trained on.
+EVAL_SEED_OFFSET = 1_000_000
+
+# `training` is no one's choice: on in training, off in evaluation.
+NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What the environment of a run is.
+
+    :param env_id: A Gymnasium id; renamed ones are resolved when the environment is made.
+    :param seed: Seed of the run, 0 or above: training environment ``i`` gets ``seed + i``.
+    :param n_envs: Environments side by side in training.
+    :param bins: Values per action dimension, see :class:`~srl.envs.discretize.DiscretizeAction`; None
+        leaves the action space as it is.
+    :param normalize: Arguments of SB3's ``VecNormalize``, for example ``{"norm_obs": True}``; an empty
+        dictionary takes its defaults, None leaves ``VecNormalize`` out.
+    :param gamma: Discount factor of the algorithm, which ``VecNormalize`` needs to scale rewards by their
+        returns; a ``gamma`` in ``normalize`` goes before it.
+    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 is no stacking.
+    :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
+    :param env_kwargs: Further arguments of ``gymnasium.make``.
+    :raises UserError: If a value is out of its range; what depends on the environment, :func:`check_env`
+        checks.
+    """
+
+    env_id: str
+    _: KW_ONLY
+    seed: int
+    n_envs: int = 1
+    bins: int | None = None
+    normalize: dict[str, Any] | None = None
+    gamma: float = 0.99
+    frame_stack: int = 1
+    noise: str = "none"
+    env_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("seed", self.seed, at_least=0)
+        _check_whole("n_envs", self.n_envs, at_least=1)
+        _check_whole("frame_stack", self.frame_stack, at_least=1)
+        if self.bins is not None:
+            check_bins(self.bins)
+        for key in self.normalize or {}:
+            if key not in NORMALIZE_KEYS:
+                known = ", ".join(sorted(NORMALIZE_KEYS))
+                hint = nearest(str(key), NORMALIZE_KEYS)
+                raise UserError(f"normalize has the unknown key {key!r}; it takes {known}.{hint}")
+        parse_noise(self.noise)
+
+    @property
+    def atari(self) -> bool:
+        """Whether the environment is an Atari game, and so gets SB3's ``AtariWrapper``."""
+        return is_atari(self.env_id)
+
+
+def check_env(spec: EnvSpec) -> spaces.Space[Any]:
+    """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
+
+    :param spec: What to make.
+    :return: The action space that the algorithm will see.
+    :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
+        take ``env_kwargs``, or does not go with the bins, the frame stack or the normalisation.
+    """
+    venv = _make_stack(spec, n_envs=1, seed=spec.seed)
+    venv.close()
+    return venv.action_space
+
+
+def make_train_env(spec: EnvSpec, monitor_dir: str | None = None) -> VecEnv:
+    """Make the environment that an algorithm trains on.
+
+    :param spec: What to make.
+    :param monitor_dir: Folder for ``Monitor``'s records of environment ``i``, ``i.monitor.csv``: raw return,
+        length and time of each episode. An existing file is begun anew. None writes none.
+    :return: ``spec.n_envs`` environments, seeded; reward noise, where there is any, is outermost.
+    :raises UserError: As :func:`check_env`.
+    """
+    venv = _make_stack(spec, spec.n_envs, spec.seed, monitor_dir)
+    noise = parse_noise(spec.noise)
+    return venv if noise is None else VecRewardNoise(venv, noise, spec.seed)
+
+
+def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
+    """Make the environment that an algorithm is evaluated on.
+
+    It is that of training with other episodes, without reward noise, with raw rewards in place of
+    normalised ones, and with observation statistics that stay as they are set: give it training's with
+    ``sync_envs_normalization(without_reward_noise(train_env), eval_env)``. On Atari an episode ends at
+    each lost life here too; ``Monitor``'s entry in the infos, which SB3's ``evaluate_policy`` reads, has
+    whole games and unclipped rewards.
+
+    :param spec: What to make.
+    :param n_envs: Environments side by side, each playing its share of the evaluation's episodes.
+    :return: The environments, seeded apart from those of training.
+    :raises UserError: As :func:`check_env`.
+    """
+    return _make_stack(spec, n_envs, spec.seed + EVAL_SEED_OFFSET, training=False)
+
+
+def without_reward_noise(venv: VecEnv) -> VecEnv:
+    """Take an outermost :class:`~srl.envs.reward_noise.VecRewardNoise` off.
+
+    SB3's ``sync_envs_normalization`` walks two stacks of wrappers in step, and evaluation has no noise.
+
+    :param venv: Any vectorised environment.
+    :return: The one below the noise, or ``venv`` itself where its outermost wrapper is another.
+    """
+    return venv.venv if isinstance(venv, VecRewardNoise) else venv
+
+
+def _make_stack(
+    spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None = None, training: bool = True
+) -> VecEnv:
+    """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
+    try:
+        venv: VecEnv = VecCheckFinite(_make_monitored(spec, n_envs, seed, monitor_dir))
+        if spec.frame_stack > 1:
+            venv = VecFrameStack(venv, n_stack=spec.frame_stack)
+        if spec.normalize is not None:
+            venv = VecNormalize(venv, training=training, **_normalize_arguments(spec, training))
+        # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
+        return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        # So SB3's wrappers and environments' constructors refuse what does not go together.
+        raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error
+
+
+def _normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
+    """Return VecNormalize's arguments; evaluation reports raw rewards."""
+    arguments = {"gamma": spec.gamma, **(spec.normalize or {})}
+    return arguments if training else {**arguments, "norm_reward": False}
+
+
+def _make_monitored(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None) -> VecEnv:
+    """Make the environments themselves, each in its Monitor, with its actions or frames preprocessed."""
+    env_id, _ = resolve_env_id(spec.env_id)
+    check_rom(env_id)
+    env_kwargs = dict(spec.env_kwargs or {})
+    if spec.atari:
+        # AtariWrapper skips frames itself. The NoFrameskip games leave that to it; for the others
+        # (ALE/Pong-v5 skips 4 frames, Pong-v4 2 to 4) SB3 would skip on top, and only one frame
+        # in 16 would be seen. Sticky actions stay as the id has them: ALE draws them per frame either way.
+        env_kwargs.setdefault("frameskip", 1)
+    with explained_failures(env_id), without_deprecation_messages() if is_mujoco(env_id) else nullcontext():
+        return make_vec_env(
+            env_id,
+            n_envs=n_envs,
+            seed=seed,
+            monitor_dir=monitor_dir,
+            wrapper_class=_preprocessing(spec),
+            env_kwargs=env_kwargs,
+        )
+
+
+def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
+    """Return what wraps each single environment, outside its Monitor."""
+
+    def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if spec.atari:
+            env = AtariWrapper(env)
+        return env if spec.bins is None else DiscretizeAction(env, spec.bins)
+
+    return wrap
+
+
+def _check_whole(name: str, value: Any, at_least: int) -> None:
+    """Raise :class:`~srl.errors.UserError` unless a value is a whole number in range."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise UserError(f"{name} is {value!r} but must be a whole number, {at_least} or above.")

@@ -1,0 +1,147 @@
+"""Environment ids: which there are, what they are called today, and what they need to run.
+
+Importing this module registers the Atari games of ale-py with Gymnasium.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ale_py
+import gymnasium as gym
+from ale_py import roms
+from gymnasium.envs.registration import find_highest_version, get_env_id, parse_env_id, registry
+
+from srl.errors import UserError, nearest
+
+gym.register_envs(ale_py)
+
+# Ids of the paper's protocol whose environment Gymnasium goes on offering under a new version number.
+RENAMED = {
+    "LunarLander-v2": "LunarLander-v3",
+    "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
+}
+
+
+def resolve_env_id(env_id: str) -> tuple[str, str | None]:
+    """Find the id under which Gymnasium offers an environment today.
+
+    :param env_id: A Gymnasium id; ``module:Name-v0`` imports that module first, as ``gymnasium.make`` does.
+        Without a version, the latest is meant.
+    :return: The id to use, and where it differs from ``env_id`` one line that says so.
+    :raises UserError: If there is no such environment, or it was withdrawn, or the module fails to import.
+    """
+    module, name = _import_module_of(env_id)
+    if name in RENAMED:
+        current = RENAMED[name]
+        return module + current, f"Gymnasium has renamed {name} to {current}; {current} is used."
+    if name in registry:
+        return env_id, None
+    try:
+        namespace, base, version = parse_env_id(name)
+    except gym.error.Error:
+        raise UserError(f"{env_id!r} is not an environment id; ids look like CartPole-v1.") from None
+    latest = find_highest_version(namespace, base)
+    if latest is None:
+        hint = nearest(name, registry)
+        raise UserError(f"Gymnasium knows no environment {name!r}.{hint}")
+    current = get_env_id(namespace, base, latest)
+    if version is None:
+        return module + current, f"{name} names no version; the latest, {current}, is used."
+    reason = "was withdrawn by Gymnasium" if version < latest else "does not exist"
+    raise UserError(f"{name} {reason}; the current version is {current}.")
+
+
+def is_atari(env_id: str) -> bool:
+    """Say whether an environment is one of ale-py's games.
+
+    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
+    :raises UserError: As :func:`resolve_env_id` does.
+    """
+    return _entry_point(env_id).startswith("ale_py")
+
+
+def is_mujoco(env_id: str) -> bool:
+    """Say whether an environment is one of Gymnasium's own MuJoCo tasks.
+
+    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
+    :raises UserError: As :func:`resolve_env_id` does.
+    """
+    return _entry_point(env_id).startswith("gymnasium.envs.mujoco")
+
+
+def check_rom(env_id: str) -> None:
+    """Make sure that an Atari game's ROM is there; any other environment passes.
+
+    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
+    :raises UserError: If ale-py finds no ROM of the game, or not the right one.
+    """
+    if not is_atari(env_id):
+        return
+    game = _registered(env_id).kwargs["game"]
+    try:
+        found = roms.get_rom_path(game) is not None
+        reason = "ale-py does not support it"
+    except OSError as error:
+        found, reason = False, " ".join(str(error).split())
+    if not found:
+        raise UserError(
+            f"The ROM of the Atari game {game!r} ({env_id}) cannot be used: {reason}. The wheel of ale-py "
+            "brings the ROMs: unset ALE_ROMS_DIR if it is set, else run "
+            "`pip install --force-reinstall ale-py`."
+        )
+
+
+@contextmanager
+def explained_failures(env_id: str) -> Iterator[None]:
+    """Turn what ``gymnasium.make`` raises on a user's mistake into a :class:`~srl.errors.UserError`.
+
+    Covers ids that it does not know, optional packages that are not installed (the message names the
+    package), and arguments that the environment does not take.
+
+    :param env_id: The environment being made, for the message.
+    """
+    try:
+        yield
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"{env_id} cannot be made: {_one_line(error)}") from error
+    except TypeError as error:
+        # Gymnasium marks so what the environment's constructor raised; another TypeError is a bug.
+        if "was raised from the environment creator" not in str(error):
+            raise
+        raise UserError(f"{env_id} cannot be made with these env_kwargs: {_one_line(error)}") from error
+
+
+def _import_module_of(env_id: str) -> tuple[str, str]:
+    """Split ``module:Name-v0`` into ``"module:"`` and ``"Name-v0"``, and import the module.
+
+    :return: The prefix, empty where there is no module, and the id as Gymnasium's registry has it.
+    """
+    if not isinstance(env_id, str) or env_id.count(":") > 1:
+        raise UserError(f"{env_id!r} is not an environment id; ids look like CartPole-v1.")
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:  # ValueError: the module's name is empty
+            raise UserError(f"{env_id} needs the module {module!r}: {_one_line(error)}") from error
+    return module + colon, name
+
+
+def _registered(env_id: str) -> gym.envs.registration.EnvSpec:
+    """Look up Gymnasium's entry for an id."""
+    current, _ = resolve_env_id(env_id)
+    return registry[current.rpartition(":")[2]]
+
+
+def _entry_point(env_id: str) -> str:
+    """Name the code of an environment: where Gymnasium imports it from."""
+    entry_point = _registered(env_id).entry_point
+    return entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+
+
+def _one_line(error: Exception) -> str:
+    """Put an error's message on one line."""
+    return " ".join(str(error).split())

@@ -1,0 +1,292 @@
+"""Noise on the rewards that a learner sees, and on nothing else.
+
+Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
+Scales", ICML 2025 (arXiv 2405.17618), train with Gaussian noise of standard deviation 0.05 on continuous
+tasks and with rewards flipped with probability 0.1 on Atari.
+
+A process is a frozen dataclass with one field, its parameter. To add one, subclass
+:class:`RewardNoiseProcess` and give it a ``name``: it then has its text form, its place in
+:data:`NOISE_PROCESSES` and both wrappers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.core import ActType, ObsType
+from gymnasium.utils import RecordConstructorArgs
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from srl.errors import UserError, nearest
+
+# Seeded together with a run's seed, so that the noise shares no stream with the other generators that
+# are seeded with that same number (NumPy's global one, the environments', PyTorch's).
+NOISE_STREAM = 240517618
+
+NOISE_PROCESSES: dict[str, type[RewardNoiseProcess]] = {}
+"""Every noise process by its ``name``; filled as the classes are defined."""
+
+
+class RewardNoiseProcess(ABC):
+    """How one reward becomes another. Subclasses are frozen dataclasses with a single number as field."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls):
+            NOISE_PROCESSES[cls.name] = cls
+
+    @abstractmethod
+    def apply(self, rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw noise for each reward, independently.
+
+        :param rewards: Rewards of a floating dtype, shape ``(n_envs,)`` or any other; left as they are.
+        :param rng: Where the draws come from. As many are taken whatever the rewards are.
+        :return: A new array of the same shape and dtype.
+        :raises TypeError: If ``rewards`` are integers and the noise is not.
+        """
+
+    @classmethod
+    def form(cls) -> str:
+        """Return how the process is written, say ``"gaussian:STD"``."""
+        return f"{cls.name}:{_parameter_name(cls).upper()}"
+
+    def __str__(self) -> str:
+        """Return the canonical text, say ``"gaussian:0.05"``, which :func:`parse_noise` reads back."""
+        return f"{self.name}:{getattr(self, _parameter_name(type(self)))!r}"
+
+    def _check(self, at_most: float) -> None:
+        """Make the parameter a float in (0, at_most], or raise :class:`~srl.errors.UserError`."""
+        parameter = _parameter_name(type(self))
+        value = getattr(self, parameter)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (is_number and math.isfinite(value) and 0.0 < value <= at_most):
+            allowed = "a finite number above 0" if math.isinf(at_most) else f"a number in (0, {at_most:g}]"
+            raise UserError(f"Reward noise {self.form()}: {parameter} is {value!r} but must be {allowed}.")
+        object.__setattr__(self, parameter, float(value))
+
+
+@dataclass(frozen=True)
+class GaussianNoise(RewardNoiseProcess):
+    """``r`` becomes ``r + N(0, std^2)``.
+
+    :param std: Standard deviation, in units of the reward that the learner sees; finite and above 0.
+    :raises UserError: If ``std`` is out of range.
+    """
+
+    std: float
+
+    name: ClassVar[str] = "gaussian"
+
+    def __post_init__(self) -> None:
+        self._check(at_most=math.inf)
+
+    def apply(self, rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return _add(rewards, rng.normal(0.0, self.std, rewards.shape))
+
+
+@dataclass(frozen=True)
+class UniformNoise(RewardNoiseProcess):
+    """``r`` becomes ``r + U(-h, h)``.
+
+    :param half_width: ``h``, in units of the reward that the learner sees; finite and above 0.
+    :raises UserError: If ``half_width`` is out of range.
+    """
+
+    half_width: float
+
+    name: ClassVar[str] = "uniform"
+
+    def __post_init__(self) -> None:
+        self._check(at_most=math.inf)
+
+    def apply(self, rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return _add(rewards, rng.uniform(-self.half_width, self.half_width, rewards.shape))
+
+
+@dataclass(frozen=True)
+class RewardFlip(RewardNoiseProcess):
+    """``r`` becomes ``1 - r`` with probability ``prob``, and stays otherwise.
+
+    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is no
+    clipped reward any more; that is the published definition.
+
+    :param prob: Probability of a flip, in (0, 1].
+    :raises UserError: If ``prob`` is out of range.
+    """
+
+    prob: float
+
+    name: ClassVar[str] = "flip"
+
+    def __post_init__(self) -> None:
+        self._check(at_most=1.0)
+
+    def apply(self, rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.where(rng.random(rewards.shape) < self.prob, 1 - rewards, rewards)
+
+
+def parse_noise(text: str) -> RewardNoiseProcess | None:
+    """Read a noise process from its text.
+
+    :param text: ``"none"``, or a process and its parameter: ``"gaussian:0.05"``, ``"uniform:0.1"``,
+        ``"flip:0.1"``. ``str`` of the result is the canonical form.
+    :return: The process, or None for ``"none"``.
+    :raises UserError: If the name is unknown, or the parameter missing, out of range or one too many.
+    """
+    if text == "none":
+        return None
+    known = "none, " + ", ".join(process.form() for process in NOISE_PROCESSES.values())
+    if not isinstance(text, str):
+        raise UserError(f"Reward noise is {text!r} but must be a text, one of: {known}.")
+    name, *parameters = text.split(":")
+    if name not in NOISE_PROCESSES:
+        hint = nearest(name, ["none", *NOISE_PROCESSES])
+        raise UserError(f"Unknown reward noise {text!r}: it must be one of {known}.{hint}")
+    process = NOISE_PROCESSES[name]
+    if len(parameters) != 1:
+        raise UserError(f"Reward noise {text!r} must have exactly one parameter: {process.form()}.")
+    try:
+        value = float(parameters[0])
+    except ValueError:
+        message = f"Reward noise {text!r}: {parameters[0]!r} is not a number in {process.form()}."
+        raise UserError(message) from None
+    return process(value)  # type: ignore[call-arg]
+
+
+class VecRewardNoise(VecEnvWrapper):
+    """Add noise to the rewards of a vectorised environment; the outermost wrapper, in training alone.
+
+    Observations, dones and infos pass unchanged, so the episode returns that ``Monitor`` writes into the
+    infos stay clean. Draws are independent per environment and step.
+
+    The noise has a generator of its own, :attr:`rng`, seeded by ``seed`` and a constant; ``reset`` does
+    not reseed it, ``seed`` does. SB3's algorithms call ``env.seed(seed)`` when they are set up, and with
+    the run's seed that gives the stream it began with. To continue an interrupted run, set
+    ``rng.bit_generator.state`` after the algorithm was set up or loaded.
+
+    Pickles as ``VecNormalize`` does: with the state of the generator and without the environment, which
+    :meth:`set_venv` gives back.
+
+    :param venv: The environment whose rewards get noise.
+    :param noise: A process, or its text as :func:`parse_noise` reads it.
+    :param seed: Seed of the noise, 0 or above. None takes fresh entropy: no two runs are the same.
+    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    """
+
+    def __init__(self, venv: VecEnv, noise: RewardNoiseProcess | str, seed: int | None = None) -> None:
+        super().__init__(venv)
+        self.noise = _as_process(noise)
+        self.rng = _noise_rng(seed)
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, self.noise.apply(rewards, self.rng), dones, infos
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the noise, where a seed is given, and the environments.
+
+        :param seed: The noise starts the stream of this seed; with None it goes on as it was.
+        :return: The seed of each environment, as ``VecEnv.seed`` gives it.
+        """
+        if seed is not None:
+            self.rng = _noise_rng(seed)
+        return self.venv.seed(seed)
+
+    def set_venv(self, venv: VecEnv) -> None:
+        """Give an unpickled wrapper its environment.
+
+        :param venv: The environment to wrap.
+        :raises ValueError: If the wrapper has one already.
+        """
+        if self.venv is not None:
+            raise ValueError("This VecRewardNoise has an environment already.")
+        self.venv = venv
+        self.num_envs = venv.num_envs
+        self.render_mode = venv.render_mode
+        self.class_attributes = dict(inspect.getmembers(type(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("venv", "class_attributes")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.venv = None  # type: ignore[assignment]
+
+
+class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
+    """Add noise to the rewards of one environment.
+
+    ``reset(seed=...)`` starts the noise anew from that seed, as it does the environment's own
+    randomness: the same seed and actions give the same rewards. ``reset()`` lets it go on.
+
+    :param env: The environment whose rewards get noise.
+    :param noise: A process, or its text as :func:`parse_noise` reads it.
+    :param seed: Seed of the noise until the first ``reset(seed=...)``, 0 or above. None takes fresh
+        entropy.
+    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    """
+
+    def __init__(
+        self, env: gym.Env[ObsType, ActType], noise: RewardNoiseProcess | str, seed: int | None = None
+    ) -> None:
+        self.noise = _as_process(noise)
+        # As text, because an environment's spec has to turn into JSON.
+        RecordConstructorArgs.__init__(self, noise=str(self.noise), seed=seed)
+        gym.Wrapper.__init__(self, env)
+        self.rng = _noise_rng(seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ObsType, dict[str, Any]]:
+        if seed is not None:
+            self.rng = _noise_rng(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: ActType) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        noisy = self.noise.apply(np.array([reward], dtype=np.float64), self.rng)
+        return observation, float(noisy[0]), terminated, truncated, info
+
+
+def _parameter_name(process: type[RewardNoiseProcess]) -> str:
+    """Name the one field of a process."""
+    (parameter,) = dataclasses.fields(process)  # type: ignore[arg-type]
+    return parameter.name
+
+
+def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Add in double precision and go back to the rewards' dtype, never from a fraction to an integer."""
+    noisy: np.ndarray = (rewards + noise).astype(rewards.dtype, casting="same_kind")
+    return noisy
+
+
+def _as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
+    """Read the ``noise`` argument of a wrapper."""
+    process = parse_noise(noise) if isinstance(noise, str) else noise
+    if process is None:
+        raise UserError("There is no reward noise to add: for noise 'none', leave the environment unwrapped.")
+    return process
+
+
+def _noise_rng(seed: int | None) -> np.random.Generator:
+    """Seed a generator that is independent of all others seeded with the same number."""
+    if seed is None:
+        return np.random.default_rng()
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UserError(f"The seed of the reward noise is {seed!r} but must be a whole number, 0 or above.")
+    return np.random.default_rng(np.random.SeedSequence([int(seed), NOISE_STREAM]))

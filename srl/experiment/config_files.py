@@ -1,0 +1,153 @@
+"""Where the shipped configurations lie, and YAML files whose mistakes can be pointed at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from srl.errors import UserError, nearest
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def configs_dir() -> Path:
+    """The folder of the shipped configurations: beside the package in a checkout, else inside it."""
+    for candidate in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
+        if (candidate / "hyperparams").is_dir():
+            return candidate
+    raise UserError(
+        f"The configurations that belong to srl are neither in {_PACKAGE / 'configs'} nor in "
+        f"{_PACKAGE.parent / 'configs'}. The installation is incomplete; install it again."
+    )
+
+
+class ConfigFile:
+    """A YAML file, read by safe loading alone, that knows the line of each of its keys.
+
+    :param path: The file.
+    :raises UserError: If the file is missing, unreadable, no YAML, holds a key twice, or is no mapping.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{path}: there is no such file.{self._siblings()}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+        try:
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+            self._check_unique(self._root)
+            data = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            hint = ""
+            if error.problem and "could not determine a constructor" in error.problem:
+                hint = " Only plain YAML is read; tags that make Python objects are not."
+            raise UserError(f"{path}{where}: {error.problem or error.context}.{hint}") from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"{path}: not YAML: {error}") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: must be a mapping of keys to values, and is {_kind(data)}.")
+        self.data: dict[str, Any] = data
+
+    def _siblings(self) -> str:
+        names = (
+            sorted(file.name for file in self.path.parent.glob("*.yml")) if self.path.parent.is_dir() else []
+        )
+        return f" {self.path.parent} holds {', '.join(names)}." if names else ""
+
+    def _check_unique(self, node: yaml.Node | None) -> None:
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self._check_unique(item)
+        if isinstance(node, yaml.MappingNode):
+            seen: dict[Any, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value in seen and key.value != "<<":
+                    raise UserError(
+                        f"{self.path}, line {line}: the key {key.value!r} stands twice, first in line "
+                        f"{seen[key.value]}. Remove one."
+                    )
+                seen[str(key.value)] = line
+                self._check_unique(value)
+
+    def line(self, keys: Sequence[str | int]) -> int | None:
+        """The line, from 1, of the key at the end of a path of keys; of its nearest parent if it has none."""
+        node, line = self._root, None
+        for key in keys:
+            found = _child(node, key)
+            if found is None:
+                break
+            line, node = found
+        return line
+
+    def error(self, keys: Sequence[str | int], message: str) -> UserError:
+        """An error that names the file, the line and the key."""
+        line = self.line(keys)
+        where = f", line {line}" if line else ""
+        what = f", key {'.'.join(map(str, keys))}" if keys else ""
+        return UserError(f"{self.path}{where}{what}: {message}")
+
+    def validation_error(self, error: ValidationError, prefix: Sequence[str | int] = ()) -> UserError:
+        """The first mistake that pydantic found, with its place in the file."""
+        keys, message = first_mistake(error)
+        return self.error([*prefix, *keys], message)
+
+
+def first_mistake(error: ValidationError) -> tuple[list[str | int], str]:
+    """Where pydantic found the first mistake, and what it says of it with the value."""
+    detail = error.errors()[0]
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        message = "there is no such key."
+    elif detail["type"] == "missing":
+        message = "is missing."
+    else:
+        message = f"{detail['input']!r}: {message}"
+    return list(detail["loc"]), message
+
+
+def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key].start_mark.line + 1, node.value[key]
+    if isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        for key_node, value in node.value:
+            if key_node.value == str(key):
+                return key_node.start_mark.line + 1, value
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for parent in merged:
+            found = _child(parent, key)
+            if found is not None:
+                return found
+    return None
+
+
+def _kind(value: Any) -> str:
+    return (
+        "empty" if value is None else {"str": "text", "list": "a list"}.get(type(value).__name__, "a value")
+    )
+
+
+def find_sweep(path: Path) -> Path:
+    """The file of a sweep: a path, or one that belongs to srl by its name or its place in a checkout.
+
+    :param path: For example ``mine.yml``, ``continuous_srl`` or ``configs/sweeps/continuous_srl.yml``, which is
+        found from any folder.
+    :raises UserError: If there is none.
+    """
+    shipped = configs_dir() / "sweeps"
+    for candidate in (path, configs_dir().parent / path, shipped / path, shipped / f"{path}.yml"):
+        if candidate.is_file():
+            return candidate
+    known = [file.stem for file in sorted(shipped.glob("*.yml"))]
+    raise UserError(f"{path}: there is no such sweep. Known: {', '.join(known)}.{nearest(path.stem, known)}")

@@ -1,0 +1,107 @@
+"""Runs as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from srl.experiment.engines import Ended, Job
+from srl.experiment.spec import RunSpec
+from srl.experiment.store import LOG
+
+#: Seconds that a run is given to end in order.
+_GRACE = 10.0
+#: Settings of the thread pools below torch and NumPy; they are read when those are imported.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def use_one_thread(n_threads: int = 1) -> None:
+    """Limit the thread pools below torch and NumPy, here before they are imported and in child processes."""
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = str(n_threads)
+
+
+def process_context() -> ForkServerContext:
+    """Where a sweep's processes come from: forks of one process that has imported torch and nothing else."""
+    use_one_thread()
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["srl.experiment.run"])
+    return context
+
+
+class LocalEngine:
+    """As many runs at once as told, each an independent process with one thread.
+
+    :param n_jobs: How many run at once.
+    """
+
+    def __init__(self, n_jobs: int):
+        self._n_jobs = n_jobs
+        self._processes: dict[int, tuple[BaseProcess, Job]] = {}
+
+    @property
+    def running(self) -> Sequence[Job]:
+        """The jobs that are running now."""
+        return [job for _, job in self._processes.values()]
+
+    def run(self, jobs: Sequence[Job], command: str) -> Iterator[Ended | None]:
+        """Execute all jobs; see :class:`srl.experiment.engines.Engine`."""
+        context = process_context()
+        waiting = list(jobs)
+        try:
+            while waiting or self._processes:
+                while waiting and len(self._processes) < self._n_jobs:
+                    job = waiting.pop(0)
+                    process: BaseProcess = context.Process(target=_work, args=(job.path, job.spec, command))
+                    process.start()
+                    self._processes[process.sentinel] = (process, job)
+                for sentinel in wait(list(self._processes), timeout=0.1):
+                    assert isinstance(sentinel, int)
+                    process, job = self._processes.pop(sentinel)
+                    process.join()
+                    yield Ended(job, killed=_why(process.exitcode))
+                yield None
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        for process, _ in self._processes.values():
+            process.terminate()
+        for process, _ in self._processes.values():
+            process.join(_GRACE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._processes.clear()
+
+
+def _why(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return "" if exit_code in (0, 1) else f"its process ended with status {exit_code}"
+
+
+def _stop_in_order(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def _work(path: Path, spec: RunSpec, command: str) -> None:
+    """The process of one run: what it prints goes into its folder."""
+    # Ctrl-C reaches the whole process group; the sweep ends its runs in order by SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop_in_order)
+    path.mkdir(parents=True, exist_ok=True)
+    log = os.open(path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from srl.experiment.run import execute
+
+    raise SystemExit(execute(path, spec, command))

@@ -1,0 +1,284 @@
+"""Hyperparameters: what there is, what is allowed, and how a file's entry becomes a run's.
+
+The files are those of rl-baselines3-zoo as far as they need no evaluated Python: an entry for each
+environment, anchors, ``normalize``, ``frame_stack``, ``n_timesteps``, ``lin_2.5e-4``; ``policy_kwargs`` as
+plain YAML. The models here hold SB3's own defaults, so that a resolved entry says everything.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from srl.envs.registration import is_atari
+from srl.errors import UserError, nearest
+from srl.experiment.algorithms import Algorithm
+from srl.experiment.config_files import ConfigFile, configs_dir, first_mistake
+
+_ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
+
+#: The settings of a run that stand in a hyperparameter file beside the algorithm's own.
+PROFILES = ("controlled", "authors")
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a whole number is needed")
+    # YAML reads 1e6 as text and 1.0e+6 as a float
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ValueError("a whole number is needed") from None
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+def _schedule(value: Any) -> Any:
+    """A number, or ``lin_X`` for X falling linearly to 0 over the run."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        try:
+            start = float(value.removeprefix("lin_"))
+        except ValueError:
+            raise ValueError("lin_ must be followed by a number, as in lin_2.5e-4") from None
+        if not 0 < start < float("inf"):
+            raise ValueError("lin_ must be followed by a positive number")
+        return f"lin_{start!r}"
+    try:
+        number = float(_number(value))
+    except (TypeError, ValueError):
+        raise ValueError("must be a number, or lin_ and a number as in lin_2.5e-4") from None
+    if not 0 <= number < float("inf"):
+        raise ValueError("must be a finite number >= 0")
+    return number
+
+
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Positive = Annotated[WholeNumber, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_number)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+Schedule = Annotated[float | str, BeforeValidator(_schedule)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class NormalizeOptions(Strict):
+    """Arguments of SB3's VecNormalize; its ``gamma`` is the algorithm's."""
+
+    norm_obs: bool = True
+    norm_reward: bool = True
+    clip_obs: Annotated[Number, Field(gt=0)] = 10.0
+    clip_reward: Annotated[Number, Field(gt=0)] = 10.0
+    epsilon: Annotated[Number, Field(gt=0)] = 1e-8
+
+
+class PolicyOptions(Strict):
+    """Arguments of SB3's actor-critic policies that plain YAML can express."""
+
+    net_arch: list[Positive] | dict[Literal["pi", "vf"], list[Positive]] | None = None
+    activation_fn: Literal["tanh", "relu", "elu", "leaky_relu", "gelu", "silu"] | None = None
+    ortho_init: bool | None = None
+    log_std_init: Number | None = None
+    full_std: bool | None = None
+    use_expln: bool | None = None
+    squash_output: bool | None = None
+    share_features_extractor: bool | None = None
+    normalize_images: bool | None = None
+    optimizer_class: Literal["Adam", "AdamW", "RMSprop", "RMSpropTFLike", "SGD"] | None = None
+    optimizer_kwargs: dict[str, Number | bool | list[Number]] | None = None
+
+    @field_validator("activation_fn", mode="before")
+    @classmethod
+    def _zoo_name(cls, value: Any) -> Any:
+        names = {"nn.Tanh": "tanh", "nn.ReLU": "relu", "nn.ELU": "elu", "nn.LeakyReLU": "leaky_relu"}
+        return names.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("net_arch")
+    @classmethod
+    def _both_networks(cls, value: Any) -> Any:
+        if isinstance(value, dict) and set(value) != {"pi", "vf"}:
+            raise ValueError("must name the layers of both pi and vf")
+        return value
+
+
+class Hyperparams(Strict):
+    """What both families have. Names and defaults are SB3's."""
+
+    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
+    n_envs: Positive = 1
+    normalize: NormalizeOptions | None = None
+    frame_stack: Positive = 1
+    env_wrapper: list[Literal["stable_baselines3.common.atari_wrappers.AtariWrapper"]] | None = None
+    policy_kwargs: PolicyOptions = PolicyOptions()
+
+    learning_rate: Schedule
+    n_steps: Positive
+    gamma: Probability = 0.99
+    gae_lambda: Probability
+    normalize_advantage: bool
+    ent_coef: Annotated[Number, Field(ge=0)] = 0.0
+    vf_coef: Annotated[Number, Field(ge=0)] = 0.5
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 0.5
+    use_sde: bool = False
+    sde_sample_freq: WholeNumber = -1
+
+    alpha: Annotated[Number, Field(ge=0)] = 0.5
+    beta: Annotated[Number, Field(ge=0)] = 1.0
+    z: Annotated[Number, Field(lt=0)] = -1.0
+    reverse_loss: Literal["rce", "mae"] = "rce"
+    advantage_transform: Literal["none", "sign", "bins"] = "none"
+    advantage_flip_prob: Probability = 0.0
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _plain_normalize(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                "must be true, false or a mapping such as {norm_obs: true}; text is not evaluated"
+            )
+        return {} if value is True else None if value is False else value
+
+    @field_validator("policy_kwargs", mode="before")
+    @classmethod
+    def _plain_policy_kwargs(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(
+                "must be a mapping such as {net_arch: [64, 64], activation_fn: relu}; text is Python code in "
+                "rl-baselines3-zoo's files, and is not evaluated"
+            )
+        return {} if value is None else value
+
+    @field_validator("env_wrapper", mode="before")
+    @classmethod
+    def _wrapper_list(cls, value: Any) -> Any:
+        wrappers = [value] if isinstance(value, str) else value
+        if isinstance(wrappers, list) and any(wrapper != _ATARI_WRAPPER for wrapper in wrappers):
+            raise ValueError(f"only {_ATARI_WRAPPER} is known; other code is not loaded from a configuration")
+        return wrappers
+
+    def algorithm_kwargs(self) -> dict[str, Any]:
+        """The arguments of the algorithm's constructor, schedules and classes still as text."""
+        about_the_env = {"n_envs", "normalize", "frame_stack", "env_wrapper", "policy", "policy_kwargs"}
+        return self.model_dump(exclude=about_the_env)
+
+
+class A2CHyperparams(Hyperparams):
+    """Those of A2C and SA2C."""
+
+    learning_rate: Schedule = 7e-4
+    n_steps: Positive = 5
+    gae_lambda: Probability = 1.0
+    normalize_advantage: bool = False
+    rms_prop_eps: Annotated[Number, Field(gt=0)] = 1e-5
+    use_rms_prop: bool = True
+
+
+class PPOHyperparams(Hyperparams):
+    """Those of PPO and SPPO."""
+
+    learning_rate: Schedule = 3e-4
+    n_steps: Positive = 2048
+    gae_lambda: Probability = 0.95
+    normalize_advantage: bool = True
+    batch_size: Positive = 64
+    n_epochs: Positive = 10
+    clip_range: Schedule = 0.2
+    clip_range_vf: Schedule | None = None
+    target_kl: Annotated[Number, Field(gt=0)] | None = None
+    importance_weighting: bool = True
+
+    @model_validator(mode="after")
+    def _normalizable(self) -> PPOHyperparams:
+        if self.normalize_advantage and min(self.batch_size, self.n_steps * self.n_envs) < 2:
+            raise ValueError("normalize_advantage needs a batch_size and n_steps * n_envs of at least 2")
+        return self
+
+
+FAMILIES: dict[str, type[Hyperparams]] = {"a2c": A2CHyperparams, "ppo": PPOHyperparams}
+
+
+def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperparams:
+    """Complete and check an algorithm's hyperparameters.
+
+    :param algorithm: The algorithm. One without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
+    :param values: Hyperparameters by name; what is missing takes SB3's default.
+    :raises ValidationError: With the name of the first that is unknown or out of range.
+    :raises UserError: For a reverse loss in an algorithm without one.
+    """
+    if not algorithm.symmetric:
+        if values.get("beta", 0) != 0:
+            raise UserError(
+                f"beta={values['beta']}: {algorithm.label} has no reverse loss. Use "
+                f"{'d' * algorithm.discretised}s{algorithm.family}, or leave beta out."
+            )
+        values = {"alpha": 1.0, **values, "beta": 0.0}
+    return FAMILIES[algorithm.family](**values)
+
+
+def resolve_hyperparams(
+    algorithm: Algorithm, env_id: str, *, overrides: dict[str, Any], profile: str = "controlled"
+) -> tuple[Hyperparams, int, list[str]]:
+    """The hyperparameters of a run: its entry in ``configs/hyperparams``, then what the user overrides.
+
+    :param algorithm: The algorithm.
+    :param env_id: The environment; one without an entry takes ``atari`` or ``default``.
+    :param overrides: Hyperparameters by name that stand before the file's.
+    :param profile: ``"controlled"``, or another set of deviations that entries name under ``profiles``.
+    :return: The hyperparameters, the number of training steps, and lines to tell the user.
+    :raises UserError: For a mistake in the file or an override, saying where.
+    """
+    file = ConfigFile(configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml")
+    notes = []
+    key = env_id if env_id in file.data else "atari" if is_atari(env_id) else "default"
+    if key == "default":
+        notes.append(
+            f"{env_id} has no entry in {file.path.name}: its hyperparameters are those of `default`."
+        )
+    entry = file.data.get(key)
+    if not isinstance(entry, dict):
+        raise file.error([key], "must be a mapping of hyperparameters.")
+    values = {name: value for name, value in entry.items() if name != "profiles"}
+    profiles = entry.get("profiles", {})
+    if not isinstance(profiles, dict) or not all(
+        isinstance(deviation, dict) for deviation in profiles.values()
+    ):
+        raise file.error([key, "profiles"], "must be a mapping of names to mappings of hyperparameters.")
+    values |= profiles.get(profile, {})
+    try:
+        n_timesteps = _positive_steps(values.pop("n_timesteps", None))
+    except ValueError as error:
+        raise file.error([key, "n_timesteps"], str(error)) from None
+    try:
+        check_hyperparams(algorithm, values)
+    except ValidationError as error:
+        raise file.validation_error(error, [key]) from None
+    try:
+        return check_hyperparams(algorithm, values | overrides), n_timesteps, notes
+    except ValidationError as error:
+        keys, message = first_mistake(error)
+        known = FAMILIES[algorithm.family].model_fields
+        hint = nearest(str(keys[0]), known) if keys and keys[0] not in known else ""
+        raise UserError(f"Hyperparameter {'.'.join(map(str, keys))}: {message}{hint}") from None
+
+
+def _positive_steps(value: Any) -> int:
+    number = _whole_number(value) if value is not None else None
+    if not isinstance(number, (int, float)) or number < 1 or number != int(number):
+        raise ValueError(f"{value!r}: the number of training steps is needed, a whole number of at least 1.")
+    return int(number)

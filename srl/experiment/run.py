@@ -1,0 +1,253 @@
+"""Train one run into its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from srl import SA2C, SPPO
+from srl.envs import make_train_env
+from srl.envs.finite import NonFiniteError
+from srl.errors import UserError
+from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat
+from srl.experiment.spec import RunSpec
+from srl.experiment.store import (
+    ERROR,
+    MODEL,
+    MONITOR,
+    VECNORMALIZE,
+    VERSIONS,
+    RunDirectory,
+    Status,
+    replacing,
+    write_text,
+)
+
+_ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
+_ACTIVATIONS = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+_OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
+    "Adam": th.optim.Adam,
+    "AdamW": th.optim.AdamW,
+    "RMSprop": th.optim.RMSprop,
+    "RMSpropTFLike": RMSpropTFLike,
+    "SGD": th.optim.SGD,
+}
+
+#: The packages whose versions a run records.
+RECORDED_PACKAGES = (
+    "symmetric-rl", "torch", "stable-baselines3", "gymnasium", "ale-py", "mujoco", "box2d", "numpy",
+    "opencv-python-headless", "tensorboard",
+)  # fmt: skip
+
+
+class RunFailed(Exception):
+    """A run ended before its last step; its message is the reason in one line."""
+
+
+def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
+    """The run's algorithm on its environment.
+
+    :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is SB3's to the bit
+        and logs the same figures.
+    :param env: Its training environment.
+    :return: The algorithm, untrained.
+    """
+    kwargs = spec.hyperparams.algorithm_kwargs()
+    for name in ("learning_rate", "clip_range", "clip_range_vf"):
+        if isinstance(kwargs.get(name), str):
+            kwargs[name] = LinearSchedule(float(kwargs[name].removeprefix("lin_")), 0.0, 1.0)
+    return _ALGORITHM_CLASSES[spec.algorithm.family](
+        spec.hyperparams.policy,
+        env,
+        policy_kwargs=_policy_kwargs(spec),
+        seed=spec.seed,
+        device=spec.device,
+        **kwargs,
+    )
+
+
+def _policy_kwargs(spec: RunSpec) -> dict[str, Any]:
+    kwargs = spec.hyperparams.policy_kwargs.model_dump(exclude_none=True)
+    if "activation_fn" in kwargs:
+        kwargs["activation_fn"] = _ACTIVATIONS[kwargs["activation_fn"]]
+    if "optimizer_class" in kwargs:
+        kwargs["optimizer_class"] = _OPTIMIZERS[kwargs["optimizer_class"]]
+    return kwargs
+
+
+def train_run(
+    spec: RunSpec, path: Path, *, command: str = "", tell: Callable[[Status], None] | None = None
+) -> Status:
+    """Train a run into its directory, from the start.
+
+    :param spec: The run.
+    :param path: Its folder, new or of an unfinished run of the same spec.
+    :param command: The command that asked for it, for the record.
+    :param tell: Is given the status about once a second.
+    :return: The status at the end.
+    :raises RunFailed: If training failed; the directory says why.
+    :raises UserError: If the folder does not fit.
+    """
+    directory = RunDirectory(path)
+    with directory.claimed(spec):
+        started = time.time()
+        status = Status(
+            state="running",
+            n_timesteps=spec.n_timesteps,
+            started=started,
+            updated=started,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        directory.write_status(status)
+
+        def beat(timesteps: int) -> None:
+            nonlocal status
+            now = time.time()
+            status = Status(
+                **{
+                    **vars(status),
+                    "timesteps": min(timesteps, spec.n_timesteps),
+                    "updated": now,
+                    "steps_per_second": timesteps / max(now - started, 1e-9),
+                }
+            )
+            directory.write_status(status)
+            if tell is not None:
+                tell(status)
+
+        try:
+            write_text(path / VERSIONS, json.dumps(versions(command), indent=1) + "\n")
+            timesteps = _train(spec, path, beat)
+        except BaseException as error:
+            reason = _in_one_line(error)
+            _write_failure(directory, status.ended_as("failed", time.time(), reason))
+            if isinstance(error, Exception):
+                raise RunFailed(reason) from error
+            raise
+        beat(timesteps)
+        status = status.ended_as("done", time.time())
+        directory.write_status(status)
+        return status
+
+
+def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
+    th.set_num_threads(spec.threads)
+    env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR))
+    evaluation = Evaluation(spec, path)
+    try:
+        model = make_model(spec, env)
+        model.set_logger(configure(str(path), ["csv", "tensorboard"]))
+        try:
+            model.learn(
+                spec.n_timesteps, callback=CallbackList([Heartbeat(beat), FiniteTraining(), evaluation])
+            )
+        except Exception as error:
+            # A training step that fails is not counted yet
+            in_step = isinstance(error, NonFiniteError) and not evaluation.in_progress
+            step = model.num_timesteps + (env.num_envs if in_step else 0)
+            where = "in the evaluation at step" if evaluation.in_progress else "at step"
+            raise RunFailed(f"{_in_one_line(error)} ({where} {step:,})") from error
+        finally:
+            model.logger.close()
+        with replacing(path / MODEL) as temporary, temporary.open("wb") as file:
+            model.save(file)
+        vec_normalize = model.get_vec_normalize_env()
+        if vec_normalize is not None:
+            with replacing(path / VECNORMALIZE) as temporary:
+                vec_normalize.save(str(temporary))
+        return model.num_timesteps
+    finally:
+        env.close()
+        evaluation.eval_env.close()
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Why a run ended, from the exception that ended it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by the user"
+    if isinstance(error, SystemExit):
+        return "stopped by a signal"
+    text = " ".join(str(error).split())
+    if isinstance(error, (RunFailed, UserError, NonFiniteError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _write_failure(directory: RunDirectory, status: Status) -> None:
+    # Saying why must not hide the reason itself: the disk may be full
+    try:
+        directory.write_status(status)
+        write_text(directory.path / ERROR, traceback.format_exc())
+    except OSError as error:
+        print(f"{directory.path}: {status.reason}; and that could not be written: {error}", file=sys.stderr)
+
+
+def versions(command: str = "") -> dict[str, Any]:
+    """What a run ran on: package versions, commit, platform.
+
+    :param command: The command that asked for it.
+    """
+    packages: dict[str, str | None] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    return {
+        "command": command,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that srl runs from, marked if it was changed since; None outside of one."""
+    root = Path(__file__).resolve().parent.parent.parent
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    ask = [git, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def execute(path: Path, spec: RunSpec, command: str) -> int:
+    """Train a run in this process for an engine.
+
+    :return: The process' exit status: 0 for done, 1 for failed.
+    """
+    try:
+        train_run(spec, path, command=command)
+    except (RunFailed, UserError) as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 1
+    return 0

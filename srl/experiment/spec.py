@@ -1,0 +1,211 @@
+"""What a run is: everything that decides its result, checked and complete."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from gymnasium import spaces
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from srl.envs import EnvSpec, check_env, parse_noise, resolve_env_id
+from srl.envs.registration import is_atari
+from srl.errors import UserError, nearest
+from srl.experiment.algorithms import Algorithm, get_algorithm
+from srl.experiment.config_files import first_mistake
+from srl.experiment.hyperparams import (
+    FAMILIES,
+    PROFILES,
+    Hyperparams,
+    Positive,
+    Strict,
+    WholeNumber,
+    resolve_hyperparams,
+)
+
+#: Values per action dimension that the paper discretises into.
+DEFAULT_BINS = 11
+
+Seed = Annotated[WholeNumber, Field(ge=0, lt=2**31)]
+
+
+class RunSpec(Strict):
+    """One run: environment, algorithm, noise and seed, with everything else that its result depends on.
+
+    Equal specs give equal results. ``device``, ``threads`` and ``env_backend`` say how the run is executed,
+    which is part of that.
+    """
+
+    format: Literal[1] = 1
+    algo: str
+    env: str
+    noise: str = "none"
+    seed: Seed
+    n_timesteps: Positive
+    #: Values per action dimension; None for an algorithm that takes the action space as it is.
+    bins: Annotated[WholeNumber, Field(ge=2)] | None = None
+    profile: str = "controlled"
+    #: Training steps between evaluations.
+    eval_freq: Positive = 5000
+    n_eval_episodes: Positive = 10
+    #: Environments that play the evaluation's episodes side by side.
+    n_eval_envs: Positive = 10
+    eval_deterministic: bool = True
+    device: str = "cpu"
+    #: Threads of torch; they change sums in the last bits.
+    threads: Positive = 1
+    env_backend: Literal["gymnasium"] = "gymnasium"
+    hyperparams: SerializeAsAny[Hyperparams]
+
+    @field_validator("noise")
+    @classmethod
+    def _canonical_noise(cls, value: str) -> str:
+        process = parse_noise(value)
+        return "none" if process is None else str(process)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _family(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("hyperparams"), dict):
+            family = get_algorithm(str(data.get("algo"))).family
+            data = {**data, "hyperparams": FAMILIES[family](**data["hyperparams"])}
+        return data
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The algorithm that ``algo`` names."""
+        return get_algorithm(self.algo)
+
+    @property
+    def path(self) -> str:
+        """The run's folder inside a sweep's: environment, algorithm, noise, seed."""
+        return "/".join([safe_name(self.env), self.algo, safe_name(self.noise), f"seed-{self.seed}"])
+
+    def env_spec(self) -> EnvSpec:
+        """What :mod:`srl.envs` needs to make the run's environments."""
+        normalize = self.hyperparams.normalize
+        return EnvSpec(
+            self.env,
+            seed=self.seed,
+            n_envs=self.hyperparams.n_envs,
+            bins=self.bins,
+            normalize=None if normalize is None else normalize.model_dump(),
+            gamma=self.hyperparams.gamma,
+            frame_stack=self.hyperparams.frame_stack,
+            noise=self.noise,
+        )
+
+
+def safe_name(text: str) -> str:
+    """A text as the name of a folder: what could mean something to a shell or a file system is a dash."""
+    return "".join(
+        character if character.isalnum() or character in "._-" else "-" for character in text
+    ).strip(".")
+
+
+def make_run_spec(
+    algo: str,
+    env: str,
+    seed: int,
+    *,
+    noise: str = "none",
+    n_timesteps: int | None = None,
+    bins: int | None = None,
+    profile: str = "controlled",
+    device: str = "auto",
+    threads: int = 1,
+    eval_freq: int | None = None,
+    n_eval_episodes: int = 10,
+    overrides: dict[str, Any] | None = None,
+) -> tuple[RunSpec, list[str]]:
+    """Complete a run from what a user names.
+
+    :param algo: The algorithm's name.
+    :param env: The environment's id, also one that Gymnasium has renamed.
+    :param seed: The seed of everything that is random in the run.
+    :param noise: Reward noise in training, see :func:`srl.envs.parse_noise`.
+    :param n_timesteps: Training steps; None takes the hyperparameter file's.
+    :param bins: Values per action dimension for a discretised algorithm; None takes 11.
+    :param profile: ``"controlled"`` or ``"authors"``.
+    :param device: ``"auto"`` takes a GPU for image observations where there is one, else the CPU.
+    :param threads: Threads of torch.
+    :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
+    :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
+    :param overrides: Hyperparameters that stand before the file's.
+    :return: The spec, and lines to tell the user.
+    :raises UserError: For whatever is wrong in that.
+    """
+    algorithm = get_algorithm(algo)
+    env_id, renamed = resolve_env_id(env)
+    if profile not in PROFILES:
+        raise UserError(
+            f"There is no profile {profile!r}. Known: {', '.join(PROFILES)}.{nearest(profile, PROFILES)}"
+        )
+    if bins is not None and not algorithm.discretised:
+        raise UserError(
+            f"bins={bins}: {algorithm.label} takes the action space as it is. Use d{algorithm.name} for "
+            "discretised actions, or leave bins out."
+        )
+    hyperparams, file_timesteps, notes = resolve_hyperparams(
+        algorithm, env_id, overrides=overrides or {}, profile=profile
+    )
+    atari = is_atari(env_id)
+    try:
+        spec = RunSpec(
+            algo=algorithm.name,
+            env=env_id,
+            noise=noise,
+            seed=seed,
+            n_timesteps=file_timesteps if n_timesteps is None else n_timesteps,
+            bins=(DEFAULT_BINS if bins is None else bins) if algorithm.discretised else None,
+            profile=profile,
+            eval_freq=(10_000 if atari else 5_000) if eval_freq is None else eval_freq,
+            n_eval_episodes=n_eval_episodes,
+            n_eval_envs=min(10, n_eval_episodes),
+            eval_deterministic=not atari,
+            device=resolve_device(device, hyperparams.policy),
+            threads=threads,
+            hyperparams=hyperparams,
+        )
+    except ValidationError as error:
+        keys, message = first_mistake(error)
+        raise UserError(f"{'.'.join(map(str, keys))}: {message}" if keys else message) from None
+    return spec, ([renamed] if renamed else []) + notes
+
+
+def check_action_space(spec: RunSpec) -> None:
+    """Make the run's environment once and see that the algorithm can act in it.
+
+    :raises UserError: If the environment cannot be made, or the algorithm needs discretised actions.
+    """
+    action_space = check_env(spec.env_spec())
+    if isinstance(action_space, spaces.Box) and spec.hyperparams.beta != 0:
+        raise UserError(
+            f"{spec.algorithm.label} with beta={spec.hyperparams.beta:g} needs the probability of an action, "
+            f"and {spec.env} has the action space {action_space}, which has only a density. Discretise the "
+            f"actions with --algo d{spec.algo}, or use --algo {spec.algorithm.family}."
+        )
+
+
+def resolve_device(device: str, policy: str) -> str:
+    """The device that ``"auto"`` stands for here.
+
+    :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    :param policy: The policy's name: networks for images take a GPU where there is one, small ones train
+        faster on the CPU.
+    :raises UserError: For another device, or a GPU that is not there.
+    """
+    if device == "cpu" or (device == "auto" and policy != "CnnPolicy"):
+        return "cpu"
+    if device != "auto" and device != "cuda" and not (device.startswith("cuda:") and device[5:].isdecimal()):
+        raise UserError(f"device={device!r} is not one of auto, cpu, cuda, cuda:N.")
+    import torch as th
+
+    n_gpus = th.cuda.device_count() if th.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda" if n_gpus else "cpu"
+    if n_gpus <= int(device[5:] or 0):
+        raise UserError(
+            f"device={device!r}: torch {th.__version__} sees {n_gpus} CUDA devices here. Use --device cpu, "
+            "or install a driver and a CUDA build of torch."
+        )
+    return device

@@ -1,0 +1,316 @@
+"""The run directory: the only truth about what happened in a run.
+
+| file | what it is |
+| --- | --- |
+| ``spec.json`` | the full :class:`~srl.experiment.spec.RunSpec` |
+| ``status.json`` | state (``running``, ``done``, ``failed``), progress, times, and why it failed |
+| ``versions.json`` | package versions, commit, platform and command |
+| ``monitor/N.monitor.csv`` | SB3's Monitor: raw return, length and time of each training episode |
+| ``progress.csv``, ``events.out.tfevents.*`` | SB3's logger |
+| ``evaluations.npz`` | as SB3's EvalCallback writes it: ``timesteps``, ``results``, ``ep_lengths`` |
+| ``model.zip``, ``vecnormalize.pkl`` | the final model and its observation and reward statistics |
+| ``error.txt`` | the traceback of a run that failed |
+| ``output.log`` | what a sweep's run printed |
+
+Logs grow line by line; every other file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from srl.errors import UserError
+from srl.experiment.config_files import first_mistake
+from srl.experiment.spec import RunSpec
+
+SPEC = "spec.json"
+STATUS = "status.json"
+VERSIONS = "versions.json"
+EVALUATIONS = "evaluations.npz"
+MODEL = "model.zip"
+VECNORMALIZE = "vecnormalize.pkl"
+MONITOR = "monitor"
+ERROR = "error.txt"
+LOG = "output.log"
+LOCK = "run.lock"
+
+#: What an attempt at a run leaves behind, and the next attempt begins without.
+_OUTPUTS = (
+    "progress.csv",
+    "events.out.tfevents.*",
+    EVALUATIONS,
+    MODEL,
+    VECNORMALIZE,
+    MONITOR,
+    ERROR,
+    VERSIONS,
+)
+
+#: The plan of a sweep, in its folder: which runs there are to be.
+PLAN = "sweep.json"
+
+State = Literal["running", "done", "failed"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    :param path: The file to be.
+    :return: A context that yields a path beside it to write to, and moves that to ``path`` at its end,
+        after the content has reached the disk; on an exception nothing changes.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files that only their owner can read
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is."""
+
+    state: State
+    timesteps: int = 0
+    n_timesteps: int = 0
+    #: Training steps per second of wall clock, evaluations included.
+    steps_per_second: float = 0.0
+    #: Seconds since 1970; 0 for not yet.
+    started: float = 0.0
+    updated: float = 0.0
+    ended: float = 0.0
+    #: Why it failed, in one line.
+    reason: str = ""
+    pid: int = 0
+    host: str = ""
+
+    def ended_as(self, state: State, now: float, reason: str = "") -> Status:
+        """This status, ended."""
+        return replace(self, state=state, updated=now, ended=now, reason=reason)
+
+
+class RunDirectory:
+    """A run's folder.
+
+    :param path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read_spec(self) -> RunSpec | None:
+        """The run's spec; None if the folder holds no run.
+
+        :raises UserError: If there is one that cannot be read.
+        """
+        file = self.path / SPEC
+        try:
+            return RunSpec(**json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            keys, message = first_mistake(error)
+            raise UserError(f"{file}, key {'.'.join(map(str, keys))}: {message}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{file}: not the spec of a run: {error}") from None
+
+    def read_status(self) -> Status | None:
+        """How far the run is; None if it has not begun, or its status cannot be read."""
+        try:
+            return Status(**json.loads((self.path / STATUS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_status(self, status: Status) -> None:
+        """Replace the status."""
+        write_text(self.path / STATUS, json.dumps(asdict(status), indent=1) + "\n")
+
+    def read_evaluations(self) -> dict[str, np.ndarray[Any, Any]]:
+        """SB3's evaluations: ``timesteps`` (n_evaluations,), ``results`` (n_evaluations, n_episodes).
+
+        :raises UserError: If they are missing or damaged.
+        """
+        file = self.path / EVALUATIONS
+        try:
+            with np.load(file, allow_pickle=False) as data:
+                evaluations = {name: data[name] for name in data.files}
+        except FileNotFoundError:
+            raise UserError(f"{file}: missing.") from None
+        except Exception as error:  # zipfile, zlib and numpy each have their own
+            raise UserError(f"{file}: damaged: {error}") from None
+        timesteps, results = evaluations.get("timesteps"), evaluations.get("results")
+        if timesteps is None or results is None or results.ndim != 2 or len(results) != len(timesteps):
+            raise UserError(f"{file}: not what SB3's EvalCallback writes.")
+        if len(results) == 0 or results.shape[1] == 0:
+            raise UserError(f"{file}: holds no evaluation.")
+        return evaluations
+
+    def compare(self, spec: RunSpec) -> Literal["new", "unfinished", "done"]:
+        """What is to be done here for a spec; nothing is written.
+
+        :raises UserError: If the folder is a file, cannot be written to, belongs to another spec, or holds
+            what is no run.
+        """
+        check_writable(self.path)
+        there = self.read_spec()
+        if there is None:
+            # A run's process makes these before it writes the spec
+            foreign = [file.name for file in self.path.glob("[!.]*") if file.name not in (LOCK, LOG)]
+            if foreign:
+                raise UserError(
+                    f"{self.path} holds {', '.join(sorted(foreign)[:3])} and is no run. Name another folder; "
+                    "nothing was written."
+                )
+            return "new"
+        if there != spec:
+            raise UserError(
+                f"{self.path} holds a run of another spec: {describe_difference(there, spec)}. Name another "
+                "folder with --out, or move that one away; nothing was written."
+            )
+        status = self.read_status()
+        if status is None or status.state != "done":
+            return "unfinished"
+        return "done"
+
+    @contextmanager
+    def claimed(self, spec: RunSpec) -> Iterator[None]:
+        """Make the folder this process' for one attempt at a run, rid of what an earlier attempt left.
+
+        :raises UserError: If another process is at it, or it does not fit the spec.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a+") as lock:
+            if not _acquire(lock):
+                raise UserError(f"{self.path}: another process is training this run. Wait for it, or end it.")
+            if self.compare(spec) == "new":
+                write_text(self.path / SPEC, spec.model_dump_json(indent=1) + "\n")
+            for pattern in _OUTPUTS:
+                for output in self.path.glob(pattern):
+                    shutil.rmtree(output) if output.is_dir() else output.unlink()
+            yield
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether a process of this machine is at it now; nothing is written."""
+        try:
+            with (self.path / LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def _acquire(lock: IO[str]) -> bool:
+    """Lock a file for this process, as long as it is open."""
+    # Whoever looks whether a run is in progress holds the lock for an instant
+    for _ in range(10):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
+
+
+def find_runs(root: Path) -> list[RunDirectory]:
+    """All run directories at or below a folder, in the order of their paths."""
+    return [RunDirectory(file.parent) for file in sorted(root.rglob(SPEC))]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a sweep is to make."""
+
+    #: Its folder, below the sweep's.
+    path: str
+    env: str
+    algo: str
+    noise: str
+    seed: int
+    n_timesteps: int
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> PlannedRun:
+        """The plan's entry of a run."""
+        return cls(spec.path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps)
+
+
+def read_plan(root: Path) -> list[PlannedRun]:
+    """The runs that the sweeps in a folder are to make; empty without a plan.
+
+    :raises UserError: If there is a plan that cannot be read.
+    """
+    file = root / PLAN
+    try:
+        return [PlannedRun(**run) for run in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{file}: not the plan of a sweep: {error!r}. Remove it to go on without.") from None
+
+
+def check_writable(path: Path) -> None:
+    """See that a folder can be written to, or made.
+
+    :raises UserError: If it is a file or lies below one, or may not be written.
+    """
+    nearest_existing = path
+    while not nearest_existing.exists():
+        nearest_existing = nearest_existing.parent
+    if not nearest_existing.is_dir():
+        raise UserError(f"{nearest_existing} is a file, and a folder is needed. Name another with --out.")
+    try:
+        # Permissions alone do not tell: the file system may be mounted read-only
+        with tempfile.TemporaryFile(dir=nearest_existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}. Name another folder with --out."
+        ) from None
+
+
+def describe_difference(there: RunSpec, asked: RunSpec) -> str:
+    """The first few keys in which two specs differ, with both values."""
+    left, right = _flat(there.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    different = [key for key in left | right if left.get(key) != right.get(key)]
+    shown = [f"{key} is {left.get(key)!r} there and {right.get(key)!r} here" for key in different[:3]]
+    more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+    return "; ".join(shown) + more
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,273 @@
+"""A sweep: what to compare, expanded into runs, executed, and completed when it is started again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from srl.envs import parse_noise
+from srl.errors import UserError
+from srl.experiment.algorithms import get_algorithm
+from srl.experiment.config_files import ConfigFile
+from srl.experiment.engines import Engine, Job
+from srl.experiment.hyperparams import Positive, Strict
+from srl.experiment.spec import RunSpec, check_action_space, make_run_spec
+from srl.experiment.store import (
+    PLAN,
+    PlannedRun,
+    RunDirectory,
+    Status,
+    check_writable,
+    read_plan,
+    write_text,
+)
+
+
+def parse_seeds(texts: Sequence[str | int]) -> list[int]:
+    """Seeds from numbers and half-open ranges.
+
+    :param texts: For example ``["0", "7"]`` or ``["10000:10005"]``, which is 10000 to 10004.
+    :raises UserError: If one does not parse, a range is empty, or seeds repeat.
+    """
+    seeds: list[int] = []
+    for text in texts:
+        parts = str(text).split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise UserError(f"seeds: {text!r} is neither a number >= 0 nor a range such as 10000:10005.")
+        first, end = int(parts[0]), int(parts[-1]) + (len(parts) == 1)
+        if end <= first:
+            raise UserError(f"seeds: the range {text!r} is empty; its end is not part of it.")
+        if end > 2**31:
+            raise UserError(f"seeds: {text!r} reaches beyond 2^31 - 1.")
+        if end - first > 100_000:
+            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; 100,000 is the most.")
+        seeds += range(first, end)
+    repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if repeated:
+        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} stands more than once.")
+    if not seeds:
+        raise UserError("seeds: at least one is needed.")
+    return seeds
+
+
+class SweepOptions(Strict):
+    """What a sweep compares. Every combination of ``envs``, ``algos``, ``noise`` and ``seeds`` is a run."""
+
+    envs: Annotated[list[str], Field(min_length=1)]
+    algos: Annotated[list[str], Field(min_length=1)]
+    noise: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    #: None takes the hyperparameter files'.
+    n_timesteps: Positive | None = None
+    eval_freq: Positive | None = None
+    n_eval_episodes: Positive = 10
+    bins: Annotated[int, Field(ge=2)] | None = None
+    profile: str = "controlled"
+    #: Hyperparameters of every run.
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    #: Hyperparameters of the symmetric algorithms alone.
+    symmetric_overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        return parse_seeds(value if isinstance(value, list) else [value])
+
+    @field_validator("noise")
+    @classmethod
+    def _noise(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_noise(text)
+        return value
+
+    @field_validator("algos")
+    @classmethod
+    def _algos(cls, value: list[str]) -> list[str]:
+        return [get_algorithm(name).name for name in value]
+
+
+def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptions:
+    """Read a sweep's file.
+
+    :param path: A YAML file with the keys of :class:`SweepOptions`, and under ``quick`` those that differ in
+        the small version.
+    :param quick: Whether to take the small version.
+    :param changes: Keys that stand before the file's; None changes nothing.
+    :raises UserError: For a mistake, saying in which line or option.
+    """
+    file = ConfigFile(path)
+    small = file.data.pop("quick", {})
+    if not isinstance(small, dict):
+        raise file.error(["quick"], "must be a mapping of the keys that differ in the small version.")
+    values = dict(file.data)
+    for prefix, part in ((["quick"], values | small), ([], values)):
+        try:
+            SweepOptions(**part)
+        except ValidationError as error:
+            keys = error.errors()[0]["loc"]
+            raise file.validation_error(error, prefix if keys and keys[0] in small else []) from None
+    values |= small if quick else {}
+    try:
+        return SweepOptions(**values | {key: value for key, value in changes.items() if value is not None})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        message = detail["msg"].removeprefix("Value error, ")
+        raise UserError(f"--{str(detail['loc'][0]).replace('_', '-')} {detail['input']}: {message}") from None
+
+
+def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec], list[str]]:
+    """All runs of a sweep, checked: each environment is made once.
+
+    :param options: What to compare.
+    :param device: See :func:`srl.experiment.spec.make_run_spec`.
+    :return: The runs, seed by seed, so that a table fills evenly; and lines to tell the user.
+    :raises UserError: For anything that is wrong with any of them.
+    """
+    specs: list[RunSpec] = []
+    notes: dict[str, None] = {}
+    cells = [(env, algo, noise) for env in options.envs for algo in options.algos for noise in options.noise]
+    for env, algo, noise in cells:
+        algorithm = get_algorithm(algo)
+        overrides = options.overrides | (options.symmetric_overrides if algorithm.symmetric else {})
+        spec, lines = make_run_spec(
+            algo,
+            env,
+            options.seeds[0],
+            noise=noise,
+            n_timesteps=options.n_timesteps,
+            bins=options.bins if algorithm.discretised else None,
+            profile=options.profile,
+            device=device,
+            eval_freq=options.eval_freq,
+            n_eval_episodes=options.n_eval_episodes,
+            overrides=overrides,
+        )
+        notes |= dict.fromkeys(lines)
+        specs.append(spec)
+    for path, count in Counter(spec.path for spec in specs).items():
+        if count > 1:
+            cell = Path(path).parent
+            raise UserError(f"{cell} stands more than once; name each environment, algorithm and noise once.")
+    checked = set()
+    for spec in specs:
+        kind = (spec.env, spec.bins, spec.hyperparams.beta != 0, spec.hyperparams.frame_stack)
+        if kind not in checked:
+            check_action_space(spec)
+            checked.add(kind)
+    # The rest of a spec does not depend on the seed
+    return [spec.model_copy(update={"seed": seed}) for seed in options.seeds for spec in specs], list(notes)
+
+
+@dataclass
+class Plan:
+    """A sweep in its folder: what is done already and what is to do."""
+
+    root: Path
+    jobs: list[Job]
+    #: Jobs whose run is finished.
+    done: list[Job] = field(default_factory=list)
+    #: Jobs still to run, those that failed or were interrupted before included.
+    to_do: list[Job] = field(default_factory=list)
+
+
+def make_plan(specs: Sequence[RunSpec], root: Path) -> Plan:
+    """Hold the runs of a sweep against what its folder holds; nothing is written.
+
+    :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place.
+    """
+    check_writable(root)
+    plan = Plan(root, [Job(spec, root / spec.path) for spec in specs])
+    for job in plan.jobs:
+        there = RunDirectory(job.path).compare(job.spec)
+        (plan.done if there == "done" else plan.to_do).append(job)
+    return plan
+
+
+def write_plan(plan: Plan) -> None:
+    """Record which runs there are to be, those of earlier sweeps in the same folder included."""
+    plan.root.mkdir(parents=True, exist_ok=True)
+    runs = {run.path: run for run in read_plan(plan.root)}
+    runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
+    content = {"format": 1, "runs": [asdict(run) for run in runs.values()]}
+    write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")
+
+
+@dataclass
+class Progress:
+    """How far a sweep is, from its run directories."""
+
+    done: int
+    failed: int
+    running: dict[str, Status]
+    to_do: int
+    #: Training steps done and in all, finished runs that were skipped not counted.
+    steps: int
+    n_steps: int
+
+
+def run_sweep(
+    plan: Plan,
+    engine: Engine,
+    command: str,
+    *,
+    tell: Callable[[Progress], None],
+    tell_failure: Callable[[Job, str], None],
+) -> dict[str, str]:
+    """Execute what a plan has to do.
+
+    :param plan: The plan, written.
+    :param engine: What executes the runs.
+    :param command: The command that asked for it, for the record.
+    :param tell: Is given the progress several times a second.
+    :param tell_failure: Is given each run that fails, and why.
+    :return: Why runs failed, by their paths.
+    """
+    failures: dict[str, str] = {}
+    began = time.time()
+    n_done = n_steps_done = 0
+    n_steps = sum(job.spec.n_timesteps for job in plan.to_do)
+    for ended in engine.run(plan.to_do, command):
+        if ended is not None:
+            reason = _settle(RunDirectory(ended.job.path), ended.killed, began)
+            n_steps_done += ended.job.spec.n_timesteps
+            if reason:
+                failures[ended.job.spec.path] = reason
+                tell_failure(ended.job, reason)
+            else:
+                n_done += 1
+        running = {job.spec.path: RunDirectory(job.path).read_status() for job in engine.running}
+        beating = {path: status for path, status in running.items() if status and status.state == "running"}
+        tell(
+            Progress(
+                done=n_done,
+                failed=len(failures),
+                running={path: beating.get(path, Status("running")) for path in running},
+                to_do=len(plan.to_do) - n_done - len(failures) - len(running),
+                steps=n_steps_done + sum(status.timesteps for status in beating.values()),
+                n_steps=n_steps,
+            )
+        )
+    return failures
+
+
+def _settle(directory: RunDirectory, killed: str, began: float) -> str:
+    """See how a run whose process has ended went, and say so in its folder if the run could not.
+
+    :return: Why it failed; empty if it is done.
+    """
+    status = directory.read_status()
+    if status is not None and status.state == "done":
+        return ""
+    if status is not None and status.state == "failed" and status.ended >= began:
+        return status.reason
+    reason = killed or f"it ended without saying why; see {directory.path / 'output.log'}"
+    if directory.path.is_dir():
+        directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
+    return reason

@@ -1,0 +1,427 @@
+"""The stack of wrappers of training and of evaluation, on real environments of each kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    sync_envs_normalization,
+    unwrap_vec_normalize,
+)
+
+from srl.envs import make as make_module
+from srl.envs.discretize import DiscretizeAction
+from srl.envs.finite import NonFiniteError, VecCheckFinite
+from srl.envs.make import (
+    EVAL_SEED_OFFSET,
+    EnvSpec,
+    check_env,
+    make_eval_env,
+    make_train_env,
+    without_reward_noise,
+)
+from srl.envs.reward_noise import VecRewardNoise
+from srl.errors import UserError
+
+# The protocol asks for these versions of the MuJoCo tasks
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+
+CARTPOLE = EnvSpec("CartPole-v1", seed=0, n_envs=2, noise="gaussian:0.05")
+LANDER = EnvSpec("LunarLanderContinuous-v2", seed=0, n_envs=2, normalize={}, noise="gaussian:0.05")
+PENDULUM = EnvSpec("InvertedDoublePendulum-v4", seed=0, n_envs=2, bins=11, normalize={}, noise="uniform:0.1")
+PONG = EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, noise="flip:0.5")
+SPECS = [CARTPOLE, LANDER, PENDULUM, PONG]
+every_kind = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.env_id)
+
+
+def replaced(spec: EnvSpec, **changes: Any) -> EnvSpec:
+    fields = {name: getattr(spec, name) for name in EnvSpec.__dataclass_fields__ if name != "_"}
+    return EnvSpec(**{**fields, **changes})
+
+
+def layers(venv: VecEnv) -> list[str]:
+    """Name the classes from the outermost in."""
+    names = [type(venv).__name__]
+    while isinstance(venv, VecEnvWrapper):
+        venv = venv.venv
+        names.append(type(venv).__name__)
+    return names
+
+
+def rollout(venv: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """Step with sampled actions, the same each time; observations, rewards and infos."""
+    venv.action_space.seed(0)
+    observations, rewards, infos = [venv.reset()], [], []
+    for _ in range(steps):
+        actions = np.array([venv.action_space.sample() for _ in range(venv.num_envs)])
+        observation, reward, _, info = venv.step(actions)
+        observations.append(observation)
+        rewards.append(reward)
+        infos += info
+    return np.array(observations), np.array(rewards), infos
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (CARTPOLE, ["VecRewardNoise", "VecCheckFinite", "DummyVecEnv"]),
+        (LANDER, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "DummyVecEnv"]),
+        (PENDULUM, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "DummyVecEnv"]),
+        (PONG, ["VecRewardNoise", "VecTransposeImage", "VecFrameStack", "VecCheckFinite", "DummyVecEnv"]),
+    ],
+    ids=lambda value: getattr(value, "env_id", ""),
+)
+def test_wrappers_stand_in_their_order_and_evaluation_has_them_all_but_noise(spec, expected):
+    train, evaluation = make_train_env(spec), make_eval_env(spec, n_envs=3)
+    assert layers(train) == expected
+    assert layers(evaluation) == expected[1:]
+    assert layers(without_reward_noise(train)) == expected[1:]
+    assert train.num_envs == 2
+    assert evaluation.num_envs == 3
+    assert train.observation_space == evaluation.observation_space
+    assert train.action_space == evaluation.action_space
+
+
+@every_kind
+def test_without_noise_there_is_no_noise_wrapper(spec):
+    venv = make_train_env(replaced(spec, noise="none"))
+    assert not isinstance(venv, VecRewardNoise)
+    assert without_reward_noise(venv) is venv
+
+
+@pytest.mark.parametrize(
+    ("spec", "space"),
+    [
+        (CARTPOLE, spaces.Discrete(2)),
+        (LANDER, spaces.Box(-1.0, 1.0, (2,))),
+        (PENDULUM, spaces.MultiDiscrete([11])),
+        (PONG, spaces.Discrete(6)),
+    ],
+    ids=lambda value: getattr(value, "env_id", ""),
+)
+def test_check_returns_the_action_space_that_training_has(spec, space):
+    assert check_env(spec) == space
+    assert make_train_env(spec).action_space == space
+
+
+@every_kind
+def test_same_spec_gives_the_same_observations_and_rewards_and_another_seed_others(spec):
+    first, again, other = (rollout(make_train_env(replaced(spec, seed=seed)), 12) for seed in (4, 4, 5))
+    assert (first[0] == again[0]).all()
+    assert (first[1] == again[1]).all()
+    assert (first[1] != other[1]).any()
+    assert (first[0] != other[0]).any()
+
+
+@every_kind
+def test_algorithm_with_the_runs_seed_starts_the_same_streams(spec):
+    untouched, seeded = make_train_env(spec), make_train_env(spec)
+    seeded.seed(spec.seed)  # what SB3's algorithms do when they are set up
+    assert (rollout(untouched, 8)[1] == rollout(seeded, 8)[1]).all()
+
+
+@pytest.mark.parametrize("spec", [CARTPOLE, LANDER, PENDULUM], ids=lambda spec: spec.env_id)
+def test_environments_of_one_run_and_of_its_evaluation_are_different(spec):
+    starts = [*make_train_env(spec).unwrapped.reset(), *make_eval_env(spec, 3).unwrapped.reset()]
+    assert len(np.unique(starts, axis=0)) == 5
+
+
+def test_environments_are_seeded_one_after_the_other():
+    first, _ = gym.make("CartPole-v1").reset(seed=7)
+    second, _ = gym.make("CartPole-v1").reset(seed=8)
+    assert np.allclose(make_train_env(replaced(CARTPOLE, seed=7)).reset(), [first, second])
+    evaluated, _ = gym.make("CartPole-v1").reset(seed=7 + EVAL_SEED_OFFSET)
+    assert np.allclose(make_eval_env(replaced(CARTPOLE, seed=7), 1).reset(), [evaluated])
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [(CARTPOLE, 80), (replaced(PENDULUM, noise="gaussian:0.05"), 40)],
+    ids=lambda value: getattr(value, "env_id", ""),
+)
+def test_monitor_records_clean_returns_under_noise(spec, steps, tmp_path):
+    clean_rewards, infos = rollout(make_train_env(replaced(spec, noise="none")), steps)[1:]
+    noisy_rewards, noisy_infos = rollout(make_train_env(spec, monitor_dir=str(tmp_path)), steps)[1:]
+    assert (clean_rewards != noisy_rewards).all()
+    returns = [info["episode"]["r"] for info in infos if "episode" in info]
+    assert len(returns) > 2
+    assert [info["episode"]["r"] for info in noisy_infos if "episode" in info] == returns
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
+    assert sorted(load_results(str(tmp_path))["r"]) == pytest.approx(sorted(returns))
+
+
+@pytest.mark.parametrize("spec", [CARTPOLE, LANDER, PENDULUM], ids=lambda spec: spec.env_id)
+def test_evaluation_gives_the_raw_rewards_that_monitor_records(spec):
+    _, rewards, infos = rollout(make_eval_env(spec, n_envs=1), 200)
+    episode = next(info["episode"] for info in infos if "episode" in info)
+    assert rewards[: episode["l"]].sum() == pytest.approx(episode["r"], rel=1e-4)
+
+
+def test_evaluation_of_atari_gives_clipped_rewards_without_flips():
+    _, rewards, _ = rollout(make_eval_env(PONG, n_envs=1), 30)
+    assert (rewards == 1.0).mean() < 0.1  # a random player hardly scores; half would be flipped
+
+
+@pytest.mark.parametrize("spec", [LANDER, PENDULUM], ids=lambda spec: spec.env_id)
+def test_evaluation_leaves_its_statistics_alone_and_training_learns_them(spec):
+    train, evaluation = make_train_env(spec), make_eval_env(spec, n_envs=2)
+    for venv in (train, evaluation):
+        rollout(venv, 10)
+    assert (unwrap_vec_normalize(evaluation).obs_rms.mean == 0).all()
+    assert unwrap_vec_normalize(evaluation).ret_rms.mean == 0
+    assert (unwrap_vec_normalize(train).obs_rms.mean != 0).any()
+    assert unwrap_vec_normalize(train).ret_rms.mean != 0
+
+
+def test_observation_statistics_sync_from_a_noisy_training_environment():
+    train, evaluation = make_train_env(LANDER), make_eval_env(LANDER, 2)
+    rollout(train, 10)
+    sync_envs_normalization(without_reward_noise(train), evaluation)
+    trained, evaluated = unwrap_vec_normalize(train), unwrap_vec_normalize(evaluation)
+    assert (trained.obs_rms.mean == evaluated.obs_rms.mean).all()
+    assert (trained.obs_rms.mean != 0).any()
+
+
+@pytest.mark.parametrize(("normalize", "expected"), [({}, 0.9), ({"gamma": 0.5}, 0.5)])
+def test_reward_normalisation_has_the_specs_gamma_unless_it_has_its_own(normalize, expected):
+    spec = replaced(LANDER, gamma=0.9, normalize={"clip_obs": 5.0, **normalize})
+    for venv in (make_train_env(spec), make_eval_env(spec, 1)):
+        assert unwrap_vec_normalize(venv).gamma == expected
+        assert unwrap_vec_normalize(venv).clip_obs == 5.0
+
+
+def test_training_normalises_rewards_unless_told_not_to():
+    assert unwrap_vec_normalize(make_train_env(LANDER)).norm_reward
+    raw = replaced(LANDER, normalize={"norm_reward": False})
+    assert not unwrap_vec_normalize(make_train_env(raw)).norm_reward
+
+
+def test_noise_is_added_after_normalisation():
+    clean = rollout(make_train_env(replaced(LANDER, noise="none")), 10)[1]
+    noisy = rollout(make_train_env(LANDER), 10)[1]
+    assert 0.02 < (noisy - clean).std() < 0.1
+
+
+def test_noise_is_added_after_atari_clips_rewards_and_turns_zero_into_one():
+    rewards = rollout(make_train_env(PONG), 30)[1]
+    assert set(np.unique(rewards)) <= {-1.0, 0.0, 1.0, 2.0}
+    assert 0.2 < (rewards == 1.0).mean() < 0.8
+
+
+@pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "Pong-v4", "ALE/Pong-v5"])
+def test_atari_sees_four_stacked_frames_and_skips_four_whatever_the_id(env_id):
+    venv = make_train_env(replaced(PONG, env_id=env_id, n_envs=1, noise="none"))
+    assert venv.observation_space.shape == (4, 84, 84)
+    assert venv.observation_space.dtype == np.uint8
+    assert is_wrapped(venv.unwrapped.envs[0], AtariWrapper)
+    venv.reset()
+    before = venv.unwrapped.envs[0].unwrapped.ale.getEpisodeFrameNumber()
+    venv.step(np.zeros(1, dtype=int))
+    assert venv.unwrapped.envs[0].unwrapped.ale.getEpisodeFrameNumber() == before + 4
+
+
+def test_env_kwargs_reach_the_environment():
+    venv = make_train_env(replaced(LANDER, env_kwargs={"gravity": -5.0}))
+    assert venv.unwrapped.envs[0].unwrapped.gravity == -5.0
+
+
+def test_discretised_environment_carries_out_the_chosen_values():
+    venv = make_train_env(PENDULUM)
+    (wrapper, _) = venv.unwrapped.envs
+    assert isinstance(wrapper, DiscretizeAction)
+    venv.reset()
+    venv.step(np.array([[10], [0]]))
+    commands = [env.unwrapped.data.ctrl[0] for env in venv.unwrapped.envs]
+    assert commands == [1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "policy"),
+    [(CARTPOLE, "MlpPolicy"), (LANDER, "MlpPolicy"), (PENDULUM, "MlpPolicy"), (PONG, "CnnPolicy")],
+    ids=lambda value: getattr(value, "env_id", ""),
+)
+def test_algorithm_takes_the_environment_as_it_is(spec, policy):
+    venv = make_train_env(spec)
+    model = A2C(policy, venv, n_steps=5, seed=spec.seed, device="cpu")
+    assert model.get_env() is venv
+    if policy == "MlpPolicy":
+        model.learn(10)
+
+
+def test_check_makes_one_environment_and_closes_it(monkeypatch):
+    made: list[VecEnv] = []
+    closed: list[VecEnv] = []
+    make_vec_env = make_module.make_vec_env
+    monkeypatch.setattr(
+        make_module, "make_vec_env", lambda *a, **k: made.append(make_vec_env(*a, **k)) or made[-1]
+    )
+    monkeypatch.setattr(DummyVecEnv, "close", lambda self: closed.append(self))
+    check_env(replaced(CARTPOLE, n_envs=8))
+    assert [venv.num_envs for venv in made] == [1]
+    assert closed == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env_id": "CartPol-v1"}, "Did you mean CartPole-v1"),
+        ({"env_id": "BipedalWalker-v2"}, "BipedalWalker-v3"),
+        ({"env_id": "HalfCheetah-v2"}, "gymnasium-robotics"),
+        ({"bins": 11}, "CartPole-v1 cannot be discretised"),
+        ({"env_kwargs": {"wings": 2}}, "unexpected keyword argument 'wings'"),
+        ({"env_id": "FrozenLake-v1", "normalize": {}}, "VecNormalize only supports"),
+        ({"env_id": "FrozenLake-v1", "frame_stack": 4}, "VecFrameStack"),
+    ],
+)
+@pytest.mark.parametrize("make", [check_env, make_train_env, make_eval_env])
+def test_mistake_is_a_user_error_before_a_run_starts(make, changes, says):
+    with pytest.raises(UserError) as error:
+        make(replaced(CARTPOLE, **changes))
+    assert says in str(error.value)
+
+
+def test_missing_rom_is_a_user_error_before_a_run_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="ROM of the Atari game 'pong'"):
+        check_env(PONG)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"n_envs": 0}, "n_envs is 0"),
+        ({"n_envs": True}, "n_envs is True"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 1.0}, "seed is 1.0"),
+        ({"frame_stack": 0}, "frame_stack is 0"),
+        ({"bins": 1}, "bins is 1"),
+        ({"noise": "flip:2"}, "flip:PROB"),
+        ({"normalize": {"norm_ob": True}}, "Did you mean norm_obs"),
+        ({"normalize": {"training": False}}, "unknown key 'training'"),
+    ],
+)
+def test_spec_refuses_a_value_out_of_its_range(changes, says):
+    with pytest.raises(UserError) as error:
+        replaced(CARTPOLE, **changes)
+    assert says in str(error.value)
+
+
+class Breaking(gym.Env):
+    """Gives the wrong number at a chosen place on its third step."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    observation_space = spaces.Box(-10.0, 10.0, (2,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
+
+    def __init__(self, place: str = "", number: float = 0.0, render_mode: str | None = None) -> None:
+        self.place, self.number, self.render_mode = place, number, render_mode
+
+    def _observe(self, place: str) -> np.ndarray:
+        wrong = self.number if self.place == place else 0.0
+        return np.array([0.0, wrong], dtype=np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe("reset"), {}
+
+    def step(self, action):
+        self.steps += 1
+        third = self.steps == 3
+        last = third and self.place in ("truncated", "terminated")
+        observation = self._observe(self.place if last else "observation" if third else "nowhere")
+        reward = self.number if third and self.place == "reward" else 0.0
+        return (
+            observation,
+            reward,
+            last and self.place == "terminated",
+            last and self.place == "truncated",
+            {},
+        )
+
+
+def step_three_times(venv: VecEnv) -> None:
+    venv.reset()
+    for _ in range(3):
+        venv.step(np.zeros((venv.num_envs, 1), dtype=np.float32))
+
+
+@pytest.mark.parametrize(("number", "kind"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("reward", "reward"),
+        ("observation", "observation"),
+        ("reset", "observation at reset"),
+        ("truncated", "last observation"),
+    ],
+)
+def test_number_that_is_not_finite_stops_the_run_and_names_the_environment(place, what, number, kind):
+    venv = VecCheckFinite(DummyVecEnv([Breaking, lambda: Breaking(place, number)]))
+    with pytest.raises(NonFiniteError) as error:
+        step_three_times(venv)
+    assert str(error.value) == f"The environment gave a non-finite {what} ({kind}) in environment 1."
+
+
+def test_action_that_is_not_finite_stops_the_run_and_blames_the_policy():
+    venv = VecCheckFinite(DummyVecEnv([Breaking, Breaking]))
+    venv.reset()
+    with pytest.raises(
+        NonFiniteError, match=r"^The policy gave a non-finite action \(NaN\) in environment 1\.$"
+    ):
+        venv.step(np.array([[0.0], [np.nan]]))
+
+
+def test_finite_numbers_and_the_unused_observation_of_a_terminal_state_pass():
+    step_three_times(VecCheckFinite(DummyVecEnv([Breaking, lambda: Breaking("terminated", np.nan)])))
+
+
+@pytest.mark.parametrize("normalize", [None, {}])
+def test_training_environment_checks_below_normalisation(normalize):
+    gym.register("Breaking-v0", entry_point=Breaking)
+    try:
+        spec = EnvSpec(
+            "Breaking-v0", seed=0, normalize=normalize, env_kwargs={"place": "reward", "number": np.nan}
+        )
+        venv = make_train_env(spec)
+        with pytest.raises(FloatingPointError, match="reward"):
+            step_three_times(venv)
+    finally:
+        del gym.registry["Breaking-v0"]
+
+
+def test_mujocos_deprecation_message_is_neither_printed_nor_logged(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    make_train_env(EnvSpec("HalfCheetah-v4", seed=0))
+    assert "settotalmass" not in "".join(capfd.readouterr())
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_mujocos_other_messages_are_printed_and_logged_as_always(tmp_path, monkeypatch, capfd):
+    import mujoco
+
+    from srl.envs.mujoco_log import without_deprecation_messages
+
+    monkeypatch.chdir(tmp_path)
+    model = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    data.qpos[0] = np.nan
+    with without_deprecation_messages():
+        mujoco.mj_step(model, data)
+    assert "WARNING: Nan, Inf or huge value in QPOS" in capfd.readouterr().err
+    assert "Nan, Inf or huge value in QPOS" in (tmp_path / "MUJOCO_LOG.TXT").read_text()
+    assert mujoco.get_mju_user_warning() is None

@@ -1,0 +1,310 @@
+"""Reward noise: its text form, its statistics, and that it reaches the learner's rewards alone."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from srl.envs.reward_noise import (
+    NOISE_PROCESSES,
+    GaussianNoise,
+    RewardFlip,
+    RewardNoise,
+    RewardNoiseProcess,
+    UniformNoise,
+    VecRewardNoise,
+    parse_noise,
+)
+from srl.errors import UserError
+
+# Versions that the protocol asks for, and what gymnasium's check says of any wrapper or unbounded space
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*(different from the unwrapped version|is probably too):UserWarning"),
+]
+
+ALL = [GaussianNoise(0.5), UniformNoise(0.5), RewardFlip(0.5)]
+MANY = 20_000
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def cartpoles(n_envs: int = 2, seed: int = 0) -> VecEnv:
+    return make_vec_env("CartPole-v1", n_envs=n_envs, seed=seed)
+
+
+def rollout(venv: VecEnv, steps: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
+    """Step with always the same actions from a reset; observations, rewards, dones, last infos."""
+    observations, rewards, dones, infos = [venv.reset()], [], [], []
+    for step in range(steps):
+        observation, reward, done, info = venv.step(np.full(venv.num_envs, (step // 3) % 2))
+        observations.append(observation)
+        rewards.append(reward)
+        dones.append(done)
+        infos += info
+    return np.array(observations), np.array(rewards), np.array(dones), infos
+
+
+@pytest.mark.parametrize("process", ALL, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3,), (4, 2)])
+def test_noise_keeps_shape_and_dtype_and_leaves_its_input_alone(process, dtype, shape):
+    rewards = np.ones(shape, dtype=dtype)
+    noisy = process.apply(rewards, rng())
+    assert noisy.shape == shape
+    assert noisy.dtype == dtype
+    assert noisy is not rewards
+    assert (rewards == 1).all()
+
+
+@pytest.mark.parametrize("process", ALL, ids=str)
+def test_noise_is_a_function_of_rewards_and_generator(process):
+    rewards = np.linspace(-1, 1, 50)
+    assert (process.apply(rewards, rng(3)) == process.apply(rewards, rng(3))).all()
+    assert (process.apply(rewards, rng(3)) != process.apply(rewards, rng(4))).any()
+
+
+def test_gaussian_noise_has_mean_zero_and_the_given_standard_deviation():
+    noise = GaussianNoise(0.05).apply(np.full(MANY, 3.0), rng()) - 3.0
+    assert noise.mean() == pytest.approx(0.0, abs=0.002)
+    assert noise.std() == pytest.approx(0.05, rel=0.03)
+    assert np.abs(noise).max() > 0.15  # a Gaussian has tails
+
+
+def test_uniform_noise_fills_the_interval_and_stays_within_it():
+    noise = UniformNoise(0.2).apply(np.full(MANY, 3.0), rng()) - 3.0
+    assert -0.2 <= noise.min() < -0.199
+    assert 0.199 < noise.max() <= 0.2
+    assert noise.std() == pytest.approx(0.2 / np.sqrt(3), rel=0.03)
+
+
+@pytest.mark.parametrize(("reward", "flipped"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 2.0)])
+def test_flip_turns_a_reward_into_one_minus_itself_with_the_given_probability(reward, flipped):
+    noisy = RewardFlip(0.1).apply(np.full(MANY, reward), rng())
+    assert set(np.unique(noisy)) == {reward, flipped}
+    assert (noisy == flipped).mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_flip_with_probability_one_flips_always():
+    assert (RewardFlip(1).apply(np.zeros(100), rng()) == 1).all()
+
+
+@pytest.mark.parametrize("process", [GaussianNoise(0.5), UniformNoise(0.5)], ids=str)
+def test_additive_noise_refuses_integer_rewards_instead_of_truncating(process):
+    with pytest.raises(TypeError):
+        process.apply(np.array([1, 2]), rng())
+
+
+@pytest.mark.parametrize("process_class", [GaussianNoise, UniformNoise, RewardFlip])
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), True, "0.1", None])
+def test_parameter_out_of_range_is_a_user_error_with_the_value(process_class, value):
+    with pytest.raises(UserError) as error:
+        process_class(value)
+    assert repr(value) in str(error.value)
+    assert process_class.form() in str(error.value)
+
+
+def test_flip_probability_above_one_is_a_user_error_with_the_range():
+    with pytest.raises(UserError, match=r"1\.5 but must be a number in \(0, 1\]"):
+        RewardFlip(1.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "process", "canonical"),
+    [
+        ("gaussian:0.05", GaussianNoise(0.05), "gaussian:0.05"),
+        ("uniform:.5", UniformNoise(0.5), "uniform:0.5"),
+        ("flip:0.10", RewardFlip(0.1), "flip:0.1"),
+        ("flip:1", RewardFlip(1), "flip:1.0"),
+    ],
+)
+def test_text_becomes_a_process_and_its_canonical_text(text, process, canonical):
+    assert parse_noise(text) == process
+    assert str(process) == canonical
+    assert parse_noise(canonical) == process
+
+
+def test_text_none_is_no_process():
+    assert parse_noise("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("gausian:0.05", "Did you mean gaussian?"),
+        ("poisson:1", "none, gaussian:STD, uniform:HALF_WIDTH, flip:PROB"),
+        ("gaussian", "exactly one parameter: gaussian:STD"),
+        ("gaussian:", "'' is not a number"),
+        ("flip:often", "'often' is not a number"),
+        ("flip:0.1:0.2", "exactly one parameter"),
+        ("none:0.1", "Unknown reward noise"),
+        ("flip:2", r"(0, 1]"),
+        ("gaussian:nan", "finite"),
+        (0.1, "must be a text"),
+        (None, "must be a text"),
+    ],
+)
+def test_text_that_is_no_process_is_a_user_error_that_helps(text, says):
+    with pytest.raises(UserError) as error:
+        parse_noise(text)
+    assert says in str(error.value)
+
+
+def test_a_new_process_is_one_class():
+    @dataclass(frozen=True)
+    class Shift(RewardNoiseProcess):
+        by: float
+        name: ClassVar[str] = "shift"
+
+        def apply(self, rewards, rng):
+            return rewards + self.by
+
+    try:
+        assert parse_noise("shift:2") == Shift(2.0)
+        assert str(Shift(2.0)) == "shift:2.0"
+    finally:
+        del NOISE_PROCESSES["shift"]
+
+
+def test_vec_noise_changes_rewards_and_nothing_else():
+    observations, rewards, dones, infos = rollout(cartpoles())
+    noisy = rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=0))
+    assert (noisy[0] == observations).all()
+    assert (noisy[2] == dones).all()
+    assert (noisy[1] != rewards).all()
+    assert np.abs(noisy[1] - rewards).max() < 0.5
+    assert noisy[1].dtype == rewards.dtype
+    assert dones.any()  # else the next lines compare nothing
+    for clean_info, noisy_info in zip(infos, noisy[3], strict=True):
+        assert clean_info.keys() == noisy_info.keys()
+        if "episode" in clean_info:
+            assert clean_info["episode"]["r"] == noisy_info["episode"]["r"]
+            assert (clean_info["terminal_observation"] == noisy_info["terminal_observation"]).all()
+
+
+def test_vec_noise_of_the_same_seed_is_the_same_and_of_another_is_not():
+    first, again, other = (
+        rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=seed))[1] for seed in (7, 7, 8)
+    )
+    assert (first == again).all()
+    assert (first != other).all()
+
+
+def test_vec_noise_draws_apart_for_each_environment_and_step():
+    noise = rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=0))[1] - 1.0
+    assert len(np.unique(noise)) == noise.size
+    generator = rng()
+    many = np.array([GaussianNoise(1.0).apply(np.zeros(2), generator) for _ in range(4000)])
+    assert abs(np.corrcoef(many.T)[0, 1]) < 0.05
+
+
+def test_vec_noise_shares_no_stream_with_a_plain_generator_of_the_same_seed():
+    venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=5)
+    assert venv.rng.random() != np.random.default_rng(5).random()
+
+
+def test_vec_noise_goes_on_over_a_reset_and_starts_anew_with_a_seed():
+    venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
+    first, second = rollout(venv, 5)[1], rollout(venv, 5)[1]
+    assert (first != second).all()
+    assert venv.seed(3) == [3, 4]
+    assert (rollout(venv, 5)[1] == first).all()
+
+
+def test_vec_noise_without_a_seed_is_different_each_time():
+    first, second = (VecRewardNoise(cartpoles(1), "flip:0.1").rng.random() for _ in range(2))
+    assert first != second
+
+
+def test_vec_noise_continues_where_a_saved_generator_state_was():
+    venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
+    venv.reset()
+    state = venv.rng.bit_generator.state
+    ahead = venv.step(np.zeros(2, dtype=int))[1]
+    other = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=99)
+    other.reset()
+    other.rng.bit_generator.state = state
+    assert (other.step(np.zeros(2, dtype=int))[1] == ahead).all()
+
+
+def test_vec_noise_pickles_with_its_generator_and_takes_a_new_environment():
+    venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
+    rollout(venv, 5)
+    copy = pickle.loads(pickle.dumps(venv))
+    copy.set_venv(cartpoles())
+    venv.seed(None)  # the environments' next reset alone
+    assert copy.noise == venv.noise
+    assert (rollout(copy, 1)[1] == rollout(venv, 1)[1]).all()
+    with pytest.raises(ValueError, match="already"):
+        copy.set_venv(cartpoles())
+
+
+def single_noise(env: gym.Env, noise: object) -> RewardNoise:
+    return RewardNoise(env, noise)
+
+
+def vec_noise(env: gym.Env, noise: object) -> VecRewardNoise:
+    return VecRewardNoise(make_vec_env(lambda: env), noise)
+
+
+@pytest.mark.parametrize("wrap", [single_noise, vec_noise])
+@pytest.mark.parametrize("noise", [None, "none"])
+def test_wrapping_with_no_noise_is_a_user_error(wrap: Callable, noise):
+    with pytest.raises(UserError, match="leave the environment unwrapped"):
+        wrap(gym.make("CartPole-v1"), noise)
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.5])
+def test_invalid_noise_seed_is_a_user_error(seed):
+    with pytest.raises(UserError, match="seed of the reward noise"):
+        VecRewardNoise(cartpoles(1), "flip:0.1", seed=seed)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLanderContinuous-v3", "InvertedDoublePendulum-v4"])
+@pytest.mark.parametrize("process", ALL, ids=str)
+def test_wrapped_environment_passes_gymnasiums_check(env_id, process):
+    gymnasium_check_env(RewardNoise(gym.make(env_id), process), skip_render_check=True)
+
+
+def test_single_noise_starts_anew_with_a_reset_seed_and_goes_on_without():
+    env = RewardNoise(gym.make("CartPole-v1"), "gaussian:0.05")
+
+    def rewards(**reset: int) -> list[float]:
+        env.reset(**reset)
+        return [env.step(0)[1] for _ in range(4)]
+
+    first = rewards(seed=5)
+    assert all(isinstance(reward, float) and reward != 1.0 for reward in first)
+    assert rewards(seed=5) == first
+    assert rewards(seed=6) != first
+    assert rewards() != first
+
+
+def test_single_and_vectorised_noise_of_one_environment_are_the_same():
+    env = RewardNoise(gym.make("CartPole-v1"), "gaussian:0.05", seed=5)
+    env.reset()
+    venv = VecRewardNoise(cartpoles(1), "gaussian:0.05", seed=5)
+    venv.reset()
+    assert env.step(0)[1] == pytest.approx(venv.step(np.zeros(1, dtype=int))[1][0], abs=1e-6)
+
+
+def test_single_noise_is_made_again_from_its_spec():
+    env = RewardNoise(gym.make("CartPole-v1"), GaussianNoise(0.05), seed=5)
+    spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
+    copy = gym.make(spec)
+    assert isinstance(copy, RewardNoise)
+    assert copy.noise == env.noise
+    env.reset()
+    copy.reset()
+    assert copy.step(0)[1] == env.step(0)[1]
