@@ -1,4 +1,4 @@
-"""The one command, ``srl``: what a user asks for, handed to the parts that do it, and their answers printed."""
+"""The one command, ``srl``: it hands what a user asks for to the parts that do it, and prints the answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
+from rich.console import Console
 
 from srl import __version__
 from srl.errors import UserError
@@ -197,19 +198,12 @@ def _split(values: Sequence[str]) -> list[str] | None:
 
 
 def train(options: Train, command: str) -> int:
-    """``srl train``.
-
-    :param options: What was asked for.
-    :param command: The command line, for the record.
-    :return: The exit status.
-    """
-    from rich.console import Console
-
+    """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.experiment.progress import RunDisplay
     from srl.experiment.spec import check_action_space, make_run_spec
     from srl.experiment.store import RunDirectory
 
-    console = Console()
+    console = _console()
     spec, notes = make_run_spec(
         options.algo,
         options.env,
@@ -256,15 +250,8 @@ def train(options: Train, command: str) -> int:
 
 
 def sweep(options: Sweep, command: str) -> int:
-    """``srl sweep``.
-
-    :param options: What was asked for.
-    :param command: The command line, for the record.
-    :return: The exit status.
-    """
+    """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     import os
-
-    from rich.console import Console
 
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.local import LocalEngine
@@ -272,7 +259,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.experiment.progress import SweepDisplay, duration
     from srl.experiment.sweep import expand, load_sweep, make_plan, run_sweep, write_plan
 
-    console = Console()
+    console = _console()
     config = find_sweep(options.config)
     n_jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
     if n_jobs < 1:
@@ -300,14 +287,14 @@ def sweep(options: Sweep, command: str) -> int:
     n_cells = len(specs) // len(sweep_options.seeds)
     console.print(
         f"{len(specs):,} runs ({n_cells} combinations of environment, algorithm and noise x "
-        f"{len(sweep_options.seeds)} seeds), {sum(spec.n_timesteps for spec in specs):,} training steps in all, "
-        f"into {root}.",
+        f"{len(sweep_options.seeds)} seeds), {sum(spec.n_timesteps for spec in specs):,} training steps in "
+        f"all, into {root}.",
         markup=False,
         soft_wrap=True,
     )
     console.print(
-        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}, {min(n_jobs, max(len(plan.to_do), 1))} at "
-        f"a time, on {', '.join(sorted({spec.device for spec in specs}))}.",
+        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}, "
+        f"{min(n_jobs, max(len(plan.to_do), 1))} at a time, on {', '.join(sorted({spec.device for spec in specs}))}.",
         markup=False,
         soft_wrap=True,
     )
@@ -339,8 +326,8 @@ def sweep(options: Sweep, command: str) -> int:
     _print_report(root, console)
     if failures:
         print(
-            f"srl: {len(failures)} of {len(plan.to_do)} runs failed; their folders say why in error.txt. The same "
-            "command tries them again.",
+            f"srl: {len(failures)} of {len(plan.to_do)} runs failed; their folders say why in error.txt. The "
+            "same command tries them again.",
             file=sys.stderr,
         )
         for path, reason in list(failures.items())[:10]:
@@ -350,25 +337,22 @@ def sweep(options: Sweep, command: str) -> int:
 
 
 def report(options: Report, command: str) -> int:
-    """``srl report``.
-
-    :param options: What was asked for.
-    :param command: Not used.
-    :return: The exit status.
-    """
-    from rich.console import Console
-
-    _print_report(options.dir, Console())
+    """``srl report``; returns the exit status."""
+    _print_report(options.dir, _console())
     return 0
 
 
-def _print_report(root: Path, console: Any) -> None:
+def _console() -> Console:
+    """Standard output. A terminal has its own width; a file or a pipe takes a table as wide as it is."""
+    return Console(width=None if sys.stdout.isatty() else 250)
+
+
+def _print_report(root: Path, console: Console) -> None:
     from srl.report.table import make_report, rich_table, write_report
 
     made = make_report(root)
     files = write_report(made, root)
-    # A terminal may be narrower than the table; a file or a pipe has no width
-    console.print(rich_table(made), **({} if console.is_terminal else {"width": 400, "crop": False}))
+    console.print(rich_table(made))
     for note in made.notes:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

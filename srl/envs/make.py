@@ -9,11 +9,13 @@ preprocessing or discretised actions, ``DummyVecEnv``, :class:`~srl.envs.finite.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import ale_py
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.atari_wrappers import AtariWrapper
@@ -174,7 +176,13 @@ def _make_monitored(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | No
         # (ALE/Pong-v5 skips 4 frames, Pong-v4 2 to 4) SB3 would skip on top, and only one frame
         # in 16 would be seen. Sticky actions stay as the id has them: ALE draws them per frame either way.
         env_kwargs.setdefault("frameskip", 1)
-    with explained_failures(env_id), without_deprecation_messages() if is_mujoco(env_id) else nullcontext():
+    if is_atari(env_id):
+        # Else each game prints the emulator's name and version
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    quiet_mujoco = without_deprecation_messages() if is_mujoco(env_id) else nullcontext()
+    with explained_failures(env_id), quiet_mujoco, warnings.catch_warnings():
+        # The version is the experiment's choice, not an oversight
+        warnings.filterwarnings("ignore", message=".*is out of date")
         return make_vec_env(
             env_id,
             n_envs=n_envs,

@@ -141,8 +141,8 @@ def _kind(value: Any) -> str:
 def find_sweep(path: Path) -> Path:
     """The file of a sweep: a path, or one that belongs to srl by its name or its place in a checkout.
 
-    :param path: For example ``mine.yml``, ``continuous_srl`` or ``configs/sweeps/continuous_srl.yml``, which is
-        found from any folder.
+    :param path: For example ``mine.yml``, ``continuous_srl`` or ``configs/sweeps/continuous_srl.yml``, which
+        is found from any folder.
     :raises UserError: If there is none.
     """
     shipped = configs_dir() / "sweeps"

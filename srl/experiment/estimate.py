@@ -29,11 +29,14 @@ class Speed:
     steps_per_second: float
     #: Seconds for one evaluation if its episodes are of full length.
     evaluation_seconds: float
+    #: Seconds until the first training step.
+    startup_seconds: float
 
     def run_seconds(self, spec: RunSpec) -> float:
         """Seconds that a run takes, at the most."""
         n_evaluations = max(spec.n_timesteps // spec.eval_freq, 1)
-        return spec.n_timesteps / self.steps_per_second + n_evaluations * self.evaluation_seconds
+        training_seconds = spec.n_timesteps / self.steps_per_second
+        return self.startup_seconds + training_seconds + n_evaluations * self.evaluation_seconds
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def measure(spec: RunSpec) -> Speed:
 
     :param spec: A run of the kind to measure; nothing is written.
     """
+    began = time.perf_counter()
     import numpy as np
     import torch as th
 
@@ -69,6 +73,7 @@ def measure(spec: RunSpec) -> Speed:
     env = make_train_env(spec.env_spec())
     model = make_model(spec, env)
     model.learn(1)  # the first update is slow
+    startup_seconds = time.perf_counter() - began
     began = time.perf_counter()
     model.learn(max(_ROLLOUT_STEPS, n_steps * n_envs))
     steps_per_second = model.num_timesteps / (time.perf_counter() - began)
@@ -86,7 +91,7 @@ def measure(spec: RunSpec) -> Speed:
     rounds = -(-spec.n_eval_episodes // spec.n_eval_envs)
     env.close()
     eval_env.close()
-    return Speed(steps_per_second, step_seconds * longest * rounds)
+    return Speed(steps_per_second, step_seconds * longest * rounds, startup_seconds)
 
 
 def _measure_into(connection: Connection, spec: RunSpec) -> None:

@@ -119,8 +119,8 @@ class SweepDisplay(_Display):
         left = f"{duration((progress.n_steps - progress.steps) / speed)} left" if progress.steps else ""
         rate = f"{speed:,.0f} steps/s {left}"
         counts = (
-            f"{progress.done + self._n_skipped} done, {len(progress.running)} running, {progress.failed} failed, "
-            f"{progress.to_do} to do"
+            f"{progress.done + self._n_skipped} done, {len(progress.running)} running, "
+            f"{progress.failed} failed, {progress.to_do} to do"
         )
         if self._live is None:
             if self._line_due():

@@ -114,8 +114,13 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
             keys = error.errors()[0]["loc"]
             raise file.validation_error(error, prefix if keys and keys[0] in small else []) from None
     values |= small if quick else {}
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            values[key] = {**values.get(key, {}), **value}
+        elif value is not None:
+            values[key] = value
     try:
-        return SweepOptions(**values | {key: value for key, value in changes.items() if value is not None})
+        return SweepOptions(**values)
     except ValidationError as error:
         detail = error.errors()[0]
         message = detail["msg"].removeprefix("Value error, ")

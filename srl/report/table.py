@@ -111,19 +111,18 @@ def make_report(root: Path) -> Report:
 
 
 def format_cell(report: Report, cell: Cell | None) -> list[str]:
-    """A cell in one to three lines: our figure, what is unfinished, the published figure."""
+    """A cell in one to three lines: our figure over n seeds, what is unfinished, the published one."""
     if cell is None:
         return ["-"]
     n = len(cell.values)
-    seeds = f"({n} seed{'s' * (n != 1)})" if n else ""
-    lines = [f"{_figure(cell.mean, cell.standard_error)} {seeds}".strip()]
+    lines = [f"{_figure(cell.mean, cell.standard_error)} (n={n})" if n else "-"]
     unfinished = [f"{cell.count(state)} {state}" for state in _UNFINISHED if cell.count(state)]
     if unfinished:
         lines.append(", ".join(unfinished))
     published = report.published_beside(cell)
     if published is not None:
         mark = " †" if published.n_timesteps != cell.n_timesteps else ""
-        lines.append(f"[published {_figure(published.mean, published.standard_error)}{mark}]")
+        lines.append(f"[published {published.mean:g} ± {published.standard_error:g}{mark}]")
     return lines
 
 
@@ -139,8 +138,8 @@ def _figure(mean: float, standard_error: float) -> str:
 
 def rich_table(report: Report) -> Table:
     """The table for a terminal."""
-    table = Table(title="Final evaluation: mean ± standard error over seeds", title_justify="left")
-    table.add_column("environment")
+    table = Table(title="Final evaluation: mean ± standard error over n seeds", title_justify="left")
+    table.add_column("environment", no_wrap=True)
     table.add_column("noise")
     table.add_column("steps", justify="right")
     for column in report.columns:
@@ -154,7 +153,7 @@ def rich_table(report: Report) -> Table:
 def markdown(report: Report) -> str:
     """The table as Markdown."""
     lines = [
-        "Final evaluation: mean ± standard error over seeds of the mean return.",
+        "Final evaluation: mean ± standard error over n seeds of the mean return.",
         "",
         "| environment | noise | steps | " + " | ".join(map(_plain, report.columns)) + " |",
         "| --- | --- | ---: |" + " ---: |" * len(report.columns),

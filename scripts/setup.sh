@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# Makes .venv at the project's root from requirements.txt, and the project in it. Prints nothing and returns
+# at once when .venv is as it should be; mends it when it is not. Needs bash and Python 3.10 to 3.13.
+#
+#     scripts/setup.sh                            # the first suitable Python on the PATH
+#     PYTHON=/path/to/python3 scripts/setup.sh    # this Python
+#
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf, ...) are honoured.
+set -euo pipefail
+
+root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+venv="$root/.venv"
+done_stamp="$venv/.setup-done"             # holds the fingerprint of what .venv was made from
+unfinished="$venv/.setup-unfinished"       # is there while .venv is being made or changed
+lock_file="$venv/.setup-lock"
+log="$venv/setup.log"
+again="$(printf '%q' "$0")"                # how to call this script, for messages
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+die() {
+    say "error: $1"
+    shift
+    if (($#)); then printf '    %s\n' "$@" >&2; fi
+    exit 1
+}
+
+# What .venv depends on, as two hashes: where and with which Python it was made; what was installed.
+fingerprint() { # python
+    "$1" -I -S -c '
+import hashlib, pathlib, sys, sysconfig
+root = pathlib.Path(sys.argv[1])
+where = "\n".join([str(root), sys.implementation.cache_tag, sysconfig.get_platform()]).encode()
+what = b"".join((root / name).read_bytes() for name in ("requirements.txt", "setup.py"))
+print(hashlib.sha256(where).hexdigest(), hashlib.sha256(what).hexdigest())' "$root"
+}
+
+is_up_to_date() {
+    [[ -f $done_stamp && ! -e $unfinished && -x $venv/bin/srl ]] || return 1
+    local now
+    now="$(fingerprint "$venv/bin/python" 2>/dev/null)" || return 1
+    [[ $now == "$(<"$done_stamp")" ]] || return 1
+    [[ -z ${PYTHON:-} || $now == "$(fingerprint "$PYTHON" 2>/dev/null)" ]]
+}
+
+# Sets `python` to the Python to build with: $PYTHON, else that of a .venv made before, else the first on the PATH.
+choose_python() {
+    local candidates=("$venv/bin/python" python3 python3.13 python3.12 python3.11 python3.10 python)
+    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+    local seen=() without_venv="" candidate answer kind version venv_module executable
+    for candidate in "${candidates[@]}"; do
+        # In any Python, old ones too; an environment's Python answers with the one that it was made from
+        answer="$("$candidate" -E -s -c '
+import platform, sys
+try:
+    import ensurepip, venv
+    has_venv = "yes"
+except ImportError:
+    has_venv = "no"
+path = ""
+if getattr(sys, "base_prefix", sys.prefix) != sys.prefix:
+    path = getattr(sys, "_base_executable", "")
+print("%s %d.%d.%d %s %s" % ((platform.python_implementation(),) + tuple(sys.version_info[:3]) + (has_venv, path)))
+' 2>/dev/null)" || answer=""
+        read -r kind version venv_module executable <<<"$answer" || true
+        if [[ ! $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]; then
+            if [[ -n ${PYTHON:-} ]]; then seen+=("$candidate: does not run as a Python"); fi
+            continue
+        fi
+        seen+=("$candidate: $kind $version")
+        executable="${executable:-$candidate}"
+        [[ $kind == CPython && $version =~ ^3\.(10|11|12|13)\. ]] || continue
+        if [[ $venv_module == yes ]]; then
+            python="$executable"
+            python_version="$version"
+            return
+        fi
+        if [[ -z $without_venv ]]; then without_venv="$executable (Python $version)"; fi
+    done
+    if [[ -n $without_venv ]]; then die_without_venv "$without_venv"; fi
+    if ((${#seen[@]} == 0)); then seen=("none"); fi
+    die "no suitable Python: this project needs CPython 3.10, 3.11, 3.12 or 3.13." \
+        "Seen:" "${seen[@]/#/  }" \
+        "(Box2D has no ready-made build for Python 3.14 and later.)" \
+        "To get one: apt install python3 python3-venv (Debian, Ubuntu), dnf install python3.12 (Fedora)," \
+        "brew install python@3.12 (macOS), or conda, pyenv or uv where you have no root." \
+        "Then name it if it is not on the PATH: PYTHON=/path/to/python3 $again"
+}
+
+die_without_venv() { # python
+    die "$1 cannot make virtual environments: its modules venv and ensurepip are missing." \
+        "Debian, Ubuntu: apt install python3-venv" \
+        "Without root: name another Python (from conda, pyenv, uv, ...): PYTHON=/path/to/python3 $again"
+}
+
+# Held until this script ends, however it ends: the kernel drops it with the last process that has the file open.
+take_lock() {
+    mkdir -p "$venv" || die "cannot make $venv: is the folder writable?"
+    exec 9>>"$lock_file" || die "cannot write in $venv: is the folder writable?"
+    "$python" -I -S -c '
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("setup: another set-up is at work in this folder; waiting for it to end", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except OSError as error:
+    print(f"setup: this file system has no locks ({error}); do not run two set-ups at once", file=sys.stderr)'
+}
+
+# Whether packages can be installed over what .venv holds. One that was left half-made never can: pip killed in
+# the middle leaves packages that look installed and are not.
+is_reusable() {
+    [[ ! -e $unfinished ]] || return 1
+    "$venv/bin/python" -I -m pip --version >/dev/null 2>&1 || return 1
+    local here base stamped
+    here="$(fingerprint "$venv/bin/python")" && base="$(fingerprint "$python")" || return 1
+    [[ ${here%% *} == "${base%% *}" ]] || return 1
+    # Without a stamp it was made by hand
+    [[ -f $done_stamp ]] || return 0
+    stamped="$(<"$done_stamp")"
+    [[ ${here%% *} == "${stamped%% *}" ]]
+}
+
+empty_venv() {
+    local entry
+    shopt -s dotglob nullglob
+    for entry in "$venv"/*; do
+        case "$entry" in
+            "$lock_file" | "$unfinished") ;;
+            *) rm -rf -- "$entry" ;;
+        esac
+    done
+    shopt -u dotglob nullglob
+}
+
+# Runs a command with its output in the log, passing on only the large downloads; explains a failure.
+run_logged() { # what, command...
+    local what="$1"
+    shift
+    {
+        local status=0
+        "$@" 2>&1 || status=$?
+        printf 'exit status %s\n' "$status"
+    } | {
+        local line last=() text
+        while IFS= read -r line; do
+            if [[ $line == Ignoring*"markers"* ]]; then continue; fi # the pins of another Python
+            { printf '%s\n' "$line" >>"$log"; } 2>/dev/null || true
+            if [[ $line =~ Downloading\ (.*/)?([^/\ ]+)\ \(([0-9.]+\ GB|[0-9]{2,}\.?[0-9]*\ MB)\) ]]; then
+                text="${BASH_REMATCH[2]%%-cp*}"
+                say "  downloading ${text%%-py*} (${BASH_REMATCH[3]})"
+            elif [[ $what == *packages* && $line == "Installing collected packages: "* ]]; then
+                say "  unpacking"
+            fi
+            last+=("$line")
+            if ((${#last[@]} > 300)); then last=("${last[@]:200}"); fi
+        done
+        if [[ ${last[${#last[@]} - 1]} == "exit status 0" ]]; then return 0; fi
+        text="$(printf '%s\n' "${last[@]}")"
+        say "error: $what failed. Its last lines:"
+        local from=$((${#last[@]} > 10 ? ${#last[@]} - 10 : 0))
+        printf '    | %s\n' "${last[@]:from}" >&2
+        explain_failure "$text" >&2
+        return 1
+    }
+}
+
+explain_failure() { # output
+    local hints=()
+    case "$1" in
+        *"No space left on device"* | *"Disk quota exceeded"* | *"Errno 28"* | *"Errno 122"*)
+            hints=("The disk is full: the packages take about 2 GB, with CUDA about 8 GB, and as much while they"
+                "are unpacked. Make room, or name a roomier folder: TMPDIR=... for unpacking,"
+                "PIP_CACHE_DIR=... for pip's downloads.") ;;
+        *"Temporary failure in name resolution"* | *"Name or service not known"* | *"NewConnectionError"* | \
+            *"Network is unreachable"* | *"Connection refused"* | *"ConnectTimeout"* | *"ReadTimeout"* | \
+            *"Read timed out"* | *"ProxyError"* | *"SSLError"* | *"Connection broken"* | *"Max retries exceeded"* | \
+            *"nodename nor servname"*)
+            hints=("The package index could not be reached: check the network, or the proxy (HTTPS_PROXY=...),"
+                "or name an index that can be reached (PIP_INDEX_URL=...).") ;;
+        *"No matching distribution found"*)
+            hints=("The package index has no build of that package for Python $python_version on this machine;"
+                "another Python (PYTHON=/path/to/python3) or another index (PIP_EXTRA_INDEX_URL=...) may have.") ;;
+    esac
+    if ((${#hints[@]})); then printf '    %s\n' "${hints[@]}"; fi
+    printf '    Then run %s again: what pip downloaded is kept. Whole log: %s\n' "$again" "$log"
+}
+
+announce() {
+    say "making .venv with Python $python_version; downloading and installing takes some minutes, this once"
+    if [[ $(uname -s) == Linux && ! -e /dev/nvidiactl && -z ${PIP_EXTRA_INDEX_URL:-}${PIP_INDEX_URL:-} ]]; then
+        say "no NVIDIA GPU seen. PyPI's torch for Linux brings CUDA along (some GB); to get the small CPU build:"
+        say "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $again"
+    fi
+}
+
+pip_install() { # what, arguments...
+    local what="$1"
+    shift
+    run_logged "$what" "$venv/bin/python" -I -u -m pip install \
+        --disable-pip-version-check --no-input --no-user "$@"
+}
+
+if is_up_to_date; then exit 0; fi
+python="" python_version=""
+choose_python
+take_lock
+if is_up_to_date; then exit 0; fi # another set-up did the work meanwhile
+
+rm -f -- "$log"
+if is_reusable; then
+    say "bringing .venv up to date; this can take some minutes"
+    : >"$unfinished"
+    rm -f -- "$done_stamp"
+else
+    announce
+    : >"$unfinished"
+    empty_venv
+    run_logged "making the virtual environment" "$python" -I -m venv --without-pip "$venv"
+    run_logged "putting pip into the virtual environment" "$venv/bin/python" -I -m ensurepip --default-pip
+fi
+say "installing the packages of requirements.txt"
+pip_install "installing the packages of requirements.txt" -r "$root/requirements.txt"
+say "installing the project"
+pip_install "installing the project" --no-deps --no-build-isolation -e "$root"
+fingerprint "$venv/bin/python" >"$done_stamp"
+rm -f -- "$unfinished"
+say "done"

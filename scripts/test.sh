@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Lint, format, types, tests: runs all four, then says which failed. Arguments go to pytest.
+set -euo pipefail
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+# The tests run in parallel processes: more threads in each would only get in one another's way
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
+
+scripts/setup.sh
+
+failed=()
+step() { # name, command...
+    local name="$1"
+    shift
+    printf '== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+python=.venv/bin/python
+step "ruff check" "$python" -m ruff check
+step "ruff format" "$python" -m ruff format --check
+step "mypy" "$python" -m mypy
+step "pytest" "$python" -m pytest -n 2 "$@"
+
+if ((${#failed[@]})); then
+    printf 'FAILED:'
+    printf ' %s;' "${failed[@]}"
+    printf '\n'
+    exit 1
+fi
+printf 'ok: ruff check, ruff format, mypy, pytest\n'

@@ -1,0 +1,74 @@
+"""Packaging of symmetric-rl. The environment that scripts/setup.sh makes is pinned in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return `__version__` of srl/__init__.py as text: importing srl would need what is not installed yet."""
+    found = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "srl" / "__init__.py").read_text("utf-8"), re.MULTILINE
+    )
+    if found is None:
+        raise RuntimeError('srl/__init__.py has no line like: __version__ = "1.2.3"')
+    return found[1]
+
+
+README = ROOT / "README.md"
+
+setup(
+    name="symmetric-rl",
+    version=read_version(),
+    description="Symmetric RL losses for Stable-Baselines3, and the experiments that compare them",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="The srl developers",
+    license_expression="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.8,<3",
+        "stable-baselines3>=2.9,<3",
+        "gymnasium[box2d,mujoco]>=1.4,<2",
+        "ale-py>=0.12,<1",
+        "mujoco>=3.2,<5",
+        "numpy>=2,<3",
+        "tensorboard>=2.20,<3",
+        # The headless build has the same cv2 and needs no libGL on the machine
+        "opencv-python-headless>=4.10,<6",
+        "psutil>=5.9,<8",
+        "pydantic>=2.10,<3",
+        "PyYAML>=6,<7",
+        "rich>=13,<16",
+        "tyro>=1,<2",
+    ],
+    extras_require={
+        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"],
+        "ray": ["ray>=2.9,<3"],
+        "slurm": ["submitit>=1.5,<2"],
+        # rliable needs arch < 8, which needs pandas < 3
+        "report": ["rliable>=1.2,<2", "pandas>=2.2,<3", "matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
+    },
+    entry_points={"console_scripts": ["srl = srl.cli:main"]},
+    # An installed copy finds the top-level configs/ beside its modules, as srl/configs/
+    packages=[*find_packages(include=["srl", "srl.*"]), "srl.configs"],
+    package_dir={"srl.configs": "configs"},
+    package_data={"srl": ["py.typed"], "srl.configs": ["**/*.yml"]},
+    zip_safe=False,
+)
