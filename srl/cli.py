@@ -292,9 +292,10 @@ def sweep(options: Sweep, command: str) -> int:
         markup=False,
         soft_wrap=True,
     )
+    devices = ", ".join(sorted({spec.device for spec in specs}))
     console.print(
         f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}, "
-        f"{min(n_jobs, max(len(plan.to_do), 1))} at a time, on {', '.join(sorted({spec.device for spec in specs}))}.",
+        f"{min(n_jobs, max(len(plan.to_do), 1))} at a time, on {devices}.",
         markup=False,
         soft_wrap=True,
     )
