@@ -52,10 +52,11 @@ setup(
         "tensorboard>=2.20,<3",
         # The headless build has the same cv2 and needs no libGL on the machine
         "opencv-python-headless>=4.10,<6",
-        "psutil>=5.9,<8",
         "pydantic>=2.10,<3",
         "PyYAML>=6,<7",
         "rich>=13,<16",
+        # SB3's `progress_bar=True`
+        "tqdm>=4.60,<5",
         "tyro>=1,<2",
     ],
     extras_require={

@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/benchmark.py [--rows ROW ...] [--repetitions N]
 
-The two sides of a ratio take turns, each turn in a process of its own with one thread, so that a machine whose
-speed drifts disturbs both alike. Printed is the median of the turn-by-turn ratios and their range.
+The two sides of a ratio take turns, each turn in a process of its own with one thread, so that a machine
+whose speed drifts disturbs both alike. Printed is the median of the turn-by-turn ratios and their range.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def _half_cheetah_speed(cls: type) -> float:
 
 
 def mujoco_memory() -> float:
-    """Peak resident GiB of a whole run, `srl train --algo dsppo --env HalfCheetah-v4`, evaluations included."""
+    """Peak resident GiB of a whole run of DSPPO on HalfCheetah-v4, evaluations included."""
     return _peak_memory("dsppo", "HalfCheetah-v4", n_timesteps=4096)
 
 
 def atari_memory() -> float:
-    """Peak resident GiB of a whole run, `srl train --algo ppo --env PongNoFrameskip-v4`, evaluations included."""
+    """Peak resident GiB of a whole run of PPO on Pong, evaluations included."""
     return _peak_memory("ppo", "PongNoFrameskip-v4", n_timesteps=2048)
 
 
@@ -120,7 +120,7 @@ class Row:
 ROWS = {
     "cnn_update": Row(
         "SPPO update against SB3's PPO: CnnPolicy, Pong, batch 256",
-        "ms",
+        "ms/minibatch",
         sppo_cnn_update,
         sb3_cnn_update,
         "<= 1.05",
@@ -178,8 +178,9 @@ def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
     console = Console(width=None if os.isatty(1) else 160)
     packages = versions()["packages"]
     console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
-        f"{packages['torch']}, stable-baselines3 {packages['stable-baselines3']}; one thread, {repetitions} turns",
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"torch {packages['torch']}, stable-baselines3 {packages['stable-baselines3']}; "
+        f"one thread, {repetitions} turns",
         highlight=False,
     )
     table = Table("what", "ours (median)", "SB3 (median)", "ratio (median)", "range", "bound")
