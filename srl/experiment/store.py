@@ -302,15 +302,16 @@ def check_writable(path: Path) -> None:
 
 def describe_difference(there: RunSpec, asked: RunSpec) -> str:
     """The first few keys in which two specs differ, with both values."""
-    left, right = _flat(there.model_dump(mode="json")), _flat(asked.model_dump(mode="json"))
+    left, right = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
     different = [key for key in left | right if left.get(key) != right.get(key)]
     shown = [f"{key} is {left.get(key)!r} there and {right.get(key)!r} here" for key in different[:3]]
     more = f" and {len(different) - 3} more" if len(different) > 3 else ""
     return "; ".join(shown) + more
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with keys such as ``hyperparams.gamma``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

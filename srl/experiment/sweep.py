@@ -238,28 +238,45 @@ def run_sweep(
     began = time.time()
     n_done = n_steps_done = 0
     n_steps = sum(job.spec.n_timesteps for job in plan.to_do)
-    for ended in engine.run(plan.to_do, command):
-        if ended is not None:
-            reason = _settle(RunDirectory(ended.job.path), ended.killed, began)
-            n_steps_done += ended.job.spec.n_timesteps
-            if reason:
-                failures[ended.job.spec.path] = reason
-                tell_failure(ended.job, reason)
-            else:
-                n_done += 1
-        running = {job.spec.path: RunDirectory(job.path).read_status() for job in engine.running}
-        beating = {path: status for path, status in running.items() if status and status.state == "running"}
-        tell(
-            Progress(
-                done=n_done,
-                failed=len(failures),
-                running={path: beating.get(path, Status("running")) for path in running},
-                to_do=len(plan.to_do) - n_done - len(failures) - len(running),
-                steps=n_steps_done + sum(status.timesteps for status in beating.values()),
-                n_steps=n_steps,
+    events = engine.run(plan.to_do, command)
+    try:
+        for ended in events:
+            if ended is not None:
+                reason = _settle(RunDirectory(ended.job.path), ended.killed, began)
+                n_steps_done += ended.job.spec.n_timesteps
+                if reason:
+                    failures[ended.job.spec.path] = reason
+                    tell_failure(ended.job, reason)
+                else:
+                    n_done += 1
+            running = {job.spec.path: RunDirectory(job.path).read_status() for job in engine.running}
+            beating = {
+                path: status for path, status in running.items() if status and status.state == "running"
+            }
+            tell(
+                Progress(
+                    done=n_done,
+                    failed=len(failures),
+                    running={path: beating.get(path, Status("running")) for path in running},
+                    to_do=len(plan.to_do) - n_done - len(failures) - len(running),
+                    steps=n_steps_done + sum(status.timesteps for status in beating.values()),
+                    n_steps=n_steps,
+                )
             )
-        )
+    finally:
+        events.close()
+        _mark_stopped(engine.running)
     return failures
+
+
+def _mark_stopped(jobs: Sequence[Job]) -> None:
+    """Say in the folders of runs that a stopped sweep has ended why they ended."""
+    for job in jobs:
+        directory = RunDirectory(job.path)
+        status = directory.read_status()
+        # A run that is stopped while it imports or writes can fail in any way, and names that
+        if status is not None and status.state != "done":
+            directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
 
 
 def _settle(directory: RunDirectory, killed: str, began: float) -> str:

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from srl.errors import UserError
 from srl.experiment.spec import RunSpec
-from srl.experiment.store import RunDirectory, find_runs, read_plan
+from srl.experiment.store import RunDirectory, find_runs, flatten, read_plan
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "env_backend"}
@@ -113,16 +113,6 @@ def _read_score(directory: RunDirectory, spec: RunSpec, path: str) -> Score:
     )
 
 
-def _flat(values: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value)
-        else:
-            flat[key] = json.dumps(value)
-    return tuple(flat.items())
-
-
 @dataclass(frozen=True)
 class Cell:
     """The scores of one environment, noise, number of steps and algorithm over seeds."""
@@ -175,7 +165,9 @@ def group(scores: Sequence[Score]) -> list[Cell]:
         settings = list(dict.fromkeys(score.settings for score in members if score.settings)) or [()]
         differing = {key for key, value in settings[0] for other in settings if dict(other).get(key) != value}
         for setting in settings:
-            variant = ", ".join(f"{key}={value}" for key, value in setting if key in differing)
+            variant = ", ".join(
+                f"{key.rpartition('.')[2]}={value}" for key, value in setting if key in differing
+            )
             own = [s for s in members if s.settings == setting or (not s.settings and setting == settings[0])]
             cells.append(Cell(*place, variant, tuple(sorted(own, key=lambda score: score.seed))))
     return cells

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,17 +30,17 @@ class Ended:
 class Engine(Protocol):
     """Executes jobs independently of one another."""
 
-    def run(self, jobs: Sequence[Job], command: str) -> Iterator[Ended | None]:
+    def run(self, jobs: Sequence[Job], command: str) -> Generator[Ended | None, None, None]:
         """Execute all jobs.
 
         :param jobs: What to run.
         :param command: The command that asked for it, for the record.
-        :return: Each job as it ends, and None about every tenth of a second in between. Closing the iterator
-            ends what runs.
+        :return: Each job as it ends, and None about every tenth of a second in between. Closing it ends what
+            runs.
         """
         ...
 
     @property
     def running(self) -> Sequence[Job]:
-        """The jobs that are running now."""
+        """The jobs that are running now; after the engine was closed, those that it ended."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
@@ -47,10 +47,10 @@ class LocalEngine:
 
     @property
     def running(self) -> Sequence[Job]:
-        """The jobs that are running now."""
+        """The jobs that are running now; after the engine was closed, those that it ended."""
         return [job for _, job in self._processes.values()]
 
-    def run(self, jobs: Sequence[Job], command: str) -> Iterator[Ended | None]:
+    def run(self, jobs: Sequence[Job], command: str) -> Generator[Ended | None, None, None]:
         """Execute all jobs; see :class:`srl.experiment.engines.Engine`."""
         context = process_context()
         waiting = list(jobs)
@@ -78,7 +78,6 @@ class LocalEngine:
             if process.is_alive():
                 process.kill()
                 process.join()
-        self._processes.clear()
 
 
 def _why(exit_code: int | None) -> str:
