@@ -35,14 +35,12 @@ def test_cnn_policy_on_the_gpu(cls):
     cls("CnnPolicy", env, seed=0, device="cuda", **small(cls)).learn(64)
 
 
-def test_a_run_and_a_sweep_on_the_gpu(tmp_path):
+def test_a_run_and_a_sweep_on_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     quick = ["--timesteps", "64", "--device", "cuda", "--hyperparams", "n_steps=32", "n_envs=1"]
     with pytest.raises(SystemExit) as ended:
         main(["train", "--algo", "sppo", "--env", "CartPole-v1", "--out", str(tmp_path / "run"), *quick])
     assert ended.value.code == 0
     with pytest.raises(SystemExit) as ended:
-        main(
-            ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--noise", "none", "--seeds", "0:2"]
-            + ["--out", str(tmp_path / "sweep"), *quick]
-        )
+        main(["sweep", "discrete_srl", "--envs", "CartPole-v1", "--noise", "none", "--seeds", "0:2", *quick])
     assert ended.value.code == 0

@@ -98,18 +98,10 @@ def _read_score(directory: RunDirectory, spec: RunSpec, path: str) -> Score:
         state, reason = "failed", status.reason
     else:
         state = "running" if directory.in_progress else "interrupted"
-    settings = spec.model_dump(mode="json", exclude=_NOT_COMPARED)
+    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED))
+    settings = tuple((key, json.dumps(value)) for key, value in compared.items())
     return Score(
-        path,
-        spec.env,
-        spec.algo,
-        spec.noise,
-        spec.seed,
-        spec.n_timesteps,
-        state,
-        score,
-        reason,
-        _flat(settings),
+        path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps, state, score, reason, settings
     )
 
 
