@@ -300,11 +300,10 @@ def sweep(options: Sweep, command: str) -> int:
         soft_wrap=True,
     )
     if options.dry_run:
+        done = {job.path for job in plan.done}
         for job in plan.jobs:
-            state = "done" if job in plan.done else "to do"
-            console.print(
-                f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps", markup=False, soft_wrap=True
-            )
+            state = "done" if job.path in done else "to do"
+            print(f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps")
         console.print("Dry run: nothing was trained or written.")
         return 0
     failures: dict[str, str] = {}

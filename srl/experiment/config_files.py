@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ class ConfigFile:
         """The first mistake that pydantic found, with its place in the file."""
         keys, message = first_mistake(error)
         return self.error([*prefix, *keys], message)
+
+
+def read_config(path: Path) -> ConfigFile:
+    """A file, read once as long as it does not change: a sweep asks for the same one for each of its cells.
+
+    :raises UserError: As :class:`ConfigFile`.
+    """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    return _read_config(path, changed)
+
+
+@lru_cache(maxsize=16)
+def _read_config(path: Path, changed: int) -> ConfigFile:
+    return ConfigFile(path)
 
 
 def first_mistake(error: ValidationError) -> tuple[list[str | int], str]:

@@ -22,7 +22,7 @@ from pydantic import (
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm
-from srl.experiment.config_files import ConfigFile, configs_dir, first_mistake
+from srl.experiment.config_files import configs_dir, first_mistake, read_config
 
 _ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 
@@ -243,7 +243,7 @@ def resolve_hyperparams(
     :return: The hyperparameters, the number of training steps, and lines to tell the user.
     :raises UserError: For a mistake in the file or an override, saying where.
     """
-    file = ConfigFile(configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml")
+    file = read_config(configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml")
     notes = []
     key = env_id if env_id in file.data else "atari" if is_atari(env_id) else "default"
     if key == "default":
