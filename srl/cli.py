@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"srl: {error}", file=sys.stderr)
         status = MISTAKE
     except KeyboardInterrupt:
-        print("srl: stopped. The same command goes on where it was stopped.", file=sys.stderr)
+        what = "finishes the sweep" if words[:1] == ["sweep"] else "starts the run again"
+        print(f"srl: stopped. The same command {what}.", file=sys.stderr)
         status = STOPPED
     except BrokenPipeError:
         status = STOPPED
@@ -200,7 +201,7 @@ def _split(values: Sequence[str]) -> list[str] | None:
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.experiment.progress import RunDisplay
-    from srl.experiment.spec import check_action_space, make_run_spec
+    from srl.experiment.spec import check_run, make_run_spec
     from srl.experiment.store import RunDirectory
 
     console = _console()
@@ -220,7 +221,7 @@ def train(options: Train, command: str) -> int:
     )
     path = options.out or Path("runs") / spec.path
     there = RunDirectory(path).compare(spec)
-    check_action_space(spec)
+    check_run(spec)
     for note in notes:
         console.print(note, markup=False)
     if there == "done":

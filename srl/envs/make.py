@@ -93,12 +93,22 @@ def check_env(spec: EnvSpec) -> spaces.Space[Any]:
 
     :param spec: What to make.
     :return: The action space that the algorithm will see.
+    :raises UserError: As :func:`check_spaces`.
+    """
+    return check_spaces(spec)[1]
+
+
+def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
+
+    :param spec: What to make.
+    :return: The observation space and the action space that the algorithm will see.
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
         take ``env_kwargs``, or does not go with the bins, the frame stack or the normalisation.
     """
     venv = _make_stack(spec, n_envs=1, seed=spec.seed)
     venv.close()
-    return venv.action_space
+    return venv.observation_space, venv.action_space
 
 
 def make_train_env(spec: EnvSpec, monitor_dir: str | None = None) -> VecEnv:
@@ -155,6 +165,8 @@ def _make_stack(
             venv = VecNormalize(venv, training=training, **_normalize_arguments(spec, training))
         # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
+    except UserError:
+        raise
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         # So SB3's wrappers and environments' constructors refuse what does not go together.
         raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error

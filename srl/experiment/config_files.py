@@ -128,7 +128,7 @@ def first_mistake(error: ValidationError) -> tuple[list[str | int], str]:
         message = "there is no such key."
     elif detail["type"] == "missing":
         message = "is missing."
-    else:
+    elif detail["loc"]:
         message = f"{detail['input']!r}: {message}"
     return list(detail["loc"]), message
 

@@ -274,7 +274,8 @@ def resolve_hyperparams(
         keys, message = first_mistake(error)
         known = FAMILIES[algorithm.family].model_fields
         hint = nearest(str(keys[0]), known) if keys and keys[0] not in known else ""
-        raise UserError(f"Hyperparameter {'.'.join(map(str, keys))}: {message}{hint}") from None
+        where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"
+        raise UserError(f"{where}: {message}{hint}") from None
 
 
 def _positive_steps(value: Any) -> int:

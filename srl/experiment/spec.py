@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from gymnasium import spaces
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from stable_baselines3.common.preprocessing import is_image_space
 
-from srl.envs import EnvSpec, check_env, parse_noise, resolve_env_id
+from srl.envs import EnvSpec, parse_noise, resolve_env_id
+from srl.envs.make import check_spaces
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
@@ -172,12 +174,24 @@ def make_run_spec(
     return spec, ([renamed] if renamed else []) + notes
 
 
-def check_action_space(spec: RunSpec) -> None:
-    """Make the run's environment once and see that the algorithm can act in it.
+def check_run(spec: RunSpec) -> None:
+    """Make the run's environment once and see that the policy and the algorithm go with it.
 
-    :raises UserError: If the environment cannot be made, or the algorithm needs discretised actions.
+    :raises UserError: If the environment cannot be made, its observations need another policy, or the
+        algorithm needs discretised actions.
     """
-    action_space = check_env(spec.env_spec())
+    observation_space, action_space = check_spaces(spec.env_spec())
+    policy = spec.hyperparams.policy
+    fitting = ["MlpPolicy"]
+    if isinstance(observation_space, spaces.Dict):
+        fitting = ["MultiInputPolicy"]
+    elif is_image_space(observation_space):
+        fitting += ["CnnPolicy"]
+    if policy not in fitting:
+        raise UserError(
+            f"{policy} does not go with the observations of {spec.env}, {observation_space}. Use "
+            f"--hyperparams policy={fitting[-1]}."
+        )
     if isinstance(action_space, spaces.Box) and spec.hyperparams.beta != 0:
         raise UserError(
             f"{spec.algorithm.label} with beta={spec.hyperparams.beta:g} needs the probability of an action, "

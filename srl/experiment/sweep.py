@@ -18,7 +18,7 @@ from srl.experiment.algorithms import get_algorithm
 from srl.experiment.config_files import ConfigFile
 from srl.experiment.engines import Engine, Job
 from srl.experiment.hyperparams import Positive, Strict
-from srl.experiment.spec import RunSpec, check_action_space, make_run_spec
+from srl.experiment.spec import RunSpec, check_run, make_run_spec
 from srl.experiment.store import (
     PLAN,
     PlannedRun,
@@ -160,12 +160,14 @@ def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec
         if count > 1:
             cell = Path(path).parent
             raise UserError(f"{cell} stands more than once; name each environment, algorithm and noise once.")
-    checked = set()
+    # Making environments takes time, and most cells differ in what does not matter to them
+    kinds = {}
     for spec in specs:
-        kind = (spec.env, spec.bins, spec.hyperparams.beta != 0, spec.hyperparams.frame_stack)
-        if kind not in checked:
-            check_action_space(spec)
-            checked.add(kind)
+        hyperparams = spec.hyperparams
+        kind = (spec.env, spec.bins, hyperparams.beta != 0, hyperparams.policy, hyperparams.frame_stack)
+        kinds[kind] = spec
+    for spec in kinds.values():
+        check_run(spec)
     # The rest of a spec does not depend on the seed
     return [spec.model_copy(update={"seed": seed}) for seed in options.seeds for spec in specs], list(notes)
 
