@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections import Counter
@@ -252,8 +253,6 @@ def train(options: Train, command: str) -> int:
 
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
-    import os
-
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.local import LocalEngine
     from srl.experiment.estimate import estimate
@@ -262,7 +261,9 @@ def sweep(options: Sweep, command: str) -> int:
 
     console = _console()
     config = find_sweep(options.config)
-    n_jobs = len(os.sched_getaffinity(0)) if options.jobs is None else options.jobs
+    # Where the system tells, the cores that this process may use
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_jobs = cores if options.jobs is None else options.jobs
     if n_jobs < 1:
         raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
     sweep_options = load_sweep(

@@ -47,8 +47,10 @@ ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
 
-#: What an attempt at a run leaves behind, and the next attempt begins without.
+#: What an attempt at a run leaves behind, and the next attempt begins without; hidden files are those that
+#: it had not finished writing.
 _OUTPUTS = (
+    ".*",
     "progress.csv",
     "events.out.tfevents.*",
     EVALUATIONS,
