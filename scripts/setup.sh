@@ -190,8 +190,8 @@ explain_failure() { # output
 announce() {
     say "making .venv with Python $python_version; downloading and installing takes some minutes, this once"
     if [[ $(uname -s) == Linux && ! -e /dev/nvidiactl && -z ${PIP_EXTRA_INDEX_URL:-}${PIP_INDEX_URL:-} ]]; then
-        say "no NVIDIA GPU seen. PyPI's torch for Linux brings CUDA along (some GB); to get the small CPU build:"
-        say "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu $again"
+        say "no NVIDIA GPU seen. The package index's torch for Linux may bring CUDA along (some GB); PyTorch's"
+        say "installation page names an index with a small CPU build: PIP_EXTRA_INDEX_URL=THAT_INDEX $again"
     fi
 }
 
