@@ -353,8 +353,8 @@ def _print_report(root: Path, console: Console) -> None:
     from srl.report.table import make_report, rich_table, write_report
 
     made = make_report(root)
-    files = write_report(made, root)
     console.print(rich_table(made))
     for note in made.notes:
         console.print(note, markup=False, soft_wrap=True)
+    files = write_report(made, root)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

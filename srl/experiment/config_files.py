@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,16 @@ class ConfigFile:
         what = f", key {'.'.join(map(str, keys))}" if keys else ""
         return UserError(f"{self.path}{where}{what}: {message}")
 
-    def validation_error(self, error: ValidationError, prefix: Sequence[str | int] = ()) -> UserError:
-        """The first mistake that pydantic found, with its place in the file."""
-        keys, message = first_mistake(error)
+    def validation_error(
+        self, error: ValidationError, known: Iterable[str], prefix: Sequence[str | int] = ()
+    ) -> UserError:
+        """The first mistake that pydantic found, with its place in the file.
+
+        :param error: What pydantic found.
+        :param known: The keys that would have been right.
+        :param prefix: The keys above those that pydantic saw.
+        """
+        keys, message = first_mistake(error, known)
         return self.error([*prefix, *keys], message)
 
 
@@ -120,12 +127,16 @@ def _read_config(path: Path, changed: int) -> ConfigFile:
     return ConfigFile(path)
 
 
-def first_mistake(error: ValidationError) -> tuple[list[str | int], str]:
-    """Where pydantic found the first mistake, and what it says of it with the value."""
+def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[list[str | int], str]:
+    """Where pydantic found the first mistake, and what it says of it with the value.
+
+    :param error: What pydantic found.
+    :param known: The keys that would have been right, to name the nearest.
+    """
     detail = error.errors()[0]
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        message = "there is no such key."
+        message = "there is no such key." + nearest(str(detail["loc"][-1]), known)
     elif detail["type"] == "missing":
         message = "is missing."
     elif detail["loc"]:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from srl.envs.registration import is_atari
-from srl.errors import UserError, nearest
+from srl.errors import UserError
 from srl.experiment.algorithms import Algorithm
 from srl.experiment.config_files import configs_dir, first_mistake, read_config
 
@@ -264,18 +264,17 @@ def resolve_hyperparams(
         n_timesteps = _positive_steps(values.pop("n_timesteps", None))
     except ValueError as error:
         raise file.error([key, "n_timesteps"], str(error)) from None
+    known = FAMILIES[algorithm.family].model_fields
     try:
         check_hyperparams(algorithm, values)
     except ValidationError as error:
-        raise file.validation_error(error, [key]) from None
+        raise file.validation_error(error, known, [key]) from None
     try:
         return check_hyperparams(algorithm, values | overrides), n_timesteps, notes
     except ValidationError as error:
-        keys, message = first_mistake(error)
-        known = FAMILIES[algorithm.family].model_fields
-        hint = nearest(str(keys[0]), known) if keys and keys[0] not in known else ""
+        keys, message = first_mistake(error, known)
         where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"
-        raise UserError(f"{where}: {message}{hint}") from None
+        raise UserError(f"{where}: {message}") from None
 
 
 def _positive_steps(value: Any) -> int:

@@ -112,7 +112,8 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
             SweepOptions(**part)
         except ValidationError as error:
             keys = error.errors()[0]["loc"]
-            raise file.validation_error(error, prefix if keys and keys[0] in small else []) from None
+            prefix = prefix if keys and keys[0] in small else []
+            raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
     values |= small if quick else {}
     for key, value in changes.items():
         if isinstance(value, dict):
