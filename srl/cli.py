@@ -24,7 +24,8 @@ FAILED, MISTAKE, STOPPED = 1, 2, 130
 
 @dataclass
 class LossOptions:
-    """The symmetric loss, and other hyperparameters, before those of the hyperparameter file."""
+    """The symmetric loss, and other hyperparameters, before those of the hyperparameter file. In a sweep,
+    alpha, beta, z, reverse_loss and importance_weighting go to the symmetric algorithms alone."""
 
     alpha: float | None = None
     """Weight of the policy loss."""

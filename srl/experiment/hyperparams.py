@@ -26,7 +26,10 @@ from srl.experiment.config_files import configs_dir, first_mistake, read_config
 
 _ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 
-#: The settings of a run that stand in a hyperparameter file beside the algorithm's own.
+#: Hyperparameters that mean something only with a reverse loss.
+_REVERSE_LOSS = ("beta", "z", "reverse_loss", "importance_weighting")
+
+#: What an entry's ``profiles`` can name: the default, and the settings of the authors' scripts.
 PROFILES = ("controlled", "authors")
 
 
@@ -213,6 +216,16 @@ class PPOHyperparams(Hyperparams):
 FAMILIES: dict[str, type[Hyperparams]] = {"a2c": A2CHyperparams, "ppo": PPOHyperparams}
 
 
+def of_family(family: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters without those that only other families have, for a sweep over several."""
+    others = {name for model in FAMILIES.values() for name in model.model_fields}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in FAMILIES[family].model_fields or name not in others
+    }
+
+
 def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperparams:
     """Complete and check an algorithm's hyperparameters.
 
@@ -222,11 +235,12 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperpara
     :raises UserError: For a reverse loss in an algorithm without one.
     """
     if not algorithm.symmetric:
-        if values.get("beta", 0) != 0:
-            raise UserError(
-                f"beta={values['beta']}: {algorithm.label} has no reverse loss. Use "
-                f"{'d' * algorithm.discretised}s{algorithm.family}, or leave beta out."
-            )
+        for name in _REVERSE_LOSS:
+            if name in values and (name, values[name]) != ("beta", 0):
+                raise UserError(
+                    f"{name}={values[name]}: {algorithm.label} has no reverse loss. Use "
+                    f"{'d' * algorithm.discretised}s{algorithm.family}, or leave {name} out."
+                )
         values = {"alpha": 1.0, **values, "beta": 0.0}
     return FAMILIES[algorithm.family](**values)
 

@@ -17,7 +17,7 @@ from srl.errors import UserError
 from srl.experiment.algorithms import get_algorithm
 from srl.experiment.config_files import ConfigFile
 from srl.experiment.engines import Engine, Job
-from srl.experiment.hyperparams import Positive, Strict
+from srl.experiment.hyperparams import Positive, Strict, of_family
 from srl.experiment.spec import RunSpec, check_run, make_run_spec
 from srl.experiment.store import (
     PLAN,
@@ -70,7 +70,7 @@ class SweepOptions(Strict):
     n_eval_episodes: Positive = 10
     bins: Annotated[int, Field(ge=2)] | None = None
     profile: str = "controlled"
-    #: Hyperparameters of every run.
+    #: Hyperparameters of every run; those that only one family has go to that one.
     overrides: dict[str, Any] = Field(default_factory=dict)
     #: Hyperparameters of the symmetric algorithms alone.
     symmetric_overrides: dict[str, Any] = Field(default_factory=dict)
@@ -153,7 +153,7 @@ def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec
             device=device,
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
-            overrides=overrides,
+            overrides=of_family(algorithm.family, overrides),
         )
         notes |= dict.fromkeys(lines)
         specs.append(spec)
