@@ -254,6 +254,8 @@ def train(options: Train, command: str) -> int:
 
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
+    # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
+    import srl.report.table  # noqa: F401
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.local import LocalEngine
     from srl.experiment.estimate import estimate
