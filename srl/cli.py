@@ -52,7 +52,10 @@ class LossOptions:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def others(self) -> dict[str, Any]:
-        """The other hyperparameters that were given."""
+        """The other hyperparameters that were given.
+
+        :raises UserError: If one does not parse, or stands twice.
+        """
         values: dict[str, Any] = {}
         for text in self.hyperparams:
             name, equals, value = text.partition("=")
@@ -64,6 +67,10 @@ class LossOptions:
                 values[name] = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise UserError(f"--hyperparams {text}: {value!r} is not a YAML value.") from None
+        for name in values.keys() & vars(self).keys():
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"{name} stands twice: as --{option} and in --hyperparams.")
         for name in ("advantage_transform", "advantage_flip_prob"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
@@ -106,13 +113,13 @@ class Sweep:
     config: tyro.conf.Positional[Path]
     """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
-    envs: tuple[str, ...] = ()
+    envs: tuple[str, ...] | None = None
     """Environments in place of the file's."""
-    algos: tuple[str, ...] = ()
+    algos: tuple[str, ...] | None = None
     """Algorithms in place of the file's."""
-    noise: tuple[str, ...] = ()
+    noise: tuple[str, ...] | None = None
     """Reward noises in place of the file's."""
-    seeds: tuple[str, ...] = ()
+    seeds: tuple[str, ...] | None = None
     """Seeds in place of the file's: numbers, or ranges without their end, as 10000:10005."""
     timesteps: int | None = None
     """Training steps of every run."""
@@ -195,9 +202,14 @@ def _check_given_once(words: Sequence[str]) -> None:
             raise UserError(f"{option} stands {count} times. Name all its values after one {option}.")
 
 
-def _split(values: Sequence[str]) -> list[str] | None:
-    """Values that may be separated by commas too; None for none."""
-    return [part for value in values for part in value.split(",") if part] or None
+def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
+    """An option's values, which may be separated by commas too; None for an option that was not given."""
+    if values is None:
+        return None
+    parts = [part for value in values for part in value.split(",") if part]
+    if not parts:
+        raise UserError(f"{option}: at least one value is needed.")
+    return parts
 
 
 def train(options: Train, command: str) -> int:
@@ -272,10 +284,10 @@ def sweep(options: Sweep, command: str) -> int:
     sweep_options = load_sweep(
         config,
         quick=options.quick,
-        envs=_split(options.envs),
-        algos=_split(options.algos),
-        noise=_split(options.noise),
-        seeds=_split(options.seeds),
+        envs=_split("--envs", options.envs),
+        algos=_split("--algos", options.algos),
+        noise=_split("--noise", options.noise),
+        seeds=_split("--seeds", options.seeds),
         n_timesteps=options.timesteps,
         bins=options.loss.bins,
         profile=options.profile,

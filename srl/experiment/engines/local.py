@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Generator, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -92,11 +93,20 @@ def _stop_in_order(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def _end_with_the_sweep() -> None:
+    """End this run when the sweep is gone, however it went, so that the same command can train it again."""
+    sweep = parent_process()
+    if sweep is not None:
+        wait([sweep.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _work(path: Path, spec: RunSpec, command: str) -> None:
     """The process of one run: what it prints goes into its folder."""
     # Ctrl-C reaches the whole process group; the sweep ends its runs in order by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop_in_order)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     path.mkdir(parents=True, exist_ok=True)
     log = os.open(path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
