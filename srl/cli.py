@@ -65,7 +65,7 @@ class LossOptions:
                 raise UserError(f"--hyperparams {name}: stands twice.")
             try:
                 values[name] = yaml.safe_load(value)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):
                 raise UserError(f"--hyperparams {text}: {value!r} is not a YAML value.") from None
         for name in values.keys() & vars(self).keys():
             if getattr(self, name) is not None:

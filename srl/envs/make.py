@@ -167,8 +167,8 @@ def _make_stack(
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
     except UserError:
         raise
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        # So SB3's wrappers and environments' constructors refuse what does not go together.
+    except Exception as error:
+        # SB3's wrappers and environments' constructors refuse what does not go together in any way they like
         raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error
 
 

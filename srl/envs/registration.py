@@ -125,7 +125,7 @@ def _import_module_of(env_id: str) -> tuple[str, str]:
     if colon:
         try:
             importlib.import_module(module)
-        except (ImportError, ValueError) as error:  # ValueError: the module's name is empty
+        except Exception as error:  # a module can fail in any way
             raise UserError(f"{env_id} needs the module {module!r}: {_one_line(error)}") from error
     return module + colon, name
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -63,6 +65,8 @@ class Evaluation(EvalCallback):
 
     def _evaluate(self) -> bool:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
+        # An environment may draw from the global generators, and training goes on from them
+        python_state, numpy_state = random.getstate(), np.random.get_state()
         with th.random.fork_rng(devices=devices), replacing(self._directory / EVALUATIONS) as temporary:
             th.manual_seed(self._spec.seed + _EVALUATION_STREAM + len(self.evaluations_timesteps))
             # np.savez, in SB3's callback, adds the ending
@@ -71,6 +75,8 @@ class Evaluation(EvalCallback):
             proceed = super()._on_step()
             self.in_progress = False
             os.replace(self.log_path + ".npz", temporary)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         return proceed
 
 
@@ -78,6 +84,12 @@ class FiniteTraining(BaseCallback):
     """Ends a run whose loss has become NaN or infinite."""
 
     def _on_rollout_start(self) -> None:
+        self._check()
+
+    def _on_training_end(self) -> None:
+        self._check()
+
+    def _check(self) -> None:
         for name, value in self.logger.name_to_value.items():
             if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value} after an update; the network is lost")

@@ -26,6 +26,15 @@ def configs_dir() -> Path:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe loading, without YAML 1.1's numbers in base 60, which make 65 of ``1:5``."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        is_number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return "tag:yaml.org,2002:str" if kind is yaml.ScalarNode and is_number and ":" in value else tag
+
+
 class ConfigFile:
     """A YAML file, read by safe loading alone, that knows the line of each of its keys.
 
@@ -42,9 +51,13 @@ class ConfigFile:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
         try:
-            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
-            self._check_unique(self._root)
-            data = yaml.safe_load(text)
+            self._root = yaml.compose(text, Loader=_Loader)
+            self._check_keys(self._root, set())
+            data = yaml.load(text, Loader=_Loader)
+        except UserError:
+            raise
+        except RecursionError:
+            raise UserError(f"{path}: nested too deeply, or within itself.") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -64,21 +77,28 @@ class ConfigFile:
         )
         return f" {self.path.parent} holds {', '.join(names)}." if names else ""
 
-    def _check_unique(self, node: yaml.Node | None) -> None:
+    def _check_keys(self, node: yaml.Node | None, visited: set[int]) -> None:
+        """See that keys are text and stand once; what an anchor names is visited once."""
+        if node is None or id(node) in visited:
+            return
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                self._check_unique(item)
+                self._check_keys(item, visited)
         if isinstance(node, yaml.MappingNode):
-            seen: dict[Any, int] = {}
+            seen: dict[str, int] = {}
             for key, value in node.value:
                 line = key.start_mark.line + 1
+                if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                    written = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    raise UserError(f"{self.path}, line {line}: the key {written} is no text. Quote it.")
                 if key.value in seen and key.value != "<<":
                     raise UserError(
                         f"{self.path}, line {line}: the key {key.value!r} stands twice, first in line "
                         f"{seen[key.value]}. Remove one."
                     )
                 seen[str(key.value)] = line
-                self._check_unique(value)
+                self._check_keys(value, visited)
 
     def line(self, keys: Sequence[str | int]) -> int | None:
         """The line, from 1, of the key at the end of a path of keys; of its nearest parent if it has none."""
@@ -176,7 +196,10 @@ def find_sweep(path: Path) -> Path:
     """
     shipped = configs_dir() / "sweeps"
     for candidate in (path, configs_dir().parent / path, shipped / path, shipped / f"{path}.yml"):
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:
+            raise UserError(f"{candidate}: {error.strerror}.") from None
     known = [file.stem for file in sorted(shipped.glob("*.yml"))]
     raise UserError(f"{path}: there is no such sweep. Known: {', '.join(known)}.{nearest(path.stem, known)}")

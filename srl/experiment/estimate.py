@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -95,7 +96,8 @@ def measure(spec: RunSpec) -> Speed:
 
 
 def _measure_into(connection: Connection, spec: RunSpec) -> None:
-    connection.send(measure(spec))
+    with suppress(Exception):  # its run will fail in the same way and say why
+        connection.send(measure(spec))
 
 
 def estimate(
@@ -142,7 +144,7 @@ def estimate(
             if receiver.poll(max(_PATIENCE - (time.monotonic() - began), 0)):
                 speeds[key] = receiver.recv()
         except EOFError:
-            pass  # its run will fail and say why
+            pass  # it could not be measured
         process.kill()
         process.join()
         receiver.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -70,11 +71,19 @@ def _schedule(value: Any) -> Any:
     return number
 
 
+def _not_zero(value: Any) -> Any:
+    if value == 0:
+        raise ValueError("must be above 0")
+    return value
+
+
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 Positive = Annotated[WholeNumber, Field(ge=1)]
 Number = Annotated[float, BeforeValidator(_number)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
 Schedule = Annotated[float | str, BeforeValidator(_schedule)]
+
+PositiveSchedule = Annotated[float | str, BeforeValidator(_schedule), AfterValidator(_not_zero)]
 
 
 class Strict(BaseModel):
@@ -201,8 +210,8 @@ class PPOHyperparams(Hyperparams):
     normalize_advantage: bool = True
     batch_size: Positive = 64
     n_epochs: Positive = 10
-    clip_range: Schedule = 0.2
-    clip_range_vf: Schedule | None = None
+    clip_range: PositiveSchedule = 0.2
+    clip_range_vf: PositiveSchedule | None = None
     target_kl: Annotated[Number, Field(gt=0)] | None = None
     importance_weighting: bool = True
 

@@ -115,7 +115,10 @@ def train_run(
     :raises UserError: If the folder does not fit.
     """
     directory = RunDirectory(path)
-    with directory.claimed(spec):
+    with directory.claimed(spec) as there:
+        finished = directory.read_status()
+        if there == "done" and finished is not None:
+            return finished  # by another process since it was planned
         started = time.time()
         status = Status(
             state="running",
@@ -170,7 +173,11 @@ def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
             )
         except Exception as error:
             # A training step that fails is not counted yet
-            in_step = isinstance(error, NonFiniteError) and not evaluation.in_progress
+            in_step = (
+                isinstance(error, NonFiniteError)
+                and not evaluation.in_progress
+                and "at reset" not in str(error)
+            )
             step = model.num_timesteps + (env.num_envs if in_step else 0)
             where = "in the evaluation at step" if evaluation.in_progress else "at step"
             raise RunFailed(f"{_in_one_line(error)} ({where} {step:,})") from error

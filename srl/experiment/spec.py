@@ -58,6 +58,11 @@ class RunSpec(Strict):
     env_backend: Literal["gymnasium"] = "gymnasium"
     hyperparams: SerializeAsAny[Hyperparams]
 
+    @field_validator("algo")
+    @classmethod
+    def _canonical_algo(cls, value: str) -> str:
+        return get_algorithm(value).name
+
     @field_validator("noise")
     @classmethod
     def _canonical_noise(cls, value: str) -> str:
@@ -151,6 +156,8 @@ def make_run_spec(
         algorithm, env_id, overrides=overrides or {}, profile=profile
     )
     atari = is_atari(env_id)
+    if hyperparams.env_wrapper and not atari:
+        raise UserError(f"env_wrapper={hyperparams.env_wrapper[0]}: {env_id} is no Atari game. Leave it out.")
     try:
         spec = RunSpec(
             algo=algorithm.name,
@@ -192,6 +199,8 @@ def check_run(spec: RunSpec) -> None:
             f"{policy} does not go with the observations of {spec.env}, {observation_space}. Use "
             f"--hyperparams policy={fitting[-1]}."
         )
+    if spec.hyperparams.use_sde and not isinstance(action_space, spaces.Box):
+        raise UserError(f"use_sde=True needs a Box action space, and {spec.env} has {action_space} here.")
     if isinstance(action_space, spaces.Box) and spec.hyperparams.beta != 0:
         raise UserError(
             f"{spec.algorithm.label} with beta={spec.hyperparams.beta:g} needs the probability of an action, "

@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from srl.errors import UserError
+from srl.experiment.algorithms import get_algorithm
 from srl.experiment.config_files import first_mistake
 from srl.experiment.spec import RunSpec
 
@@ -47,10 +48,8 @@ ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
 
-#: What an attempt at a run leaves behind, and the next attempt begins without; hidden files are those that
-#: it had not finished writing.
+#: What an attempt at a run leaves behind, and the next attempt begins without.
 _OUTPUTS = (
-    ".*",
     "progress.csv",
     "events.out.tfevents.*",
     EVALUATIONS,
@@ -59,6 +58,8 @@ _OUTPUTS = (
     MONITOR,
     ERROR,
     VERSIONS,
+    # What it had not finished writing, see `replacing`
+    *(f".{name}.*" for name in (SPEC, STATUS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR, VERSIONS)),
 )
 
 #: The plan of a sweep, in its folder: which runs there are to be.
@@ -170,7 +171,13 @@ class RunDirectory:
         except Exception as error:  # zipfile, zlib and numpy each have their own
             raise UserError(f"{file}: damaged: {error}") from None
         timesteps, results = evaluations.get("timesteps"), evaluations.get("results")
-        if timesteps is None or results is None or results.ndim != 2 or len(results) != len(timesteps):
+        if (
+            timesteps is None
+            or results is None
+            or (timesteps.ndim, results.ndim) != (1, 2)
+            or not {timesteps.dtype.kind, results.dtype.kind} <= set("fiu")
+            or len(results) != len(timesteps)
+        ):
             raise UserError(f"{file}: not what SB3's EvalCallback writes.")
         if len(results) == 0 or results.shape[1] == 0:
             raise UserError(f"{file}: holds no evaluation.")
@@ -201,24 +208,35 @@ class RunDirectory:
         status = self.read_status()
         if status is None or status.state != "done":
             return "unfinished"
+        try:
+            self.read_evaluations()
+        except UserError:
+            return "unfinished"  # damaged since: its score is lost
         return "done"
 
     @contextmanager
-    def claimed(self, spec: RunSpec) -> Iterator[None]:
+    def claimed(self, spec: RunSpec) -> Iterator[Literal["new", "unfinished", "done"]]:
         """Make the folder this process' for one attempt at a run, rid of what an earlier attempt left.
 
+        :return: A context that yields what :meth:`compare` says; of a finished run nothing is removed.
         :raises UserError: If another process is at it, or it does not fit the spec.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a+") as lock:
             if not _acquire(lock):
-                raise UserError(f"{self.path}: another process is training this run. Wait for it, or end it.")
-            if self.compare(spec) == "new":
+                status = self.read_status()
+                who = f" (process {status.pid} on {status.host})" if status and status.pid else ""
+                raise UserError(
+                    f"{self.path}: another process{who} is training this run. Wait for it, or end it."
+                )
+            there = self.compare(spec)
+            if there == "new":
                 write_text(self.path / SPEC, spec.model_dump_json(indent=1) + "\n")
-            for pattern in _OUTPUTS:
-                for output in self.path.glob(pattern):
-                    shutil.rmtree(output) if output.is_dir() else output.unlink()
-            yield
+            if there == "unfinished":
+                for pattern in _OUTPUTS:
+                    for output in self.path.glob(pattern):
+                        shutil.rmtree(output) if output.is_dir() else output.unlink()
+            yield there
 
     @property
     def in_progress(self) -> bool:
@@ -275,11 +293,16 @@ def read_plan(root: Path) -> list[PlannedRun]:
     """
     file = root / PLAN
     try:
-        return [PlannedRun(**run) for run in json.loads(file.read_text(encoding="utf-8"))["runs"]]
+        runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+        plan = TypeAdapter(list[PlannedRun]).validate_python(runs)
+        for run in plan:
+            get_algorithm(run.algo)
+        return plan
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{file}: not the plan of a sweep: {error!r}. Remove it to go on without.") from None
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not the plan of a sweep: {what}. Remove it to go on without.") from None
 
 
 def check_writable(path: Path) -> None:
@@ -287,12 +310,12 @@ def check_writable(path: Path) -> None:
 
     :raises UserError: If it is a file or lies below one, or may not be written.
     """
-    nearest_existing = path
-    while not nearest_existing.exists():
-        nearest_existing = nearest_existing.parent
-    if not nearest_existing.is_dir():
-        raise UserError(f"{nearest_existing} is a file, and a folder is needed. Name another with --out.")
     try:
+        nearest_existing = path
+        while not nearest_existing.exists():
+            nearest_existing = nearest_existing.parent
+        if not nearest_existing.is_dir():
+            raise UserError(f"{nearest_existing} is a file, and a folder is needed. Name another with --out.")
         # Permissions alone do not tell: the file system may be mounted read-only
         with tempfile.TemporaryFile(dir=nearest_existing):
             pass

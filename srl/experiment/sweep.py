@@ -29,6 +29,9 @@ from srl.experiment.store import (
     write_text,
 )
 
+#: Options of the command line that are named otherwise than the keys of a sweep's file.
+_OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
+
 
 def parse_seeds(texts: Sequence[str | int]) -> list[int]:
     """Seeds from numbers and half-open ranges.
@@ -103,6 +106,8 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
     :raises UserError: For a mistake, saying in which line or option.
     """
     file = ConfigFile(path)
+    if quick and "quick" not in file.data:
+        raise UserError(f"{path}: has no small version; --quick needs a key `quick` in it.")
     small = file.data.pop("quick", {})
     if not isinstance(small, dict):
         raise file.error(["quick"], "must be a mapping of the keys that differ in the small version.")
@@ -125,7 +130,9 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
     except ValidationError as error:
         detail = error.errors()[0]
         message = detail["msg"].removeprefix("Value error, ")
-        raise UserError(f"--{str(detail['loc'][0]).replace('_', '-')} {detail['input']}: {message}") from None
+        name = str(detail["loc"][0])
+        option = _OPTIONS.get(name, name).replace("_", "-")
+        raise UserError(f"--{option} {detail['input']}: {message}") from None
 
 
 def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec], list[str]]:
@@ -278,7 +285,7 @@ def _mark_stopped(jobs: Sequence[Job]) -> None:
         directory = RunDirectory(job.path)
         status = directory.read_status()
         # A run that is stopped while it imports or writes can fail in any way, and names that
-        if status is not None and status.state != "done":
+        if status is not None and status.state != "done" and not directory.in_progress:
             directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
 
 
@@ -290,6 +297,9 @@ def _settle(directory: RunDirectory, killed: str, began: float) -> str:
     status = directory.read_status()
     if status is not None and status.state == "done":
         return ""
+    if directory.in_progress:
+        # What the folder says is the other process'
+        return "another process is training this run"
     if status is not None and status.state == "failed" and status.ended >= began:
         return status.reason
     reason = killed or f"it ended without saying why; see {directory.path / 'output.log'}"

@@ -13,7 +13,7 @@ import numpy as np
 
 from srl.errors import UserError
 from srl.experiment.spec import RunSpec
-from srl.experiment.store import RunDirectory, find_runs, flatten, read_plan
+from srl.experiment.store import PLAN, RunDirectory, find_runs, flatten, read_plan
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "env_backend"}
@@ -66,14 +66,34 @@ def read_scores(root: Path) -> tuple[list[Score], list[str]]:
         if spec is not None:
             scores.append(_read_score(directory, spec, path))
     there = {score.path for score in scores}
-    for run in read_plan(root):
-        if run.path not in there:
-            scores.append(
-                Score(run.path, run.env, run.algo, run.noise, run.seed, run.n_timesteps, state="missing")
-            )
+    scores = _without_copies(scores, unreadable)
+    for file in sorted(root.rglob(PLAN)):
+        folder = file.parent.relative_to(root)
+        try:
+            plan = read_plan(file.parent)
+        except UserError as error:
+            unreadable.append(str(error))
+            continue
+        for run in plan:
+            path = (folder / run.path).as_posix()
+            if path not in there:
+                score = Score(path, run.env, run.algo, run.noise, run.seed, run.n_timesteps, state="missing")
+                scores.append(score)
     if not scores:
         raise UserError("\n".join([f"{root} holds no runs.", *unreadable]))
     return scores, unreadable
+
+
+def _without_copies(scores: Sequence[Score], notes: list[str]) -> list[Score]:
+    """The same run in several folders counts once: the first that is done, else the first."""
+    runs: dict[tuple[int, tuple[tuple[str, str], ...]], Score] = {}
+    for score in scores:
+        first = runs.setdefault((score.seed, score.settings), score)
+        if first is not score:
+            kept, left = (score, first) if score.state == "done" != first.state else (first, score)
+            runs[score.seed, score.settings] = kept
+            notes.append(f"{left.path}: left out, the same run as {kept.path}.")
+    return list(runs.values())
 
 
 def _read_score(directory: RunDirectory, spec: RunSpec, path: str) -> Score:
@@ -88,9 +108,7 @@ def _read_score(directory: RunDirectory, spec: RunSpec, path: str) -> Score:
         try:
             evaluations = directory.read_evaluations()
             score = float(np.mean(evaluations["results"][-1]))
-            if int(evaluations["timesteps"][-1]) + spec.eval_freq < spec.n_timesteps or not np.isfinite(
-                score
-            ):
+            if int(evaluations["timesteps"][-1]) < spec.n_timesteps or not np.isfinite(score):
                 raise UserError("the final evaluation is missing.")
         except UserError as error:
             state, reason, score = "damaged", str(error), float("nan")
@@ -155,10 +173,17 @@ def group(scores: Sequence[Score]) -> list[Cell]:
     for place, members in places.items():
         # What is missing has no settings: it belongs to the first variant
         settings = list(dict.fromkeys(score.settings for score in members if score.settings)) or [()]
-        differing = {key for key, value in settings[0] for other in settings if dict(other).get(key) != value}
+        differing = dict.fromkeys(
+            key
+            for one in settings
+            for key, value in one
+            for other in settings
+            if dict(other).get(key) != value
+        )
         for setting in settings:
+            values = dict(setting)
             variant = ", ".join(
-                f"{key.rpartition('.')[2]}={value}" for key, value in setting if key in differing
+                f"{key.rpartition('.')[2]}={values[key]}" for key in differing if key in values
             )
             own = [s for s in members if s.settings == setting or (not s.settings and setting == settings[0])]
             cells.append(Cell(*place, variant, tuple(sorted(own, key=lambda score: score.seed))))

@@ -131,7 +131,10 @@ def _figure(mean: float, standard_error: float) -> str:
         return "-"
     # As many decimals as the error deserves
     scale = abs(mean) if math.isnan(standard_error) else max(standard_error, abs(mean) / 1000)
-    decimals = 0 if scale >= 100 else 1 if scale >= 1 else 2
+    if scale >= 1 or scale == 0:
+        decimals = 0 if scale >= 100 else 1
+    else:
+        decimals = min(1 - math.floor(math.log10(scale)), 9)
     error = "" if math.isnan(standard_error) else f" ± {standard_error:.{decimals}f}"
     return f"{mean:.{decimals}f}{error}"
 
