@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -196,10 +197,8 @@ def find_sweep(path: Path) -> Path:
     """
     shipped = configs_dir() / "sweeps"
     for candidate in (path, configs_dir().parent / path, shipped / path, shipped / f"{path}.yml"):
-        try:
+        with suppress(OSError):  # a name too long, a folder that is closed
             if candidate.is_file():
                 return candidate
-        except OSError as error:
-            raise UserError(f"{candidate}: {error.strerror}.") from None
     known = [file.stem for file in sorted(shipped.glob("*.yml"))]
     raise UserError(f"{path}: there is no such sweep. Known: {', '.join(known)}.{nearest(path.stem, known)}")

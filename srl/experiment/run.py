@@ -19,16 +19,15 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 from srl import SA2C, SPPO
 from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
 from srl.errors import UserError
 from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat
+from srl.experiment.policy_options import policy_kwargs
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import (
     ERROR,
@@ -43,22 +42,6 @@ from srl.experiment.store import (
 )
 
 _ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
-_ACTIVATIONS = {
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-_OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
-    "Adam": th.optim.Adam,
-    "AdamW": th.optim.AdamW,
-    "RMSprop": th.optim.RMSprop,
-    "RMSpropTFLike": RMSpropTFLike,
-    "SGD": th.optim.SGD,
-}
-
 #: The packages whose versions a run records.
 RECORDED_PACKAGES = (
     "symmetric-rl", "torch", "stable-baselines3", "gymnasium", "ale-py", "mujoco", "box2d", "numpy",
@@ -85,20 +68,11 @@ def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
     return _ALGORITHM_CLASSES[spec.algorithm.family](
         spec.hyperparams.policy,
         env,
-        policy_kwargs=_policy_kwargs(spec),
+        policy_kwargs=policy_kwargs(spec.hyperparams.policy_kwargs),
         seed=spec.seed,
         device=spec.device,
         **kwargs,
     )
-
-
-def _policy_kwargs(spec: RunSpec) -> dict[str, Any]:
-    kwargs = spec.hyperparams.policy_kwargs.model_dump(exclude_none=True)
-    if "activation_fn" in kwargs:
-        kwargs["activation_fn"] = _ACTIVATIONS[kwargs["activation_fn"]]
-    if "optimizer_class" in kwargs:
-        kwargs["optimizer_class"] = _OPTIMIZERS[kwargs["optimizer_class"]]
-    return kwargs
 
 
 def train_run(

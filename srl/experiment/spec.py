@@ -23,6 +23,7 @@ from srl.experiment.hyperparams import (
     WholeNumber,
     resolve_hyperparams,
 )
+from srl.experiment.policy_options import check_optimizer
 
 #: Values per action dimension that the paper discretises into.
 DEFAULT_BINS = 11
@@ -184,8 +185,8 @@ def make_run_spec(
 def check_run(spec: RunSpec) -> None:
     """Make the run's environment once and see that the policy and the algorithm go with it.
 
-    :raises UserError: If the environment cannot be made, its observations need another policy, or the
-        algorithm needs discretised actions.
+    :raises UserError: If the environment cannot be made, its observations need another policy, the
+        algorithm needs discretised actions, or the optimizer does not take its arguments.
     """
     observation_space, action_space = check_spaces(spec.env_spec())
     policy = spec.hyperparams.policy
@@ -199,6 +200,8 @@ def check_run(spec: RunSpec) -> None:
             f"{policy} does not go with the observations of {spec.env}, {observation_space}. Use "
             f"--hyperparams policy={fitting[-1]}."
         )
+    uses_rmsprop = getattr(spec.hyperparams, "use_rms_prop", False)
+    check_optimizer(spec.hyperparams.policy_kwargs, default="RMSprop" if uses_rmsprop else "Adam")
     if spec.hyperparams.use_sde and not isinstance(action_space, spaces.Box):
         raise UserError(f"use_sde=True needs a Box action space, and {spec.env} has {action_space} here.")
     if isinstance(action_space, spaces.Box) and spec.hyperparams.beta != 0:

@@ -130,7 +130,7 @@ def _figure(mean: float, standard_error: float) -> str:
     if math.isnan(mean):
         return "-"
     # As many decimals as the error deserves
-    scale = abs(mean) if math.isnan(standard_error) else max(standard_error, abs(mean) / 1000)
+    scale = max(standard_error, abs(mean) / 1000) if standard_error > 0 else abs(mean)
     if scale >= 1 or scale == 0:
         decimals = 0 if scale >= 100 else 1
     else:

@@ -119,6 +119,7 @@ def test_hidden_files_of_others_are_never_deleted(tmp_path):
 def test_finished_run_is_not_begun_anew(claimed):
     # Another process may have finished it since a sweep looked
     (claimed.path / "model.zip").write_text("trained for days")
+    np.savez(claimed.path / "evaluations.npz", timesteps=[64], results=[[1.0]], ep_lengths=[[1]])
     claimed.write_status(Status("done"))
     assert claimed.compare(small_spec()) == "done"
     try:

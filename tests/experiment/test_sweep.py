@@ -105,7 +105,7 @@ def change(file, old, new):
         ("n_timesteps: 64", "bins: 1", 5, "key bins: 1"),
         ("n_timesteps: 64", "overrides: 3", 5, "key overrides"),
         ("n_timesteps: 64", "1: 3", 5, "1"),
-        ("n_timesteps: 64", "yes: 3", 5, "True"),
+        ("n_timesteps: 64", "yes: 3", 5, "yes"),
         ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 stands more"),
         ("  n_timesteps: 32", "  n_timestep: 1", 7, "key quick.n_timestep: there is no such key"),
         ("quick:\n  n_timesteps: 32", "quick: 3", 6, "key quick: must be a mapping"),
@@ -241,7 +241,7 @@ def test_exit_status_and_last_lines_say_what_failed(swept):
 
 def test_table_of_the_sweep_counts_what_failed(swept):
     root, outcome = swept
-    assert "8.00 ± 0.00 (n=2)" in outcome.out
+    assert "8.0 ± 0.0 (n=2)" in outcome.out
     assert outcome.out.count("2 failed") == 2
     table = (root / "table.csv").read_text()
     assert f"{FINE},none,64,sppo,,8.0,0.0,2,0,0,0,0,0" in table

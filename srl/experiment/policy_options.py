@@ -1,0 +1,54 @@
+"""The arguments of SB3's policies, from the plain YAML of a hyperparameter file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from torch import nn
+
+from srl.errors import UserError
+from srl.experiment.hyperparams import PolicyOptions
+
+_ACTIVATIONS = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+_OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
+    "Adam": th.optim.Adam,
+    "AdamW": th.optim.AdamW,
+    "RMSprop": th.optim.RMSprop,
+    "RMSpropTFLike": RMSpropTFLike,
+    "SGD": th.optim.SGD,
+}
+
+
+def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
+    """The options with classes in place of their names; those that were not given are left out."""
+    kwargs = options.model_dump(exclude_none=True)
+    if "activation_fn" in kwargs:
+        kwargs["activation_fn"] = _ACTIVATIONS[kwargs["activation_fn"]]
+    if "optimizer_class" in kwargs:
+        kwargs["optimizer_class"] = _OPTIMIZERS[kwargs["optimizer_class"]]
+    return kwargs
+
+
+def check_optimizer(options: PolicyOptions, default: str) -> None:
+    """See that the optimizer takes its arguments.
+
+    :param options: The policy's options.
+    :param default: The optimizer where they name none.
+    :raises UserError: If it does not.
+    """
+    name = options.optimizer_class or default
+    arguments = options.optimizer_kwargs or {}
+    optimizer: Any = _OPTIMIZERS[name]
+    try:
+        optimizer([nn.Parameter(th.zeros(1))], lr=1e-3, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"Hyperparameter policy_kwargs.optimizer_kwargs: {arguments}: {error}.") from None
