@@ -187,6 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = STOPPED
     except BrokenPipeError:
         status = STOPPED
+    except OSError as error:
+        # A full disk, a folder that went away: nothing that is finished is touched
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"srl: {where}{error.strerror or error}. Mend that; the same command goes on.", file=sys.stderr)
+        status = FAILED
     sys.exit(status)
 
 
@@ -216,7 +221,7 @@ def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.experiment.progress import RunDisplay
     from srl.experiment.spec import check_run, make_run_spec
-    from srl.experiment.store import RunDirectory
+    from srl.experiment.store import ERROR, RunDirectory
 
     console = _console()
     spec, notes = make_run_spec(
@@ -251,7 +256,9 @@ def train(options: Train, command: str) -> int:
         with RunDisplay(console, spec) as display:
             train_run(spec, path, command=command, tell=display.update)
     except RunFailed as error:
-        print(f"srl: the run failed: {error}\nIts traceback is in {path / 'error.txt'}.", file=sys.stderr)
+        print(f"srl: the run in {path} failed: {error}", file=sys.stderr)
+        if (path / ERROR).exists():
+            print(f"Its traceback is in {path / ERROR}.", file=sys.stderr)
         return FAILED
     evaluations = RunDirectory(path).read_evaluations()
     final = evaluations["results"][-1]
@@ -343,8 +350,7 @@ def sweep(options: Sweep, command: str) -> int:
     _print_report(root, console)
     if failures:
         print(
-            f"srl: {len(failures)} of {len(plan.to_do)} runs failed; their folders say why in error.txt. The "
-            "same command tries them again.",
+            f"srl: {len(failures)} of {len(plan.to_do)} runs failed. The same command tries them again.",
             file=sys.stderr,
         )
         for path, reason in list(failures.items())[:10]:

@@ -286,3 +286,23 @@ def test_reader_that_goes_away_is_no_error():
     process.wait()
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+@pytest.mark.parametrize("words", [[*TRAIN, "--out", "out"], [*SWEEP, "--out", "out", "--jobs", "1"]])
+def test_disk_that_takes_little_is_named_without_a_traceback_and_the_same_command_goes_on(words, somewhere):
+    command = [str(SRL), *map(str, words), "--timesteps", "32", *map(str, SMALL_WORDS)]
+    # No file over 1 KiB: most writes fail, as on a full disk
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert full.returncode == 1, full.stderr
+    assert "Traceback" not in full.stdout + full.stderr
+    assert "out" in full.stderr
+    assert "File too large" in full.stderr
+    assert "error.txt" not in full.stderr or list(somewhere.rglob("error.txt"))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert list(somewhere.rglob("model.zip"))

@@ -165,7 +165,7 @@ def _make_stack(
             venv = VecNormalize(venv, training=training, **_normalize_arguments(spec, training))
         # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
-    except UserError:
+    except (UserError, OSError):  # a full disk is no mistake in the settings
         raise
     except Exception as error:
         # SB3's wrappers and environments' constructors refuse what does not go together in any way they like

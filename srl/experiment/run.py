@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -230,5 +231,11 @@ def execute(path: Path, spec: RunSpec, command: str) -> int:
         train_run(spec, path, command=command)
     except (RunFailed, UserError) as error:
         print(f"{path}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # before or after training: its folder could not be written
+        print(f"{path}: {error}", file=sys.stderr)
+        now = time.time()
+        with suppress(OSError):
+            RunDirectory(path).write_status(Status("failed", updated=now, ended=now, reason=str(error)))
         return 1
     return 0

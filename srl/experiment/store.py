@@ -88,6 +88,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)  # a failing write does not say of which file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -192,8 +196,8 @@ class RunDirectory:
         check_writable(self.path)
         there = self.read_spec()
         if there is None:
-            # A run's process makes these before it writes the spec
-            foreign = [file.name for file in self.path.glob("[!.]*") if file.name not in (LOCK, LOG)]
+            # A run that ends before it could write its spec leaves these
+            foreign = [file.name for file in self.path.glob("[!.]*") if file.name not in (LOCK, LOG, STATUS)]
             if foreign:
                 raise UserError(
                     f"{self.path} holds {', '.join(sorted(foreign)[:3])} and is no run. Name another folder; "

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -286,7 +287,8 @@ def _mark_stopped(jobs: Sequence[Job]) -> None:
         status = directory.read_status()
         # A run that is stopped while it imports or writes can fail in any way, and names that
         if status is not None and status.state != "done" and not directory.in_progress:
-            directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
+            with suppress(OSError):  # its process is gone, which tells as much
+                directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
 
 
 def _settle(directory: RunDirectory, killed: str, began: float) -> str:
@@ -303,6 +305,8 @@ def _settle(directory: RunDirectory, killed: str, began: float) -> str:
     if status is not None and status.state == "failed" and status.ended >= began:
         return status.reason
     reason = killed or f"it ended without saying why; see {directory.path / 'output.log'}"
-    if directory.path.is_dir():
+    try:
         directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
+    except OSError as error:
+        return f"{reason}; and its folder cannot be written: {error}"
     return reason
