@@ -50,6 +50,22 @@ RECORDED_PACKAGES = (
 )  # fmt: skip
 
 
+def _commit() -> str | None:
+    """The commit of the checkout that srl runs from, marked if it was changed since; None outside of one."""
+    root = Path(__file__).resolve().parent.parent.parent
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    ask = [git, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+#: Asked when this code is loaded: a sweep's processes are forks of one that loaded it at the start, and the
+#: checkout may move on while they train.
+COMMIT = _commit()
+
+
 class RunFailed(Exception):
     """A run ended before its last step; its message is the reason in one line."""
 
@@ -204,22 +220,11 @@ def versions(command: str = "") -> dict[str, Any]:
             packages[name] = None
     return {
         "command": command,
-        "commit": _commit(),
+        "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that srl runs from, marked if it was changed since; None outside of one."""
-    root = Path(__file__).resolve().parent.parent.parent
-    git = shutil.which("git")
-    if git is None or not (root / ".git").exists():
-        return None
-    ask = [git, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None
 
 
 def execute(path: Path, spec: RunSpec, command: str) -> int:
