@@ -256,7 +256,7 @@ def train(options: Train, command: str) -> int:
         with RunDisplay(console, spec) as display:
             train_run(spec, path, command=command, tell=display.update)
     except RunFailed as error:
-        print(f"srl: the run in {path} failed: {error}", file=sys.stderr)
+        print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
         if (path / ERROR).exists():
             print(f"Its traceback is in {path / ERROR}.", file=sys.stderr)
         return FAILED

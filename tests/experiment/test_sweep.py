@@ -361,6 +361,8 @@ def long_sweep(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # The tests may themselves run in the background, where a shell has SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
     try:
