@@ -1,7 +1,8 @@
 """What happens to a minibatch's advantages before they weigh a loss: pure functions of tensors.
 
 The order is flip noise, normalisation, statistics, transform (:func:`prepare_advantages`). Every tensor has
-shape ``(batch_size,)`` unless said otherwise; nothing here waits for the device.
+shape ``(..., batch_size)``, where the dimensions in front stand for the members of a population, each with a
+minibatch of its own; nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ N_ADVANTAGE_BINS = 5
 class PreparedAdvantages(NamedTuple):
     """A minibatch's advantages, ready for the loss, and what happened to them."""
 
-    #: Shape ``(batch_size,)``.
+    #: Shape ``(..., batch_size)``.
     advantages: th.Tensor
-    #: How many advantages changed sign by noise and normalisation; a scalar tensor.
+    #: How many advantages changed sign by noise and normalisation, shape ``(...)``.
     n_sign_changes: th.Tensor
-    #: The largest absolute advantage before the transform; a scalar tensor.
+    #: The largest absolute advantage before the transform, shape ``(...)``.
     abs_max: th.Tensor
 
 
 def flip_advantages(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """Turn ``A`` into ``-A`` where the mask is true.
 
-    :param advantages: Shape ``(batch_size,)``.
-    :param mask: Boolean, shape ``(batch_size,)``.
-    :return: Shape ``(batch_size,)``.
+    :param advantages: Shape ``(..., batch_size)``.
+    :param mask: Boolean, shape ``(..., batch_size)``.
+    :return: Shape ``(..., batch_size)``.
     """
     return th.where(mask, -advantages, advantages)
 
@@ -41,12 +42,13 @@ def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
 
     A minibatch of one, whose standard deviation is not defined, is left as it is.
 
-    :param advantages: Shape ``(batch_size,)``.
-    :return: Shape ``(batch_size,)``.
+    :param advantages: Shape ``(..., batch_size)``.
+    :return: Shape ``(..., batch_size)``.
     """
-    if len(advantages) == 1:
+    if advantages.shape[-1] == 1:
         return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    mean, std = advantages.mean(-1, keepdim=True), advantages.std(-1, keepdim=True)
+    return (advantages - mean) / (std + 1e-8)
 
 
 def to_bins(advantages: th.Tensor) -> th.Tensor:
@@ -55,15 +57,17 @@ def to_bins(advantages: th.Tensor) -> th.Tensor:
     With ``m = max(A)``, a positive ``A`` in ``((k - 1) m / 5, k m / 5]`` becomes ``k m / 5``, k = 1..5;
     negative ones likewise with ``min(A)``; 0 stays.
 
-    :param advantages: Shape ``(batch_size,)``.
-    :return: Shape ``(batch_size,)``.
+    :param advantages: Shape ``(..., batch_size)``.
+    :return: Shape ``(..., batch_size)``.
     """
     levels = th.arange(1, N_ADVANTAGE_BINS + 1, device=advantages.device, dtype=advantages.dtype)
 
     def round_up(magnitudes: th.Tensor) -> th.Tensor:
         # The last edge is the maximum itself: 5 m / 5 may differ from m by a rounding error
-        edges = th.cat([levels[:-1] * magnitudes.max() / N_ADVANTAGE_BINS, magnitudes.max().reshape(1)])
-        return edges[th.bucketize(magnitudes, edges).clamp(max=N_ADVANTAGE_BINS - 1)]
+        largest = magnitudes.amax(-1, keepdim=True)
+        edges = th.cat([levels[:-1] * largest / N_ADVANTAGE_BINS, largest], dim=-1)
+        levels_up = th.searchsorted(edges, magnitudes.contiguous()).clamp(max=N_ADVANTAGE_BINS - 1)
+        return edges.gather(-1, levels_up)
 
     return round_up(advantages.clamp(min=0)) * (advantages > 0) - round_up((-advantages).clamp(min=0)) * (
         advantages < 0
@@ -87,8 +91,8 @@ def prepare_advantages(
 ) -> PreparedAdvantages:
     """Flip, normalise and transform a minibatch's advantages, and count what changed sign.
 
-    :param advantages: The rollout buffer's advantages, shape ``(batch_size,)``.
-    :param flip_mask: Where the sign is flipped, boolean, shape ``(batch_size,)``; None for nowhere.
+    :param advantages: The rollout buffer's advantages, shape ``(..., batch_size)``.
+    :param flip_mask: Where the sign is flipped, boolean, shape ``(..., batch_size)``; None for nowhere.
     :param normalize: Whether to normalise.
     :param transform: A name of :data:`ADVANTAGE_TRANSFORMS`.
     :return: The advantages for the loss, and the statistics.
@@ -100,6 +104,6 @@ def prepare_advantages(
         advantages = normalize_advantages(advantages)
     return PreparedAdvantages(
         advantages=ADVANTAGE_TRANSFORMS[transform](advantages),
-        n_sign_changes=(sign_before != th.sign(advantages)).sum(),
-        abs_max=advantages.abs().max(),
+        n_sign_changes=(sign_before != th.sign(advantages)).sum(-1),
+        abs_max=advantages.abs().amax(-1),
     )

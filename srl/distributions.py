@@ -119,8 +119,18 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
 
         :return: Shape ``(batch_size, n_dims)``.
         """
-        draws = th.multinomial(self._log_probs.exp().flatten(0, 1), num_samples=1)
-        return draws.view(-1, self._n_dims)
+        return self.choose(th.rand(self._log_probs.shape[:-1], device=self._log_probs.device))
+
+    def choose(self, uniform: th.Tensor) -> th.Tensor:
+        """The choices that uniform draws stand for, by the inverse of the cumulative distribution.
+
+        :param uniform: Draws from [0, 1), shape ``(batch_size, n_dims)``.
+        :return: Shape ``(batch_size, n_dims)``; never a choice of probability zero.
+        """
+        cumulative = self._log_probs.exp().cumsum(-1)
+        # In (0, total], so that the first sum to reach it belongs to a choice that is possible
+        height = (1 - uniform).unsqueeze(-1) * cumulative[..., -1:]
+        return (cumulative < height).sum(-1)
 
     def mode(self) -> th.Tensor:
         """The likeliest choice of each dimension.

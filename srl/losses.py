@@ -1,8 +1,10 @@
 """The losses of SA2C and SPPO as pure functions of tensors.
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
-Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(batch_size,)``; every loss is the mean over
-the minibatch, a scalar to be minimised. Notation: ``A`` advantage, ``pi`` the current policy's probability
+Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(..., batch_size)``; every loss, to be
+minimised, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
+front stand for the members of a population, each with a minibatch of its own; a number such as ``z`` can then
+be a tensor that broadcasts against them. Notation: ``A`` advantage, ``pi`` the current policy's probability
 of the action taken, ``pi_old`` that of the policy that collected the rollout, ``Z < 0`` the finite stand-in
 for log 0.
 
@@ -17,10 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch as th
+from torch.nn import functional as F
 
-ReverseLoss = Callable[[th.Tensor, "th.Tensor | float", th.Tensor, float], th.Tensor]
+#: A number, or one for each member of a population.
+Coefficient = float | th.Tensor
+
+ReverseLoss = Callable[[th.Tensor, Coefficient, th.Tensor, Coefficient], th.Tensor]
 
 #: Share of the dtype's largest exponent that ``1 / pi_old`` may take, so that its product with advantages
 #: and ``Z`` and the sum over a minibatch stay finite: ``exp(62)`` in float32.
@@ -30,29 +37,35 @@ _WEIGHT_EXPONENT_SHARE = 0.7
 def policy_gradient_loss(advantages: th.Tensor, log_prob: th.Tensor) -> th.Tensor:
     """The policy gradient loss of A2C, ``-mean(A log pi)``.
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param log_prob: Log probabilities of the actions taken, shape ``(batch_size,)``.
-    :return: The loss, a scalar.
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param log_prob: Log probabilities of the actions taken, shape ``(..., batch_size)``.
+    :return: The loss, shape ``(...)``.
     """
-    return -(advantages * log_prob).mean()
+    return -(advantages * log_prob).mean(-1)
 
 
 def clipped_surrogate_loss(
-    advantages: th.Tensor, ratio: th.Tensor, clip_range: float
+    advantages: th.Tensor, ratio: th.Tensor, clip_range: Coefficient
 ) -> tuple[th.Tensor, th.Tensor]:
     """The clipped surrogate loss of PPO, and where it passes a gradient.
 
     ``-mean(min(A ratio, A clip(ratio, 1 - eps, 1 + eps)))`` (Schulman et al. 2017, equation 7).
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param ratio: ``pi / pi_old``, shape ``(batch_size,)``.
-    :param clip_range: ``eps``.
-    :return: The loss, a scalar, and a boolean mask of shape ``(batch_size,)``, true where
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param ratio: ``pi / pi_old``, shape ``(..., batch_size)``.
+    :param clip_range: ``eps``; a tensor in float64, as Python has its numbers.
+    :return: The loss, shape ``(...)``, and a boolean mask of shape ``(..., batch_size)``, true where
         ``A ratio <= A clip(ratio)``, which includes every ratio within the clip range.
     """
     unclipped = advantages * ratio
-    clipped = advantages * th.clamp(ratio, 1 - clip_range, 1 + clip_range)
-    return -th.min(unclipped, clipped).mean(), unclipped.detach() <= clipped.detach()
+    clipped = advantages * _clamp(ratio, 1 - clip_range, 1 + clip_range)
+    return -th.min(unclipped, clipped).mean(-1), unclipped.detach() <= clipped.detach()
+
+
+def _clamp(values: th.Tensor, low: Coefficient, high: Coefficient) -> th.Tensor:
+    if isinstance(low, th.Tensor) and isinstance(high, th.Tensor):
+        return th.clamp(values, low.to(values.dtype), high.to(values.dtype))
+    return th.clamp(values, low, high)  # type: ignore[arg-type]
 
 
 def inverse_probability(log_prob: th.Tensor) -> th.Tensor:
@@ -61,7 +74,7 @@ def inverse_probability(log_prob: th.Tensor) -> th.Tensor:
     The value saturates at ``exp(0.7 log(largest float))``, ``exp(62)`` in float32. As a weight that carries
     no gradient it shifts the reported loss alone, never a gradient.
 
-    :param log_prob: Log probabilities, shape ``(batch_size,)``.
+    :param log_prob: Log probabilities, shape ``(..., batch_size)``.
     :return: Their inverse probabilities, finite, of the same shape, without gradient.
     """
     largest_exponent = _WEIGHT_EXPONENT_SHARE * math.log(th.finfo(log_prob.dtype).max)
@@ -69,31 +82,31 @@ def inverse_probability(log_prob: th.Tensor) -> th.Tensor:
 
 
 def reverse_cross_entropy(
-    advantages: th.Tensor, weight: th.Tensor | float, weighted_prob: th.Tensor, z: float
+    advantages: th.Tensor, weight: Coefficient, weighted_prob: th.Tensor, z: Coefficient
 ) -> th.Tensor:
     """The reverse cross-entropy loss, ``-mean(A Z w (1 - pi))``.
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param weight: ``w``, shape ``(batch_size,)`` or a number.
-    :param weighted_prob: ``w pi``, shape ``(batch_size,)``.
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param weight: ``w``, shape ``(..., batch_size)`` or a number.
+    :param weighted_prob: ``w pi``, shape ``(..., batch_size)``.
     :param z: The finite stand-in for log 0, negative.
-    :return: The loss, a scalar.
+    :return: The loss, shape ``(...)``.
     """
-    return -(advantages * z * (weight - weighted_prob)).mean()
+    return -(advantages * z * (weight - weighted_prob)).mean(-1)
 
 
 def mean_absolute_error(
-    advantages: th.Tensor, weight: th.Tensor | float, weighted_prob: th.Tensor, z: float
+    advantages: th.Tensor, weight: Coefficient, weighted_prob: th.Tensor, z: Coefficient
 ) -> th.Tensor:
     """The mean absolute error loss, ``mean(A w (1 - 2 pi))``; ``z`` has no part in it.
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param weight: ``w``, shape ``(batch_size,)`` or a number.
-    :param weighted_prob: ``w pi``, shape ``(batch_size,)``.
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param weight: ``w``, shape ``(..., batch_size)`` or a number.
+    :param weighted_prob: ``w pi``, shape ``(..., batch_size)``.
     :param z: Not used.
-    :return: The loss, a scalar.
+    :return: The loss, shape ``(...)``.
     """
-    return (advantages * (weight - 2 * weighted_prob)).mean()
+    return (advantages * (weight - 2 * weighted_prob)).mean(-1)
 
 
 #: The reverse losses by the name that the parameter ``reverse_loss`` takes.
@@ -101,15 +114,15 @@ REVERSE_LOSSES: dict[str, ReverseLoss] = {"rce": reverse_cross_entropy, "mae": m
 
 
 def a2c_reverse_loss(
-    advantages: th.Tensor, log_prob: th.Tensor, *, reverse_loss: str = "rce", z: float = -1.0
+    advantages: th.Tensor, log_prob: th.Tensor, *, reverse_loss: str = "rce", z: Coefficient = -1.0
 ) -> th.Tensor:
     """The reverse loss of SA2C: ``-mean(A Z (1 - pi))`` or ``mean(A (1 - 2 pi))``.
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param log_prob: ``log pi``, shape ``(batch_size,)``; for several action dimensions their sum.
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param log_prob: ``log pi``, shape ``(..., batch_size)``; for several action dimensions their sum.
     :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
     :param z: The finite stand-in for log 0, negative.
-    :return: The loss, a scalar.
+    :return: The loss, shape ``(...)``.
     """
     return REVERSE_LOSSES[reverse_loss](advantages, 1.0, th.exp(log_prob), z)
 
@@ -122,7 +135,7 @@ def ppo_reverse_loss(
     passes_gradient: th.Tensor,
     *,
     reverse_loss: str = "rce",
-    z: float = -1.0,
+    z: Coefficient = -1.0,
     importance_weighting: bool = True,
 ) -> th.Tensor:
     """The reverse loss of SPPO: ``-mean(f A Z (1 - pi) / pi_old)`` or ``mean(f A (1 - 2 pi) / pi_old)``.
@@ -130,17 +143,213 @@ def ppo_reverse_loss(
     ``f`` is 1 where the clipped surrogate passes a gradient, else 0. With importance weighting, as
     published, the gradient is ``-Z`` (for ``mae``: 2) times the clipped surrogate's.
 
-    :param advantages: Advantages, shape ``(batch_size,)``.
-    :param log_prob: ``log pi``, shape ``(batch_size,)``.
-    :param old_log_prob: ``log pi_old``, shape ``(batch_size,)``.
-    :param ratio: ``pi / pi_old``, shape ``(batch_size,)``.
-    :param passes_gradient: ``f`` as :func:`clipped_surrogate_loss` returns it, shape ``(batch_size,)``.
+    :param advantages: Advantages, shape ``(..., batch_size)``.
+    :param log_prob: ``log pi``, shape ``(..., batch_size)``.
+    :param old_log_prob: ``log pi_old``, shape ``(..., batch_size)``.
+    :param ratio: ``pi / pi_old``, shape ``(..., batch_size)``.
+    :param passes_gradient: ``f`` as :func:`clipped_surrogate_loss` returns it, shape ``(..., batch_size)``.
     :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
     :param z: The finite stand-in for log 0, negative.
     :param importance_weighting: Whether to divide by ``pi_old``.
-    :return: The loss, a scalar, finite with the right gradient wherever the ratio is finite.
+    :return: The loss, shape ``(...)``, finite with the right gradient wherever the ratio is finite.
     """
     unclipped_advantages = advantages * passes_gradient
     if importance_weighting:
         return REVERSE_LOSSES[reverse_loss](unclipped_advantages, inverse_probability(old_log_prob), ratio, z)
     return REVERSE_LOSSES[reverse_loss](unclipped_advantages, 1.0, th.exp(log_prob), z)
+
+
+class _RowMeanSquaredError(th.autograd.Function):
+    """The mean squared error over the last dimension.
+
+    PyTorch's mse_loss averages over all dimensions; the gradient here is that for one row, to the bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        difference = values - targets
+        ctx.save_for_backward(difference)
+        return difference.square().mean(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor) -> tuple[th.Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return 2.0 / difference.shape[-1] * difference * gradients[0].unsqueeze(-1), None
+
+
+def mean_squared_error(values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """The value loss, ``mean((V - R)^2)``.
+
+    :param values: ``V``, shape ``(..., batch_size)``.
+    :param targets: ``R``, without gradient, shape ``(..., batch_size)``.
+    :return: The loss, shape ``(...)``.
+    """
+    if values.ndim == 1:
+        return F.mse_loss(targets, values)
+    return _RowMeanSquaredError.apply(values, targets)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
+    """The negative mean entropy, estimated from the log probabilities where it has no closed form.
+
+    :param entropy: Shape ``(..., batch_size)`` or None.
+    :param log_prob: Shape ``(..., batch_size)``.
+    :return: Shape ``(...)``.
+    """
+    return -(-log_prob).mean(-1) if entropy is None else -entropy.mean(-1)
+
+
+class LossWeights(NamedTuple):
+    """What the parts of a loss are multiplied by: numbers, or tensors with one for each member."""
+
+    alpha: Coefficient
+    beta: Coefficient
+    ent_coef: Coefficient
+    vf_coef: Coefficient
+
+    def total(
+        self,
+        policy_loss: th.Tensor,
+        reverse_loss: th.Tensor | None,
+        entropy_loss: th.Tensor,
+        value_loss: th.Tensor,
+    ) -> th.Tensor:
+        """``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
+
+        With the numbers ``alpha=1, beta=0`` it is SB3's loss to the bit.
+        """
+        loss = self.alpha * policy_loss
+        if reverse_loss is not None and not (isinstance(self.beta, float | int) and self.beta == 0):
+            loss = loss + self.beta * reverse_loss
+        return loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+
+
+class A2CLosses(NamedTuple):
+    """The loss of an A2C update and its parts, each of shape ``(...)``."""
+
+    loss: th.Tensor
+    policy_loss: th.Tensor
+    #: None for actions without probabilities.
+    reverse_loss: th.Tensor | None
+    value_loss: th.Tensor
+    entropy_loss: th.Tensor
+
+
+class PPOLosses(NamedTuple):
+    """The loss of a PPO minibatch, its parts and what is logged of it, each of shape ``(...)``."""
+
+    loss: th.Tensor
+    policy_loss: th.Tensor
+    #: None for actions without probabilities.
+    reverse_loss: th.Tensor | None
+    value_loss: th.Tensor
+    entropy_loss: th.Tensor
+    #: Estimate of the reverse KL divergence, http://joschu.net/blog/kl-approx.html
+    approx_kl: th.Tensor
+    #: Share of ratios outside of the clip range.
+    clip_fraction: th.Tensor
+
+
+def a2c_losses(
+    values: th.Tensor,
+    log_prob: th.Tensor,
+    entropy: th.Tensor | None,
+    *,
+    advantages: th.Tensor,
+    returns: th.Tensor,
+    weights: LossWeights,
+    has_probabilities: bool = True,
+    reverse_loss: str = "rce",
+    z: Coefficient = -1.0,
+) -> A2CLosses:
+    """The loss of SA2C, ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
+
+    :param values: ``V`` of the current network, shape ``(..., batch_size)``, as all that follow.
+    :param log_prob: ``log pi``.
+    :param entropy: Of the policy, or None.
+    :param advantages: As the losses are to use them.
+    :param returns: What ``V`` is to predict.
+    :param weights: The weights of the parts.
+    :param has_probabilities: False for actions with densities, where there is no reverse loss.
+    :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
+    :param z: The finite stand-in for log 0, negative.
+    :return: The loss and its parts.
+    """
+    policy = policy_gradient_loss(advantages, log_prob)
+    reverse = (
+        a2c_reverse_loss(advantages, log_prob, reverse_loss=reverse_loss, z=z) if has_probabilities else None
+    )
+    value = mean_squared_error(values, returns)
+    negative_entropy = entropy_loss(entropy, log_prob)
+    return A2CLosses(
+        weights.total(policy, reverse, negative_entropy, value), policy, reverse, value, negative_entropy
+    )
+
+
+def ppo_losses(
+    values: th.Tensor,
+    log_prob: th.Tensor,
+    entropy: th.Tensor | None,
+    *,
+    old_values: th.Tensor,
+    old_log_prob: th.Tensor,
+    advantages: th.Tensor,
+    returns: th.Tensor,
+    clip_range: Coefficient,
+    clip_range_vf: Coefficient | None = None,
+    weights: LossWeights,
+    has_probabilities: bool = True,
+    reverse_loss: str = "rce",
+    z: Coefficient = -1.0,
+    importance_weighting: bool = True,
+) -> PPOLosses:
+    """The loss of SPPO, ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
+
+    :param values: ``V`` of the current network, shape ``(..., batch_size)``, as all tensors that follow.
+    :param log_prob: ``log pi``.
+    :param entropy: Of the policy, or None.
+    :param old_values: ``V`` of the network that collected the rollout.
+    :param old_log_prob: ``log pi_old``.
+    :param advantages: As the losses are to use them.
+    :param returns: What ``V`` is to predict.
+    :param clip_range: Of the ratio; a tensor in float64, as Python has its numbers.
+    :param clip_range_vf: How far ``V`` may move from ``old_values``; None for any distance.
+    :param weights: The weights of the parts.
+    :param has_probabilities: False for actions with densities, where there is no reverse loss.
+    :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
+    :param z: The finite stand-in for log 0, negative.
+    :param importance_weighting: Whether the reverse loss is divided by ``pi_old``.
+    :return: The loss, its parts and what is logged.
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = th.exp(log_ratio)
+    policy, passes_gradient = clipped_surrogate_loss(advantages, ratio, clip_range)
+    reverse = None
+    if has_probabilities:
+        reverse = ppo_reverse_loss(
+            advantages,
+            log_prob,
+            old_log_prob,
+            ratio,
+            passes_gradient,
+            reverse_loss=reverse_loss,
+            z=z,
+            importance_weighting=importance_weighting,
+        )
+    if clip_range_vf is not None:
+        # This depends on the scale of rewards
+        values = old_values + _clamp(values - old_values, -clip_range_vf, clip_range_vf)
+    value = mean_squared_error(values, returns)
+    negative_entropy = entropy_loss(entropy, log_prob)
+    with th.no_grad():
+        approx_kl = ((ratio - 1) - log_ratio).mean(-1)
+        clip_fraction = (th.abs(ratio - 1) > clip_range).float().mean(-1)
+    return PPOLosses(
+        weights.total(policy, reverse, negative_entropy, value),
+        policy,
+        reverse,
+        value,
+        negative_entropy,
+        approx_kl,
+        clip_fraction,
+    )

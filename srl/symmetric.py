@@ -13,7 +13,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from srl.advantages import ADVANTAGE_TRANSFORMS, PreparedAdvantages, prepare_advantages
 from srl.errors import UserError, nearest
-from srl.losses import REVERSE_LOSSES
+from srl.losses import REVERSE_LOSSES, A2CLosses, LossWeights, PPOLosses
 
 #: Tells the flip noise's random stream from others that start from the same seed.
 _FLIP_NOISE_STREAM = 1
@@ -58,19 +58,34 @@ class UpdateStatistics:
         self._values: dict[str, list[th.Tensor]] = defaultdict(list)
         self._n_samples = 0
 
-    def add(self, **values: th.Tensor) -> None:
-        """Append a scalar tensor to each named figure."""
-        for name, value in values.items():
-            self._values[name].append(value.detach())
+    def add(self, losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> None:
+        """Append the figures of a minibatch, each a scalar, or of shape ``(n_members,)`` all the time."""
+        self._n_samples += prepared.advantages.shape[-1]
+        figures = {
+            **losses._asdict(), "sign_changes": prepared.n_sign_changes, "abs_max": prepared.abs_max
+        }  # fmt: skip
+        for name, value in figures.items():
+            if value is not None:
+                self._values[name].append(value.detach())
 
-    def add_advantages(self, prepared: PreparedAdvantages) -> None:
-        """Append a minibatch's sign changes and largest advantage."""
-        self._n_samples += len(prepared.advantages)
-        self.add(sign_changes=prepared.n_sign_changes, abs_max=prepared.abs_max)
+    def split(self) -> list[UpdateStatistics]:
+        """The figures of each member of a population."""
+        tables = {name: th.stack(values).T.cpu().contiguous() for name, values in self._values.items()}
+        members = []
+        for member in range(len(next(iter(tables.values())))):
+            statistics = UpdateStatistics()
+            statistics._n_samples = self._n_samples
+            for name, table in tables.items():
+                statistics._values[name] = [table[member]]
+            members.append(statistics)
+        return members
+
+    def _series(self, name: str) -> th.Tensor:
+        return th.hstack(self._values[name])
 
     def mean(self, name: str, last: int = 0) -> float:
         """The mean of a figure over its minibatches, or over the last ones."""
-        return th.stack(self._values[name][-last:]).mean().item()
+        return self._series(name)[-last:].mean().item()
 
     def has(self, name: str) -> bool:
         """Whether the figure was appended to."""
@@ -79,12 +94,12 @@ class UpdateStatistics:
     @property
     def advantage_sign_change(self) -> float:
         """The percentage of samples whose advantage changed sign, pooled over minibatches."""
-        return 100 * th.stack(self._values["sign_changes"]).sum().item() / self._n_samples
+        return 100 * self._series("sign_changes").sum().item() / self._n_samples
 
     @property
     def advantage_abs_max(self) -> float:
         """The largest absolute advantage of all minibatches."""
-        return th.stack(self._values["abs_max"]).max().item()
+        return self._series("abs_max").max().item()
 
 
 class SymmetricLossMixin(OnPolicyAlgorithm):
@@ -143,11 +158,9 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         """Whether the policy gives actions a probability, which the reverse loss needs, not a density."""
         return not isinstance(self.action_space, spaces.Box)
 
-    def _policy_terms(self, policy_loss: th.Tensor, reverse_loss: th.Tensor | None) -> th.Tensor:
-        """``alpha L_policy + beta L_reverse``; with ``alpha=1, beta=0`` the policy loss to the bit."""
-        if reverse_loss is None or self.beta == 0:
-            return self.alpha * policy_loss
-        return self.alpha * policy_loss + self.beta * reverse_loss
+    @property
+    def _loss_weights(self) -> LossWeights:
+        return LossWeights(self.alpha, self.beta, self.ent_coef, self.vf_coef)
 
     def _optimize(self, loss: th.Tensor) -> None:
         """One optimizer step with the gradient norm clipped."""
@@ -164,13 +177,3 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         self.logger.record("train/advantage_abs_max", statistics.advantage_abs_max)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
-
-
-def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
-    """The negative mean entropy, estimated from the log probabilities where it has no closed form.
-
-    :param entropy: Shape ``(batch_size,)`` or None.
-    :param log_prob: Shape ``(batch_size,)``.
-    :return: A scalar.
-    """
-    return -th.mean(-log_prob) if entropy is None else -th.mean(entropy)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from srl.envs import make_eval_env
 from srl.envs.make import without_reward_noise
@@ -23,79 +26,150 @@ from srl.experiment.store import EVALUATIONS, replacing
 _EVALUATION_STREAM = 2_000_000
 
 
-class Evaluation(EvalCallback):
-    """SB3's EvalCallback by the protocol of a run.
+@dataclass
+class Episodes:
+    """The episodes of an evaluation, in the order in which they ended."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    #: Whether each reached its goal, for environments that say so.
+    successes: list[bool] = field(default_factory=list)
+
+
+class EvaluationLog:
+    """What evaluations gave, in ``evaluations.npz`` and the run's logger as SB3's EvalCallback writes it.
+
+    :param directory: The run's folder.
+    """
+
+    def __init__(self, directory: Path):
+        self._file = directory / EVALUATIONS
+        self._evaluations: list[Episodes] = []
+        #: Training steps at each evaluation.
+        self.timesteps: list[int] = []
+
+    def add(self, timesteps: int, episodes: Episodes, logger: Logger) -> None:
+        """Record an evaluation; the file is replaced whole.
+
+        :param timesteps: Training steps so far.
+        :param episodes: What was played.
+        :param logger: The run's.
+        """
+        self.timesteps.append(timesteps)
+        self._evaluations.append(episodes)
+        columns = {
+            "timesteps": self.timesteps,
+            "results": [evaluation.returns for evaluation in self._evaluations],
+            "ep_lengths": [evaluation.lengths for evaluation in self._evaluations],
+        }
+        if episodes.successes:
+            columns["successes"] = [evaluation.successes for evaluation in self._evaluations]
+            logger.record("eval/success_rate", np.mean(episodes.successes))
+        with replacing(self._file) as temporary, temporary.open("wb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
+        logger.record("eval/mean_reward", float(np.mean(episodes.returns)))
+        logger.record("eval/mean_ep_length", np.mean(episodes.lengths))
+        logger.record("time/total_timesteps", timesteps, exclude="tensorboard")
+        logger.dump(timesteps)
+
+    def due_at_end(self, n_timesteps: int) -> bool:
+        """Whether the evaluation that every finished run ends with is still to be made."""
+        return not self.timesteps or self.timesteps[-1] < n_timesteps
+
+    def seed(self, spec: RunSpec) -> int:
+        """The seed of the next evaluation's random stream, which is apart from training's."""
+        return spec.seed + _EVALUATION_STREAM + len(self.timesteps)
+
+
+class Evaluation(BaseCallback):
+    """Evaluates by the protocol of a run.
 
     The episodes run side by side. Evaluations draw from a random stream of their own, so that training does
     not depend on how often it is evaluated; the first that is due after the last step of training is made at
-    its end, so that every finished run has a final evaluation; ``evaluations.npz`` is replaced whole.
+    its end, so that every finished run has a final evaluation.
 
     :param spec: The run.
     :param directory: The run's folder.
     """
 
     def __init__(self, spec: RunSpec, directory: Path):
-        super().__init__(
-            make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs),
-            n_eval_episodes=spec.n_eval_episodes,
-            eval_freq=max(spec.eval_freq // spec.hyperparams.n_envs, 1),
-            log_path=str(directory),
-            deterministic=spec.eval_deterministic,
-            verbose=0,
-        )
-        self._directory = directory
+        super().__init__()
+        self.eval_env = make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs)
+        self._log = EvaluationLog(directory)
         self._spec = spec
         #: Whether an evaluation is running.
         self.in_progress = False
 
-    @property
-    def training_env(self) -> VecEnv:
-        """The training environment below its reward noise, which evaluation does not have."""
-        return without_reward_noise(super().training_env)
-
     def _on_step(self) -> bool:
-        if self.n_calls % self.eval_freq != 0:
-            return True
-        return self._evaluate()
+        if self.n_calls % eval_interval(self._spec) == 0:
+            self._evaluate()
+        return True
 
     def _on_training_end(self) -> None:
-        if not self.evaluations_timesteps or self.evaluations_timesteps[-1] < self._spec.n_timesteps:
-            self.eval_freq = 1  # SB3's test of whether one is due now says yes
+        if self._log.due_at_end(self._spec.n_timesteps):
             self._evaluate()
 
-    def _evaluate(self) -> bool:
+    def _evaluate(self) -> None:
+        spec = self._spec
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         # An environment may draw from the global generators, and training goes on from them
         python_state, numpy_state = random.getstate(), np.random.get_state()
-        with th.random.fork_rng(devices=devices), replacing(self._directory / EVALUATIONS) as temporary:
-            th.manual_seed(self._spec.seed + _EVALUATION_STREAM + len(self.evaluations_timesteps))
-            # np.savez, in SB3's callback, adds the ending
-            self.log_path = str(temporary.with_name(temporary.name + ".new"))
+        with th.random.fork_rng(devices=devices):
+            th.manual_seed(self._log.seed(spec))
             self.in_progress = True
-            proceed = super()._on_step()
+            if self.model.get_vec_normalize_env() is not None:
+                sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)
+            episodes = Episodes()
+
+            def note_success(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+                success = local_variables["info"].get("is_success")
+                if local_variables["done"] and success is not None:
+                    episodes.successes.append(success)
+
+            returns, lengths = evaluate_policy(
+                self.model,
+                self.eval_env,
+                n_eval_episodes=spec.n_eval_episodes,
+                deterministic=spec.eval_deterministic,
+                return_episode_rewards=True,
+                callback=note_success,
+            )
+            assert isinstance(returns, list)
+            assert isinstance(lengths, list)
+            episodes.returns, episodes.lengths = returns, lengths
             self.in_progress = False
-            os.replace(self.log_path + ".npz", temporary)
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        return proceed
+        self._log.add(self.num_timesteps, episodes, self.logger)
+
+
+def eval_interval(spec: RunSpec) -> int:
+    """Steps of the vectorised training environment between two evaluations."""
+    return max(spec.eval_freq // spec.hyperparams.n_envs, 1)
 
 
 class FiniteTraining(BaseCallback):
     """Ends a run whose loss has become NaN or infinite."""
 
     def _on_rollout_start(self) -> None:
-        self._check()
+        check_losses(self.logger)
 
     def _on_training_end(self) -> None:
-        self._check()
-
-    def _check(self) -> None:
-        for name, value in self.logger.name_to_value.items():
-            if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
-                raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
+        check_losses(self.logger)
 
     def _on_step(self) -> bool:
         return True
+
+
+def check_losses(logger: Logger) -> None:
+    """See that the losses of the latest update are numbers.
+
+    :param logger: The run's, not dumped since the update.
+    :raises FloatingPointError: If one is NaN or infinite.
+    """
+    for name, value in logger.name_to_value.items():
+        if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
 class Heartbeat(BaseCallback):

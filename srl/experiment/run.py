@@ -13,15 +13,17 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.envs import make_train_env
@@ -105,50 +107,118 @@ def train_run(
     :raises RunFailed: If training failed; the directory says why.
     :raises UserError: If the folder does not fit.
     """
-    directory = RunDirectory(path)
-    with directory.claimed(spec) as there:
-        finished = directory.read_status()
-        if there == "done" and finished is not None:
-            return finished  # by another process since it was planned
-        started = time.time()
-        status = Status(
-            state="running",
-            n_timesteps=spec.n_timesteps,
-            started=started,
-            updated=started,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-        )
-        directory.write_status(status)
+    with Attempt(spec, path, command=command, tell=tell) as attempt:
+        if attempt.running:  # else another process has finished it since it was planned
+            attempt.finish(_train(spec, path, attempt.beat))
+    if attempt.status.state == "failed":
+        raise RunFailed(attempt.status.reason) from attempt.error
+    return attempt.status
 
-        def beat(timesteps: int) -> None:
-            nonlocal status
-            now = time.time()
-            status = Status(
-                **{
-                    **vars(status),
-                    "timesteps": min(timesteps, spec.n_timesteps),
-                    "updated": now,
-                    "steps_per_second": timesteps / max(now - started, 1e-9),
-                }
-            )
-            directory.write_status(status)
-            if tell is not None:
-                tell(status)
 
+class Attempt:
+    """One attempt at a run, as its directory tells it. A context: on an exception the attempt has failed.
+
+    An ``Exception`` is kept in :attr:`error` and goes no further, so that the runs beside it go on; what
+    stops the process, such as Ctrl-C, is noted in the directory and passes.
+
+    :param spec: The run.
+    :param path: Its folder, new or of an unfinished run of the same spec.
+    :param command: The command that asked for it, for the record.
+    :param tell: Is given the status about once a second.
+    :raises UserError: On entering, if the folder does not fit.
+    """
+
+    status: Status
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        path: Path,
+        *,
+        command: str = "",
+        tell: Callable[[Status], None] | None = None,
+    ):
+        self.spec = spec
+        self.path = path
+        #: What ended it.
+        self.error: Exception | None = None
+        self._directory = RunDirectory(path)
+        self._command = command
+        self._tell = tell
+        self._claim = self._directory.claimed(spec)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is something left to do."""
+        return self.status.state == "running"
+
+    def __enter__(self) -> Attempt:
+        there = self._claim.__enter__()
         try:
-            write_text(path / VERSIONS, json.dumps(versions(command), indent=1) + "\n")
-            timesteps = _train(spec, path, beat)
-        except BaseException as error:
-            reason = _in_one_line(error)
-            _write_failure(directory, status.ended_as("failed", time.time(), reason))
-            if isinstance(error, Exception):
-                raise RunFailed(reason) from error
+            finished = self._directory.read_status()
+            if there == "done" and finished is not None:
+                self.status = finished
+                return self
+            started = time.time()
+            self.status = Status(
+                state="running",
+                n_timesteps=self.spec.n_timesteps,
+                started=started,
+                updated=started,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
+            self._directory.write_status(self.status)
+            try:
+                write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+            except Exception as error:
+                self.fail(error)
+        except BaseException:
+            self._claim.__exit__(*sys.exc_info())
             raise
-        beat(timesteps)
-        status = status.ended_as("done", time.time())
-        directory.write_status(status)
-        return status
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if error is not None and self.running:
+                self.fail(error)
+        finally:
+            self._claim.__exit__(None, None, None)
+        return isinstance(error, Exception)
+
+    def beat(self, timesteps: int) -> None:
+        """Record how far training is."""
+        now = time.time()
+        self.status = replace(
+            self.status,
+            timesteps=min(timesteps, self.spec.n_timesteps),
+            updated=now,
+            steps_per_second=timesteps / max(now - self.status.started, 1e-9),
+        )
+        self._directory.write_status(self.status)
+        if self._tell is not None:
+            self._tell(self.status)
+
+    def finish(self, timesteps: int) -> None:
+        """Record that the run is done."""
+        self.beat(timesteps)
+        self.status = self.status.ended_as("done", time.time())
+        self._directory.write_status(self.status)
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the run has failed."""
+        if isinstance(error, Exception):
+            self.error = error
+        self.status = self.status.ended_as("failed", time.time(), _in_one_line(error))
+        # Saying why must not hide the reason itself: the disk may be full
+        try:
+            self._directory.write_status(self.status)
+            write_text(self.path / ERROR, "".join(traceback.format_exception(error)))
+        except OSError as problem:
+            reason = f"{self.status.reason}; and that could not be written: {problem}"
+            print(f"{self.path}: {reason}", file=sys.stderr)
 
 
 def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
@@ -174,16 +244,20 @@ def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
             raise RunFailed(f"{_in_one_line(error)} ({where} {step:,})") from error
         finally:
             model.logger.close()
-        with replacing(path / MODEL) as temporary, temporary.open("wb") as file:
-            model.save(file)
-        vec_normalize = model.get_vec_normalize_env()
-        if vec_normalize is not None:
-            with replacing(path / VECNORMALIZE) as temporary:
-                vec_normalize.save(str(temporary))
+        save(path, model, model.get_vec_normalize_env())
         return model.num_timesteps
     finally:
         env.close()
         evaluation.eval_env.close()
+
+
+def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None) -> None:
+    """Write a run's final model and its statistics, each file whole or not at all."""
+    with replacing(path / MODEL) as temporary, temporary.open("wb") as file:
+        model.save(file)
+    if vec_normalize is not None:
+        with replacing(path / VECNORMALIZE) as temporary:
+            vec_normalize.save(str(temporary))
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -196,15 +270,6 @@ def _in_one_line(error: BaseException) -> str:
     if isinstance(error, (RunFailed, UserError, NonFiniteError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _write_failure(directory: RunDirectory, status: Status) -> None:
-    # Saying why must not hide the reason itself: the disk may be full
-    try:
-        directory.write_status(status)
-        write_text(directory.path / ERROR, traceback.format_exc())
-    except OSError as error:
-        print(f"{directory.path}: {status.reason}; and that could not be written: {error}", file=sys.stderr)
 
 
 def versions(command: str = "") -> dict[str, Any]:

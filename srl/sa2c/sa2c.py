@@ -11,11 +11,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
-from torch.nn import functional as F
 
-from srl.losses import a2c_reverse_loss, policy_gradient_loss
+from srl.losses import a2c_losses
 from srl.policies import POLICY_ALIASES
-from srl.symmetric import SymmetricLossMixin, UpdateStatistics, entropy_loss
+from srl.symmetric import SymmetricLossMixin, UpdateStatistics
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
 
@@ -152,40 +151,29 @@ class SA2C(SymmetricLossMixin, A2C):
                 actions = actions.long().flatten()
 
             values, log_prob, entropy = self.policy.evaluate_actions(rollout_data.observations, actions)
-            values = values.flatten()
             prepared = self._prepare_advantages(rollout_data.advantages)
-            advantages = prepared.advantages
-
-            # Policy loss and its reverse
-            policy_loss = policy_gradient_loss(advantages, log_prob)
-            reverse_loss = None
-            if self._has_probabilities:
-                reverse_loss = a2c_reverse_loss(
-                    advantages, log_prob, reverse_loss=self.reverse_loss, z=self.z
-                )
-                statistics.add(reverse_loss=reverse_loss)
-
-            # Value loss using the TD(gae_lambda) target
-            value_loss = F.mse_loss(rollout_data.returns, values)
-
-            # Entropy loss favors exploration
-            negative_entropy = entropy_loss(entropy, log_prob)
-
-            loss = (
-                self._policy_terms(policy_loss, reverse_loss)
-                + self.ent_coef * negative_entropy
-                + self.vf_coef * value_loss
+            losses = a2c_losses(
+                values.flatten(),
+                log_prob,
+                entropy,
+                advantages=prepared.advantages,
+                returns=rollout_data.returns,
+                weights=self._loss_weights,
+                has_probabilities=self._has_probabilities,
+                reverse_loss=self.reverse_loss,
+                z=self.z,
             )
-            statistics.add_advantages(prepared)
-            statistics.add(policy_loss=policy_loss, value_loss=value_loss, entropy_loss=negative_entropy)
-            self._optimize(loss)
+            statistics.add(losses, prepared)
+            self._optimize(losses.loss)
 
         self._n_updates += 1
+        buffer = self.rollout_buffer
+        self._record_update(statistics, explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+
+    def _record_update(self, statistics: UpdateStatistics, explained_variance: float) -> None:
+        """Log an update, in SB3's names and order."""
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record(
-            "train/explained_variance",
-            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
-        )
+        self.logger.record("train/explained_variance", explained_variance)
         self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))
         self.logger.record("train/policy_loss", statistics.mean("policy_loss"))
         self.logger.record("train/value_loss", statistics.mean("value_loss"))

@@ -11,11 +11,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
-from torch.nn import functional as F
 
-from srl.losses import clipped_surrogate_loss, ppo_reverse_loss
+from srl.losses import ppo_losses
 from srl.policies import POLICY_ALIASES
-from srl.symmetric import SymmetricLossMixin, UpdateStatistics, entropy_loss
+from srl.symmetric import SymmetricLossMixin, UpdateStatistics
 
 SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
 
@@ -165,6 +164,7 @@ class SPPO(SymmetricLossMixin, PPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_range_vf = None
         if self.clip_range_vf is not None:
             clip_range_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
 
@@ -179,72 +179,59 @@ class SPPO(SymmetricLossMixin, PPO):
                     actions = actions.long().flatten()
 
                 values, log_prob, entropy = self.policy.evaluate_actions(rollout_data.observations, actions)
-                values = values.flatten()
                 prepared = self._prepare_advantages(rollout_data.advantages)
-                advantages = prepared.advantages
-
-                # Policy loss and its reverse
-                log_ratio = log_prob - rollout_data.old_log_prob
-                ratio = th.exp(log_ratio)
-                policy_loss, passes_gradient = clipped_surrogate_loss(advantages, ratio, clip_range)
-                reverse_loss = None
-                if self._has_probabilities:
-                    reverse_loss = ppo_reverse_loss(
-                        advantages,
-                        log_prob,
-                        rollout_data.old_log_prob,
-                        ratio,
-                        passes_gradient,
-                        reverse_loss=self.reverse_loss,
-                        z=self.z,
-                        importance_weighting=self.importance_weighting,
-                    )
-                    statistics.add(reverse_loss=reverse_loss)
-
-                # Value loss using the TD(gae_lambda) target
-                if self.clip_range_vf is not None:
-                    # NOTE: this depends on the reward scaling
-                    values = rollout_data.old_values + th.clamp(
-                        values - rollout_data.old_values, -clip_range_vf, clip_range_vf
-                    )
-                value_loss = F.mse_loss(rollout_data.returns, values)
-
-                # Entropy loss favors exploration
-                negative_entropy = entropy_loss(entropy, log_prob)
-
-                loss = (
-                    self._policy_terms(policy_loss, reverse_loss)
-                    + self.ent_coef * negative_entropy
-                    + self.vf_coef * value_loss
+                losses = ppo_losses(
+                    values.flatten(),
+                    log_prob,
+                    entropy,
+                    old_values=rollout_data.old_values,
+                    old_log_prob=rollout_data.old_log_prob,
+                    advantages=prepared.advantages,
+                    returns=rollout_data.returns,
+                    clip_range=clip_range,
+                    clip_range_vf=clip_range_vf,
+                    weights=self._loss_weights,
+                    has_probabilities=self._has_probabilities,
+                    reverse_loss=self.reverse_loss,
+                    z=self.z,
+                    importance_weighting=self.importance_weighting,
                 )
-
-                with th.no_grad():
-                    # Approximate form of reverse KL divergence, see http://joschu.net/blog/kl-approx.html
-                    approx_kl = th.mean((ratio - 1) - log_ratio)
-                    clip_fraction = th.mean((th.abs(ratio - 1) > clip_range).float())
-                statistics.add_advantages(prepared)
-                statistics.add(
-                    policy_loss=policy_loss,
-                    value_loss=value_loss,
-                    entropy_loss=negative_entropy,
-                    approx_kl=approx_kl,
-                    clip_fraction=clip_fraction,
-                    loss=loss,
-                )
+                statistics.add(losses, prepared)
 
                 # The one place that must wait for the device, and only where a limit is set
-                if self.target_kl is not None and approx_kl.item() > 1.5 * self.target_kl:
+                if self.target_kl is not None and losses.approx_kl.item() > 1.5 * self.target_kl:
                     continue_training = False
                     if self.verbose >= 1:
-                        print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+                        print(
+                            f"Early stopping at step {epoch} due to reaching max kl: {losses.approx_kl:.2f}"
+                        )
                     break
 
-                self._optimize(loss)
+                self._optimize(losses.loss)
 
             self._n_updates += 1
             if not continue_training:
                 break
 
+        buffer = self.rollout_buffer
+        self._record_update(
+            statistics,
+            n_minibatches,
+            explained_variance(buffer.values.flatten(), buffer.returns.flatten()),
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+        )
+
+    def _record_update(
+        self,
+        statistics: UpdateStatistics,
+        n_minibatches: int,
+        explained_variance: float,
+        *,
+        clip_range: float,
+        clip_range_vf: float | None,
+    ) -> None:
+        """Log an update, in SB3's names and order; ``n_minibatches`` are those of its last epoch."""
         self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))
         self.logger.record("train/policy_gradient_loss", statistics.mean("policy_loss"))
         self.logger.record("train/value_loss", statistics.mean("value_loss"))
@@ -252,14 +239,11 @@ class SPPO(SymmetricLossMixin, PPO):
         self.logger.record("train/approx_kl", statistics.mean("approx_kl", last=n_minibatches))
         self.logger.record("train/clip_fraction", statistics.mean("clip_fraction"))
         self.logger.record("train/loss", statistics.mean("loss", last=1))
-        self.logger.record(
-            "train/explained_variance",
-            explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten()),
-        )
+        self.logger.record("train/explained_variance", explained_variance)
         self._record_symmetric_loss(statistics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
-        if self.clip_range_vf is not None:
+        if clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", clip_range_vf)
 
     def learn(
