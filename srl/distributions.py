@@ -29,6 +29,20 @@ class UncheckedCategoricalDistribution(CategoricalDistribution):
         self.distribution = Categorical(logits=action_logits, validate_args=False)
         return self
 
+    def draws(self, generator: th.Generator) -> th.Tensor:
+        """What :meth:`sample` would draw from a generator for :meth:`choose`; as torch's multinomial does.
+
+        :return: Shape ``(batch_size, n_choices)``.
+        """
+        return th.empty_like(self.distribution.probs).exponential_(generator=generator)
+
+    def choose(self, draws: th.Tensor) -> th.Tensor:
+        """The actions that draws stand for.
+
+        :return: Shape ``(batch_size,)``.
+        """
+        return (self.distribution.probs / draws).argmax(-1)
+
 
 class UncheckedBernoulliDistribution(BernoulliDistribution):
     """SB3's BernoulliDistribution without argument checks; results are the same to the bit."""
@@ -36,6 +50,21 @@ class UncheckedBernoulliDistribution(BernoulliDistribution):
     def proba_distribution(self, action_logits: th.Tensor) -> UncheckedBernoulliDistribution:
         self.distribution = Bernoulli(logits=action_logits, validate_args=False)
         return self
+
+    def draws(self, generator: th.Generator) -> th.Tensor:
+        """What :meth:`sample` would draw from a generator for :meth:`choose`.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        probs = self.distribution.probs
+        return th.rand(probs.shape, generator=generator, device=probs.device)
+
+    def choose(self, draws: th.Tensor) -> th.Tensor:
+        """The actions that draws stand for.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        return (draws < self.distribution.probs).float()
 
 
 class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
@@ -49,6 +78,21 @@ class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
             mean_actions, th.ones_like(mean_actions) * log_std.exp(), validate_args=False
         )
         return self
+
+    def draws(self, generator: th.Generator) -> th.Tensor:
+        """What :meth:`sample` would draw from a generator for :meth:`choose`.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        mean = self.distribution.mean
+        return th.normal(th.zeros_like(mean), th.ones_like(mean), generator=generator)
+
+    def choose(self, draws: th.Tensor) -> th.Tensor:
+        """The actions that draws stand for.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        return self.distribution.mean + draws * self.distribution.stddev
 
 
 class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
@@ -119,17 +163,25 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
 
         :return: Shape ``(batch_size, n_dims)``.
         """
-        return self.choose(th.rand(self._log_probs.shape[:-1], device=self._log_probs.device))
+        return self.choose(self.draws())
 
-    def choose(self, uniform: th.Tensor) -> th.Tensor:
+    def draws(self, generator: th.Generator | None = None) -> th.Tensor:
+        """What :meth:`sample` draws for :meth:`choose`, from a generator or PyTorch's own.
+
+        :return: Shape ``(batch_size, n_dims)``.
+        """
+        shape, device = self._log_probs.shape[:-1], self._log_probs.device
+        return th.rand(shape, generator=generator, device=device)
+
+    def choose(self, draws: th.Tensor) -> th.Tensor:
         """The choices that uniform draws stand for, by the inverse of the cumulative distribution.
 
-        :param uniform: Draws from [0, 1), shape ``(batch_size, n_dims)``.
+        :param draws: From [0, 1), shape ``(batch_size, n_dims)``.
         :return: Shape ``(batch_size, n_dims)``; never a choice of probability zero.
         """
         cumulative = self._log_probs.exp().cumsum(-1)
         # In (0, total], so that the first sum to reach it belongs to a choice that is possible
-        height = (1 - uniform).unsqueeze(-1) * cumulative[..., -1:]
+        height = (1 - draws).unsqueeze(-1) * cumulative[..., -1:]
         return (cumulative < height).sum(-1)
 
     def mode(self) -> th.Tensor:

@@ -33,7 +33,7 @@ class VecCheckFinite(VecCheckNan):
                 last = infos[index]["terminal_observation"]
                 arrays = last.values() if isinstance(last, dict) else [last]
                 for array in arrays:
-                    _check("last observation", np.asarray(array)[None], first_index=int(index))
+                    check_finite("last observation", np.asarray(array)[None], first_index=int(index))
         return observations, rewards, dones, infos
 
     def _check_val(self, event: str, **values: Any) -> None:
@@ -41,10 +41,10 @@ class VecCheckFinite(VecCheckNan):
             what = f"{name.rstrip('s')} at reset" if event == "reset" else name.rstrip("s")
             arrays = value.values() if isinstance(value, dict) else [value]
             for array in arrays:
-                _check(what, np.asarray(array))
+                check_finite(what, np.asarray(array))
 
 
-def _check(what: str, array: np.ndarray, first_index: int = 0) -> None:
+def check_finite(what: str, array: np.ndarray, first_index: int = 0) -> None:
     """Raise if an array has a number that is not finite.
 
     :param what: What the array is, for the message.

@@ -188,7 +188,7 @@ class VecRewardNoise(VecEnvWrapper):
     def __init__(self, venv: VecEnv, noise: RewardNoiseProcess | str, seed: int | None = None) -> None:
         super().__init__(venv)
         self.noise = _as_process(noise)
-        self.rng = _noise_rng(seed)
+        self.rng = noise_rng(seed)
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()
@@ -204,7 +204,7 @@ class VecRewardNoise(VecEnvWrapper):
         :return: The seed of each environment, as ``VecEnv.seed`` gives it.
         """
         if seed is not None:
-            self.rng = _noise_rng(seed)
+            self.rng = noise_rng(seed)
         return self.venv.seed(seed)
 
     def set_venv(self, venv: VecEnv) -> None:
@@ -248,13 +248,13 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
         # As text, because an environment's spec has to turn into JSON.
         RecordConstructorArgs.__init__(self, noise=str(self.noise), seed=seed)
         gym.Wrapper.__init__(self, env)
-        self.rng = _noise_rng(seed)
+        self.rng = noise_rng(seed)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObsType, dict[str, Any]]:
         if seed is not None:
-            self.rng = _noise_rng(seed)
+            self.rng = noise_rng(seed)
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: ActType) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
@@ -283,7 +283,7 @@ def _as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
     return process
 
 
-def _noise_rng(seed: int | None) -> np.random.Generator:
+def noise_rng(seed: int | None) -> np.random.Generator:
     """Seed a generator that is independent of all others seeded with the same number."""
     if seed is None:
         return np.random.default_rng()

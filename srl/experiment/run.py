@@ -211,7 +211,7 @@ class Attempt:
         """Record why the run has failed."""
         if isinstance(error, Exception):
             self.error = error
-        self.status = self.status.ended_as("failed", time.time(), _in_one_line(error))
+        self.status = self.status.ended_as("failed", time.time(), in_one_line(error))
         # Saying why must not hide the reason itself: the disk may be full
         try:
             self._directory.write_status(self.status)
@@ -241,7 +241,7 @@ def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
             )
             step = model.num_timesteps + (env.num_envs if in_step else 0)
             where = "in the evaluation at step" if evaluation.in_progress else "at step"
-            raise RunFailed(f"{_in_one_line(error)} ({where} {step:,})") from error
+            raise RunFailed(f"{in_one_line(error)} ({where} {step:,})") from error
         finally:
             model.logger.close()
         save(path, model, model.get_vec_normalize_env())
@@ -260,7 +260,7 @@ def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None) -> 
             vec_normalize.save(str(temporary))
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """Why a run ended, from the exception that ended it."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user"

@@ -9,7 +9,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 from stable_baselines3.common.preprocessing import is_image_space
 
 from srl.envs import EnvSpec, parse_noise, resolve_env_id
-from srl.envs.make import check_spaces
+from srl.envs.make import BACKENDS, check_spaces
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
@@ -54,9 +54,12 @@ class RunSpec(Strict):
     n_eval_envs: Positive = 10
     eval_deterministic: bool = True
     device: str = "cpu"
-    #: Threads of torch; they change sums in the last bits.
+    #: Threads of torch, where they change sums in the last bits, and of native environments.
     threads: Positive = 1
-    env_backend: Literal["gymnasium"] = "gymnasium"
+    #: Where environments come from; see docs/environments.md.
+    env_backend: Literal["gymnasium", "native"] = "gymnasium"
+    #: Whether it trains as a member of a population, see :mod:`srl.population`.
+    stacked: bool = False
     hyperparams: SerializeAsAny[Hyperparams]
 
     @field_validator("algo")
@@ -100,6 +103,8 @@ class RunSpec(Strict):
             gamma=self.hyperparams.gamma,
             frame_stack=self.hyperparams.frame_stack,
             noise=self.noise,
+            backend=self.env_backend,
+            n_threads=self.threads,
         )
 
 
@@ -121,6 +126,7 @@ def make_run_spec(
     profile: str = "controlled",
     device: str = "auto",
     threads: int = 1,
+    env_backend: str = "gymnasium",
     eval_freq: int | None = None,
     n_eval_episodes: int = 10,
     overrides: dict[str, Any] | None = None,
@@ -135,7 +141,8 @@ def make_run_spec(
     :param bins: Values per action dimension for a discretised algorithm; None takes 11.
     :param profile: ``"controlled"`` or ``"authors"``.
     :param device: ``"auto"`` takes a GPU for image observations where there is one, else the CPU.
-    :param threads: Threads of torch.
+    :param threads: Threads of torch, and of native environments.
+    :param env_backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
     :param overrides: Hyperparameters that stand before the file's.
@@ -147,6 +154,11 @@ def make_run_spec(
     if profile not in PROFILES:
         raise UserError(
             f"There is no profile {profile!r}. Known: {', '.join(PROFILES)}.{nearest(profile, PROFILES)}"
+        )
+    if env_backend not in BACKENDS:
+        raise UserError(
+            f"There is no env_backend {env_backend!r}. Known: {', '.join(BACKENDS)}."
+            f"{nearest(env_backend, BACKENDS)}"
         )
     if bins is not None and not algorithm.discretised:
         raise UserError(
@@ -174,6 +186,7 @@ def make_run_spec(
             eval_deterministic=not atari,
             device=resolve_device(device, hyperparams.policy),
             threads=threads,
+            env_backend=env_backend,  # type: ignore[arg-type]
             hyperparams=hyperparams,
         )
     except ValidationError as error:

@@ -204,7 +204,8 @@ class RunDirectory:
                     "nothing was written."
                 )
             return "new"
-        if there != spec:
+        # Alone or in a population, it is the same experiment
+        if there.model_copy(update={"stacked": spec.stacked}) != spec:
             raise UserError(
                 f"{self.path} holds a run of another spec: {describe_difference(there, spec)}. Name another "
                 "folder with --out, or move that one away; nothing was written."
@@ -234,7 +235,7 @@ class RunDirectory:
                     f"{self.path}: another process{who} is training this run. Wait for it, or end it."
                 )
             there = self.compare(spec)
-            if there == "new":
+            if there != "done":
                 write_text(self.path / SPEC, spec.model_dump_json(indent=1) + "\n")
             if there == "unfinished":
                 for pattern in _OUTPUTS:

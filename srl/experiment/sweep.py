@@ -74,6 +74,7 @@ class SweepOptions(Strict):
     n_eval_episodes: Positive = 10
     bins: Annotated[int, Field(ge=2)] | None = None
     profile: str = "controlled"
+    env_backend: str = "gymnasium"
     #: Hyperparameters of every run; those that only one family has go to that one.
     overrides: dict[str, Any] = Field(default_factory=dict)
     #: Hyperparameters of the symmetric algorithms alone.
@@ -159,6 +160,7 @@ def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec
             bins=options.bins if algorithm.discretised else None,
             profile=options.profile,
             device=device,
+            env_backend=options.env_backend,
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
             overrides=of_family(algorithm.family, overrides),

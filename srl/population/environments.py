@@ -1,0 +1,233 @@
+"""The environments of all members, stepped side by side.
+
+Each member has its own environments, seeds, statistics and reward noise, as if it were alone; what is
+arithmetic on them is done for all members at once, to the same bits as SB3's wrappers give one by one.
+Arrays have the shape ``(S, n, ...)``: ``S`` members with ``n`` environments each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from srl.envs.finite import check_finite
+
+
+class MemberEnvs:
+    """One VecEnv for each member, stepped together. A member whose environment fails stands still.
+
+    :param venvs: The members' environments, of one shape.
+    """
+
+    def __init__(self, venvs: Sequence[VecEnv]):
+        self.venvs = list(venvs)
+        self.n_envs = venvs[0].num_envs
+        #: Why members have failed, by their index; their observations and rewards are zeros.
+        self.failures: dict[int, Exception] = {}
+        self._observations = np.empty(0)
+        self._rewards = np.zeros((len(venvs), self.n_envs), dtype=np.float32)
+        self._dones = np.zeros((len(venvs), self.n_envs), dtype=bool)
+        #: The infos of each member's environments at the latest step.
+        self.infos: list[list[dict[str, Any]]] = [[{} for _ in range(self.n_envs)] for _ in venvs]
+
+    def reset(self, members: Sequence[int]) -> np.ndarray:
+        """Reset the environments of some members.
+
+        :return: Observations of all members, shape ``(S, n, ...)``; the array is used again.
+        """
+        for member in members:
+            self._attempt(member, self._reset)
+        return self._observations
+
+    def _reset(self, member: int) -> None:
+        observation = self.venvs[member].reset()
+        assert isinstance(observation, np.ndarray)
+        if not self._observations.size:
+            self._observations = _stack_of(observation, len(self.venvs))
+        self._observations[member] = observation
+        check_finite("observation at reset", observation)
+
+    def step(self, actions: np.ndarray, members: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step the environments of some members.
+
+        :param actions: Of all members, shape ``(S, n, ...)``.
+        :param members: Who steps; the others' observations stay, and they get no reward.
+        :return: Observations, rewards and dones of all members; the arrays are used again.
+        """
+        self._rewards[:] = 0
+        self._dones[:] = False
+        stepping = [member for member in members if member not in self.failures]
+        if actions.dtype.kind == "f":
+            is_finite = np.isfinite(actions).all(axis=tuple(range(1, actions.ndim)))
+            for member in [member for member in stepping if not is_finite[member]]:
+                self._attempt(member, lambda member: check_finite("action", actions[member]))
+                stepping.remove(member)
+        for member in stepping:
+            self._attempt(member, lambda member: self.venvs[member].step_async(actions[member]))
+        for member in stepping:
+            if member not in self.failures:
+                self._attempt(member, self._finish_step)
+        self._check_finite(stepping)
+        return self._observations, self._rewards, self._dones
+
+    def _finish_step(self, member: int) -> None:
+        observations, rewards, dones, infos = self.venvs[member].step_wait()
+        assert isinstance(observations, np.ndarray)
+        self._observations[member], self._rewards[member], self._dones[member] = observations, rewards, dones
+        self.infos[member] = infos
+
+    def _check_finite(self, members: Sequence[int]) -> None:
+        is_float = self._observations.dtype.kind == "f"
+        if np.isfinite(self._rewards).all() and not (is_float and not np.isfinite(self._observations).all()):
+            ends = [member for member in members if self._dones[member].any()]
+            for member in ends:
+                for index, info in enumerate(self.infos[member]):
+                    if info.get("TimeLimit.truncated"):
+                        last = np.asarray(info["terminal_observation"])[None]
+                        self._attempt(
+                            member, lambda _, last=last, i=index: check_finite("last observation", last, i)
+                        )  # fmt: skip
+            return
+        for member in members:
+            if member not in self.failures:
+                self._attempt(member, self._check_member)
+
+    def _check_member(self, member: int) -> None:
+        check_finite("observation", self._observations[member])
+        check_finite("reward", self._rewards[member])
+
+    def _attempt(self, member: int, action: Any) -> None:
+        try:
+            action(member)
+        except Exception as error:
+            self._fail(member, error)
+
+    def _fail(self, member: int, error: Exception) -> None:
+        self.failures[member] = error
+        if self._observations.size:
+            self._observations[member] = 0
+        self._rewards[member] = 0
+        self._dones[member] = False
+
+    def close(self) -> None:
+        """Close all environments."""
+        for venv in self.venvs:
+            venv.close()
+
+
+def _stack_of(array: np.ndarray, n: int) -> np.ndarray:
+    """Room for ``n`` arrays that lie in memory as this one: convolutions round by the layout they see."""
+    order = [0, *(1 + axis for axis in np.argsort([-stride for stride in array.strides], kind="stable"))]
+    shape = (n, *array.shape)
+    room: np.ndarray = np.zeros([shape[axis] for axis in order], dtype=array.dtype)
+    return np.transpose(room, np.argsort(order))
+
+
+class StackedRunningMeanStd:
+    """SB3's RunningMeanStd for each member.
+
+    :param n_members: ``S``.
+    :param shape: Shape of what is averaged.
+    """
+
+    def __init__(self, n_members: int, shape: tuple[int, ...] = ()):
+        self.mean = np.zeros((n_members, *shape), np.float64)
+        self.var = np.ones((n_members, *shape), np.float64)
+        self.count = 1e-4
+
+    def update(self, batch: np.ndarray) -> None:
+        """Add a batch for each member.
+
+        :param batch: Shape ``(S, n, *shape)``.
+        """
+        n = batch.shape[1]
+        mean, var = np.mean(batch, axis=1), np.var(batch, axis=1)
+        # As SB3's update_from_moments computes it, to the bit
+        delta = mean - self.mean
+        total = self.count + n
+        self.mean = self.mean + delta * n / total
+        m_2 = self.var * self.count + var * n + np.square(delta) * self.count * n / total
+        self.var = m_2 / total
+        self.count = n + self.count
+
+
+class StackedNormalize:
+    """SB3's VecNormalize for each member.
+
+    :param wrappers: The members' VecNormalize, new and of one configuration but for ``gamma``. They hold the
+        settings, and the statistics after :meth:`export`.
+    """
+
+    def __init__(self, wrappers: Sequence[VecNormalize]):
+        self._wrappers = list(wrappers)
+        first = wrappers[0]
+        self._norm_obs, self._norm_reward = first.norm_obs, first.norm_reward
+        self._epsilon, self._clip_obs, self._clip_reward = first.epsilon, first.clip_obs, first.clip_reward
+        shape = first.observation_space.shape or ()
+        self.obs_rms = StackedRunningMeanStd(len(wrappers), shape)
+        self.ret_rms = StackedRunningMeanStd(len(wrappers))
+        self._gamma = np.array([[wrapper.gamma] for wrapper in wrappers])
+        self._returns = np.zeros((len(wrappers), first.num_envs))
+
+    def reset(self, observations: np.ndarray) -> np.ndarray:
+        """Take the first observations in; returns them normalised, float32."""
+        self._returns[:] = 0
+        if self._norm_obs:
+            self.obs_rms.update(observations)
+        return self.observations(observations)
+
+    def step(
+        self,
+        observations: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        infos: Sequence[Sequence[dict[str, Any]]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Take a step in.
+
+        :param observations: Shape ``(S, n, ...)``.
+        :param rewards: Shape ``(S, n)``.
+        :param dones: Shape ``(S, n)``.
+        :param infos: Their last observations are replaced by normalised ones.
+        :return: Normalised observations and rewards, float32.
+        """
+        if self._norm_obs:
+            self.obs_rms.update(observations)
+        normalized = self.observations(observations)
+        self._returns = self._returns * self._gamma + rewards
+        self.ret_rms.update(self._returns)
+        if self._norm_reward:
+            scale = np.sqrt(self.ret_rms.var + self._epsilon)
+            rewards = np.clip(rewards / scale[:, None], -self._clip_reward, self._clip_reward)
+        for member, index in np.argwhere(dones):
+            info = infos[member][index]
+            info["terminal_observation"] = self.observations(info["terminal_observation"], member)
+        self._returns[dones] = 0
+        return normalized, rewards.astype(np.float32)
+
+    def observations(self, observations: np.ndarray, member: int | None = None) -> np.ndarray:
+        """Normalise observations; the statistics stay.
+
+        :param observations: Shape ``(S, n, ...)``, or that of one observation of one member.
+        :param member: That member.
+        """
+        if not self._norm_obs:
+            return observations
+        mean, var = self.obs_rms.mean, self.obs_rms.var
+        mean, var = (mean[:, None], var[:, None]) if member is None else (mean[member], var[member])
+        scaled = (observations - mean) / np.sqrt(var + self._epsilon)
+        return np.clip(scaled, -self._clip_obs, self._clip_obs).astype(np.float32)
+
+    def export(self) -> list[VecNormalize]:
+        """The members' VecNormalize with their statistics."""
+        for member, wrapper in enumerate(self._wrappers):
+            for mine, theirs in ((self.obs_rms, wrapper.obs_rms), (self.ret_rms, wrapper.ret_rms)):
+                if mine is self.ret_rms or self._norm_obs:
+                    assert isinstance(theirs, RunningMeanStd)
+                    theirs.mean, theirs.var = mine.mean[member].copy(), mine.var[member].copy()
+                    theirs.count = mine.count
+        return self._wrappers

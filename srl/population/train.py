@@ -1,0 +1,444 @@
+"""Train runs that share environment, algorithm family and shapes as one population, into their directories.
+
+Each member keeps what makes it a run of its own: seed, random generators, environments, statistics, reward
+noise, minibatch order, optimizer state, schedules, logs and evaluations. What is arithmetic on networks is
+done for all at once. The result of a member depends neither on its neighbours nor on whether it has any.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from srl import SA2C, SPPO
+from srl.envs.make import make_member_env, normalize_arguments
+from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
+from srl.errors import UserError
+from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval_interval
+from srl.experiment.run import Attempt, RunFailed, in_one_line, make_model, save
+from srl.experiment.spec import RunSpec
+from srl.experiment.store import MONITOR, Status
+from srl.population.environments import MemberEnvs, StackedNormalize
+from srl.population.grouping import population_key
+from srl.population.networks import StackedPolicy
+from srl.population.update import (
+    Rollout,
+    StackedOptimizer,
+    Updater,
+    clip_range_of,
+    clip_range_vf_of,
+    generalized_advantages,
+)
+
+#: SB3's ``log_interval`` of each family: updates between two lines of the log.
+_LOG_INTERVAL = {"a2c": 100, "ppo": 1}
+
+
+def train_population(
+    specs: Sequence[RunSpec],
+    paths: Sequence[Path],
+    *,
+    command: str = "",
+    tell: Callable[[Sequence[Status]], None] | None = None,
+) -> list[Status]:
+    """Train runs together, each into its directory, from the start.
+
+    :param specs: The runs; all of one :func:`~srl.population.grouping.population_key`.
+    :param paths: Their folders, new or of unfinished runs of the same specs.
+    :param command: The command that asked for them, for the record.
+    :param tell: Is given the status of the runs about once a second.
+    :return: How each run ended, in the order of ``specs``. A member that fails does not stop the others; its
+        status and its folder say why.
+    :raises UserError: If the runs cannot train together, or a folder does not fit its run.
+    """
+    keys = {population_key(spec) for spec in specs}
+    if len(keys) != 1 or None in keys or len(specs) != len(paths):
+        raise UserError(
+            "These runs cannot train as one population: they differ in more than one number each."
+        )
+    with ExitStack() as stack:
+        attempts = [
+            stack.enter_context(Attempt(spec.model_copy(update={"stacked": True}), path, command=command))
+            for spec, path in zip(specs, paths, strict=True)
+        ]
+        members = [attempt for attempt in attempts if attempt.running]
+        # Those of one learning rate next to each other, see StackedOptimizer
+        members.sort(key=lambda attempt: str(attempt.spec.hyperparams.learning_rate))
+
+        def beat() -> None:
+            if tell is not None:
+                tell([attempt.status for attempt in attempts])
+
+        try:
+            if members:
+                with Population(members) as population:
+                    population.train(beat)
+        except Exception as error:
+            for attempt in members:
+                if attempt.running:
+                    attempt.fail(error)
+    return [attempt.status for attempt in attempts]
+
+
+@dataclass
+class Member:
+    """What a run has to itself."""
+
+    attempt: Attempt
+    model: SA2C | SPPO
+    #: Draws its actions.
+    generator: th.Generator
+    #: Draws its minibatch orders.
+    permutations: np.random.RandomState
+    evaluations: EvaluationLog
+    noise: tuple[RewardNoiseProcess, np.random.Generator] | None
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run."""
+        return self.attempt.spec
+
+
+class Population:
+    """Runs in training. A context, at whose end environments and logs are closed.
+
+    :param attempts: The runs, begun.
+    """
+
+    def __init__(self, attempts: Sequence[Attempt]):
+        self._spec = spec = attempts[0].spec
+        th.set_num_threads(spec.threads)
+        self._resources = ExitStack()
+        with ExitStack() as on_error:
+            on_error.push(self._resources)
+            env_specs = [attempt.spec.env_spec() for attempt in attempts]
+            venvs = [
+                make_member_env(env_spec, monitor_dir=str(attempt.path / MONITOR))
+                for env_spec, attempt in zip(env_specs, attempts, strict=True)
+            ]
+            self._envs = MemberEnvs(venvs)
+            self._resources.callback(self._envs.close)
+            self._members = [self._member(*pair) for pair in zip(attempts, venvs, strict=True)]
+            self._eval_envs = MemberEnvs(
+                [make_member_env(env_spec, n_eval_envs=spec.n_eval_envs) for env_spec in env_specs]
+            )
+            self._resources.callback(self._eval_envs.close)
+            on_error.pop_all()
+        self._models = [member.model for member in self._members]
+        self._device = self._models[0].device
+        self._normalize: StackedNormalize | None = None
+        if spec.hyperparams.normalize is not None:
+            self._normalize = StackedNormalize(
+                [
+                    VecNormalize(venv, **normalize_arguments(env_spec, training=True))
+                    for venv, env_spec in zip(venvs, env_specs, strict=True)
+                ]
+            )
+        self._policy = StackedPolicy([model.policy for model in self._models])  # type: ignore[misc]
+        rates = [member.spec.hyperparams.learning_rate for member in self._members]
+        self._optimizer = StackedOptimizer(self._policy, self._models, rates)
+        self._updater = Updater(
+            self._models, self._policy, self._optimizer, [member.permutations for member in self._members]
+        )
+        self._gamma = np.array([model.gamma for model in self._models])
+        self._gae_lambda = np.array([model.gae_lambda for model in self._models])
+        self._active = list(range(len(self._members)))
+        self._timesteps = 0
+        self._n_steps_taken = 0
+        self._observations = np.empty(0)
+        self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
+
+    def _member(self, attempt: Attempt, venv: VecEnv) -> Member:
+        spec = attempt.spec
+        model = make_model(spec, venv)
+        # Alone, the run would go on from here with PyTorch's and NumPy's global generators
+        generator = th.Generator(model.device)
+        permutations = np.random.RandomState()
+        if model.device.type == "cpu":
+            generator.set_state(th.get_rng_state())
+        else:
+            generator.manual_seed(spec.seed)
+        permutations.set_state(np.random.get_state())  # noqa: NPY002
+        model.set_logger(configure(str(attempt.path), ["csv", "tensorboard"]))
+        self._resources.callback(model.logger.close)
+        model.rollout_buffer = None  # type: ignore[assignment]
+        model.ep_info_buffer = deque(maxlen=model._stats_window_size)
+        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+        model._total_timesteps = spec.n_timesteps
+        model.start_time = time.time_ns()
+        noise = parse_noise(spec.noise)
+        return Member(
+            attempt,
+            model,
+            generator,
+            permutations,
+            EvaluationLog(attempt.path),
+            None if noise is None else (noise, noise_rng(spec.seed)),
+        )
+
+    def __enter__(self) -> Population:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._resources.close()
+
+    def train(self, beat: Callable[[], None]) -> None:
+        """Train all members to their ends.
+
+        :param beat: Called now and then.
+        """
+        self._beat = Heart(beat, interval=1.0 + len(self._members) / 16)
+        observations = self._envs.reset(self._active)
+        self._drop_failed(self._envs, "")
+        self._observations = self._normalized_at_reset(observations)
+        iteration = 0
+        log_interval = _LOG_INTERVAL[self._spec.algorithm.family]
+        while self._timesteps < self._spec.n_timesteps and self._active:
+            rollout = self._collect()
+            iteration += 1
+            for index in self._active:
+                model = self._models[index]
+                model._update_current_progress_remaining(self._timesteps, self._spec.n_timesteps)
+                if iteration % log_interval == 0:
+                    model.dump_logs(iteration)
+                model._update_learning_rate(model.policy.optimizer)
+            self._update(rollout)
+        if self._active and self._members[self._active[0]].evaluations.due_at_end(self._spec.n_timesteps):
+            self._evaluate()
+        self._save()
+
+    def _normalized_at_reset(self, observations: np.ndarray) -> np.ndarray:
+        return observations if self._normalize is None else self._normalize.reset(observations)
+
+    def _tensor(self, array: np.ndarray) -> th.Tensor:
+        # A copy that lies in memory as the array does
+        return th.as_tensor(array).to(self._device, copy=True)
+
+    def _collect(self) -> Rollout:
+        n_steps, n_envs = self._spec.hyperparams.n_steps, self._envs.n_envs
+        draws = th.stack(
+            [self._policy.draws(member.generator, n_steps, n_envs) for member in self._members], dim=1
+        )
+        observations, actions, values, log_probs = [], [], [], []
+        rewards = np.zeros((n_steps, len(self._members), n_envs), dtype=np.float32)
+        episode_starts = np.zeros_like(rewards)
+        for step in range(n_steps):
+            observation = self._tensor(self._observations)
+            with th.no_grad():
+                action, value, log_prob = self._policy.act(observation, draws[step])
+            observations.append(observation)
+            actions.append(action.reshape(len(self._members), n_envs, -1))
+            values.append(value)
+            log_probs.append(log_prob)
+            episode_starts[step] = self._dones
+            rewards[step] = self._step(action)
+        with th.no_grad():
+            last_values = self._policy.values(self._tensor(self._observations)).cpu().numpy()
+        stacked_values = th.stack(values)
+        advantages, returns = generalized_advantages(
+            rewards, stacked_values.cpu().numpy(), episode_starts, last_values, self._dones,
+            self._gamma, self._gae_lambda,
+        )  # fmt: skip
+
+        def in_order(tensor: th.Tensor) -> th.Tensor:
+            """From ``(n_steps, S, n_envs, ...)`` to ``(S, N, ...)``, one environment after the other."""
+            return tensor.movedim(0, 2).flatten(1, 2)
+
+        return Rollout(
+            observations=in_order(th.stack(observations)),
+            actions=in_order(th.stack(actions)).float(),
+            values=in_order(stacked_values),
+            log_probs=in_order(th.stack(log_probs)),
+            advantages=in_order(self._tensor(advantages)),
+            returns=in_order(self._tensor(returns)),
+        )
+
+    def _step(self, action: th.Tensor) -> np.ndarray:
+        """Step the environments; returns the rewards that the members learn from, shape ``(S, n_envs)``."""
+        new_observations, rewards, self._dones = self._envs.step(self._for_env(action), self._active)
+        self._drop_failed(self._envs, f" (at step {self._timesteps + self._envs.n_envs:,})")
+        infos = self._envs.infos
+        if self._normalize is None:
+            self._observations = new_observations
+        else:
+            self._observations, rewards = self._normalize.step(new_observations, rewards, self._dones, infos)
+        for index in self._active:
+            noise = self._members[index].noise
+            if noise is not None:
+                rewards[index] = noise[0].apply(rewards[index], noise[1])
+        self._timesteps += self._envs.n_envs
+        self._n_steps_taken += 1
+        for index in self._active:
+            self._models[index].num_timesteps = self._timesteps
+        if self._beat.is_due():
+            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps))
+        if self._n_steps_taken % eval_interval(self._spec) == 0:
+            self._evaluate()
+        for index in self._active:
+            if self._dones[index].any():
+                self._end_episodes(index, rewards)
+        return rewards
+
+    def _end_episodes(self, index: int, rewards: np.ndarray) -> None:
+        """Note what episodes gave, and bootstrap those that a time limit ended, as SB3 does."""
+        model, infos, dones = self._models[index], self._envs.infos[index], self._dones[index]
+        model._update_info_buffer(infos, dones)
+        for env in np.flatnonzero(dones):
+            last = infos[env].get("terminal_observation")
+            if last is not None and infos[env].get("TimeLimit.truncated", False):
+                with th.no_grad():
+                    value = model.policy.predict_values(model.policy.obs_to_tensor(last)[0])[0]
+                rewards[index, env] += model.gamma * value
+
+    def _for_env(self, actions: th.Tensor) -> np.ndarray:
+        space = self._models[0].action_space
+        array: np.ndarray = actions.cpu().numpy()
+        return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+
+    def _update(self, rollout: Rollout) -> None:
+        statistics = self._updater.update(rollout)
+        values, returns = rollout.values.cpu().numpy(), rollout.returns.cpu().numpy()
+
+        def record(index: int) -> None:
+            model = self._models[index]
+            explained = explained_variance(values[index], returns[index])
+            if isinstance(model, SPPO):
+                n_minibatches = -(-returns.shape[1] // model.batch_size)
+                model._record_update(
+                    statistics[index],
+                    n_minibatches,
+                    explained,
+                    clip_range=clip_range_of(model),
+                    clip_range_vf=clip_range_vf_of(model),
+                )
+            else:
+                model._record_update(statistics[index], explained)
+            check_losses(model.logger)
+
+        self._each_active(record, f" (at step {self._timesteps:,})")
+
+    def _evaluate(self) -> None:
+        """Play the evaluation's episodes of all members side by side, each in its own environments."""
+        spec, envs = self._spec, self._eval_envs
+        where = f" (in the evaluation at step {self._timesteps:,})"
+        generators = [
+            th.Generator(self._device).manual_seed(member.evaluations.seed(member.spec))
+            for member in self._members
+        ]
+        # As SB3's evaluate_policy spreads episodes over environments
+        targets = np.array([(spec.n_eval_episodes + i) // envs.n_envs for i in range(envs.n_envs)])
+        counts = np.zeros((len(self._members), envs.n_envs), dtype=int)
+        episodes = [Episodes() for _ in self._members]
+        observations = envs.reset(self._active)
+        self._drop_failed(envs, where)
+        playing = list(self._active)
+        while playing:
+            if self._normalize is not None:
+                observations = self._normalize.observations(observations)
+            draws = None
+            if not spec.eval_deterministic:
+                draws = th.stack(
+                    [self._policy.draws(generator, 1, envs.n_envs)[0] for generator in generators]
+                )
+            with th.no_grad():
+                actions = self._policy.predict(self._tensor(observations), draws)
+            observations, _, dones = envs.step(self._for_env(actions), playing)
+            self._drop_failed(envs, where)
+            for index, env in np.argwhere(dones):
+                info = envs.infos[index][env]
+                if counts[index, env] >= targets[env]:
+                    continue
+                if info.get("is_success") is not None:
+                    episodes[index].successes.append(info["is_success"])
+                if "episode" in info:  # on Atari a lost life is none
+                    episodes[index].returns.append(info["episode"]["r"])
+                    episodes[index].lengths.append(info["episode"]["l"])
+                    counts[index, env] += 1
+            playing = [
+                index for index in playing if index in self._active and (counts[index] < targets).any()
+            ]
+        self._each_active(
+            lambda index: self._members[index].evaluations.add(
+                self._timesteps, episodes[index], self._models[index].logger
+            )
+        )
+
+    def _save(self) -> None:
+        self._optimizer.export()
+        wrappers = None if self._normalize is None else self._normalize.export()
+
+        def finish(index: int) -> None:
+            member, model = self._members[index], self._models[index]
+            model._last_obs = self._observations[index]
+            model._last_episode_starts = self._dones[index]
+            save(member.attempt.path, model, None if wrappers is None else wrappers[index])
+            model.logger.close()
+            member.attempt.finish(self._timesteps)
+
+        self._each_active(finish)
+
+    def _drop_failed(self, envs: MemberEnvs, where: str) -> None:
+        if envs.failures:
+            for index in [index for index in self._active if index in envs.failures]:
+                self._fail(index, envs.failures[index], where)
+
+    def _each_active(self, action: Callable[[int], None], where: str = "") -> None:
+        """Do something for each member; one that it fails for drops out."""
+        for index in list(self._active):
+            try:
+                action(index)
+            except Exception as error:
+                self._fail(index, error, where)
+
+    def _fail(self, index: int, error: Exception, where: str) -> None:
+        self._active.remove(index)
+        failure = RunFailed(f"{in_one_line(error)}{where}")
+        failure.__cause__ = error
+        self._members[index].attempt.fail(failure)
+
+
+class Heart:
+    """Says when it is time to tell how far training is.
+
+    :param tell: Called then.
+    :param interval: Seconds between two tellings.
+    """
+
+    def __init__(self, tell: Callable[[], None], interval: float):
+        self._tell = tell
+        self._interval = interval
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        """Whether it is time."""
+        now = time.monotonic()
+        if now < self._due:
+            return False
+        self._due = now + self._interval
+        self._tell()
+        return True
+
+
+def execute_population(specs: Sequence[RunSpec], paths: Sequence[Path], command: str) -> int:
+    """Train a population in this process for an engine.
+
+    :return: The process' exit status: 0 if all are done, 1 if one failed.
+    """
+    try:
+        statuses = train_population(specs, paths, command=command)
+    except (UserError, OSError) as error:
+        print(f"{paths[0]} and {len(paths) - 1} more: {error}", file=sys.stderr)
+        return 1
+    return 0 if all(status.state == "done" for status in statuses) else 1
