@@ -103,7 +103,9 @@ class Train:
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     threads: int = 1
-    """Threads of torch."""
+    """Threads of torch, and of native environments."""
+    env_backend: str = "gymnasium"
+    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
 
 
 @dataclass
@@ -124,7 +126,9 @@ class Sweep:
     timesteps: int | None = None
     """Training steps of every run."""
     jobs: int | None = None
-    """Runs at once; as many as there are cores if not given."""
+    """Processes at once; as many as there are cores if not given."""
+    population: str = "auto"
+    """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
     out: Path | None = None
@@ -139,6 +143,8 @@ class Sweep:
     """Training steps between evaluations."""
     eval_episodes: int | None = None
     """Episodes of an evaluation."""
+    env_backend: str | None = None
+    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
 
 
 @dataclass
@@ -234,6 +240,7 @@ def train(options: Train, command: str) -> int:
         profile=options.profile,
         device=options.device,
         threads=options.threads,
+        env_backend=options.env_backend,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
         overrides=options.loss.others() | options.loss.symmetric(),
@@ -280,6 +287,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.experiment.estimate import estimate
     from srl.experiment.progress import SweepDisplay, duration
     from srl.experiment.sweep import expand, load_sweep, make_plan, run_sweep, write_plan
+    from srl.experiment.tasks import describe, parse_population
 
     console = _console()
     config = find_sweep(options.config)
@@ -300,12 +308,13 @@ def sweep(options: Sweep, command: str) -> int:
         profile=options.profile,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
+        env_backend=options.env_backend,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
     specs, notes = expand(sweep_options, device=options.device)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
-    plan = make_plan(specs, root)
+    plan = make_plan(specs, root, population=parse_population(options.population), n_jobs=n_jobs)
     for note in notes:
         console.print(note, markup=False)
     n_cells = len(specs) // len(sweep_options.seeds)
@@ -318,8 +327,8 @@ def sweep(options: Sweep, command: str) -> int:
     )
     devices = ", ".join(sorted({spec.device for spec in specs}))
     console.print(
-        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}, "
-        f"{min(n_jobs, max(len(plan.to_do), 1))} at a time, on {devices}.",
+        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}{describe(plan.tasks)}, "
+        f"{min(n_jobs, max(len(plan.tasks), 1))} at a time, on {devices}.",
         markup=False,
         soft_wrap=True,
     )
@@ -333,7 +342,7 @@ def sweep(options: Sweep, command: str) -> int:
     failures: dict[str, str] = {}
     if plan.to_do:
         with console.status("Measuring how fast runs are here"):
-            guess = estimate([job.spec for job in plan.to_do], n_jobs)
+            guess = estimate(plan.tasks, n_jobs)
         if guess is not None:
             some = "" if guess.n_measured == guess.n_kinds else f" {guess.n_measured} of {guess.n_kinds}"
             console.print(

@@ -18,7 +18,7 @@ from srl.experiment.sweep import Progress as SweepProgress
 
 #: Seconds between lines where there is no terminal.
 _LINE_INTERVAL = 15.0
-#: Running runs shown one by one.
+#: Tasks in progress shown one by one.
 _SHOWN = 16
 
 
@@ -119,7 +119,8 @@ class SweepDisplay(_Display):
         left = f"{duration((progress.n_steps - progress.steps) / speed)} left" if progress.steps else ""
         rate = f"{speed:,.0f} steps/s {left}"
         counts = (
-            f"{progress.done + self._n_skipped} done, {len(progress.running)} running, "
+            f"{progress.done + self._n_skipped} done, "
+            f"{sum(map(len, progress.running.values()))} running, "
             f"{progress.failed} failed, {progress.to_do} to do"
         )
         if self._live is None:
@@ -130,13 +131,11 @@ class SweepDisplay(_Display):
             self._task, description=counts, completed=progress.steps, total=progress.n_steps, rate=rate
         )
         running = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for path, status in list(progress.running.items())[:_SHOWN]:
-            share = status.timesteps / max(status.n_timesteps, 1)
-            running.add_row(
-                escape(path),
-                f"{share:.0%}",
-                f"{status.steps_per_second:,.0f} steps/s" if status.started else "starting",
-            )
+        for name, statuses in list(progress.running.items())[:_SHOWN]:
+            share = sum(status.timesteps / max(status.n_timesteps, 1) for status in statuses) / len(statuses)
+            speed = sum(status.steps_per_second for status in statuses)
+            started = any(status.started for status in statuses)
+            running.add_row(escape(name), f"{share:.0%}", f"{speed:,.0f} steps/s" if started else "starting")
         if len(progress.running) > _SHOWN:
             running.add_row(f"and {len(progress.running) - _SHOWN} more")
         self._live.update(Group(running, self._bar))

@@ -292,7 +292,7 @@ def versions(command: str = "") -> dict[str, Any]:
     }
 
 
-def execute(path: Path, spec: RunSpec, command: str) -> int:
+def execute_run(path: Path, spec: RunSpec, command: str) -> int:
     """Train a run in this process for an engine.
 
     :return: The process' exit status: 0 for done, 1 for failed.

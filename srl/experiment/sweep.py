@@ -17,7 +17,7 @@ from srl.envs import parse_noise
 from srl.errors import UserError
 from srl.experiment.algorithms import get_algorithm
 from srl.experiment.config_files import ConfigFile
-from srl.experiment.engines import Engine, Job
+from srl.experiment.engines import Engine, Job, Task
 from srl.experiment.hyperparams import Positive, Strict, of_family
 from srl.experiment.spec import RunSpec, check_run, make_run_spec
 from srl.experiment.store import (
@@ -29,7 +29,10 @@ from srl.experiment.store import (
     read_plan,
     write_text,
 )
+from srl.experiment.tasks import Population, make_tasks
 
+#: Seconds between two looks into the folders of what runs.
+_LOOK_INTERVAL = 0.5
 #: Options of the command line that are named otherwise than the keys of a sweep's file.
 _OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
 
@@ -193,11 +196,20 @@ class Plan:
     done: list[Job] = field(default_factory=list)
     #: Jobs still to run, those that failed or were interrupted before included.
     to_do: list[Job] = field(default_factory=list)
+    #: What is to do, as tasks for an engine.
+    tasks: list[Task] = field(default_factory=list)
 
 
-def make_plan(specs: Sequence[RunSpec], root: Path) -> Plan:
+def make_plan(
+    specs: Sequence[RunSpec], root: Path, *, population: Population = "off", n_jobs: int = 1
+) -> Plan:
     """Hold the runs of a sweep against what its folder holds; nothing is written.
 
+    :param specs: The runs.
+    :param root: The sweep's folder.
+    :param population: Whether runs that can train as one do: the most members of a population, or ``"auto"``,
+        see :func:`~srl.experiment.tasks.make_tasks`.
+    :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
     :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place.
     """
     check_writable(root)
@@ -205,6 +217,7 @@ def make_plan(specs: Sequence[RunSpec], root: Path) -> Plan:
     for job in plan.jobs:
         there = RunDirectory(job.path).compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
+    plan.tasks = make_tasks(plan.to_do, population, n_jobs)
     return plan
 
 
@@ -223,7 +236,8 @@ class Progress:
 
     done: int
     failed: int
-    running: dict[str, Status]
+    #: The statuses of the runs of each task, by its name.
+    running: dict[str, list[Status]]
     to_do: int
     #: Training steps done and in all, finished runs that were skipped not counted.
     steps: int
@@ -251,35 +265,46 @@ def run_sweep(
     began = time.time()
     n_done = n_steps_done = 0
     n_steps = sum(job.spec.n_timesteps for job in plan.to_do)
-    events = engine.run(plan.to_do, command)
+    events = engine.run(plan.tasks, command)
+    next_look = 0.0
     try:
         for ended in events:
+            if ended is None and time.monotonic() < next_look:
+                continue
             if ended is not None:
-                reason = _settle(RunDirectory(ended.job.path), ended.killed, began)
-                n_steps_done += ended.job.spec.n_timesteps
-                if reason:
-                    failures[ended.job.spec.path] = reason
-                    tell_failure(ended.job, reason)
-                else:
-                    n_done += 1
-            running = {job.spec.path: RunDirectory(job.path).read_status() for job in engine.running}
-            beating = {
-                path: status for path, status in running.items() if status and status.state == "running"
-            }
+                for job in ended.task.jobs:
+                    reason = _settle(RunDirectory(job.path), ended.killed, began, ended.task.log)
+                    n_steps_done += job.spec.n_timesteps
+                    if reason:
+                        failures[job.spec.path] = reason
+                        tell_failure(job, reason)
+                    else:
+                        n_done += 1
+            next_look = time.monotonic() + _LOOK_INTERVAL
+            running = [[_status(job) for job in task.jobs] for task in engine.running]
+            beating = [status for statuses in running for status in statuses]
             tell(
                 Progress(
                     done=n_done,
                     failed=len(failures),
-                    running={path: beating.get(path, Status("running")) for path in running},
-                    to_do=len(plan.to_do) - n_done - len(failures) - len(running),
-                    steps=n_steps_done + sum(status.timesteps for status in beating.values()),
+                    running={
+                        task.name: statuses for task, statuses in zip(engine.running, running, strict=True)
+                    },
+                    to_do=len(plan.to_do) - n_done - len(failures) - len(beating),
+                    steps=n_steps_done + sum(status.timesteps for status in beating),
                     n_steps=n_steps,
                 )
             )
     finally:
         events.close()
-        _mark_stopped(engine.running)
+        _mark_stopped([job for task in engine.running for job in task.jobs])
     return failures
+
+
+def _status(job: Job) -> Status:
+    """How far a run in progress is; what its folder says may be of an earlier attempt."""
+    status = RunDirectory(job.path).read_status()
+    return status if status is not None and status.state == "running" else Status("running")
 
 
 def _mark_stopped(jobs: Sequence[Job]) -> None:
@@ -293,7 +318,7 @@ def _mark_stopped(jobs: Sequence[Job]) -> None:
                 directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
 
 
-def _settle(directory: RunDirectory, killed: str, began: float) -> str:
+def _settle(directory: RunDirectory, killed: str, began: float, log: Path) -> str:
     """See how a run whose process has ended went, and say so in its folder if the run could not.
 
     :return: Why it failed; empty if it is done.
@@ -306,7 +331,7 @@ def _settle(directory: RunDirectory, killed: str, began: float) -> str:
         return "another process is training this run"
     if status is not None and status.state == "failed" and status.ended >= began:
         return status.reason
-    reason = killed or f"it ended without saying why; see {directory.path / 'output.log'}"
+    reason = killed or f"it ended without saying why; see {log}"
     try:
         directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
     except OSError as error:

@@ -1,6 +1,5 @@
-"""Many runs of one environment trained as one stacked network."""
+"""Many runs of one environment trained as one stacked network: see :mod:`srl.population.train`."""
 
-from srl.population.grouping import group, population_key
 from srl.population.train import train_population
 
-__all__ = ["group", "population_key", "train_population"]
+__all__ = ["train_population"]

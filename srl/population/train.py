@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch as th
@@ -30,8 +31,8 @@ from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval
 from srl.experiment.run import Attempt, RunFailed, in_one_line, make_model, save
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import MONITOR, Status
+from srl.experiment.tasks import population_key
 from srl.population.environments import MemberEnvs, StackedNormalize
-from srl.population.grouping import population_key
 from srl.population.networks import StackedPolicy
 from srl.population.update import (
     Rollout,
@@ -55,7 +56,7 @@ def train_population(
 ) -> list[Status]:
     """Train runs together, each into its directory, from the start.
 
-    :param specs: The runs; all of one :func:`~srl.population.grouping.population_key`.
+    :param specs: The runs; all of one :func:`~srl.experiment.tasks.population_key`.
     :param paths: Their folders, new or of unfinished runs of the same specs.
     :param command: The command that asked for them, for the record.
     :param tell: Is given the status of the runs about once a second.
@@ -155,6 +156,7 @@ class Population:
         self._gamma = np.array([model.gamma for model in self._models])
         self._gae_lambda = np.array([model.gae_lambda for model in self._models])
         self._active = list(range(len(self._members)))
+        self._beat = Heart(lambda: None, interval=1.0)
         self._timesteps = 0
         self._n_steps_taken = 0
         self._observations = np.empty(0)
@@ -218,6 +220,24 @@ class Population:
         if self._active and self._members[self._active[0]].evaluations.due_at_end(self._spec.n_timesteps):
             self._evaluate()
         self._save()
+
+    def measure(self, n_rollouts: int, began: float) -> PopulationSpeed:
+        """Train for some rollouts and play some steps of an evaluation; nothing is saved."""
+        self._observations = self._normalized_at_reset(self._envs.reset(self._active))
+        self._update(self._collect())  # the first is slow
+        startup_seconds, now = time.perf_counter() - began, time.perf_counter()
+        for _ in range(n_rollouts):
+            self._update(self._collect())
+        n_steps = n_rollouts * self._spec.hyperparams.n_steps * self._envs.n_envs * len(self._members)
+        steps_per_second = n_steps / (time.perf_counter() - now)
+        observations = self._eval_envs.reset(self._active)
+        now = time.perf_counter()
+        n_measured = 20
+        for _ in range(n_measured):
+            observations, _ = self._evaluation_step(observations, self._active, None)
+        seconds = (time.perf_counter() - now) / n_measured
+        limit = self._eval_envs.venvs[0].get_attr("spec", 0)[0].max_episode_steps
+        return PopulationSpeed(steps_per_second, seconds, startup_seconds, limit)
 
     def _normalized_at_reset(self, observations: np.ndarray) -> np.ndarray:
         return observations if self._normalize is None else self._normalize.reset(observations)
@@ -345,16 +365,12 @@ class Population:
         self._drop_failed(envs, where)
         playing = list(self._active)
         while playing:
-            if self._normalize is not None:
-                observations = self._normalize.observations(observations)
             draws = None
             if not spec.eval_deterministic:
                 draws = th.stack(
                     [self._policy.draws(generator, 1, envs.n_envs)[0] for generator in generators]
                 )
-            with th.no_grad():
-                actions = self._policy.predict(self._tensor(observations), draws)
-            observations, _, dones = envs.step(self._for_env(actions), playing)
+            observations, dones = self._evaluation_step(observations, playing, draws)
             self._drop_failed(envs, where)
             for index, env in np.argwhere(dones):
                 info = envs.infos[index][env]
@@ -374,6 +390,16 @@ class Population:
                 self._timesteps, episodes[index], self._models[index].logger
             )
         )
+
+    def _evaluation_step(
+        self, observations: np.ndarray, playing: Sequence[int], draws: th.Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._normalize is not None:
+            observations = self._normalize.observations(observations)
+        with th.no_grad():
+            actions = self._policy.predict(self._tensor(observations), draws)
+        observations, _, dones = self._eval_envs.step(self._for_env(actions), playing)
+        return observations, dones
 
     def _save(self) -> None:
         self._optimizer.export()
@@ -407,6 +433,36 @@ class Population:
         failure = RunFailed(f"{in_one_line(error)}{where}")
         failure.__cause__ = error
         self._members[index].attempt.fail(failure)
+
+
+@dataclass(frozen=True)
+class PopulationSpeed:
+    """How fast a population goes here."""
+
+    #: Training steps per second of all members.
+    steps_per_second: float
+    #: Seconds for one step of all evaluation environments of all members.
+    eval_step_seconds: float
+    #: Seconds until the first training step.
+    startup_seconds: float
+    #: Time limit of the environment's episodes in steps; None for none.
+    max_episode_steps: int | None
+
+
+def measure_population(spec: RunSpec, n_members: int, n_rollouts: int = 1) -> PopulationSpeed:
+    """Train a population for a moment, in a folder that is removed again.
+
+    :param spec: A run of the kind; the members differ from it in their seeds.
+    :param n_members: How many.
+    :param n_rollouts: Rollouts and updates to measure, after one that is not.
+    :return: How fast it was.
+    """
+    began = time.perf_counter()
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        specs = [spec.model_copy(update={"seed": seed}) for seed in range(n_members)]
+        attempts = [stack.enter_context(Attempt(member, Path(folder) / str(member.seed))) for member in specs]
+        population = stack.enter_context(Population(attempts))
+        return population.measure(n_rollouts, began)
 
 
 class Heart:

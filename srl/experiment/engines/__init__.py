@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from srl.experiment.spec import RunSpec
+from srl.experiment.store import LOG
 
 
 @dataclass(frozen=True)
@@ -19,28 +20,67 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A job whose process has ended; the run directory says how the run went."""
+class Task:
+    """Jobs that one process does: a single run, or the runs of a population."""
 
-    job: Job
+    jobs: tuple[Job, ...]
+
+    @property
+    def name(self) -> str:
+        """What a user sees it as."""
+        first = self.jobs[0].spec
+        if len(self.jobs) == 1:
+            return first.path
+        algos = ", ".join(dict.fromkeys(job.spec.algo for job in self.jobs))
+        return f"{len(self.jobs)} runs of {first.env}: {algos}, from seed {first.seed} {first.noise}"
+
+    @property
+    def log(self) -> Path:
+        """Where what the process prints goes."""
+        return self.jobs[0].path / LOG
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task whose process has ended; the run directories say how the runs went."""
+
+    task: Task
     #: Why the process ended, if not by itself: one line, else empty.
     killed: str = ""
 
 
 class Engine(Protocol):
-    """Executes jobs independently of one another."""
+    """Executes tasks independently of one another."""
 
-    def run(self, jobs: Sequence[Job], command: str) -> Generator[Ended | None, None, None]:
-        """Execute all jobs.
+    def run(self, tasks: Sequence[Task], command: str) -> Generator[Ended | None, None, None]:
+        """Execute all tasks.
 
-        :param jobs: What to run.
+        :param tasks: What to run.
         :param command: The command that asked for it, for the record.
-        :return: Each job as it ends, and None about every tenth of a second in between. Closing it ends what
+        :return: Each task as it ends, and None about every tenth of a second in between. Closing it ends what
             runs.
         """
         ...
 
     @property
-    def running(self) -> Sequence[Job]:
-        """The jobs that are running now; after the engine was closed, those that it ended."""
+    def running(self) -> Sequence[Task]:
+        """The tasks that are running now; after the engine was closed, those that it ended."""
         ...
+
+
+def execute(task: Task, command: str) -> int:
+    """Do a task in this process.
+
+    :param task: What to run.
+    :param command: The command that asked for it, for the record.
+    :return: The process' exit status: 0 if all its runs are done, 1 if one failed.
+    """
+    # An engine is chosen before anything heavy is loaded
+    if task.jobs[0].spec.stacked:
+        from srl.population.train import execute_population
+
+        return execute_population([job.spec for job in task.jobs], [job.path for job in task.jobs], command)
+    from srl.experiment.run import execute_run
+
+    (job,) = task.jobs
+    return execute_run(job.path, job.spec, command)

@@ -1,4 +1,4 @@
-"""Runs as processes of this machine."""
+"""Runs and populations as processes of this machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
-from srl.experiment.engines import Ended, Job
-from srl.experiment.spec import RunSpec
-from srl.experiment.store import LOG
+from srl.experiment.engines import Ended, Task, execute
 
 #: Seconds that a run is given to end in order.
 _GRACE = 10.0
@@ -32,41 +29,41 @@ def process_context() -> ForkServerContext:
     """Where a sweep's processes come from: forks of one process that has imported torch and nothing else."""
     use_one_thread()
     context = get_context("forkserver")
-    context.set_forkserver_preload(["srl.experiment.run"])
+    context.set_forkserver_preload(["srl.population.train"])
     return context
 
 
 class LocalEngine:
-    """As many runs at once as told, each an independent process with one thread.
+    """As many tasks at once as told, each an independent process with one thread.
 
     :param n_jobs: How many run at once.
     """
 
     def __init__(self, n_jobs: int):
         self._n_jobs = n_jobs
-        self._processes: dict[int, tuple[BaseProcess, Job]] = {}
+        self._processes: dict[int, tuple[BaseProcess, Task]] = {}
 
     @property
-    def running(self) -> Sequence[Job]:
-        """The jobs that are running now; after the engine was closed, those that it ended."""
-        return [job for _, job in self._processes.values()]
+    def running(self) -> Sequence[Task]:
+        """The tasks that are running now; after the engine was closed, those that it ended."""
+        return [task for _, task in self._processes.values()]
 
-    def run(self, jobs: Sequence[Job], command: str) -> Generator[Ended | None, None, None]:
-        """Execute all jobs; see :class:`srl.experiment.engines.Engine`."""
+    def run(self, tasks: Sequence[Task], command: str) -> Generator[Ended | None, None, None]:
+        """Execute all tasks; see :class:`srl.experiment.engines.Engine`."""
         context = process_context()
-        waiting = list(jobs)
+        waiting = list(tasks)
         try:
             while waiting or self._processes:
                 while waiting and len(self._processes) < self._n_jobs:
-                    job = waiting.pop(0)
-                    process: BaseProcess = context.Process(target=_work, args=(job.path, job.spec, command))
+                    task = waiting.pop(0)
+                    process: BaseProcess = context.Process(target=_work, args=(task, command))
                     process.start()
-                    self._processes[process.sentinel] = (process, job)
+                    self._processes[process.sentinel] = (process, task)
                 for sentinel in wait(list(self._processes), timeout=0.1):
                     assert isinstance(sentinel, int)
-                    process, job = self._processes.pop(sentinel)
+                    process, task = self._processes.pop(sentinel)
                     process.join()
-                    yield Ended(job, killed=_why(process.exitcode))
+                    yield Ended(task, killed=_why(process.exitcode))
                 yield None
         finally:
             self._stop()
@@ -101,16 +98,14 @@ def _end_with_the_sweep() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(path: Path, spec: RunSpec, command: str) -> None:
-    """The process of one run: what it prints goes into its folder."""
+def _work(task: Task, command: str) -> None:
+    """The process of a task: what it prints goes into the folder of its first run."""
     # Ctrl-C reaches the whole process group; the sweep ends its runs in order by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop_in_order)
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    path.mkdir(parents=True, exist_ok=True)
-    log = os.open(path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    from srl.experiment.run import execute
-
-    raise SystemExit(execute(path, spec, command))
+    raise SystemExit(execute(task, command))

@@ -1,0 +1,163 @@
+"""Which runs train together as a population, and how many of them: from runs to an engine's tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from srl.errors import UserError
+from srl.experiment.engines import Job, Task
+from srl.experiment.hyperparams import PPOHyperparams
+from srl.experiment.spec import RunSpec
+
+#: The most members of a population; ``"auto"`` chooses, ``"off"`` trains each run alone.
+Population = int | Literal["auto", "off"]
+
+#: What may differ between members: what each has to itself, and numbers.
+_OF_A_MEMBER = {"algo", "noise", "seed", "profile", "stacked"}
+_NUMBERS = {
+    "alpha", "beta", "z", "learning_rate", "ent_coef", "vf_coef", "max_grad_norm", "gamma", "gae_lambda",
+    "clip_range", "clip_range_vf", "advantage_flip_prob",
+}  # fmt: skip
+#: The most members that ``"auto"`` puts together. More hardly make a step cheaper, and a process that dies
+#: takes its runs with it.
+_LARGEST = 64
+#: Bytes that a process, an environment and a number of a rollout take; measured, and rounded up.
+_PROCESS_BYTES = 500e6
+_ENV_BYTES = 6e6
+_COPIES_OF_A_ROLLOUT = 4
+#: Share of the free memory that populations may take.
+_MEMORY_SHARE = 0.7
+
+
+def parse_population(text: str) -> Population:
+    """Read the option ``--population``.
+
+    :param text: ``"auto"``, ``"off"``, or how many members a population has at the most.
+    :raises UserError: For anything else.
+    """
+    if text in ("auto", "off"):
+        return text  # type: ignore[return-value]
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise UserError(f"--population {text}: must be auto, off, or the most members of one, 1 or above.")
+    return int(text)
+
+
+def population_key(spec: RunSpec) -> str | None:
+    """What runs must have in common to train together.
+
+    :param spec: A run.
+    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
+        divergence, observations in several parts, normalised images or separate features extractors.
+    """
+    hyperparams = spec.hyperparams
+    alone = (
+        hyperparams.use_sde
+        or hyperparams.policy == "MultiInputPolicy"
+        or hyperparams.policy_kwargs.share_features_extractor is False
+        or (hyperparams.policy == "CnnPolicy" and hyperparams.normalize is not None)
+    )
+    has_clip_range_vf = False
+    if isinstance(hyperparams, PPOHyperparams):
+        alone = alone or hyperparams.target_kl is not None
+        has_clip_range_vf = hyperparams.clip_range_vf is not None
+    if alone:
+        return None
+    shared = spec.model_dump(mode="json", exclude=_OF_A_MEMBER | {"hyperparams"})
+    shared["hyperparams"] = hyperparams.model_dump(mode="json", exclude=_NUMBERS)
+    shared["family"] = spec.algorithm.family
+    shared["has_clip_range_vf"] = has_clip_range_vf
+    return json.dumps(shared, sort_keys=True)
+
+
+def make_tasks(jobs: Sequence[Job], population: Population, n_jobs: int) -> list[Task]:
+    """Put runs together that can train as one population.
+
+    ``"auto"`` divides the runs that fit among ``n_jobs`` processes as far as memory allows; networks for
+    images it leaves alone on the CPU, where their convolutions take the time, stacked or not.
+
+    :param jobs: The runs.
+    :param population: The most members of a population, ``"auto"``, or ``"off"``.
+    :param n_jobs: How many tasks run at once.
+    :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population
+        of one only if ``population`` is a number.
+    """
+    groups: dict[str, list[Job]] = {}
+    for index, job in enumerate(jobs):
+        groups.setdefault(_group(job.spec, population) or f"alone {index}", []).append(job)
+    tasks: list[tuple[Job, ...]] = []
+    for key, group in groups.items():
+        if key.startswith("alone"):
+            tasks.append(tuple(group))
+            continue
+        if isinstance(population, int):
+            size = population
+        else:
+            size = max(min(_LARGEST, _fitting(group[0].spec, n_jobs), -(-len(group) // n_jobs)), 1)
+        n_parts = -(-len(group) // size)
+        # Runs that stand next to each other in the plan, so that tables fill evenly
+        ends = [round(part * len(group) / n_parts) for part in range(n_parts + 1)]
+        for first, end in pairwise(ends):
+            members = tuple(group[first:end])
+            if len(members) > 1 or isinstance(population, int):
+                members = tuple(_stacked(job) for job in members)
+            tasks.append(members)
+    order = {job.path: index for index, job in enumerate(jobs)}
+    return [Task(members) for members in sorted(tasks, key=lambda members: order[members[0].path])]
+
+
+def describe(tasks: Sequence[Task]) -> str:
+    """How runs are put together, to stand after their number; empty if each is by itself."""
+    sizes = sorted(len(task.jobs) for task in tasks if task.jobs[0].spec.stacked)
+    if not sizes:
+        return ""
+    span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+    n_alone = len(tasks) - len(sizes)
+    return f" in {len(sizes)} populations of {span}" + (f" and {n_alone} alone" if n_alone else "")
+
+
+def _stacked(job: Job) -> Job:
+    return Job(job.spec.model_copy(update={"stacked": True}), job.path)
+
+
+def _group(spec: RunSpec, population: Population) -> str | None:
+    if population == "off":
+        return None
+    if population == "auto" and spec.hyperparams.policy == "CnnPolicy" and spec.device == "cpu":
+        return None
+    return population_key(spec)
+
+
+def _fitting(spec: RunSpec, n_jobs: int) -> int:
+    """How many members a population can have if ``n_jobs`` are to fit into memory."""
+    free = available_memory()
+    if free is None:
+        return _LARGEST
+    hyperparams = spec.hyperparams
+    n_envs = hyperparams.n_envs + spec.n_eval_envs
+    # Atari's frames are far larger than any other observation of the protocol
+    observation = 84 * 84 * hyperparams.frame_stack if hyperparams.policy == "CnnPolicy" else 400 * 8
+    rollout = prod((hyperparams.n_envs, hyperparams.n_steps, observation, _COPIES_OF_A_ROLLOUT))
+    share = free * _MEMORY_SHARE / n_jobs - _PROCESS_BYTES
+    return max(int(share / (n_envs * _ENV_BYTES + rollout)), 1)
+
+
+def available_memory() -> int | None:
+    """Bytes that new processes can take here; None where the system does not tell."""
+    limits = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError, IndexError):
+        pass
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        limits.append(limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no limit, or no control groups
+    return max(min(limits), 0) if limits else None
