@@ -1,9 +1,10 @@
 """From a description of an environment to the vectorised environment that an algorithm trains on.
 
 From the inside out: Gymnasium's environment, ``Monitor`` (raw rewards, whole episodes), the Atari
-preprocessing or discretised actions, ``DummyVecEnv``, :class:`~srl.envs.finite.VecCheckFinite`,
-``VecFrameStack``, ``VecNormalize``, ``VecTransposeImage``, and in training
-:class:`~srl.envs.reward_noise.VecRewardNoise`.
+preprocessing or discretised actions, :class:`~srl.envs.vector.SerialVecEnv`,
+:class:`~srl.envs.finite.VecCheckFinite`, ``VecFrameStack``, ``VecNormalize``, ``VecTransposeImage``, and in
+training :class:`~srl.envs.reward_noise.VecRewardNoise`. With native environments, :mod:`srl.envs.native` has
+what is inside of ``VecCheckFinite``, and the stacked and transposed frames of Atari games.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import ale_py
@@ -26,8 +27,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from srl.envs.discretize import DiscretizeAction, check_bins
 from srl.envs.finite import VecCheckFinite
 from srl.envs.mujoco_log import without_deprecation_messages
+from srl.envs.native import make_native
 from srl.envs.registration import check_rom, explained_failures, is_atari, is_mujoco, resolve_env_id
 from srl.envs.reward_noise import VecRewardNoise, parse_noise
+from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
 
 # Environment i of a run's training has the seed `seed + i`. Evaluation starts far above, so that it never
@@ -36,6 +39,10 @@ EVAL_SEED_OFFSET = 1_000_000
 
 # `training` is no one's choice: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
+
+
+# Where environments come from: see docs/environments.md
+BACKENDS = ("gymnasium", "native")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,9 @@ class EnvSpec:
     :param frame_stack: How many of the latest observations the algorithm sees as one; 1 is no stacking.
     :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
     :param env_kwargs: Further arguments of ``gymnasium.make``.
+    :param backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads, see
+        :mod:`srl.envs.native`.
+    :param n_threads: Threads of the native environments; they change the speed alone.
     :raises UserError: If a value is out of its range; what depends on the environment, :func:`check_env`
         checks.
     """
@@ -68,11 +78,17 @@ class EnvSpec:
     frame_stack: int = 1
     noise: str = "none"
     env_kwargs: dict[str, Any] | None = None
+    backend: str = "gymnasium"
+    n_threads: int = 1
 
     def __post_init__(self) -> None:
         _check_whole("seed", self.seed, at_least=0)
         _check_whole("n_envs", self.n_envs, at_least=1)
         _check_whole("frame_stack", self.frame_stack, at_least=1)
+        _check_whole("n_threads", self.n_threads, at_least=1)
+        if self.backend not in BACKENDS:
+            hint = nearest(str(self.backend), BACKENDS)
+            raise UserError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}.{hint}")
         if self.bins is not None:
             check_bins(self.bins)
         for key in self.normalize or {}:
@@ -142,6 +158,26 @@ def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
     return _make_stack(spec, n_envs, spec.seed + EVAL_SEED_OFFSET, training=False)
 
 
+def make_member_env(
+    spec: EnvSpec, *, n_eval_envs: int | None = None, monitor_dir: str | None = None
+) -> VecEnv:
+    """Make the environments of one member of a population.
+
+    They are those of training or evaluation without what a population does for all members at once: the
+    watch for numbers that are not finite, normalisation and reward noise.
+
+    :param spec: What to make.
+    :param n_eval_envs: Environments side by side for evaluation; None makes those of training.
+    :param monitor_dir: As for :func:`make_train_env`.
+    :return: The environments, seeded.
+    :raises UserError: As :func:`check_env`.
+    """
+    spec = replace(spec, normalize=None)
+    if n_eval_envs is None:
+        return _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, watch=False)
+    return _make_stack(spec, n_eval_envs, spec.seed + EVAL_SEED_OFFSET, training=False, watch=False)
+
+
 def without_reward_noise(venv: VecEnv) -> VecEnv:
     """Take an outermost :class:`~srl.envs.reward_noise.VecRewardNoise` off.
 
@@ -154,15 +190,25 @@ def without_reward_noise(venv: VecEnv) -> VecEnv:
 
 
 def _make_stack(
-    spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None = None, training: bool = True
+    spec: EnvSpec,
+    n_envs: int,
+    seed: int,
+    monitor_dir: str | None = None,
+    training: bool = True,
+    watch: bool = True,
 ) -> VecEnv:
     """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
     try:
-        venv: VecEnv = VecCheckFinite(_make_monitored(spec, n_envs, seed, monitor_dir))
-        if spec.frame_stack > 1:
+        native = spec.backend == "native"
+        make = make_native if native else _make_monitored
+        venv: VecEnv = make(spec, n_envs, seed, monitor_dir)
+        if watch:
+            venv = VecCheckFinite(venv)
+        # Native Atari games give stacked frames, with channels first, at less cost
+        if spec.frame_stack > 1 and not (native and spec.atari):
             venv = VecFrameStack(venv, n_stack=spec.frame_stack)
         if spec.normalize is not None:
-            venv = VecNormalize(venv, training=training, **_normalize_arguments(spec, training))
+            venv = VecNormalize(venv, training=training, **normalize_arguments(spec, training))
         # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
     except (UserError, OSError):  # a full disk is no mistake in the settings
@@ -172,7 +218,7 @@ def _make_stack(
         raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error
 
 
-def _normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
+def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
     """Return VecNormalize's arguments; evaluation reports raw rewards."""
     arguments = {"gamma": spec.gamma, **(spec.normalize or {})}
     return arguments if training else {**arguments, "norm_reward": False}
@@ -200,6 +246,7 @@ def _make_monitored(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | No
             n_envs=n_envs,
             seed=seed,
             monitor_dir=monitor_dir,
+            vec_env_cls=SerialVecEnv,
             wrapper_class=_preprocessing(spec),
             env_kwargs=env_kwargs,
         )

@@ -145,7 +145,8 @@ class StackedRunningMeanStd:
         :param batch: Shape ``(S, n, *shape)``.
         """
         n = batch.shape[1]
-        mean, var = np.mean(batch, axis=1), np.var(batch, axis=1)
+        # One number is its own mean
+        mean, var = (batch[:, 0], 0.0) if n == 1 else (np.mean(batch, axis=1), np.var(batch, axis=1))
         # As SB3's update_from_moments computes it, to the bit
         delta = mean - self.mean
         total = self.count + n

@@ -16,12 +16,10 @@ import torch as th
 
 from srl import SA2C, SPPO
 from srl.advantages import prepare_advantages
+from srl.distributions import VECTOR
 from srl.losses import A2CLosses, LossWeights, PPOLosses, a2c_losses, ppo_losses
 from srl.population.networks import StackedPolicy
 from srl.symmetric import UpdateStatistics
-
-#: Numbers in the widest vector of a CPU; a multiple of it for every narrower one.
-_VECTOR = 16
 
 
 @dataclass
@@ -109,7 +107,7 @@ class StackedOptimizer:
         """Parts of a stacked parameter to optimize as one tensor each."""
         parameter = self._policy.parameters[name].detach()
         # A fused optimizer rounds the numbers that do not fill its vectors in another way
-        size = 1 if fused and parameter[0].numel() % _VECTOR else end - start
+        size = 1 if fused and parameter[0].numel() % VECTOR else end - start
         parts = [slice(first, first + size) for first in range(start, end, size)]
         return [(name, parameter[part], part) for part in parts]
 

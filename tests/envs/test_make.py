@@ -76,10 +76,10 @@ def rollout(venv: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray, list[dict
 @pytest.mark.parametrize(
     ("spec", "expected"),
     [
-        (CARTPOLE, ["VecRewardNoise", "VecCheckFinite", "DummyVecEnv"]),
-        (LANDER, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "DummyVecEnv"]),
-        (PENDULUM, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "DummyVecEnv"]),
-        (PONG, ["VecRewardNoise", "VecTransposeImage", "VecFrameStack", "VecCheckFinite", "DummyVecEnv"]),
+        (CARTPOLE, ["VecRewardNoise", "VecCheckFinite", "SerialVecEnv"]),
+        (LANDER, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "SerialVecEnv"]),
+        (PENDULUM, ["VecRewardNoise", "VecNormalize", "VecCheckFinite", "SerialVecEnv"]),
+        (PONG, ["VecRewardNoise", "VecTransposeImage", "VecFrameStack", "VecCheckFinite", "SerialVecEnv"]),
     ],
     ids=lambda value: getattr(value, "env_id", ""),
 )

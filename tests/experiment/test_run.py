@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from srl import SPPO
 from srl.envs import make_train_env
-from srl.experiment.run import RECORDED_PACKAGES, RunFailed, execute, train_run
+from srl.experiment.run import RECORDED_PACKAGES, RunFailed, execute_run, train_run
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import RunDirectory
 from tests.experiment.small_runs import BROKEN, contents, small_spec
@@ -279,7 +279,7 @@ def test_stopped_run_says_so_and_starts_again_from_the_beginning(tmp_path):
 def test_execute_gives_1_for_a_folder_of_another_run_and_changes_nothing(finished, capsys):
     spec, path = finished
     before = contents(path)
-    assert execute(path, spec.model_copy(update={"seed": 9}), "") == 1
+    assert execute_run(path, spec.model_copy(update={"seed": 9}), "") == 1
     assert "holds a run of another spec" in capsys.readouterr().err
     assert contents(path) == before
 

@@ -1,0 +1,509 @@
+"""Native environments against Gymnasium's: step by step where the start can be made the same."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3 import A2C
+from stable_baselines3.common.atari_wrappers import NoopResetEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from srl.envs.discretize import DiscretizeAction
+from srl.envs.make import EnvSpec, check_spaces, make_eval_env, make_train_env
+from srl.envs.native_atari import AtariNativeVecEnv
+from srl.errors import UserError
+from srl.experiment.spec import check_run
+from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
+
+Step = tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]
+
+
+def native(env_id: str, n_envs: int = 2, seed: int = 0, **changes: Any) -> VecEnv:
+    return make_train_env(EnvSpec(env_id, seed=seed, n_envs=n_envs, backend="native", **changes))
+
+
+def play(venv: VecEnv, n_steps: int, seed: int = 0) -> list[Step]:
+    """Play drawn actions, the same for the same number of environments."""
+    venv.action_space.seed(seed)
+    return [
+        venv.step(np.array([venv.action_space.sample() for _ in range(venv.num_envs)]))
+        for _ in range(n_steps)
+    ]
+
+
+def same(first: list[Step], second: list[Step]) -> bool:
+    """Whether two histories are equal to the bit, but for the times in the infos."""
+    for one, other in zip(first, second, strict=True):
+        if any((a != b).any() for a, b in zip(one[:3], other[:3], strict=True)):
+            return False
+        for info, other_info in zip(one[3], other[3], strict=True):
+            if episode(info) != episode(other_info):
+                return False
+    return True
+
+
+def episode(info: dict[str, Any]) -> tuple[float, int] | None:
+    return (info["episode"]["r"], info["episode"]["l"]) if "episode" in info else None
+
+
+# ------------------------------------------------------------------------------------------------ Atari
+
+
+def atari_pair(env_id: str, n_envs: int, seed: int, **kwargs: Any) -> tuple[AtariNativeVecEnv, VecEnv]:
+    """A native environment, and the reference, whose games begin with the native one's numbers of no-ops.
+
+    The native one has to be reset and stepped first.
+    """
+    venv = AtariNativeVecEnv(env_id, n_envs, 4, n_threads=2, max_frames=kwargs.get("max_frames"))
+    venv.seed(seed)
+    noops: list[list[int]] = [[] for _ in range(n_envs)]
+    begin = venv._new_game
+
+    def new_game(index: int, seed: int | None = None):
+        frame = begin(index, seed)
+        noops[index].append(frame.number)
+        return frame
+
+    venv._new_game = new_game  # type: ignore[method-assign]
+    env_kwargs = {"max_num_frames_per_episode": kwargs["max_frames"]} if kwargs else None
+    reference = make_train_env(
+        EnvSpec(env_id, seed=seed, n_envs=n_envs, frame_stack=4, env_kwargs=env_kwargs)
+    )
+    for index, env in enumerate(reference.unwrapped.envs):
+        while not isinstance(env, NoopResetEnv):
+            env = env.env
+
+        def reset(env: NoopResetEnv = env, index: int = index, **options: Any):
+            env.override_num_noops = noops[index].pop(0)
+            return NoopResetEnv.reset(env, **options)
+
+        env.reset = reset
+    return venv, reference
+
+
+@pytest.mark.parametrize(
+    ("game", "n_steps", "n_lives", "n_games"),
+    [("Pong", 1100, 1, 1), ("Breakout", 500, 15, 3), ("MsPacman", 600, 5, 1), ("Qbert", 500, 5, 1)],
+)
+def test_atari_game_is_the_same_to_the_bit_from_the_same_number_of_noops(game, n_steps, n_lives, n_games):
+    venv, reference = atari_pair(f"{game}NoFrameskip-v4", 2, seed=5)
+    assert venv.observation_space == reference.observation_space
+    assert venv.action_space == reference.action_space
+    assert (venv.reset() == reference.reset()).all()
+    rng = np.random.default_rng(0)
+    lives = games = 0
+    for _ in range(n_steps):
+        actions = rng.integers(0, venv.action_space.n, 2)
+        observations, rewards, dones, infos = venv.step(actions)
+        expected = reference.step(actions)
+        assert observations.dtype == np.uint8
+        assert rewards.dtype == expected[1].dtype
+        assert (observations == expected[0]).all()
+        assert (rewards == expected[1]).all()
+        assert (dones == expected[2]).all()
+        for done, info, other in zip(dones, infos, expected[3], strict=True):
+            assert episode(info) == episode(other)
+            assert ("terminal_observation" in info) == done
+            if not done:
+                continue
+            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"] is False
+            assert info["lives"] == other["lives"]
+            if "episode" in info:
+                games += 1
+                # Emulation ends in the middle of a step, and the two then show different ones of its frames
+                difference = info["terminal_observation"] != other["terminal_observation"]
+                assert difference[:3].sum() == 0
+                assert difference[3].mean() < 0.3
+            else:
+                lives += 1
+                assert (info["terminal_observation"] == other["terminal_observation"]).all()
+    # Pong has one life alone
+    assert lives >= n_lives or game == "Pong"
+    assert games >= n_games
+
+
+@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
+def test_atari_game_over_its_limit_of_frames_is_truncated_as_the_reference_is(game):
+    venv, reference = atari_pair(f"{game}NoFrameskip-v4", 2, seed=1, max_frames=400)
+    assert (venv.reset() == reference.reset()).all()
+    truncated = 0
+    for _ in range(300):
+        actions = np.zeros(2, dtype=int) if game == "Breakout" else np.full(2, 3)
+        observations, rewards, dones, infos = venv.step(actions)
+        expected = reference.step(actions)
+        assert (observations == expected[0]).all()
+        assert (rewards == expected[1]).all()
+        assert (dones == expected[2]).all()
+        for info, other in zip(infos, expected[3], strict=True):
+            assert info.get("TimeLimit.truncated", False) == other["TimeLimit.truncated"]
+            assert episode(info) == episode(other)
+            if info.get("TimeLimit.truncated"):
+                truncated += 1
+                assert info["episode"]["l"] == 400
+    assert truncated >= 4
+
+
+def test_atari_games_begin_with_1_to_30_noops_drawn_from_the_seed():
+    def noops(seed: int) -> list[int]:
+        venv = AtariNativeVecEnv("FreewayNoFrameskip-v4", 1)
+        venv.seed(seed)
+        venv.reset()
+        # The rest of a seed's numbers without the time that it takes to load the game again
+        return [venv._new_game(0).number for _ in range(40)]
+
+    first, again, other = noops(3), noops(3), noops(4)
+    assert first == again
+    assert first != other
+    drawn = set(first + other)
+    assert min(drawn) >= 1
+    assert max(drawn) <= 30
+    assert len(drawn) > 15
+
+
+def test_atari_environment_i_of_a_run_has_the_seed_plus_i():
+    both = native("AlienNoFrameskip-v4", 2, seed=8, frame_stack=4)
+    second = native("AlienNoFrameskip-v4", 1, seed=9, frame_stack=4)
+    assert (both.reset()[1] == second.reset()[0]).all()
+
+
+def test_atari_seed_and_reset_start_a_game_anew_and_reset_alone_goes_on():
+    venv = native("BreakoutNoFrameskip-v4", 2, seed=8, frame_stack=4)
+    start = venv.reset().copy()
+    history = play(venv, 120)
+    venv.seed(8)
+    assert (venv.reset() == start).all()
+    assert same(play(venv, 120), history)
+    # Without a seed a game that has begun goes on, by a no-op and FIRE, as the reference's does
+    alone = native("BreakoutNoFrameskip-v4", 2, seed=8, frame_stack=4)
+    alone.reset()
+    play(alone, 120)
+    assert (venv.reset() == alone.reset()).all()
+    assert (venv.reset()[:, :3] == 0).all()
+    assert same(play(venv, 60), play(alone, 60)) is False  # one reset more
+
+
+def test_atari_results_do_not_depend_on_the_number_of_threads():
+    histories = []
+    for n_threads in (1, 2, 5):
+        venv = native("BreakoutNoFrameskip-v4", 5, seed=1, frame_stack=4, n_threads=n_threads)
+        venv.reset()
+        histories.append(play(venv, 120))
+        venv.close()
+    assert same(histories[0], histories[1])
+    assert same(histories[0], histories[2])
+    assert any(done.any() for _, _, done, _ in histories[0])
+
+
+def test_atari_environments_step_side_by_side():
+    venvs = [native("PongNoFrameskip-v4", 2, seed=seed, frame_stack=4) for seed in (0, 2)]
+    alone = native("PongNoFrameskip-v4", 2, seed=2, frame_stack=4)
+    for venv in (*venvs, alone):
+        venv.reset()
+    actions = np.random.default_rng(0).integers(0, 6, (20, 2))
+    for chosen in actions:
+        for venv in venvs:
+            venv.step_async(chosen)
+        results = [venv.step_wait() for venv in reversed(venvs)]
+        assert (results[0][0] == alone.step(chosen)[0]).all()
+
+
+def test_atari_observations_once_given_do_not_change():
+    venv = native("PongNoFrameskip-v4", 2, frame_stack=4)
+    given = [venv.reset(), *(step[0] for step in play(venv, 5))]
+    copies = [array.copy() for array in given]
+    play(venv, 5)
+    assert all((array == copy).all() for array, copy in zip(given, copies, strict=True))
+
+
+def test_atari_wrappers_around_it_neither_stack_nor_transpose_again():
+    for frame_stack in (1, 4):
+        spec = EnvSpec("PongNoFrameskip-v4", seed=0, frame_stack=frame_stack, backend="native")
+        observation_space, action_space = check_spaces(spec)
+        assert observation_space.shape == (frame_stack, 84, 84)
+        assert action_space.n == 6
+
+
+def test_atari_records_whole_games_with_raw_rewards_and_frames(tmp_path):
+    spec = EnvSpec("BreakoutNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, backend="native")
+    venv = make_train_env(spec, monitor_dir=str(tmp_path))
+    venv.reset()
+    infos = [info["episode"] for step in play(venv, 400) for info in step[3] if "episode" in info]
+    venv.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
+    recorded = load_results(str(tmp_path))
+    assert len(infos) >= 2
+    # A game may also end between two episodes, where SB3 has it in the file alone
+    assert set(recorded["l"]) >= {info["l"] for info in infos}
+    assert set(recorded["r"]) >= {info["r"] for info in infos}
+    assert (tmp_path / "0.monitor.csv").read_text().startswith('#{"t_start": ')
+    assert '"env_id": "BreakoutNoFrameskip-v4"' in (tmp_path / "0.monitor.csv").read_text()
+
+
+@pytest.mark.parametrize("action", [-1, 6])
+def test_atari_action_that_there_is_not_is_an_error_and_no_endless_wait(action):
+    venv = native("PongNoFrameskip-v4", 1)
+    venv.reset()
+    with pytest.raises(IndexError, match=r"must be in \[0, 6\)"):
+        venv.step(np.array([action]))
+    venv.step(np.array([5]))
+
+
+def test_atari_is_evaluated_by_whole_games_and_trains():
+    spec = EnvSpec("BreakoutNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, backend="native", n_threads=2)
+    model = A2C("CnnPolicy", make_train_env(spec), n_steps=5, seed=0, device="cpu").learn(10)
+    returns, lengths = evaluate_policy(
+        model, make_eval_env(spec, 2), n_eval_episodes=2, deterministic=False, return_episode_rewards=True
+    )
+    # 5 lives of more than 30 frames each
+    assert len(returns) == 2
+    assert min(lengths) > 150
+
+
+def test_atari_closes_in_the_middle_of_a_step():
+    venv = native("PongNoFrameskip-v4", 3)
+    venv.reset()
+    venv.step_async(np.zeros(3, dtype=int))
+    venv.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env_id": "PongNoFrameskip-v4", "bins": 11}, "Leave out the bins"),
+        ({"env_id": "PongNoFrameskip-v4", "env_kwargs": {"mode": 1}}, "takes no env_kwargs"),
+        ({"env_id": "Pong-ram-v4"}, "NoFrameskip-v4"),
+        ({"env_id": "MountainCar-v0"}, "no native version"),
+        ({"env_id": "HalfCheetah-v5"}, "Did you mean HalfCheetah-v4"),
+        ({"env_id": "CartPole-v1", "bins": 3}, "cannot be discretised"),
+        ({"env_id": "CartPole-v1", "backend": "natve"}, "Did you mean native"),
+        ({"env_id": "CartPole-v1", "n_threads": 0}, "n_threads is 0"),
+    ],
+    ids=str,
+)
+def test_mistake_is_a_user_error_before_a_run_starts(changes, says):
+    with pytest.raises(UserError) as error:
+        check_spaces(EnvSpec(**{"seed": 0, "backend": "native", **changes}))
+    assert says in str(error.value)
+
+
+def test_missing_envpool_is_a_user_error_that_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(UserError, match=r"pip install 'symmetric-rl\[envpool\]'"):
+        check_run(small_spec("ppo", "Hopper-v4", env_backend="native"))
+
+
+def test_unknown_backend_is_a_user_error():
+    with pytest.raises(UserError, match="Did you mean native"):
+        small_spec(env_backend="nativ")
+
+
+def test_run_hands_its_backend_and_threads_to_its_environments():
+    spec = small_spec(env_backend="native", threads=3).env_spec()
+    assert (spec.backend, spec.n_threads) == ("native", 3)
+    assert small_spec().env_spec().backend == "gymnasium"
+
+
+# ---------------------------------------------------------------------------------------------- EnvPool
+
+#: Largest difference after one step from the same state, of observations and of rewards.
+ONE_STEP = {
+    "HalfCheetah-v4": (1e-12, 1e-6),
+    "Hopper-v4": (1e-12, 1e-6),
+    "Walker2d-v4": (1e-12, 1e-6),
+    "Swimmer-v4": (1e-12, 1e-6),
+    "InvertedPendulum-v4": (1e-12, 1e-6),
+    "InvertedDoublePendulum-v4": (1e-12, 1e-5),
+    "Reacher-v4": (1e-12, 1e-6),
+    # Their contacts are solved less exactly
+    "Ant-v4": (1e-3, 1e-4),
+    "Humanoid-v4": (1e-2, 1e-3),
+    "HumanoidStandup-v4": (5e-1, 1e-3),
+}
+BOX2D = ("BipedalWalker-v3", "LunarLander-v3", "LunarLanderContinuous-v3")
+#: How many of the first positions are not part of the observation.
+HIDDEN = {"HalfCheetah": 1, "Hopper": 1, "Walker2d": 1, "InvertedPendulum": 0}
+
+
+@pytest.fixture
+def envpool() -> Any:
+    return pytest.importorskip("envpool", reason="EnvPool has no build for Python 3.10")
+
+
+def physics_state(env_id: str, observation: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and velocities of a MuJoCo task at its start, from what is observed."""
+    o, name = observation, env_id.split("-")[0]
+    if name == "InvertedDoublePendulum":
+        return np.array([o[0], np.arctan2(o[1], o[3]), np.arctan2(o[2], o[4])]), o[5:8]
+    if name == "Reacher":
+        return np.array([np.arctan2(o[2], o[0]), np.arctan2(o[3], o[1]), *o[4:6]]), np.array([*o[6:8], 0, 0])
+    hidden = HIDDEN.get(name, 2)
+    shown = n_positions - hidden
+    n_velocities = {"Ant": 14, "Humanoid": 23, "HumanoidStandup": 23}.get(name, n_positions)
+    return np.concatenate([np.zeros(hidden), o[:shown]]), o[shown : shown + n_velocities]
+
+
+@pytest.mark.parametrize("env_id", ONE_STEP)
+def test_mujoco_task_steps_as_gymnasiums_does_from_the_same_state(env_id, envpool):
+    reference = gym.make(env_id)
+    venv = native(env_id, 1)
+    of_observation, of_reward = ONE_STEP[env_id]
+    assert venv.observation_space == reference.observation_space
+    assert venv.action_space == reference.action_space
+    for seed in range(4):
+        venv.seed(seed)
+        start = venv.reset()[0]
+        reference.reset(seed=0)
+        task = reference.unwrapped
+        task.set_state(*physics_state(env_id, start, task.model.nq))
+        assert np.abs(task._get_obs() - start).max() < 1e-12
+        assert start.dtype == np.float64
+        reference.action_space.seed(seed)
+        for _ in range(2):
+            action = reference.action_space.sample()
+            observations, rewards, dones, infos = venv.step(action[None])
+            expected, reward, terminated, _, _ = reference.step(action)
+            assert dones[0] == terminated
+            last = infos[0].get("terminal_observation", observations[0])
+            assert np.abs(last - expected).max() < of_observation
+            assert rewards[0] == pytest.approx(reward, abs=of_reward)
+            if terminated:
+                break
+
+
+@pytest.mark.parametrize("env_id", [*BOX2D, "CartPole-v1", "Walker2d-v4", "Ant-v4"])
+def test_starts_are_drawn_from_gymnasiums_distribution(env_id, envpool):
+    reference = gym.make(env_id)
+    venv = native(env_id, 20)
+    assert venv.observation_space == reference.observation_space
+    assert venv.action_space == reference.action_space
+    starts = np.concatenate([venv.reset() for _ in range(15)])
+    expected = np.array([reference.reset(seed=seed)[0] for seed in range(300)])
+    assert starts.dtype == expected.dtype
+    spread = expected.std(0) + 1e-4
+    assert (np.abs(starts.mean(0) - expected.mean(0)) < 0.5 * spread).all()
+    assert (np.abs(starts.std(0) - expected.std(0)) < 0.4 * spread).all()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"), [("HalfCheetah-v4", 1000), ("Reacher-v4", 50), ("BipedalWalker-v3", 1600)]
+)
+def test_time_limit_shows_as_truncation_with_the_last_observation(env_id, limit, envpool):
+    venv = native(env_id, 4, seed=0)
+    assert gym.spec(env_id).max_episode_steps == limit
+    venv.reset()
+    at_limit = [
+        (info, observations[index])
+        for observations, _, dones, infos in play(venv, limit)
+        for index, info in enumerate(infos)
+        if dones[index] and info["episode"]["l"] == limit
+    ]
+    assert at_limit
+    for info, first in at_limit:
+        assert info["TimeLimit.truncated"] is True
+        assert (info["terminal_observation"] != first).any()
+
+
+def test_fall_shows_as_termination_and_the_next_episode_begins_in_the_same_step(envpool, tmp_path):
+    spec = EnvSpec("Hopper-v4", seed=0, n_envs=3, backend="native")
+    venv = make_train_env(spec, monitor_dir=str(tmp_path))
+    venv.reset()
+    length, total, episodes = np.zeros(3, int), np.zeros(3), []
+    for observations, rewards, dones, infos in play(venv, 150):
+        length += 1
+        total += rewards
+        for index, info in enumerate(infos):
+            assert ("terminal_observation" in info) == dones[index]
+            if not dones[index]:
+                assert info == {}
+                continue
+            assert info["TimeLimit.truncated"] is False
+            assert info["episode"]["l"] == length[index]
+            assert info["episode"]["r"] == pytest.approx(total[index], abs=1e-4)
+            last = info["terminal_observation"]
+            assert last[0] < 0.7 or abs(last[1]) > 0.2 or (np.abs(last[1:]) > 100).any()
+            assert np.abs(observations[index, 1:]).max() < 0.0051
+            assert observations[index, 0] == pytest.approx(1.25, abs=0.0051)
+            episodes.append((info["episode"]["r"], info["episode"]["l"]))
+            length[index] = total[index] = 0
+    venv.close()
+    recorded = load_results(str(tmp_path))
+    assert sorted(zip(recorded["r"], recorded["l"], strict=True)) == sorted(episodes)
+    assert len(episodes) > 5
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v4", "LunarLander-v3", "BipedalWalker-v3", "CartPole-v1"])
+def test_results_depend_on_the_seed_and_not_on_the_number_of_threads(env_id, envpool):
+    def history(seed: int, n_threads: int) -> list[Step]:
+        venv = native(env_id, 4, seed, n_threads=n_threads)
+        venv.reset()
+        return play(venv, 150)
+
+    first = history(4, 1)
+    assert same(first, history(4, 3))
+    assert not same(first, history(5, 1))
+
+
+def test_environment_i_of_a_run_has_the_seed_plus_i_and_seed_and_reset_start_anew(envpool):
+    both, second = native("Hopper-v4", 2, 8), native("Hopper-v4", 1, 9)
+    start = both.reset()
+    assert (start[1] == second.reset()[0]).all()
+    history = play(both, 60)
+    assert (both.reset() != start).any()
+    both.seed(8)
+    assert (both.reset() == start).all()
+    assert same(play(both, 60), history)
+
+
+def test_seed_beyond_a_c_int_is_taken(envpool):
+    for env_id in ("Hopper-v4", "PongNoFrameskip-v4"):
+        native(env_id, 2, 2**31 - 1).reset()
+
+
+def test_bins_stand_for_the_same_actions(envpool):
+    binned, plain = native("Walker2d-v4", 2, bins=11), native("Walker2d-v4", 2)
+    reference = DiscretizeAction(gym.make("Walker2d-v4"), 11)
+    assert binned.action_space == reference.action_space
+    assert (binned.reset() == plain.reset()).all()
+    for _ in range(10):
+        chosen = np.array([binned.action_space.sample() for _ in range(2)])
+        step = binned.step(chosen)
+        expected = plain.step(np.array([reference.action(action) for action in chosen]))
+        assert same([step], [expected])
+
+
+def test_action_that_there_is_not_is_an_error(envpool):
+    venv = native("LunarLander-v3", 1)
+    venv.reset()
+    with pytest.raises(IndexError):
+        venv.step(np.array([4]))
+
+
+def test_wrappers_stand_around_native_environments(envpool):
+    venv = native("HalfCheetah-v4", 2, normalize={}, frame_stack=2)
+    assert isinstance(venv, VecNormalize)
+    assert venv.reset().shape == (2, 34)
+    assert venv.get_attr("spec")[0].max_episode_steps == 1000
+    with pytest.raises(AttributeError):
+        venv.get_attr("gravity")
+
+
+def test_command_trains_on_native_environments(envpool, tmp_path):
+    words = ["--env", "CartPole-v1", "--timesteps", 64, "--env-backend", "native", "--out", tmp_path / "run"]
+    outcome = srl("train", "--algo", "sppo", *words, *SMALL_WORDS)
+    assert outcome.status == 0, outcome.err
+    assert '"env_backend": "native"' in (tmp_path / "run" / "spec.json").read_text()
+
+
+def test_sweep_hands_the_backend_to_its_runs(tmp_path):
+    words = ["--envs", "MountainCar-v0", "--seeds", 0, "--env-backend", "native", "--out", tmp_path]
+    outcome = srl("sweep", "discrete_srl", *words, "--dry-run")
+    assert outcome.status == 2
+    assert "MountainCar-v0 has no native version" in outcome.err
