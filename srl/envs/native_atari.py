@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -34,10 +34,9 @@ _KNOWN = {
     "max_num_frames_per_episode",
 }
 _NOOP = 0
-_NO_GAME = (-1, 0)
 # Of an emulator with one game: the numbers of its games, and how far the joystick is pushed in each
-_ALL = np.zeros(1, np.int64)
-_FULL_STRENGTH = np.ones(1, np.float32)
+_ALL = [0]
+_FULL_STRENGTH = [1.0]
 
 
 class _Frame(NamedTuple):
@@ -53,6 +52,10 @@ class _Frame(NamedTuple):
     number: int
 
 
+#: What a game goes through in a step: gives its next action, and is sent what came of it, to the end.
+_Course = Generator[int, _Frame, None]
+
+
 class AtariNativeVecEnv(NativeVecEnv):
     """Atari games, emulated by ale-py's ``AtariVectorEnv``.
 
@@ -63,8 +66,9 @@ class AtariNativeVecEnv(NativeVecEnv):
     the same: with ``episodic_life`` it begins a new game at each lost life, it presses FIRE for one frame
     in place of two steps, and it makes frames grey before it takes the brighter one.
 
-    Each game has an emulator to itself, because after a lost life one game steps alone. A thread of this
-    object keeps as many emulators busy as it may, from ``step_async`` on.
+    Each game has an emulator, and a thread of C++, to itself, because after a lost life one game steps
+    alone. The caller's thread keeps as many emulators busy as it may, from ``step_async`` on, and makes
+    observations of screens meanwhile.
 
     :param env_id: Id of one of ale-py's games.
     :param num_envs: Games side by side.
@@ -138,14 +142,16 @@ class AtariNativeVecEnv(NativeVecEnv):
         self._lives = [0] * num_envs
         self._returns = [0] * num_envs
         self._between_games = [True] * num_envs
-        self._threads = ThreadPoolExecutor(self._n_threads, thread_name_prefix="atari")
-        self._steps: list[Future[None]] | None = None
+        self._gray = np.empty((height, width), np.uint8)
+        #: Of the step in progress: games that have an action to carry out, and games that are emulated.
+        self._waiting: deque[tuple[int, int, _Course]] = deque()
+        self._in_flight: deque[tuple[int, _Course]] = deque()
 
     def reset(self) -> np.ndarray:
-        if self._steps is not None:
-            self.step_wait()
+        self._finish()
         self._observations = np.zeros_like(self._observations)
-        list(self._threads.map(self._reset_one, range(self.num_envs), self._take_seeds()))
+        self._begin(map(self._begin_episode, range(self.num_envs), self._take_seeds()))
+        self._finish()
         self.reset_infos = [{"lives": lives} for lives in self._lives]
         return self._observations
 
@@ -161,41 +167,57 @@ class AtariNativeVecEnv(NativeVecEnv):
         self._rewards = np.zeros(self.num_envs, np.float32)
         self._dones = np.zeros(self.num_envs, bool)
         self._infos: list[dict[str, Any]] = [{} for _ in chosen]
-        games = iter(enumerate(chosen))
-        self._steps = [self._threads.submit(self._step_some, games) for _ in range(self._n_threads)]
+        self._begin(map(self._step_one, range(self.num_envs), chosen))
 
     def step_wait(self) -> VecEnvStepReturn:
-        assert self._steps is not None, "step_async comes first"
-        steps, self._steps = self._steps, None
-        for step in steps:
-            step.result()
+        self._finish()
         return self._observations, self._rewards, self._dones, self._infos
 
     def close(self) -> None:
-        self._threads.shutdown()
+        self._waiting.clear()
+        self._in_flight.clear()
         self._emulators.clear()
         super().close()
 
-    def _step_some(self, games: Iterator[tuple[int, int]]) -> None:
-        """Step games until there are none left; all threads take theirs from the same numbered actions."""
-        index, action = next(games, _NO_GAME)
-        if index >= 0:
-            self._send(index, action)
-        while index >= 0:
+    def _begin(self, courses: Iterable[_Course]) -> None:
+        """Set all games on their course, and the first of them to work."""
+        for index, course in enumerate(courses):
+            self._go_on(index, course)
+
+    def _finish(self) -> None:
+        """Bring the games to the end of their courses."""
+        while self._in_flight:
+            index, course = self._in_flight.popleft()
             frame = self._receive(index)
             # The next one is emulated while this one's screen becomes an observation
-            next_index, action = next(games, _NO_GAME)
-            if next_index >= 0:
-                self._send(next_index, action)
-            self._finish_step(index, frame)
-            index = next_index
+            self._send_next()
+            self._go_on(index, course, frame)
 
-    def _reset_one(self, index: int, seed: int | None) -> None:
+    def _go_on(self, index: int, course: _Course, frame: _Frame | None = None) -> None:
+        """Go on with a game up to its next action, if there is one, which waits for its turn."""
+        try:
+            # None begins it
+            action = course.send(frame)  # type: ignore[arg-type]
+        except StopIteration:
+            return
+        self._waiting.append((index, action, course))
+        self._send_next()
+
+    def _send_next(self) -> None:
+        """Let the next game's emulator begin to carry out its action, if there may be one more at work."""
+        if self._waiting and len(self._in_flight) < self._n_threads:
+            index, action, course = self._waiting.popleft()
+            self._emulators[index].send([action], _FULL_STRENGTH)
+            self._in_flight.append((index, course))
+
+    def _begin_episode(self, index: int, seed: int | None = None) -> _Course:
         """Begin an episode: of a new game if there is a seed, else as after the end of another."""
-        self._shrink(self._restart(index, seed), self._observations[index, -1])
+        frame = yield from self._restart(index, seed)
+        self._shrink(frame, self._observations[index, -1])
 
-    def _finish_step(self, index: int, frame: _Frame) -> None:
+    def _step_one(self, index: int, action: int) -> _Course:
         """Make of an emulated step what the learner sees, and begin the next episode if this one ends."""
+        frame = yield action
         self._rewards[index] = (frame.reward > 0) - (frame.reward < 0)
         info = self._infos[index]
         ended = self._account(index, frame, info)
@@ -209,24 +231,24 @@ class AtariNativeVecEnv(NativeVecEnv):
         info["TimeLimit.truncated"] = ended and not (frame.over or lost_life)
         info["lives"] = frame.lives
         observation[:] = 0
-        self._shrink(self._restart(index), observation[-1])
+        yield from self._begin_episode(index)
 
-    def _restart(self, index: int, seed: int | None = None) -> _Frame:
+    def _restart(self, index: int, seed: int | None) -> Generator[int, _Frame, _Frame]:
         """Begin an episode as SB3's FireResetEnv does, and return what is seen first."""
-        frame = self._begin_life(index, seed)
+        frame = yield from self._begin_life(index, seed)
         for action in self._first_actions:
-            frame = self._act(index, action)
+            frame = yield action
             ended = self._account(index, frame, {})
             if self._lost_life(index, frame) or ended:
-                self._begin_life(index)
+                yield from self._begin_life(index)
         return frame
 
-    def _begin_life(self, index: int, seed: int | None = None) -> _Frame:
+    def _begin_life(self, index: int, seed: int | None = None) -> Generator[int, _Frame, _Frame]:
         """Go on with a game after a lost life, or begin the next, as SB3's EpisodicLifeEnv does."""
         if self._between_games[index] or seed is not None:
             frame = self._new_game(index, seed)
         else:
-            frame = self._act(index, _NOOP)
+            frame = yield _NOOP
             if self._account(index, frame, {}):
                 frame = self._new_game(index)
         self._lives[index] = frame.lives
@@ -235,21 +257,12 @@ class AtariNativeVecEnv(NativeVecEnv):
     def _new_game(self, index: int, seed: int | None = None) -> _Frame:
         """Begin a game with a number of no-ops; a seed goes before all that was drawn so far."""
         emulator = self._emulators[index]
-        screens, info = emulator.reset(_ALL, np.array([-1 if seed is None else seed % N_SEEDS]))
+        screens, info = emulator.reset(_ALL, [-1 if seed is None else seed % N_SEEDS])
         while self._noop_max and info["episode_frame_number"][0] == 0:
-            screens, info = emulator.reset(_ALL, np.array([-1]))
+            screens, info = emulator.reset(_ALL, [-1])
         self._between_games[index] = False
         self._returns[index] = 0
         return _Frame(screens[0, 0], 0, False, int(info["lives"][0]), int(info["episode_frame_number"][0]))
-
-    def _act(self, index: int, action: int) -> _Frame:
-        """Carry out an action for four frames, or until the game is over."""
-        self._send(index, action)
-        return self._receive(index)
-
-    def _send(self, index: int, action: int) -> None:
-        """Let an emulator begin to carry out an action."""
-        self._emulators[index].send(np.array([action]), _FULL_STRENGTH)
 
     def _receive(self, index: int) -> _Frame:
         """Wait for what came of the action that was sent to an emulator."""
@@ -287,8 +300,8 @@ class AtariNativeVecEnv(NativeVecEnv):
 
         :param out: Where to write it: shape (84, 84), uint8.
         """
-        gray = cv2.cvtColor(frame.screen, cv2.COLOR_RGB2GRAY)
-        cv2.resize(gray, (SIZE, SIZE), dst=out, interpolation=cv2.INTER_AREA)
+        cv2.cvtColor(frame.screen, cv2.COLOR_RGB2GRAY, dst=self._gray)
+        cv2.resize(self._gray, (SIZE, SIZE), dst=out, interpolation=cv2.INTER_AREA)
 
 
 @cache

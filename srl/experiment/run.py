@@ -30,6 +30,7 @@ from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
 from srl.errors import UserError
 from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat
+from srl.experiment.memory import keep_freed_memory
 from srl.experiment.policy_options import policy_kwargs
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import (
@@ -223,6 +224,7 @@ class Attempt:
 
 def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
     th.set_num_threads(spec.threads)
+    keep_freed_memory()
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR))
     evaluation = Evaluation(spec, path)
     try:

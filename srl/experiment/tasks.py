@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
-from pathlib import Path
 from typing import Literal
 
 from srl.errors import UserError
 from srl.experiment.engines import Job, Task
 from srl.experiment.hyperparams import PPOHyperparams
+from srl.experiment.memory import available_memory
 from srl.experiment.spec import RunSpec
 
 #: The most members of a population; ``"auto"`` chooses, ``"off"`` trains each run alone.
@@ -144,20 +144,3 @@ def _fitting(spec: RunSpec, n_jobs: int) -> int:
     rollout = prod((hyperparams.n_envs, hyperparams.n_steps, observation, _COPIES_OF_A_ROLLOUT))
     share = free * _MEMORY_SHARE / n_jobs - _PROCESS_BYTES
     return max(int(share / (n_envs * _ENV_BYTES + rollout)), 1)
-
-
-def available_memory() -> int | None:
-    """Bytes that new processes can take here; None where the system does not tell."""
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        pass
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        limits.append(limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit, or no control groups
-    return max(min(limits), 0) if limits else None

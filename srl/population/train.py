@@ -28,6 +28,7 @@ from srl.envs.make import make_member_env, normalize_arguments
 from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
 from srl.errors import UserError
 from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval_interval
+from srl.experiment.memory import keep_freed_memory
 from srl.experiment.run import Attempt, RunFailed, in_one_line, make_model, save
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import MONITOR, Status
@@ -121,6 +122,7 @@ class Population:
     def __init__(self, attempts: Sequence[Attempt]):
         self._spec = spec = attempts[0].spec
         th.set_num_threads(spec.threads)
+        keep_freed_memory()
         self._resources = ExitStack()
         with ExitStack() as on_error:
             on_error.push(self._resources)
@@ -274,7 +276,7 @@ class Population:
 
         def in_order(tensor: th.Tensor) -> th.Tensor:
             """From ``(n_steps, S, n_envs, ...)`` to ``(S, N, ...)``, one environment after the other."""
-            return tensor.movedim(0, 2).flatten(1, 2)
+            return tensor.movedim(0, 2).flatten(1, 2).contiguous()
 
         return Rollout(
             observations=in_order(th.stack(observations)),
