@@ -58,27 +58,30 @@ class MemberEnvs:
         :param members: Who steps; the others' observations stay, and they get no reward.
         :return: Observations, rewards and dones of all members; the arrays are used again.
         """
-        self._rewards[:] = 0
-        self._dones[:] = False
+        if self.failures or len(members) < len(self.venvs):
+            self._rewards[:] = 0
+            self._dones[:] = False
         stepping = [member for member in members if member not in self.failures]
         if actions.dtype.kind == "f":
             is_finite = np.isfinite(actions).all(axis=tuple(range(1, actions.ndim)))
             for member in [member for member in stepping if not is_finite[member]]:
                 self._attempt(member, lambda member: check_finite("action", actions[member]))
                 stepping.remove(member)
+        # All have begun before one is waited for: native environments step at the same time
         for member in stepping:
             self._attempt(member, lambda member: self.venvs[member].step_async(actions[member]))
-        for member in stepping:
-            if member not in self.failures:
-                self._attempt(member, self._finish_step)
+        for member in [member for member in stepping if member not in self.failures]:
+            try:
+                observations, rewards, dones, self.infos[member] = self.venvs[member].step_wait()
+                assert isinstance(observations, np.ndarray)
+            except Exception as error:
+                self._fail(member, error)
+            else:
+                self._observations[member] = observations
+                self._rewards[member] = rewards
+                self._dones[member] = dones
         self._check_finite(stepping)
         return self._observations, self._rewards, self._dones
-
-    def _finish_step(self, member: int) -> None:
-        observations, rewards, dones, infos = self.venvs[member].step_wait()
-        assert isinstance(observations, np.ndarray)
-        self._observations[member], self._rewards[member], self._dones[member] = observations, rewards, dones
-        self.infos[member] = infos
 
     def _check_finite(self, members: Sequence[int]) -> None:
         is_float = self._observations.dtype.kind == "f"

@@ -245,25 +245,26 @@ class Population:
         return observations if self._normalize is None else self._normalize.reset(observations)
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
-        # A copy that lies in memory as the array does
-        return th.as_tensor(array).to(self._device, copy=True)
+        tensor = th.as_tensor(array)
+        # Normalisation gives a new array at each step, environments use theirs again; a copy lies in memory
+        # as the array does
+        return tensor.to(self._device, copy=self._normalize is None)
 
     def _collect(self) -> Rollout:
         n_steps, n_envs = self._spec.hyperparams.n_steps, self._envs.n_envs
         draws = th.stack(
             [self._policy.draws(member.generator, n_steps, n_envs) for member in self._members], dim=1
         )
-        observations, actions, values, log_probs = [], [], [], []
+        observations, actions, values, outputs = [], [], [], []
         rewards = np.zeros((n_steps, len(self._members), n_envs), dtype=np.float32)
         episode_starts = np.zeros_like(rewards)
         for step in range(n_steps):
             observation = self._tensor(self._observations)
-            with th.no_grad():
-                action, value, log_prob = self._policy.act(observation, draws[step])
+            action, value, output = self._policy.act(observation, draws[step])
             observations.append(observation)
-            actions.append(action.reshape(len(self._members), n_envs, -1))
+            actions.append(action)
             values.append(value)
-            log_probs.append(log_prob)
+            outputs.append(output)
             episode_starts[step] = self._dones
             rewards[step] = self._step(action)
         with th.no_grad():
@@ -278,11 +279,13 @@ class Population:
             """From ``(n_steps, S, n_envs, ...)`` to ``(S, N, ...)``, one environment after the other."""
             return tensor.movedim(0, 2).flatten(1, 2).contiguous()
 
+        all_actions = in_order(th.stack(actions)).float()
+        all_actions = all_actions.reshape(*all_actions.shape[:2], -1)
         return Rollout(
             observations=in_order(th.stack(observations)),
-            actions=in_order(th.stack(actions)).float(),
+            actions=all_actions,
             values=in_order(stacked_values),
-            log_probs=in_order(th.stack(log_probs)),
+            log_probs=self._policy.log_probs(in_order(th.stack(outputs)), all_actions),
             advantages=in_order(self._tensor(advantages)),
             returns=in_order(self._tensor(returns)),
         )
@@ -398,8 +401,7 @@ class Population:
     ) -> tuple[np.ndarray, np.ndarray]:
         if self._normalize is not None:
             observations = self._normalize.observations(observations)
-        with th.no_grad():
-            actions = self._policy.predict(self._tensor(observations), draws)
+        actions = self._policy.predict(self._tensor(observations), draws)
         observations, _, dones = self._eval_envs.step(self._for_env(actions), playing)
         return observations, dones
 
