@@ -4,6 +4,7 @@
 
 The two sides of a ratio take turns, each turn in a process of its own with one thread, so that a machine
 whose speed drifts disturbs both alike. Printed is the median of the turn-by-turn ratios and their range.
+Populations are divided among as many such processes as there are cores, as a sweep divides them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -72,14 +74,232 @@ def dsppo() -> float:
 
 
 def _half_cheetah_speed(cls: type) -> float:
-    from srl.envs import EnvSpec, make_train_env
-
-    env = make_train_env(EnvSpec("HalfCheetah-v4", seed=0, bins=11))
-    model = cls("MlpPolicy", env, seed=0, device="cpu")
+    model = cls("MlpPolicy", _half_cheetah(cls, n_envs=1), seed=0, device="cpu")
     model.learn(2048)
     began = time.perf_counter()
     model.learn(2 * 2048)
     return 4096 / (time.perf_counter() - began)
+
+
+def _half_cheetah(cls: type, n_envs: int) -> Any:
+    """HalfCheetah-v4 by the protocol, with 11 bins and VecNormalize; for SB3's classes in SB3's own stack."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    from srl.envs import DiscretizeAction, EnvSpec, make_train_env
+
+    if cls.__module__.startswith("srl."):
+        return make_train_env(EnvSpec("HalfCheetah-v4", seed=0, n_envs=n_envs, bins=11, normalize={}))
+
+    return VecNormalize(make_vec_env("HalfCheetah-v4", n_envs, seed=0, wrapper_class=DiscretizeAction))
+
+
+def sb3_multidiscrete_ppo_evaluated() -> float:
+    """The same of SB3's PPO with SB3's EvalCallback: 10 episodes every 5,000 steps."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import EvalCallback
+
+    evaluation = EvalCallback(_half_cheetah(PPO, n_envs=1), n_eval_episodes=10, eval_freq=5000, verbose=0)
+    evaluation.eval_env.training = evaluation.eval_env.norm_reward = False  # type: ignore[attr-defined]
+    model = PPO("MlpPolicy", _half_cheetah(PPO, n_envs=1), seed=0, device="cpu")
+    began = time.perf_counter()
+    model.learn(10_000, callback=evaluation)
+    return model.num_timesteps / (time.perf_counter() - began)
+
+
+def sb3_multidiscrete_a2c() -> float:
+    """Steps per second of SB3's A2C by the protocol: HalfCheetah-v4, 11 bins, 4 environments, 8 steps."""
+    from stable_baselines3 import A2C
+
+    model = A2C("MlpPolicy", _half_cheetah(A2C, n_envs=4), n_steps=8, seed=0, device="cpu")
+    model.learn(640)
+    began = time.perf_counter()
+    model.learn(6400)
+    return 6400 / (time.perf_counter() - began)
+
+
+def ppo_population_16() -> float:
+    """Steps per second of 16 members: DPPO and DSPPO, without and with noise, 4 seeds; evaluations off."""
+    return _population_speed("ppo", 16, n_rollouts=3)
+
+
+def ppo_population_64() -> float:
+    """The same of 64 members."""
+    return _population_speed("ppo", 64, n_rollouts=1)
+
+
+def ppo_population_16_evaluated() -> float:
+    """The same of 16 members with the protocol's evaluations, from the first step to the saved models."""
+    return _population_speed("ppo", 16, n_timesteps=10_000)
+
+
+def a2c_population_16() -> float:
+    """The same of 16 members of DA2C and DSA2C; evaluations off."""
+    return _population_speed("a2c", 16, n_rollouts=60)
+
+
+def ppo_population_64_memory() -> float:
+    """Peak resident GiB of 64 members, their evaluation environments included, all processes together."""
+    with tempfile.TemporaryDirectory() as folder:
+        return sum(memory for _, memory in _population_parts("ppo", 64, 1, 0, folder)) / GIB
+
+
+def _population_speed(family: str, n_members: int, n_rollouts: int = 0, n_timesteps: int = 0) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return sum(
+            speed for speed, _ in _population_parts(family, n_members, n_rollouts, n_timesteps, folder)
+        )
+
+
+def _population_parts(
+    family: str, n_members: int, n_rollouts: int, n_timesteps: int, folder: str
+) -> list[tuple[float, int]]:
+    """Train a population as a sweep does, divided among processes of one thread for each core.
+
+    :return: Steps per second and peak resident bytes of each process.
+    """
+    n_processes = len(os.sched_getaffinity(0))
+    context = get_context("spawn")
+    barrier = context.Barrier(n_processes)
+    receivers, processes = [], []
+    for part in range(n_processes):
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (sender, barrier, family, n_members, part, n_processes, n_rollouts, n_timesteps, folder)
+        process = context.Process(target=_train_part, args=arguments)
+        process.start()
+        receivers.append(receiver)
+        processes.append(process)
+    results = [receiver.recv() for receiver in receivers]
+    for process in processes:
+        process.join()
+    return results
+
+
+def _train_part(
+    connection: Connection,
+    barrier: Any,
+    family: str,
+    n_members: int,
+    part: int,
+    n_parts: int,
+    n_rollouts: int,
+    n_timesteps: int,
+    folder: str,
+) -> None:
+    import resource
+    from contextlib import ExitStack
+
+    from srl.experiment.run import Attempt
+    from srl.experiment.spec import make_run_spec
+    from srl.population.train import Population
+
+    kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
+    specs = [
+        make_run_spec(
+            *(algo, "HalfCheetah-v4", seed), noise=noise, n_timesteps=n_timesteps or 2_000_000, device="cpu"
+        )[0].model_copy(update={"stacked": True})
+        for seed in range(n_members // len(kinds))
+        for algo, noise in kinds
+    ]
+    specs = specs[part * n_members // n_parts : (part + 1) * n_members // n_parts]
+    with ExitStack() as stack:
+        attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
+        population = stack.enter_context(Population(attempts))
+        barrier.wait()
+        began = time.perf_counter()
+        if n_timesteps:
+            population.train(lambda: None)
+            speed = attempts[0].status.timesteps * len(specs) / (time.perf_counter() - began)
+        else:
+            speed = population.measure(n_rollouts, began).steps_per_second
+        barrier.wait()  # no part is to have the machine to itself
+    connection.send((speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def sbx_ppo() -> float:
+    """Steps per second of SBX's PPO, in JAX, on HalfCheetah-v4 with 11 bins, updates included."""
+    from sbx import PPO  # type: ignore[import-not-found]
+
+    return _half_cheetah_speed(PPO)
+
+
+def sb3_atari_rollout() -> float:
+    """Steps per second of random actions on Pong, 8 environments, in SB3's own wrappers."""
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+
+    return _rollout_speed(
+        VecTransposeImage(VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4))
+    )
+
+
+def native_atari_rollout_1() -> float:
+    """The same of the native environments with one thread."""
+    return _native_rollout(1)
+
+
+def native_atari_rollout_2() -> float:
+    """The same of the native environments with two threads."""
+    return _native_rollout(2)
+
+
+def _native_rollout(n_threads: int) -> float:
+    from srl.envs import EnvSpec, make_train_env
+
+    spec = EnvSpec(
+        "PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4, backend="native", n_threads=n_threads
+    )
+    return _rollout_speed(make_train_env(spec))
+
+
+def _rollout_speed(env: Any) -> float:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    env.reset()
+    n_steps = 400
+    actions = rng.integers(env.action_space.n, size=(n_steps + 50, env.num_envs))
+    for step in range(50):
+        env.step(actions[step])
+    began = time.perf_counter()
+    for step in range(50, n_steps + 50):
+        env.step(actions[step])
+    return n_steps * int(env.num_envs) / (time.perf_counter() - began)
+
+
+def sb3_atari_gpu() -> float:
+    """Steps per second of SB3's PPO on Pong by the protocol, on the GPU, updates included."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
+    model = PPO("CnnPolicy", env, n_steps=128, batch_size=256, n_epochs=4, seed=0, device="cuda")
+    model.learn(1024)
+    began = time.perf_counter()
+    model.learn(4 * 1024)
+    return 4096 / (time.perf_counter() - began)
+
+
+def sppo_atari_population_gpu() -> float:
+    """Steps per second of 8 members of SPPO on Pong, on the GPU, native environments, all cores."""
+    from contextlib import ExitStack
+
+    from srl.experiment.run import Attempt
+    from srl.experiment.spec import make_run_spec
+    from srl.population.train import Population
+
+    n_threads = max(len(os.sched_getaffinity(0)) // 8, 1)
+    specs = [
+        make_run_spec(
+            *("sppo", "PongNoFrameskip-v4", seed), device="cuda", env_backend="native", threads=n_threads
+        )[0]
+        for seed in range(8)
+    ]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
+        population = stack.enter_context(Population(attempts))
+        return population.measure(4, time.perf_counter()).steps_per_second
 
 
 def mujoco_memory() -> float:
@@ -130,10 +350,74 @@ ROWS = {
         "steps/s",
         dsppo,
         sb3_multidiscrete_ppo,
-        ">= 2.0",
+        ">= 3",
+    ),
+    "population": Row(
+        "population of 16 (DPPO, DSPPO, clean, noisy, 4 seeds), all cores, against one SB3 PPO on "
+        "MultiDiscrete: HalfCheetah-v4, evaluations off",
+        "steps/s",
+        ppo_population_16,
+        sb3_multidiscrete_ppo,
+        ">= 12",
+    ),
+    "population_evaluated": Row(
+        "the same with 10 episodes every 5,000 steps, against SB3's PPO with EvalCallback",
+        "steps/s",
+        ppo_population_16_evaluated,
+        sb3_multidiscrete_ppo_evaluated,
+        ">= 8",
+    ),
+    "population_64": Row(
+        "population of 64, all cores, against the population of 16",
+        "steps/s",
+        ppo_population_64,
+        ppo_population_16,
+        ">= 1",
+    ),
+    "population_64_memory": Row(
+        "memory of the population of 64", "GiB", ppo_population_64_memory, None, "< 8 GiB"
+    ),
+    "population_a2c": Row(
+        "population of 16 (DA2C, DSA2C), all cores, against one SB3 A2C on MultiDiscrete",
+        "steps/s",
+        a2c_population_16,
+        sb3_multidiscrete_a2c,
+        ">= 6",
+    ),
+    "atari_1": Row(
+        "Atari rollout, 8 environments, native with 1 thread against SB3's wrappers",
+        "steps/s",
+        native_atari_rollout_1,
+        sb3_atari_rollout,
+        ">= 1.3",
+    ),
+    "atari_2": Row(
+        "the same with 2 threads",
+        "steps/s",
+        native_atari_rollout_2,
+        sb3_atari_rollout,
+        ">= 2.4",
     ),
     "mujoco_memory": Row("memory of one MuJoCo run", "GiB", mujoco_memory, None, "< 1 GiB"),
     "atari_memory": Row("memory of one Atari PPO run", "GiB", atari_memory, None, "< 3 GiB"),
+}
+
+#: Rows for which something is needed that not every machine has: a GPU, or SBX (pip install sbx-rl).
+FURTHER_ROWS = {
+    "atari_gpu": Row(
+        "population of 8 (SPPO on Pong) on the GPU, native environments, against one SB3 PPO on the GPU",
+        "steps/s",
+        sppo_atari_population_gpu,
+        sb3_atari_gpu,
+        "none",
+    ),
+    "population_sbx": Row(
+        "population of 16, all cores, against one SBX PPO on MultiDiscrete: HalfCheetah-v4, evaluations off",
+        "steps/s",
+        ppo_population_16,
+        sbx_ppo,
+        "none",
+    ),
 }
 
 
@@ -166,26 +450,28 @@ def measured(measure: Callable[[], float]) -> float:
 def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
     """Measure speed and memory against Stable-Baselines3.
 
-    :param rows: What to measure: cnn_update, dsppo, mujoco_memory, atari_memory.
+    :param rows: What to measure; beside the default ones atari_gpu, which needs a GPU, and population_sbx,
+        which needs SBX (pip install sbx-rl).
     :param repetitions: Turns of each ratio; memory is measured once.
     """
     from srl.experiment.run import versions
 
-    unknown = [row for row in rows if row not in ROWS]
+    known = ROWS | FURTHER_ROWS
+    unknown = [row for row in rows if row not in known]
     if unknown or repetitions < 1:
-        raise SystemExit(f"rows must be of {', '.join(ROWS)}, and repetitions at least 1.")
+        raise SystemExit(f"rows must be of {', '.join(known)}, and repetitions at least 1.")
     use_one_thread()
     console = Console(width=None if os.isatty(1) else 160)
     packages = versions()["packages"]
     console.print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {packages['torch']}, stable-baselines3 {packages['stable-baselines3']}; "
-        f"one thread, {repetitions} turns",
+        f"one thread in each process, {repetitions} turns",
         highlight=False,
     )
-    table = Table("what", "ours (median)", "SB3 (median)", "ratio (median)", "range", "bound")
+    table = Table("what", "ours (median)", "other (median)", "ratio (median)", "range", "bound")
     for name in rows:
-        row = ROWS[name]
+        row = known[name]
         with console.status(row.what):
             if row.theirs is None:
                 table.add_row(row.what, f"{measured(row.ours):.2f} {row.unit}", "", "", "", row.bound)

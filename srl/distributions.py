@@ -7,6 +7,7 @@ for the device. The classes here are subclasses, so that SB3's policies take the
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import torch as th
@@ -131,11 +132,15 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         self._logits = action_logits
         # Rows that do not fill a vector of the CPU would be rounded in another way, and a row's result is not
         # to depend on how many there are
-        missing = -len(action_logits) % VECTOR
-        table = F.pad(action_logits, (0, 0, 0, missing)).t() if missing else action_logits.t()
+        table = action_logits.t()
+        if len(action_logits) == 1:
+            table = table.expand(-1, VECTOR)
+        elif len(action_logits) % VECTOR:
+            table = F.pad(table, (0, -len(action_logits) % VECTOR))
         if self._positions is not None:
-            smallest = th.finfo(table.dtype).min
-            padded = table.new_full((self._n_dims * self._largest, table.shape[1]), smallest)
+            # Probability 0, and still far from overflow when a gradient is multiplied with it
+            nowhere = -math.sqrt(th.finfo(table.dtype).max)
+            padded = table.new_full((self._n_dims * self._largest, table.shape[1]), nowhere)
             self._positions = self._positions.to(table.device)
             table = padded.index_copy(0, self._positions, table)
         self._log_probs = th.log_softmax(table.reshape(self._n_dims, self._largest, -1), dim=1)

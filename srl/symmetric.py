@@ -164,10 +164,14 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
 
     def _optimize(self, loss: th.Tensor) -> None:
         """One optimizer step with the gradient norm clipped."""
-        self.policy.optimizer.zero_grad()
+        optimizer = self.policy.optimizer
+        # SB3's policies give their optimizer all of their parameters, and finding them anew takes time
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
 
     def _record_symmetric_loss(self, statistics: UpdateStatistics) -> None:
         """Log what SB3's algorithm does not."""
