@@ -16,7 +16,7 @@ from srl.experiment.spec import RunSpec
 from srl.experiment.store import PLAN, RunDirectory, find_runs, flatten, read_plan
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
-_NOT_COMPARED = {"seed", "device", "threads", "env_backend"}
+_NOT_COMPARED = {"seed", "device", "threads", "stacked"}
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "missing"]
 

@@ -17,7 +17,8 @@ from tests.experiment.small_runs import contents, small_spec, srl
 
 def lay_down(root, score=None, *, at=None, state="done", reason="", **changes):
     """A run directory as a run leaves it, whose final evaluation has this mean return."""
-    spec = small_spec(**changes)
+    stacked = changes.pop("stacked", False)
+    spec = small_spec(**changes).model_copy(update={"stacked": stacked})
     directory = RunDirectory(root / (at or spec.path))
     with directory.claimed(spec):
         pass
@@ -236,9 +237,17 @@ def test_variants_that_nest_their_settings_differently_are_all_in_the_table(tmp_
 def test_how_a_run_was_executed_does_not_tell_it_apart(tmp_path):
     lay_down(tmp_path, 10.0, seed=0)
     lay_down(tmp_path, 20.0, seed=1, threads=2)
+    lay_down(tmp_path, 15.0, seed=2, stacked=True)
     (cell,) = group(read_scores(tmp_path)[0])
     assert cell.mean == 15.0
     assert cell.variant == ""
+
+
+def test_environments_of_another_backend_are_another_row_or_column(tmp_path):
+    lay_down(tmp_path, 10.0, env=GAME, at="gymnasium")
+    lay_down(tmp_path, 20.0, env=GAME, at="native", env_backend="native")
+    cells = group(read_scores(tmp_path)[0])
+    assert sorted(cell.mean for cell in cells) == [10.0, 20.0]
 
 
 GAME = "AlienNoFrameskip-v4"
