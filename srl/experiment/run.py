@@ -108,9 +108,14 @@ def train_run(
     :raises RunFailed: If training failed; the directory says why.
     :raises UserError: If the folder does not fit.
     """
-    with Attempt(spec, path, command=command, tell=tell) as attempt:
-        if attempt.running:  # else another process has finished it since it was planned
-            attempt.finish(_train(spec, path, attempt.beat))
+    attempt = Attempt(spec, path, command=command, tell=tell)
+    try:
+        with attempt:
+            if attempt.running:  # else another process has finished it since it was planned
+                attempt.finish(_train(spec, path, attempt.beat))
+    except Exception as error:
+        if error is not attempt.error:
+            raise  # the folder does not fit
     if attempt.status.state == "failed":
         raise RunFailed(attempt.status.reason) from attempt.error
     return attempt.status
@@ -118,9 +123,6 @@ def train_run(
 
 class Attempt:
     """One attempt at a run, as its directory tells it. A context: on an exception the attempt has failed.
-
-    An ``Exception`` is kept in :attr:`error` and goes no further, so that the runs beside it go on; what
-    stops the process, such as Ctrl-C, is noted in the directory and passes.
 
     :param spec: The run.
     :param path: Its folder, new or of an unfinished run of the same spec.
@@ -181,13 +183,12 @@ class Attempt:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> None:
         try:
             if error is not None and self.running:
                 self.fail(error)
         finally:
             self._claim.__exit__(None, None, None)
-        return isinstance(error, Exception)
 
     def beat(self, timesteps: int) -> None:
         """Record how far training is."""

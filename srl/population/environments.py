@@ -84,20 +84,19 @@ class MemberEnvs:
         return self._observations, self._rewards, self._dones
 
     def _check_finite(self, members: Sequence[int]) -> None:
-        is_float = self._observations.dtype.kind == "f"
-        if np.isfinite(self._rewards).all() and not (is_float and not np.isfinite(self._observations).all()):
-            ends = [member for member in members if self._dones[member].any()]
-            for member in ends:
-                for index, info in enumerate(self.infos[member]):
-                    if info.get("TimeLimit.truncated"):
-                        last = np.asarray(info["terminal_observation"])[None]
-                        self._attempt(
-                            member, lambda _, last=last, i=index: check_finite("last observation", last, i)
-                        )  # fmt: skip
-            return
+        arrays: list[np.ndarray] = [self._rewards, self._observations]
+        is_finite = all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays)
         for member in members:
-            if member not in self.failures:
+            # From these SB3 bootstraps
+            if self._dones[member].any():
+                self._attempt(member, self._check_last_observations)
+            if not is_finite and member not in self.failures:
                 self._attempt(member, self._check_member)
+
+    def _check_last_observations(self, member: int) -> None:
+        for index, info in enumerate(self.infos[member]):
+            if info.get("TimeLimit.truncated"):
+                check_finite("last observation", np.asarray(info["terminal_observation"])[None], index)
 
     def _check_member(self, member: int) -> None:
         check_finite("observation", self._observations[member])
@@ -124,7 +123,10 @@ class MemberEnvs:
 
 def _stack_of(array: np.ndarray, n: int) -> np.ndarray:
     """Room for ``n`` arrays that lie in memory as this one: convolutions round by the layout they see."""
-    order = [0, *(1 + axis for axis in np.argsort([-stride for stride in array.strides], kind="stable"))]
+    strides, sizes = array.strides, array.shape
+    # An axis of one has any stride; last it keeps that of the one before
+    by_stride = sorted(range(array.ndim), key=lambda axis: (-strides[axis], -sizes[axis]))
+    order = [0, *(1 + axis for axis in by_stride)]
     shape = (n, *array.shape)
     room: np.ndarray = np.zeros([shape[axis] for axis in order], dtype=array.dtype)
     return np.transpose(room, np.argsort(order))
@@ -220,7 +222,7 @@ class StackedNormalize:
         :param member: That member.
         """
         if not self._norm_obs:
-            return observations
+            return observations.copy()
         mean, var = self.obs_rms.mean, self.obs_rms.var
         mean, var = (mean[:, None], var[:, None]) if member is None else (mean[member], var[member])
         scaled = (observations - mean) / np.sqrt(var + self._epsilon)
@@ -229,9 +231,11 @@ class StackedNormalize:
     def export(self) -> list[VecNormalize]:
         """The members' VecNormalize with their statistics."""
         for member, wrapper in enumerate(self._wrappers):
-            for mine, theirs in ((self.obs_rms, wrapper.obs_rms), (self.ret_rms, wrapper.ret_rms)):
-                if mine is self.ret_rms or self._norm_obs:
-                    assert isinstance(theirs, RunningMeanStd)
-                    theirs.mean, theirs.var = mine.mean[member].copy(), mine.var[member].copy()
-                    theirs.count = mine.count
+            pairs = [(self.ret_rms, wrapper.ret_rms)]
+            if self._norm_obs:
+                assert isinstance(wrapper.obs_rms, RunningMeanStd)
+                pairs.append((self.obs_rms, wrapper.obs_rms))
+            for mine, theirs in pairs:
+                theirs.mean, theirs.var = mine.mean[member].copy(), mine.var[member].copy()
+                theirs.count = mine.count
         return self._wrappers

@@ -55,6 +55,7 @@ class StackedPolicy:
     def __init__(self, policies: Sequence[ActorCriticPolicy]):
         first = policies[0]
         self._check(first)
+        self._policies = list(policies)
         self._policy = first
         self._n_outputs: int = first.action_net.out_features  # type: ignore[assignment]
         #: By their names in the policy's ``state_dict``, each of shape ``(S, ...)``.
@@ -104,6 +105,12 @@ class StackedPolicy:
             raise UserError(
                 f"A population cannot stack {strange[0]}. Train these runs with --population off."
             )
+
+    def release(self) -> None:
+        """Give the members parameters of their own, else each one's file would hold those of all."""
+        for policy in self._policies:
+            for parameter in policy.parameters():
+                parameter.data = parameter.data.clone()
 
     def _extract(self, observations: th.Tensor) -> th.Tensor:
         """The features of observations.

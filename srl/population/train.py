@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
+from srl.envs.finite import NonFiniteError
 from srl.envs.make import make_member_env, normalize_arguments
 from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
 from srl.errors import UserError
@@ -31,7 +32,7 @@ from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval
 from srl.experiment.memory import keep_freed_memory
 from srl.experiment.run import Attempt, RunFailed, in_one_line, make_model, save
 from srl.experiment.spec import RunSpec
-from srl.experiment.store import MONITOR, Status
+from srl.experiment.store import MONITOR, RunDirectory, Status
 from srl.experiment.tasks import population_key
 from srl.population.environments import MemberEnvs, StackedNormalize
 from srl.population.networks import StackedPolicy
@@ -70,11 +71,20 @@ def train_population(
         raise UserError(
             "These runs cannot train as one population: they differ in more than one number each."
         )
+    if len(set(paths)) < len(paths):
+        raise UserError("Each run needs a folder of its own, and one of these is named twice.")
+    specs = [spec.model_copy(update={"stacked": True}) for spec in specs]
+    for spec, path in zip(specs, paths, strict=True):
+        RunDirectory(path).compare(spec)
+    attempts = [Attempt(spec, path, command=command) for spec, path in zip(specs, paths, strict=True)]
     with ExitStack() as stack:
-        attempts = [
-            stack.enter_context(Attempt(spec.model_copy(update={"stacked": True}), path, command=command))
-            for spec, path in zip(specs, paths, strict=True)
-        ]
+        for attempt in attempts:
+            try:
+                stack.enter_context(attempt)
+            except (UserError, OSError) as error:
+                # Another process has taken this run since, or the disk is full; the others go on
+                print(f"{attempt.path}: {error}", file=sys.stderr)
+                attempt.status = Status("failed", reason=str(error))
         members = [attempt for attempt in attempts if attempt.running]
         # Those of one learning rate next to each other, see StackedOptimizer
         members.sort(key=lambda attempt: str(attempt.spec.hyperparams.learning_rate))
@@ -205,7 +215,7 @@ class Population:
         """
         self._beat = Heart(beat, interval=1.0 + len(self._members) / 16)
         observations = self._envs.reset(self._active)
-        self._drop_failed(self._envs, "")
+        self._drop_failed(self._envs, self._at_step)
         self._observations = self._normalized_at_reset(observations)
         iteration = 0
         log_interval = _LOG_INTERVAL[self._spec.algorithm.family]
@@ -293,7 +303,7 @@ class Population:
     def _step(self, action: th.Tensor) -> np.ndarray:
         """Step the environments; returns the rewards that the members learn from, shape ``(S, n_envs)``."""
         new_observations, rewards, self._dones = self._envs.step(self._for_env(action), self._active)
-        self._drop_failed(self._envs, f" (at step {self._timesteps + self._envs.n_envs:,})")
+        self._drop_failed(self._envs, self._at_step)
         infos = self._envs.infos
         if self._normalize is None:
             self._observations = new_observations
@@ -352,12 +362,16 @@ class Population:
                 model._record_update(statistics[index], explained)
             check_losses(model.logger)
 
-        self._each_active(record, f" (at step {self._timesteps:,})")
+        self._each_active(record, self._at_step)
 
     def _evaluate(self) -> None:
         """Play the evaluation's episodes of all members side by side, each in its own environments."""
         spec, envs = self._spec, self._eval_envs
-        where = f" (in the evaluation at step {self._timesteps:,})"
+        timesteps = self._timesteps
+
+        def where(_: Exception) -> str:
+            return f" (in the evaluation at step {timesteps:,})"
+
         generators = [
             th.Generator(self._device).manual_seed(member.evaluations.seed(member.spec))
             for member in self._members
@@ -407,6 +421,7 @@ class Population:
 
     def _save(self) -> None:
         self._optimizer.export()
+        self._policy.release()
         wrappers = None if self._normalize is None else self._normalize.export()
 
         def finish(index: int) -> None:
@@ -419,12 +434,18 @@ class Population:
 
         self._each_active(finish)
 
-    def _drop_failed(self, envs: MemberEnvs, where: str) -> None:
-        if envs.failures:
-            for index in [index for index in self._active if index in envs.failures]:
-                self._fail(index, envs.failures[index], where)
+    def _at_step(self, error: Exception) -> str:
+        # A number that is not finite is found in a step that is not counted yet
+        in_step = isinstance(error, NonFiniteError) and "at reset" not in str(error)
+        return f" (at step {self._timesteps + in_step * self._envs.n_envs:,})"
 
-    def _each_active(self, action: Callable[[int], None], where: str = "") -> None:
+    def _drop_failed(self, envs: MemberEnvs, where: Callable[[Exception], str]) -> None:
+        for index in [index for index in self._active if index in envs.failures]:
+            self._fail(index, envs.failures[index], where)
+
+    def _each_active(
+        self, action: Callable[[int], None], where: Callable[[Exception], str] = lambda _: ""
+    ) -> None:
         """Do something for each member; one that it fails for drops out."""
         for index in list(self._active):
             try:
@@ -432,9 +453,9 @@ class Population:
             except Exception as error:
                 self._fail(index, error, where)
 
-    def _fail(self, index: int, error: Exception, where: str) -> None:
+    def _fail(self, index: int, error: Exception, where: Callable[[Exception], str]) -> None:
         self._active.remove(index)
-        failure = RunFailed(f"{in_one_line(error)}{where}")
+        failure = RunFailed(f"{in_one_line(error)}{where(error)}")
         failure.__cause__ = error
         self._members[index].attempt.fail(failure)
 

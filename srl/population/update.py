@@ -126,7 +126,9 @@ class StackedOptimizer:
         # optimizers take memory as it lies, and some gradients come transposed.
         gradients = [grad.contiguous() for grad in th.autograd.grad(loss.sum(), list(parameters.values()))]
         norms = th.stack([th.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients], 1)
-        scale = (self._max_norm / (th.linalg.vector_norm(norms, dim=1) + 1e-6)).clamp(max=1.0)
+        # Where SB3 divides a number by a tensor, PyTorch multiplies with its reciprocal
+        inverse = (th.linalg.vector_norm(norms, dim=1) + 1e-6).reciprocal()
+        scale = (inverse * self._max_norm).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
         of_name = dict(zip(parameters, gradients, strict=True))

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from srl.envs.make import EVAL_SEED_OFFSET
+
 
 class Fine(gym.Env):
     """Episodes of 8 steps with a reward of 1 each, and a count of all steps of its life."""
@@ -103,8 +105,82 @@ class NoisyScore(Fine):
         return 0.0
 
 
+class BreaksForOne(Fine):
+    """It breaks in one of its methods for one seed, and is fine for all others.
+
+    :param method: ``"observe"``, ``"reset"`` or ``"reward"``.
+    :param error: ``"nan"``, ``"inf"`` or ``"raises"``.
+    :param step: At which step it breaks; with ``"reset"``, from which step on.
+    :param in_evaluation: Whether it breaks in evaluations rather than in training.
+    """
+
+    #: The seed of the run that breaks.
+    SEED = 10
+
+    def __init__(
+        self, method: str, error: str, step: int, in_evaluation: bool = False, render_mode: str | None = None
+    ) -> None:
+        super().__init__(render_mode)
+        self.method, self.error, self.at_step = method, error, step
+        self.bad_seed = self.SEED + (EVAL_SEED_OFFSET if in_evaluation else 0)
+        self.seed: int | None = None
+        self.in_reset = False
+
+    def damage(self, method: str, value):
+        is_time = self.n_steps >= self.at_step if method == "reset" else self.n_steps == self.at_step
+        if self.seed != self.bad_seed or self.method != method or not is_time:
+            return value
+        if self.error == "raises":
+            raise KeyError("broken | for <b>one</b> and\na second line")
+        return value * np.float32(self.error)
+
+    def observe(self) -> np.ndarray:
+        value = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return value if self.in_reset else self.damage("observe", value)
+
+    def reward(self) -> float:
+        return float(self.damage("reward", self.np_random.uniform()))
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = self.seed if seed is None else seed
+        self.in_reset = True
+        observation, info = super().reset(seed=seed)
+        self.in_reset = False
+        return self.damage("reset", observation), info
+
+
+class HugeRewardForOne(Fine):
+    """The loss of the first update is infinite for one seed."""
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = getattr(self, "seed", None) if seed is None else seed
+        return super().reset(seed=seed)
+
+    def reward(self) -> float:
+        return 1e30 if self.seed == BreaksForOne.SEED else 1.0
+
+
 for _class in (
     Fine, NanReward, InfObservation, NanInEvaluation, Raises, Killed, CannotBeMade, GlobalRandom, HugeReward,
-    NoisyScore,
+    NoisyScore, HugeRewardForOne,
 ):  # fmt: skip
     gym.register(f"{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}")
+
+#: Ids of environments that break for one seed, with how they do.
+BREAKS_FOR_ONE = {
+    "NanRewardForOne-v0": dict(method="reward", error="nan", step=40),
+    "InfObservationForOne-v0": dict(method="observe", error="inf", step=36),
+    "NanLastObservationForOne-v0": dict(method="observe", error="nan", step=16),
+    "RaisesForOne-v0": dict(method="reward", error="raises", step=20),
+    "NanAtResetForOne-v0": dict(method="reset", error="nan", step=0),
+    "InfAtSecondResetForOne-v0": dict(method="reset", error="inf", step=8),
+    "RaisesAtResetForOne-v0": dict(method="reset", error="raises", step=0),
+    "RaisesAtSecondResetForOne-v0": dict(method="reset", error="raises", step=8),
+    "NanInEvaluationForOne-v0": dict(method="reward", error="nan", step=13, in_evaluation=True),
+    "InfInEvaluationForOne-v0": dict(method="observe", error="inf", step=11, in_evaluation=True),
+    "RaisesInEvaluationForOne-v0": dict(method="observe", error="raises", step=4, in_evaluation=True),
+    "NanAtResetInEvaluationForOne-v0": dict(method="reset", error="nan", step=0, in_evaluation=True),
+    "RaisesAtResetInEvaluationForOne-v0": dict(method="reset", error="raises", step=0, in_evaluation=True),
+}
+for _id, _kwargs in BREAKS_FOR_ONE.items():
+    gym.register(_id, entry_point=f"{__name__}:BreaksForOne", kwargs=_kwargs)

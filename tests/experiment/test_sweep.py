@@ -354,6 +354,7 @@ def long_sweep(tmp_path):
     """A sweep of three long runs in a process group of its own, two of them training, and their folders."""
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0:3", "--timesteps", "100000000", "--jobs", "2", "--out", str(tmp_path / "out")]
+    words += ["--population", "off"]
     words += ["--hyperparams", "n_steps=32", "batch_size=32", "n_epochs=1", "n_envs=1"]
     process = subprocess.Popen(
         [Path(sys.executable).with_name("srl"), *words],
