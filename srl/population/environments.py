@@ -222,11 +222,12 @@ class StackedNormalize:
         :param member: That member.
         """
         if not self._norm_obs:
-            return observations.copy()
+            return np.array(observations)
         mean, var = self.obs_rms.mean, self.obs_rms.var
         mean, var = (mean[:, None], var[:, None]) if member is None else (mean[member], var[member])
         scaled = (observations - mean) / np.sqrt(var + self._epsilon)
-        return np.clip(scaled, -self._clip_obs, self._clip_obs).astype(np.float32)
+        clipped: np.ndarray = np.clip(scaled, -self._clip_obs, self._clip_obs)
+        return clipped.astype(np.float32)
 
     def export(self) -> list[VecNormalize]:
         """The members' VecNormalize with their statistics."""

@@ -56,6 +56,8 @@ class StackedPolicy:
         first = policies[0]
         self._check(first)
         self._policies = list(policies)
+        space = first.observation_space
+        self._flat = type(space) is spaces.Box and len(space.shape) == 1
         self._policy = first
         self._n_outputs: int = first.action_net.out_features  # type: ignore[assignment]
         #: By their names in the policy's ``state_dict``, each of shape ``(S, ...)``.
@@ -118,6 +120,8 @@ class StackedPolicy:
         :param observations: Shape ``(S, n, *observation_shape)``.
         :return: Shape ``(S, n, n_features)``.
         """
+        if self._flat:
+            return observations.float()
         rows = preprocess_obs(
             observations.flatten(0, 1),
             self._policy.observation_space,
@@ -149,7 +153,7 @@ class StackedPolicy:
         """
         return self._value_net(_through(self._value_layers, self._extract(observations))).squeeze(-1)
 
-    @th.no_grad()
+    @th.inference_mode()
     def act(self, observations: th.Tensor, draws: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Sample actions.
 
@@ -181,7 +185,7 @@ class StackedPolicy:
         log_prob = self._distribution(outputs).log_prob(self._rows(actions))
         return _members(log_prob, outputs.shape[:2])
 
-    @th.no_grad()
+    @th.inference_mode()
     def predict(self, observations: th.Tensor, draws: th.Tensor | None) -> th.Tensor:
         """Actions alone, the likeliest ones without draws.
 
@@ -286,11 +290,17 @@ def _layers(module: nn.Module, name: str, parameters: dict[str, th.Tensor]) -> l
         return [layer for key, part in parts for layer in _layers(part, f"{name}.{key}", parameters)]
     if isinstance(module, nn.Flatten):
         return [lambda x: x.flatten(2)]
+    if isinstance(module, nn.Tanh):
+        return [_tanh]
     if isinstance(module, nn.Conv2d):
         return [_StackedConv2d(module, *_of(parameters, name))]
     if isinstance(module, nn.Linear):
         return [_StackedLinear(*_of(parameters, name))]
     return [module]
+
+
+def _tanh(x: th.Tensor) -> th.Tensor:
+    return th.tanh(x) if th.is_grad_enabled() else x.tanh_()
 
 
 def _of(parameters: dict[str, th.Tensor], name: str) -> tuple[th.Tensor, th.Tensor]:

@@ -93,6 +93,13 @@ class StackedOptimizer:
             (start, [piece for name in policy.parameters for piece in self._pieces(name, start, end, fused)])
             for start, end in zip(starts, ends, strict=True)
         ]
+        self._gradients = [th.zeros_like(parameter) for parameter in policy.parameters.values()]
+        #: The same, each of shape ``(S, size)``.
+        self._flat_gradients = [gradient.flatten(1) for gradient in self._gradients]
+        of_name = dict(zip(policy.parameters, self._gradients, strict=True))
+        for _, pieces in self._groups:
+            for name, part, members in pieces:
+                part.grad = of_name[name][members]
         groups = [
             {
                 "params": [part for _, part, _ in pieces],
@@ -122,19 +129,15 @@ class StackedOptimizer:
         :param loss: Shape ``(S,)``.
         """
         parameters = self._policy.parameters
-        # The members' losses share nothing, so that the gradient of the sum is each one's own. Fused
-        # optimizers take memory as it lies, and some gradients come transposed.
-        gradients = [grad.contiguous() for grad in th.autograd.grad(loss.sum(), list(parameters.values()))]
-        norms = th.stack([th.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients], 1)
+        # The members' losses share nothing, so that the gradient of the sum is each one's own
+        gradients = th.autograd.grad(loss.sum(), list(parameters.values()))
+        # One copy puts them where the optimizer looks, and as it needs them: some come transposed
+        th._foreach_copy_(self._gradients, gradients)
+        norms = th.stack([th.linalg.vector_norm(gradient, dim=1) for gradient in self._flat_gradients], 1)
         # Where SB3 divides a number by a tensor, PyTorch multiplies with its reciprocal
         inverse = (th.linalg.vector_norm(norms, dim=1) + 1e-6).reciprocal()
         scale = (inverse * self._max_norm).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(scale.view(-1, *[1] * (gradient.ndim - 1)))
-        of_name = dict(zip(parameters, gradients, strict=True))
-        for _, pieces in self._groups:
-            for name, part, members in pieces:
-                part.grad = of_name[name][members]
+        th._foreach_mul_(self._flat_gradients, [scale.unsqueeze(1)] * len(gradients))
         self._optimizer.step()
 
     def export(self) -> None:
