@@ -168,7 +168,9 @@ class Population:
         self._gamma = np.array([model.gamma for model in self._models])
         self._gae_lambda = np.array([model.gae_lambda for model in self._models])
         self._active = list(range(len(self._members)))
-        self._beat = Heart(lambda: None, interval=1.0)
+        # A status that reaches the disk takes some milliseconds, and there is one for each member
+        self._beat_interval = 1.0 + len(self._members) / 4
+        self._beat = Heart(lambda: None, self._beat_interval)
         self._timesteps = 0
         self._n_steps_taken = 0
         self._observations = np.empty(0)
@@ -213,7 +215,7 @@ class Population:
 
         :param beat: Called now and then.
         """
-        self._beat = Heart(beat, interval=1.0 + len(self._members) / 16)
+        self._beat = Heart(beat, self._beat_interval)
         observations = self._envs.reset(self._active)
         self._drop_failed(self._envs, self._at_step)
         self._observations = self._normalized_at_reset(observations)

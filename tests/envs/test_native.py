@@ -9,10 +9,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3 import A2C
-from stable_baselines3.common.atari_wrappers import NoopResetEnv
+from stable_baselines3.common.atari_wrappers import ClipRewardEnv, MaxAndSkipEnv, WarpFrame
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 from srl.envs.discretize import DiscretizeAction
 from srl.envs.make import EnvSpec, check_spaces, make_eval_env, make_train_env
@@ -57,115 +63,191 @@ def episode(info: dict[str, Any]) -> tuple[float, int] | None:
 # ------------------------------------------------------------------------------------------------ Atari
 
 
-def atari_pair(env_id: str, n_envs: int, seed: int, **kwargs: Any) -> tuple[AtariNativeVecEnv, VecEnv]:
-    """A native environment, and the reference, whose games begin with the native one's numbers of no-ops.
+class Start(gym.Wrapper):
+    """Begins games as ale-py does: FIRE is one of the frames before the first action. Limits frames."""
+
+    def __init__(self, env: gym.Env[Any, Any], frames: list[int], max_frames: int) -> None:
+        super().__init__(env)
+        self.frames = frames
+        self.max_frames = max_frames
+
+    def reset(self, **options: Any) -> Any:
+        outcome = self.env.reset(**options)
+        has_fire = "FIRE" in self.env.unwrapped.get_action_meanings()
+        self.n_before = self.frames.pop(0)
+        for frame in range(self.n_before):
+            observation, *_, info = self.env.step(int(has_fire and frame == 0))
+            outcome = observation, info
+        self.left = self.max_frames
+        return outcome
+
+    def step(self, action: Any) -> Any:
+        observation, reward, over, truncated, info = self.env.step(action)
+        self.left -= 1
+        info["n_before"] = self.n_before
+        return observation, reward, over, truncated or self.left == 0, info
+
+
+class LifeEnds(gym.Wrapper):
+    """Ends episodes where SB3's EpisodicLifeEnv does, and goes on without a further step."""
+
+    def reset(self, **options: Any) -> Any:
+        if getattr(self, "lost", False):
+            self.lost = False
+            return self.last, {}
+        outcome = self.env.reset(**options)
+        self.lives = self.env.unwrapped.ale.lives()
+        return outcome
+
+    def step(self, action: Any) -> Any:
+        self.last, reward, over, truncated, info = self.env.step(action)
+        lives = self.env.unwrapped.ale.lives()
+        self.lost = 0 < lives < self.lives and not (over or truncated)
+        self.lives = lives
+        return self.last, reward, over or self.lost, truncated, info
+
+
+def atari_pair(
+    game: str, n_envs: int, seed: int, max_frames: int = 108_000
+) -> tuple[AtariNativeVecEnv, VecEnv]:
+    """A native environment, and SB3's wrappers, whose games begin with the native one's numbers of frames.
 
     The native one has to be reset and stepped first.
     """
-    venv = AtariNativeVecEnv(env_id, n_envs, 4, n_threads=2, max_frames=kwargs.get("max_frames"))
+    env_id = f"{game}NoFrameskip-v4"
+    venv = AtariNativeVecEnv(env_id, n_envs, 4, n_threads=2, max_frames=max_frames)
     venv.seed(seed)
-    noops: list[list[int]] = [[] for _ in range(n_envs)]
-    begin = venv._new_game
+    frames: list[list[int]] = [[] for _ in range(n_envs)]
 
-    def new_game(index: int, seed: int | None = None):
-        frame = begin(index, seed)
-        noops[index].append(frame.number)
-        return frame
+    class Recorder:
+        """The emulator, which notes the frames before the first action of each game."""
 
-    venv._new_game = new_game  # type: ignore[method-assign]
-    env_kwargs = {"max_num_frames_per_episode": kwargs["max_frames"]} if kwargs else None
-    reference = make_train_env(
-        EnvSpec(env_id, seed=seed, n_envs=n_envs, frame_stack=4, env_kwargs=env_kwargs)
-    )
-    for index, env in enumerate(reference.unwrapped.envs):
-        while not isinstance(env, NoopResetEnv):
-            env = env.env
+        def __init__(self, emulator: Any) -> None:
+            self.emulator = emulator
+            self.send = emulator.send
 
-        def reset(env: NoopResetEnv = env, index: int = index, **options: Any):
-            env.override_num_noops = noops[index].pop(0)
-            return NoopResetEnv.reset(env, **options)
+        def reset(self, *arguments: Any) -> Any:
+            screens, info = self.emulator.reset(*arguments)
+            for known, number in zip(frames, info["episode_frame_number"], strict=True):
+                known.append(int(number))
+            return screens, info
 
-        env.reset = reset
-    return venv, reference
+        def recv(self) -> Any:
+            *outcome, over, truncated, info = self.emulator.recv()
+            for index in np.flatnonzero(over | truncated):
+                frames[index].append(int(info["episode_frame_number"][index]))
+            return *outcome, over, truncated, info
+
+    venv._emulator = Recorder(venv._emulator)
+
+    def single(index: int) -> gym.Env[Any, Any]:
+        env = Monitor(Start(gym.make(env_id), frames[index], max_frames))
+        return ClipRewardEnv(WarpFrame(LifeEnds(MaxAndSkipEnv(env))))
+
+    reference = DummyVecEnv([lambda index=index: single(index) for index in range(n_envs)])
+    reference.seed(seed)
+    return venv, VecTransposeImage(VecFrameStack(reference, 4))
+
+
+#: Share of pixels that may differ from SB3's, and by how much: frames are made grey before the brighter of
+#: two is taken, the other way round than in SB3.
+PIXELS = {
+    "Pong": (0.001, 16),
+    "Breakout": (0, 0),
+    "SpaceInvaders": (0.0001, 14),
+    "Qbert": (0.0005, 32),
+    "MsPacman": (0.01, 48),
+}
 
 
 @pytest.mark.parametrize(
-    ("game", "n_steps", "n_lives", "n_games"),
-    [("Pong", 1100, 1, 1), ("Breakout", 500, 15, 3), ("MsPacman", 600, 5, 1), ("Qbert", 500, 5, 1)],
+    ("game", "n_steps", "n_lives", "n_games", "max_frames"),
+    [
+        ("Pong", 1100, 0, 1, 108_000),
+        ("Breakout", 500, 15, 4, 108_000),
+        ("SpaceInvaders", 600, 4, 2, 108_000),
+        ("Qbert", 500, 5, 2, 108_000),
+        ("MsPacman", 600, 4, 2, 108_000),
+        # Neither is a multiple of the four frames of a step
+        ("Breakout", 300, 4, 6, 302),
+        ("MsPacman", 300, 0, 6, 361),
+    ],
 )
-def test_atari_game_is_the_same_to_the_bit_from_the_same_number_of_noops(game, n_steps, n_lives, n_games):
-    venv, reference = atari_pair(f"{game}NoFrameskip-v4", 2, seed=5)
+def test_atari_game_is_that_of_sb3s_wrappers_from_the_same_start(game, n_steps, n_lives, n_games, max_frames):
+    venv, reference = atari_pair(game, 2, seed=5, max_frames=max_frames)
     assert venv.observation_space == reference.observation_space
     assert venv.action_space == reference.action_space
-    assert (venv.reset() == reference.reset()).all()
+    share, largest = PIXELS[game]
+    different = 0.0
+    previous = venv.reset()
+    assert not previous[:, :3].any()
+    assert np.abs(previous.astype(int) - reference.reset()).max() <= largest
     rng = np.random.default_rng(0)
-    lives = games = 0
+    lives = games = truncations = 0
     for _ in range(n_steps):
         actions = rng.integers(0, venv.action_space.n, 2)
         observations, rewards, dones, infos = venv.step(actions)
         expected = reference.step(actions)
-        assert observations.dtype == np.uint8
-        assert rewards.dtype == expected[1].dtype
-        assert (observations == expected[0]).all()
+        assert (observations.dtype, rewards.dtype, dones.dtype) == (np.uint8, np.float32, bool)
         assert (rewards == expected[1]).all()
         assert (dones == expected[2]).all()
-        for done, info, other in zip(dones, infos, expected[3], strict=True):
-            assert episode(info) == episode(other)
-            assert ("terminal_observation" in info) == done
-            if not done:
+        difference = np.abs(observations.astype(int) - expected[0])
+        assert difference.max() <= largest
+        different += (difference[:, 3] > 0).mean() / n_steps
+        for index, (info, other) in enumerate(zip(infos, expected[3], strict=True)):
+            if not dones[index]:
+                assert info == {}
+                assert (observations[index, :3] == previous[index, 1:]).all()
                 continue
-            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"] is False
-            assert info["lives"] == other["lives"]
+            assert info["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+            assert not observations[index, :3].any()
+            last = info["terminal_observation"]
+            assert (last[:3] == previous[index, 1:]).all()
+            difference = np.abs(last.astype(int) - other["terminal_observation"])
+            assert difference[:3].max() <= largest
+            assert ("episode" in info) == ("episode" in other)
             if "episode" in info:
                 games += 1
-                # Emulation ends in the middle of a step, and the two then show different ones of its frames
-                difference = info["terminal_observation"] != other["terminal_observation"]
-                assert difference[:3].sum() == 0
-                assert difference[3].mean() < 0.3
+                truncations += info["TimeLimit.truncated"]
+                assert info["episode"]["r"] == other["episode"]["r"]
+                assert info["episode"]["l"] == other["episode"]["l"] + other["n_before"]
+                # A game may end in the middle of a step, and the two then show different ones of its frames
+                assert (difference[3] > 0).mean() < 0.3
             else:
                 lives += 1
-                assert (info["terminal_observation"] == other["terminal_observation"]).all()
-    # Pong has one life alone
-    assert lives >= n_lives or game == "Pong"
+                assert (last[3] == observations[index, 3]).all()
+                assert difference[3].max() <= largest
+        previous = observations
+    assert different <= share
+    assert lives >= n_lives
     assert games >= n_games
+    assert (truncations >= n_games) == (max_frames < 108_000)
 
 
-@pytest.mark.parametrize("game", ["Breakout", "MsPacman"])
-def test_atari_game_over_its_limit_of_frames_is_truncated_as_the_reference_is(game):
-    venv, reference = atari_pair(f"{game}NoFrameskip-v4", 2, seed=1, max_frames=400)
-    assert (venv.reset() == reference.reset()).all()
-    truncated = 0
-    for _ in range(300):
-        actions = np.zeros(2, dtype=int) if game == "Breakout" else np.full(2, 3)
-        observations, rewards, dones, infos = venv.step(actions)
-        expected = reference.step(actions)
-        assert (observations == expected[0]).all()
-        assert (rewards == expected[1]).all()
-        assert (dones == expected[2]).all()
-        for info, other in zip(infos, expected[3], strict=True):
-            assert info.get("TimeLimit.truncated", False) == other["TimeLimit.truncated"]
-            assert episode(info) == episode(other)
-            if info.get("TimeLimit.truncated"):
-                truncated += 1
-                assert info["episode"]["l"] == 400
-    assert truncated >= 4
+@pytest.mark.parametrize(("game", "fewest"), [("Breakout", 1), ("Freeway", 0)])
+def test_atari_games_begin_with_up_to_30_frames_drawn_from_the_seed_of_which_fire_is_one(game, fewest):
+    venv = AtariNativeVecEnv(f"{game}NoFrameskip-v4", 8, n_threads=2)
 
+    def frames(seed: int) -> list[int]:
+        draws = [venv._emulator.reset(np.arange(8), np.arange(seed, seed + 8))]
+        draws += [venv._emulator.reset(np.arange(8), np.full(8, -1)) for _ in range(5)]
+        return [int(number) for _, info in draws for number in info["episode_frame_number"]]
 
-def test_atari_games_begin_with_1_to_30_noops_drawn_from_the_seed():
-    def noops(seed: int) -> list[int]:
-        venv = AtariNativeVecEnv("FreewayNoFrameskip-v4", 1)
-        venv.seed(seed)
-        venv.reset()
-        # The rest of a seed's numbers without the time that it takes to load the game again
-        return [venv._new_game(0).number for _ in range(40)]
-
-    first, again, other = noops(3), noops(3), noops(4)
+    first, again, other = frames(3), frames(3), frames(40)
     assert first == again
     assert first != other
-    drawn = set(first + other)
-    assert min(drawn) >= 1
-    assert max(drawn) <= 30
-    assert len(drawn) > 15
+    assert (min(first + other), max(first + other)) == (fewest, 30)
+    assert len(set(first + other)) > 20
+
+
+def test_atari_breakout_goes_on_after_a_lost_life_only_when_the_agent_presses_fire():
+    venv = native("BreakoutNoFrameskip-v4", 1, frame_stack=4)
+    venv.reset()
+    # The press at the start has thrown the first ball
+    dones = [venv.step(np.array([0]))[2][0] for _ in range(300)]
+    assert sum(dones) == 1
+    dones = [venv.step(np.array([int(step == 0)]))[2][0] for step in range(300)]
+    assert sum(dones) == 1
 
 
 def test_atari_environment_i_of_a_run_has_the_seed_plus_i():
@@ -174,20 +256,21 @@ def test_atari_environment_i_of_a_run_has_the_seed_plus_i():
     assert (both.reset()[1] == second.reset()[0]).all()
 
 
-def test_atari_seed_and_reset_start_a_game_anew_and_reset_alone_goes_on():
+def test_atari_seed_and_reset_start_anew_and_reset_alone_begins_further_games():
     venv = native("BreakoutNoFrameskip-v4", 2, seed=8, frame_stack=4)
     start = venv.reset().copy()
     history = play(venv, 120)
+    further = venv.reset().copy()
+    after = play(venv, 120)
+    assert not further[:, :3].any()
     venv.seed(8)
+    # In the middle of a step too
+    venv.step_async(np.zeros(2, dtype=int))
     assert (venv.reset() == start).all()
     assert same(play(venv, 120), history)
-    # Without a seed a game that has begun goes on, by a no-op and FIRE, as the reference's does
-    alone = native("BreakoutNoFrameskip-v4", 2, seed=8, frame_stack=4)
-    alone.reset()
-    play(alone, 120)
-    assert (venv.reset() == alone.reset()).all()
-    assert (venv.reset()[:, :3] == 0).all()
-    assert same(play(venv, 60), play(alone, 60)) is False  # one reset more
+    assert (venv.reset() == further).all()
+    assert same(play(venv, 120), after)
+    assert not same(after, history)
 
 
 def test_atari_results_do_not_depend_on_the_number_of_threads():
@@ -240,9 +323,8 @@ def test_atari_records_whole_games_with_raw_rewards_and_frames(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
     recorded = load_results(str(tmp_path))
     assert len(infos) >= 2
-    # A game may also end between two episodes, where SB3 has it in the file alone
-    assert set(recorded["l"]) >= {info["l"] for info in infos}
-    assert set(recorded["r"]) >= {info["r"] for info in infos}
+    written = zip(recorded["r"], recorded["l"], strict=True)
+    assert sorted(written) == sorted((info["r"], info["l"]) for info in infos)
     assert (tmp_path / "0.monitor.csv").read_text().startswith('#{"t_start": ')
     assert '"env_id": "BreakoutNoFrameskip-v4"' in (tmp_path / "0.monitor.csv").read_text()
 
