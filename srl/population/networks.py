@@ -153,7 +153,7 @@ class StackedPolicy:
         """
         return self._value_net(_through(self._value_layers, self._extract(observations))).squeeze(-1)
 
-    @th.inference_mode()
+    @th.no_grad()
     def act(self, observations: th.Tensor, draws: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Sample actions.
 
@@ -185,7 +185,7 @@ class StackedPolicy:
         log_prob = self._distribution(outputs).log_prob(self._rows(actions))
         return _members(log_prob, outputs.shape[:2])
 
-    @th.inference_mode()
+    @th.no_grad()
     def predict(self, observations: th.Tensor, draws: th.Tensor | None) -> th.Tensor:
         """Actions alone, the likeliest ones without draws.
 
