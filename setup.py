@@ -66,7 +66,14 @@ setup(
         "ray": ["ray>=2.9,<3"],
         "slurm": ["submitit>=1.5,<2"],
         # rliable needs arch < 8, which needs pandas < 3
-        "report": ["rliable>=1.2,<2", "pandas>=2.2,<3", "matplotlib>=3.9,<4", "jinja2>=3.1,<4"],
+        "report": [
+            "rliable>=1.2,<2",
+            "scipy>=1.11,<2",
+            "pandas>=2.2,<3",
+            "pyarrow>=16",
+            "matplotlib>=3.9,<4",
+            "jinja2>=3.1,<4",
+        ],
     },
     entry_points={"console_scripts": ["srl = srl.cli:main"]},
     # An installed copy finds the top-level configs/ beside its modules, as srl/configs/

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -20,6 +20,8 @@ from srl.errors import UserError
 
 #: Exit statuses.
 FAILED, MISTAKE, STOPPED = 1, 2, 130
+#: Lines on what is left out that are printed; the files have all.
+_SHOWN_NOTES = 20
 
 
 @dataclass
@@ -149,16 +151,42 @@ class Sweep:
 
 @dataclass
 class Report:
-    """Print the table of the runs in a folder, and write it there as table.md and table.csv."""
+    """Write tables, statistics, figures and a page about the runs in a folder, finished or not."""
 
     dir: tyro.conf.Positional[Path]
-    """The folder of a sweep or a run."""
+    """The folder of a sweep, or one above several."""
+    format: Literal["page", "json", "parquet", "zoo"] = "page"
+    """page for everything to read; json or parquet for a row per run and evaluation; zoo for a copy of the
+    evaluations as rl-baselines3-zoo's plot scripts read them."""
+    last: int = 1
+    """The score of a run is the mean over this many evaluations, the last ones."""
+    normalize: str = "auto"
+    """How scores of different environments come on one scale: human, minmax, none, or auto for human on Atari
+    and minmax elsewhere."""
+    reps: int = 2000
+    """Bootstrap samples of each interval."""
+    out: Path | None = None
+    """Where to write it; into the folder itself if not given."""
+
+
+@dataclass
+class Status:
+    """Show how far the runs in a folder are: what is done, running and failed, and how long it takes yet.
+    Nothing is written."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep or a run, or one above them."""
+    watch: bool = False
+    """Go on showing it until nothing is left to do; Ctrl-C ends that and nothing else."""
+    interval: float = 2.0
+    """Seconds between two looks."""
 
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
 )
 
 
@@ -182,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
         signal.signal(signal.SIGTERM, _interrupt)
-        run = {Train: train, Sweep: sweep, Report: report}[type(command)]
+        run = {Train: train, Sweep: sweep, Report: report, Status: show_status}[type(command)]
         status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
     except UserError as error:
         print(f"srl: {error}", file=sys.stderr)
@@ -281,7 +309,8 @@ def train(options: Train, command: str) -> int:
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
-    import srl.report.table  # noqa: F401
+    import srl.report.files
+    import srl.report.scores  # noqa: F401
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.local import LocalEngine
     from srl.experiment.estimate import estimate
@@ -356,7 +385,7 @@ def sweep(options: Sweep, command: str) -> int:
             failures = run_sweep(
                 plan, LocalEngine(n_jobs), command, tell=display.update, tell_failure=display.failed
             )
-    _print_report(root, console)
+    _print_scores(root, console)
     if failures:
         print(
             f"srl: {len(failures)} of {len(plan.to_do)} runs failed. The same command tries them again.",
@@ -370,7 +399,78 @@ def sweep(options: Sweep, command: str) -> int:
 
 def report(options: Report, command: str) -> int:
     """``srl report``; returns the exit status."""
-    _print_report(options.dir, _console())
+    if options.last < 1:
+        raise UserError(f"--last {options.last}: at least one evaluation is needed.")
+    if options.reps < 100:
+        raise UserError(f"--reps {options.reps}: at least 100 are needed for a 95% interval.")
+    console = _console()
+    from srl.report.files import check_folder
+    from srl.report.normalisation import check_normalisation
+
+    normalisation = check_normalisation(options.normalize)
+    out = options.dir if options.out is None else options.out
+    if not options.dir.is_dir():
+        raise UserError(f"{options.dir}: there is no such folder.")
+    check_folder(out)
+    with console.status("Reading runs") as shown:
+        tell = shown.update
+        if options.format == "page":
+            files = _write_page(options, normalisation, out, console, tell)
+        else:
+            from srl.report.export import export
+
+            files, left_out = export(options.dir, options.format, out, tell)
+            _print_notes(left_out, console)
+    console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _write_page(
+    options: Report, normalisation: Any, out: Path, console: Console, tell: Callable[[str], None]
+) -> list[Path]:
+    try:
+        from srl.report.report import make_report
+        from srl.report.tables import to_rich
+        from srl.report.write import write_report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"A report needs the package {error.name}: pip install 'symmetric-rl[report]', or run "
+            "scripts/setup.sh in a checkout."
+        ) from None
+    made = make_report(
+        options.dir, last=options.last, normalisation=normalisation, reps=options.reps, tell=tell
+    )
+    files = write_report(made, out, tell)
+    table = made.scores.table
+    console.print(to_rich(table))
+    _print_notes([*table.notes, *made.scores.left_out, *made.notes], console)
+    console.print()
+    _print_notes(made.summary, console)
+    return files
+
+
+def _print_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes[:_SHOWN_NOTES]:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    if len(notes) > _SHOWN_NOTES:
+        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which the files have.")
+
+
+def show_status(options: Status, command: str) -> int:
+    """``srl status``; returns the exit status."""
+    # A longer time the system may be unable to sleep for
+    if not 0 < options.interval <= 86_400:
+        raise UserError(f"--interval {options.interval:g}: must be above 0, and 86400 seconds at the most.")
+    try:
+        from srl.report.status import print_status, watch_status
+
+        if options.watch:
+            watch_status(options.dir, _console(), options.interval)
+        else:
+            print_status(options.dir, _console())
+    except KeyboardInterrupt:
+        # No run was stopped by that
+        return 0 if options.watch else STOPPED
     return 0
 
 
@@ -379,12 +479,14 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 250)
 
 
-def _print_report(root: Path, console: Console) -> None:
-    from srl.report.table import make_report, rich_table, write_report
+def _print_scores(root: Path, console: Console) -> None:
+    from srl.report.files import write_tables
+    from srl.report.scores import read_scores
+    from srl.report.tables import to_rich
 
-    made = make_report(root)
-    console.print(rich_table(made))
-    for note in made.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    files = write_report(made, root)
+    scores = read_scores(root)
+    console.print(to_rich(scores.table))
+    _print_notes([*scores.table.notes, *scores.left_out], console)
+    files = write_tables([scores.table], root, scores.left_out)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    console.print(f"Statistics, figures and a page: srl report {root}", markup=False, soft_wrap=True)

@@ -44,13 +44,14 @@ EVALUATIONS = "evaluations.npz"
 MODEL = "model.zip"
 VECNORMALIZE = "vecnormalize.pkl"
 MONITOR = "monitor"
+PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
 
 #: What an attempt at a run leaves behind, and the next attempt begins without.
 _OUTPUTS = (
-    "progress.csv",
+    PROGRESS,
     "events.out.tfevents.*",
     EVALUATIONS,
     MODEL,
@@ -157,6 +158,19 @@ class RunDirectory:
         except (OSError, ValueError, TypeError):
             return None
 
+    @property
+    def has_status(self) -> bool:
+        """Whether there is a status, be it one that cannot be read."""
+        return (self.path / STATUS).exists()
+
+    def read_versions(self) -> dict[str, Any] | None:
+        """Package versions, commit, platform and command of the run; None if they cannot be read."""
+        try:
+            versions = json.loads((self.path / VERSIONS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return versions if isinstance(versions, dict) else None
+
     def write_status(self, status: Status) -> None:
         """Replace the status."""
         write_text(self.path / STATUS, json.dumps(asdict(status), indent=1) + "\n")
@@ -185,6 +199,8 @@ class RunDirectory:
             raise UserError(f"{file}: not what SB3's EvalCallback writes.")
         if len(results) == 0 or results.shape[1] == 0:
             raise UserError(f"{file}: holds no evaluation.")
+        if not np.all(np.diff(timesteps.astype(float)) > 0):
+            raise UserError(f"{file}: damaged: its steps do not rise.")
         return evaluations
 
     def compare(self, spec: RunSpec) -> Literal["new", "unfinished", "done"]:

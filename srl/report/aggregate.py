@@ -1,0 +1,105 @@
+"""Algorithms over several environments at once: on one scale, and over matched runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from srl.report.comparison import Matched, by_column, match
+from srl.report.intervals import Array, Estimate
+from srl.report.normalisation import Kind, Scale, Task, normalise
+from srl.report.runs import Cell
+from srl.report.statistics import aggregates, performance_profile
+from srl.report.tables import noise_order
+
+#: Points at which performance profiles are computed.
+_N_THRESHOLDS = 101
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The algorithms under one noise, over the environments of one normalisation."""
+
+    noise: str
+    kind: Kind
+    matched: Matched
+    #: Normalised scores of each column, shape (n_seeds, n_tasks).
+    scores: dict[str, Array]
+    #: By column and name, see :data:`srl.report.statistics.AGGREGATES`.
+    figures: dict[str, dict[str, Estimate]]
+    #: Normalised scores at which the profiles are computed, shape (n_thresholds,).
+    thresholds: Array
+    profiles: dict[str, list[Estimate]]
+
+
+def make_aggregates(
+    cells: Sequence[Cell], scales: Mapping[Task, Scale], *, reps: int
+) -> tuple[list[Aggregate], list[str]]:
+    """Aggregates for each noise and kind of normalisation.
+
+    Under each noise, all algorithms that have finished runs there are matched with one another.
+
+    :param cells: All that is reported.
+    :param scales: The scale of each environment; one without is in no aggregate.
+    :param reps: Bootstrap samples.
+    :return: The aggregates, and lines on what is left out of them.
+    """
+    matches: list[tuple[str, Kind, Matched]] = []
+    notes: list[str] = []
+    for noise in sorted({cell.noise for cell in cells}, key=noise_order):
+        for kind in ("human", "minmax", "none"):
+            members = [
+                cell
+                for cell in cells
+                if cell.noise == noise
+                and (scale := scales.get((cell.env, cell.n_timesteps))) is not None
+                and scale.kind == kind
+            ]
+            sides = by_column(members)
+            if not sides:
+                continue
+            matched = match(sides)
+            where = f"aggregates, {describe_noise(noise)}"
+            notes += [f"Left out of the {where}: {line}." for line in matched.left_out]
+            if matched:
+                matches.append((noise, kind, matched))
+            else:
+                notes.append(f"No {where}: no seed is finished with all of {', '.join(sides)}.")
+    return [_aggregate(*one, _thresholds(matches, one[1], scales), scales, reps) for one in matches], notes
+
+
+def _aggregate(
+    noise: str, kind: Kind, matched: Matched, thresholds: Array, scales: Mapping[Task, Scale], reps: int
+) -> Aggregate:
+    scores = {column: normalise(returns, matched.tasks, scales) for column, returns in matched.scores.items()}
+    return Aggregate(
+        noise,
+        kind,
+        matched,
+        scores,
+        {column: aggregates(own, reps=reps) for column, own in scores.items()},
+        thresholds,
+        {column: performance_profile(own, thresholds, reps=reps) for column, own in scores.items()},
+    )
+
+
+def _thresholds(
+    matches: Sequence[tuple[str, Kind, Matched]], kind: Kind, scales: Mapping[Task, Scale]
+) -> Array:
+    """From the lowest (at most 0) to the highest score, the same for all noises."""
+    scores = np.concatenate(
+        [
+            normalise(returns, matched.tasks, scales).ravel()
+            for _, other, matched in matches
+            if other == kind
+            for returns in matched.scores.values()
+        ]
+    )
+    return np.linspace(min(0.0, float(scores.min())), max(float(scores.max()), 1e-9), _N_THRESHOLDS)
+
+
+def describe_noise(noise: str) -> str:
+    """A noise in words."""
+    return "without noise" if noise == "none" else f"with noise {noise}"

@@ -1,0 +1,196 @@
+"""Which runs are compared: the same environments, steps, noise and seeds on every side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from srl.experiment.algorithms import get_algorithm
+from srl.report.intervals import CONFIDENCE, Array, Estimate
+from srl.report.normalisation import Task
+from srl.report.runs import Cell
+from srl.report.statistics import probability_of_improvement, smallest_p_value
+from srl.report.tables import column_order
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Final scores of the runs that every column has finished."""
+
+    columns: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    seeds: tuple[int, ...]
+    #: Returns of each column, shape (n_seeds, n_tasks).
+    scores: dict[str, Array]
+    #: Lines on finished runs that are not among them.
+    left_out: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.tasks)
+
+
+def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
+    """The largest set of environments and seeds that all sides have finished.
+
+    Of an environment count the seeds that every side has finished there. Environments are taken by the number
+    of those, as long as the number of runs in all of them with the seeds common to all of them grows.
+
+    :param sides: The cells of each column, by environment and steps.
+    """
+    tasks = sorted({task for cells in sides.values() for task in cells})
+    done = {
+        (column, task): set(cells[task].done) if task in cells else set()
+        for column, cells in sides.items()
+        for task in tasks
+    }
+    shared = {task: set.intersection(*(done[column, task] for column in sides)) for task in tasks}
+    chosen, seeds = _largest(shared)
+    left_out = []
+    for task in tasks:
+        finished = set.union(*(done[column, task] for column in sides))
+        name = task_name(task, tasks)
+        for column in sides:
+            lacking = finished - done[column, task]
+            if lacking and lacking == finished:
+                left_out.append(f"{name}: all seeds, none finished with {column}")
+            elif lacking:
+                left_out.append(f"{name}: {name_seeds(lacking)}, not finished with {column}")
+        unused = shared[task] - seeds if task in chosen else shared[task]
+        if unused:
+            left_out.append(
+                f"{name}: {name_seeds(unused)}, not finished in all environments that are compared"
+            )
+    order = tuple(sorted(seeds))
+    scores = {
+        column: np.array([[cells[task].done[seed] for task in chosen] for seed in order])
+        for column, cells in sides.items()
+    }
+    return Matched(tuple(sides), chosen, order, scores if chosen else {}, tuple(left_out))
+
+
+def _largest(shared: Mapping[Task, set[int]]) -> tuple[tuple[Task, ...], set[int]]:
+    best: tuple[tuple[Task, ...], set[int]] = ((), set())
+    common: set[int] | None = None
+    taken: list[Task] = []
+    for task in sorted(shared, key=lambda task: (-len(shared[task]), task)):
+        common = shared[task] if common is None else common & shared[task]
+        taken.append(task)
+        if common and len(taken) * len(common) >= len(best[0]) * len(best[1]):
+            best = tuple(sorted(taken)), set(common)
+    return best
+
+
+def task_name(task: Task, tasks: Sequence[Task]) -> str:
+    """An environment's name, with the steps if there are others of the same name."""
+    env, steps = task
+    return env if sum(other[0] == env for other in set(tasks)) == 1 else f"{env} ({steps:,} steps)"
+
+
+def name_seeds(seeds: set[int]) -> str:
+    """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    texts = [
+        f"{first} to {end}" if end > first + 1 else ", ".join(map(str, dict.fromkeys((first, end))))
+        for first, end in ranges
+    ]
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(texts)}"
+
+
+def by_column(cells: Sequence[Cell]) -> dict[str, dict[Task, Cell]]:
+    """Cells of one noise by column, and environment and steps; columns without a finished run left out."""
+    columns: dict[str, dict[Task, Cell]] = {}
+    for column in column_order(cells):
+        own = {(cell.env, cell.n_timesteps): cell for cell in cells if cell.column == column}
+        if any(cell.values for cell in own.values()):
+            columns[column] = own
+    return columns
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """The probability that a symmetric algorithm improves upon its baseline."""
+
+    estimate: Estimate
+    n_seeds: int
+    tasks: tuple[Task, ...]
+
+    @property
+    def can_show(self) -> bool:
+        """Whether so many runs could show a difference, if it were as large as can be."""
+        return smallest_p_value(self.n_seeds, self.n_seeds, len(self.tasks)) <= 1 - CONFIDENCE
+
+    @property
+    def shown(self) -> int:
+        """1 if it is shown to be better, -1 for worse, 0 if neither is shown."""
+        if not self.can_show or not self.estimate.has_interval:
+            return 0
+        return int(self.estimate.low > 0.5) - int(self.estimate.high < 0.5)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A symmetric algorithm and its baseline under one noise."""
+
+    noise: str
+    symmetric: str
+    baseline: str
+    #: Over the environments and seeds that both have finished; None if there are none.
+    overall: Improvement | None
+    #: In each environment, with all seeds that both have finished there.
+    per_task: dict[Task, Improvement]
+    left_out: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As a table names it."""
+        return f"{self.symmetric} over {self.baseline}"
+
+
+def compare_pairs(cells: Sequence[Cell], noise: str, *, reps: int) -> list[Comparison]:
+    """Every symmetric algorithm beside every one that differs from it in nothing but the reverse loss.
+
+    :param cells: All that is reported.
+    :param noise: Of those, the ones with this noise.
+    :param reps: Bootstrap samples.
+    """
+    columns = by_column([cell for cell in cells if cell.noise == noise])
+    algorithms = {cell.column: get_algorithm(cell.algo) for cell in cells}
+    return [
+        _compare(noise, symmetric, baseline, {name: columns[name] for name in (symmetric, baseline)}, reps)
+        for baseline in columns
+        for symmetric in columns
+        if algorithms[symmetric].symmetric
+        and not algorithms[baseline].symmetric
+        and algorithms[symmetric].family == algorithms[baseline].family
+        and algorithms[symmetric].discretised == algorithms[baseline].discretised
+    ]
+
+
+def _compare(
+    noise: str, symmetric: str, baseline: str, sides: Mapping[str, Mapping[Task, Cell]], reps: int
+) -> Comparison:
+    def improvement(matched: Matched) -> Improvement:
+        scores = matched.scores
+        estimate = probability_of_improvement(scores[symmetric], scores[baseline], reps=reps)
+        return Improvement(estimate, len(matched.seeds), matched.tasks)
+
+    every = match(sides)
+    shared = sorted(set(sides[symmetric]) & set(sides[baseline]))
+    single = {task: match({name: {task: cells[task]} for name, cells in sides.items()}) for task in shared}
+    return Comparison(
+        noise,
+        symmetric,
+        baseline,
+        improvement(every) if every else None,
+        {task: improvement(matched) for task, matched in single.items() if matched},
+        every.left_out,
+        every.seeds,
+    )

@@ -1,0 +1,133 @@
+"""Curves over training: of evaluations, and of figures that updates log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from srl.experiment.store import PROGRESS
+from srl.report.intervals import Array, t_interval
+from srl.report.runs import Cell, Run
+
+#: The most points of a curve; more cannot be seen.
+N_POINTS = 100
+
+STEPS = "time/total_timesteps"
+SIGN_CHANGE = "train/advantage_sign_change"
+ENTROPY_LOSS = "train/entropy_loss"
+_TRAINING = (SIGN_CHANGE, ENTROPY_LOSS)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means over seeds along training, with the half widths of their 95% intervals (Student's t)."""
+
+    #: Training steps, shape (n_points,).
+    steps: Array
+    mean: Array
+    #: NaN for a single seed.
+    half_width: Array
+    n_seeds: int
+    #: Whether its runs have ended; the curve of others ends where the slowest of them is.
+    finished: bool = True
+
+    def negated(self) -> Curve:
+        """The curve of minus its figure."""
+        return replace(self, mean=-self.mean)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values along one run."""
+
+    steps: Array
+    values: Array
+
+
+def learning_curve(cell: Cell) -> Curve | None:
+    """Mean returns of evaluations; of the finished runs, and while there are none of those that train.
+
+    :return: None without an evaluation that all its runs have made.
+    """
+    chosen, finished = _chosen(cell)
+    series = [
+        Series(run.evaluations.timesteps.astype(float), run.evaluations.means)
+        for run in chosen
+        if run.evaluations is not None
+    ]
+    return _mean_curve(series, finished)
+
+
+def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]]:
+    """Curves of what updates log, from the same runs as the learning curve.
+
+    :param cell: The runs.
+    :param root: The folder that is reported on.
+    :return: Curves by :data:`SIGN_CHANGE` and :data:`ENTROPY_LOSS`, as far as these were logged, and lines on
+        logs that could not be read.
+    """
+    chosen, finished = _chosen(cell)
+    logs: list[dict[str, Series]] = []
+    notes: list[str] = []
+    for run in chosen:
+        try:
+            logs.append(read_training(root / run.path / PROGRESS))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: {reason}")
+    curves = {}
+    for name in _TRAINING:
+        curve = _mean_curve([log[name] for log in logs if name in log], finished)
+        if curve is not None:
+            curves[name] = curve
+    return curves, notes
+
+
+def read_training(path: Path) -> dict[str, Series]:
+    """What updates logged, from SB3's ``progress.csv``.
+
+    :raises OSError, ValueError: If it cannot be read.
+    """
+    wanted = {STEPS, *_TRAINING}
+    table = pd.read_csv(path, usecols=lambda name: name in wanted, dtype=float)
+    if STEPS not in table:
+        raise ValueError(f"it has no column {STEPS}")
+    steps = table[STEPS].to_numpy()
+    series = {}
+    for name in _TRAINING:
+        if name in table:
+            values = table[name].to_numpy()
+            logged = np.isfinite(values) & np.isfinite(steps)
+            # Once for each number of steps, as curves of other runs are put beside it by that
+            own_steps, places = np.unique(steps[logged], return_index=True)
+            if len(own_steps):
+                series[name] = Series(own_steps, values[logged][places])
+    return series
+
+
+def _chosen(cell: Cell) -> tuple[list[Run], bool]:
+    """The finished runs; if there are none, those with evaluations that are under way."""
+    done = [run for run in cell.runs if run.state == "done"]
+    if done:
+        return done, True
+    under_way = [r for r in cell.runs if r.state in ("running", "interrupted") and r.evaluations is not None]
+    return under_way, False
+
+
+def _mean_curve(series: Sequence[Series], finished: bool) -> Curve | None:
+    if not series:
+        return None
+    steps = reduce(np.intersect1d, (one.steps for one in series))
+    if not len(steps):
+        return None
+    values = np.stack([one.values[np.searchsorted(one.steps, steps)] for one in series])
+    # Neighbouring points that cannot be told apart become their mean
+    starts = np.unique(np.linspace(0, len(steps), N_POINTS + 1).astype(int))[:-1]
+    counts = np.diff([*starts, len(steps)])
+    mean, half_width = t_interval(np.add.reduceat(values, starts, axis=1) / counts)
+    return Curve(np.add.reduceat(steps, starts) / counts, mean, half_width, len(series), finished)

@@ -1,0 +1,164 @@
+"""Evaluations for other programs: tidy data, and the layout that rl-baselines3-zoo's plot scripts read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from srl.errors import UserError
+from srl.experiment.spec import safe_name
+from srl.experiment.store import EVALUATIONS, replacing
+from srl.report.files import check_folder
+from srl.report.runs import REPORT_FOLDERS, Cell, Run
+from srl.report.scores import Scores, read_scores
+
+Format = Literal["json", "parquet", "zoo"]
+
+ZOO = "zoo"
+assert ZOO in REPORT_FOLDERS
+
+
+def export(
+    root: Path, kind: Format, out: Path, tell: Callable[[str], None] = lambda text: None
+) -> tuple[list[Path], list[str]]:
+    """Write the evaluations of all runs in a folder.
+
+    :param root: The folder of a sweep, or of a run.
+    :param kind: ``json`` and ``parquet`` for tidy data, a row for each run and evaluation, also of runs that
+        are not finished; ``zoo`` for the layout of rl-baselines3-zoo, of finished runs alone.
+    :param out: Where to write.
+    :param tell: Is given what is being done.
+    :return: What was written, and lines on runs that are not in it, or are not finished.
+    :raises UserError: If there is nothing to write, or the folder cannot be written to.
+    """
+    check_folder(out)
+    tell("Reading runs")
+    scores = read_scores(root)
+    out.mkdir(parents=True, exist_ok=True)
+    tell("Writing")
+    if kind == "zoo":
+        return [_write_zoo(scores, out / ZOO)], scores.left_out
+    file = out / f"evaluations.{kind}"
+    with replacing(file) as temporary:
+        (_write_json if kind == "json" else _write_parquet)(scores, temporary)
+    return [file], scores.left_out
+
+
+def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """The runs that have evaluations, with what all rows of one have in common, in the order of paths."""
+    runs = [
+        (run.path, cell, run) for cell in scores.cells for run in cell.runs if run.evaluations is not None
+    ]
+    for path, cell, run in sorted(runs, key=lambda one: one[0]):
+        yield (
+            run,
+            {
+                "run": path,
+                "environment": run.env,
+                "algorithm": run.algo,
+                "variant": cell.variant,
+                "noise": run.noise,
+                "seed": run.seed,
+                "n_timesteps": run.n_timesteps,
+                "state": run.state,
+            },
+        )
+
+
+def _columns(run: Run) -> dict[str, np.ndarray[Any, Any]]:
+    """What the rows of a run differ in, each of shape (n_evaluations,)."""
+    evaluations = run.evaluations
+    assert evaluations is not None
+    n_evaluations, n_episodes = evaluations.returns.shape
+    lengths = evaluations.lengths
+    return {
+        "evaluation": np.arange(n_evaluations),
+        "timesteps": evaluations.timesteps.astype(np.int64),
+        "mean_return": evaluations.means.astype(float),
+        "std_return": evaluations.returns.std(axis=1).astype(float),
+        "n_episodes": np.full(n_evaluations, n_episodes),
+        "mean_ep_length": np.full(n_evaluations, np.nan) if lengths is None else lengths.mean(axis=1),
+    }
+
+
+def _write_json(scores: Scores, file: Path) -> None:
+    """A list of records, one to a line."""
+    with file.open("w", encoding="utf-8") as opened:
+        opened.write("[")
+        separator = "\n"
+        for run, common in _described(scores):
+            columns = _columns(run)
+            start = json.dumps(common, ensure_ascii=False)[:-1]
+            for values in zip(*(column.tolist() for column in columns.values()), strict=True):
+                row = {name: _plain(value) for name, value in zip(columns, values, strict=True)}
+                opened.write(f"{separator}{start}, {json.dumps(row)[1:]}")
+                separator = ",\n"
+        opened.write("\n]\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _write_parquet(scores: Scores, file: Path) -> None:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format parquet needs the package {error.name}: pip install 'symmetric-rl[report]'."
+        ) from None
+    described = list(_described(scores))
+    if not described:
+        raise UserError(f"{scores.root}: no run has evaluations.")
+    rows = [_columns(run) for run, _ in described]
+    counts = [len(columns["evaluation"]) for columns in rows]
+    table: dict[str, Any] = {}
+    for name in described[0][1]:
+        values = [common[name] for _, common in described]
+        # Texts are stored once each
+        column = pa.array(values)
+        if pa.types.is_string(column.type):
+            column = column.dictionary_encode()
+        table[name] = column.take(pa.array(np.repeat(np.arange(len(values)), counts)))
+    for name in rows[0]:
+        table[name] = pa.array(np.concatenate([columns[name] for columns in rows]))
+    parquet.write_table(pa.table(table), file)
+
+
+def _write_zoo(scores: Scores, folder: Path) -> Path:
+    """Finished runs as ``NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
+
+    Columns that differ in a hyperparameter, and runs of different lengths, have folders of their own: the
+    scripts would mix them.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
+    copied = 0
+    for cell in scores.cells:
+        top = _zoo_root(cell, several=steps[cell.env, cell.noise] > 1)
+        for run in cell.runs:
+            if run.state == "done":
+                place = partial / top / cell.algo / f"{safe_name(cell.env)}_{run.seed}"
+                place.mkdir(parents=True)
+                shutil.copyfile(scores.root / run.path / EVALUATIONS, place / EVALUATIONS)
+                copied += 1
+    if not copied:
+        raise UserError(f"{scores.root}: no run is finished.")
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    return folder
+
+
+def _zoo_root(cell: Cell, *, several: bool) -> str:
+    parts = [cell.noise, cell.variant, f"{cell.n_timesteps}-steps" if several else ""]
+    return safe_name("_".join(part for part in parts if part))

@@ -1,0 +1,330 @@
+"""Figures, as PNG and SVG: one colour for one algorithm everywhere, readable in greyscale.
+
+Colours are Okabe and Ito's and Tol's for colour-blind readers; markers and dashes tell algorithms apart
+without colour. Symmetric algorithms have solid lines, baselines broken ones.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from srl.experiment.algorithms import ALGORITHMS
+from srl.report.aggregate import Aggregate, describe_noise
+from srl.report.comparison import Comparison, task_name
+from srl.report.curves import Curve
+from srl.report.intervals import Estimate
+from srl.report.markup import one_line
+from srl.report.normalisation import NAMES, Task
+from srl.report.statistics import AGGREGATES
+
+#: Colour, dashes and marker of each algorithm.
+_STYLES: dict[str, tuple[str, str, str]] = {
+    "a2c": ("#E69F00", "--", "o"),
+    "sa2c": ("#A6320A", "-", "s"),
+    "da2c": ("#CC79A7", "--", "v"),
+    "dsa2c": ("#661155", "-", "P"),
+    "ppo": ("#56B4E9", "--", "^"),
+    "sppo": ("#004C84", "-", "D"),
+    "dppo": ("#3DB892", "--", "<"),
+    "dsppo": ("#0B4F36", "-", "X"),
+}
+#: Dashes of what differs in a hyperparameter from a column of the same algorithm.
+_VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
+
+_AGGREGATE_TITLES = {
+    "median": "Median",
+    "iqm": "IQM",
+    "mean": "Mean",
+    "optimality_gap": "Optimality gap (lower is better)",
+}
+
+_SETTINGS: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    # Names are shown as they are, and files depend on nothing but the figures
+    "text.parse_math": False,
+    "svg.hashsalt": "srl",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an algorithm is drawn."""
+
+    color: str
+    dashes: Any
+    marker: str
+
+
+def style(column: str, columns: Sequence[str]) -> Style:
+    """The style of a column.
+
+    :param column: As tables name it: an algorithm, perhaps with what sets it apart in brackets.
+    :param columns: All columns of the report.
+    """
+    algorithm = _algorithm(column)
+    color, dashes, marker = _STYLES[algorithm]
+    place = [other for other in columns if _algorithm(other) == algorithm].index(column)
+    return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)] if place else dashes, marker)
+
+
+def _algorithm(column: str) -> str:
+    return column.partition(" (")[0].lower()
+
+
+assert _STYLES.keys() == ALGORITHMS.keys()
+
+
+def draw_curves(
+    curves: Mapping[str, Mapping[str, Curve]],
+    columns: Sequence[str],
+    *,
+    title: str,
+    label: str,
+    suffixes: Mapping[str, str] | None = None,
+) -> Figure:
+    """Curves over training, with a panel for each noise, side by side.
+
+    :param curves: By noise, then by column.
+    :param columns: All columns of the report.
+    :param title: What stands above.
+    :param label: What the curves show.
+    :param suffixes: What to say of a column in the legend besides its name.
+    """
+    with mpl.rc_context(_SETTINGS):
+        figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
+        handles: dict[str, Any] = {}
+        for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
+            for column in (name for name in columns if name in by_column):
+                name = f"{column}{(suffixes or {}).get(column, '')}"
+                drawn = _draw_curve(axes, by_column[column], style(column, columns), name)
+                handles.setdefault(str(drawn.get_label()), drawn)
+            axes.set_title(one_line(describe_noise(noise)), loc="left")
+            axes.set_xlabel("training steps")
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        _share_y(panels[0])
+        panels[0][0].set_ylabel(label)
+        _head(figure, title, handles)
+        return figure
+
+
+def _draw_curve(axes: Axes, curve: Curve, look: Style, name: str) -> Line2D:
+    unfinished = "" if curve.finished else ", not finished"
+    (line,) = axes.plot(
+        curve.steps,
+        curve.mean,
+        color=look.color,
+        linestyle=look.dashes,
+        marker=look.marker,
+        markevery=(0.05, 0.15),
+        label=one_line(f"{name} (n={curve.n_seeds}{unfinished})"),
+    )
+    axes.fill_between(
+        curve.steps,
+        curve.mean - curve.half_width,
+        curve.mean + curve.half_width,
+        color=look.color,
+        alpha=0.18,
+        linewidth=0,
+    )
+    return line
+
+
+def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
+    """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
+
+    :param aggregates: Of one normalisation.
+    :param columns: All columns of the report.
+    """
+    names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
+    with mpl.rc_context(_SETTINGS):
+        height = 0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates)
+        figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
+        for row, aggregate in zip(panels, aggregates, strict=True):
+            shown = [column for column in columns if column in aggregate.figures]
+            for axes, name in zip(row, names, strict=True):
+                for place, column in enumerate(shown):
+                    estimate = aggregate.figures[column][name]
+                    _draw_interval(axes, place, estimate, style(column, columns))
+                _name_places(axes, shown if axes is row[0] else [""] * len(shown))
+                axes.set_title(_AGGREGATE_TITLES[name], loc="left")
+            row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
+        for place in range(len(names)):
+            _share_x([row[place] for row in panels])
+        kind = NAMES[aggregates[0].kind]
+        _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
+        return figure
+
+
+def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
+    """Performance profiles: a panel for each noise.
+
+    :param aggregates: Of one normalisation.
+    :param columns: All columns of the report.
+    """
+    with mpl.rc_context(_SETTINGS):
+        figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
+        handles: dict[str, Any] = {}
+        for axes, aggregate in zip(panels[0], aggregates, strict=True):
+            for column in (name for name in columns if name in aggregate.profiles):
+                look = style(column, columns)
+                estimates = aggregate.profiles[column]
+                (line,) = axes.plot(
+                    aggregate.thresholds,
+                    [estimate.value for estimate in estimates],
+                    color=look.color,
+                    linestyle=look.dashes,
+                    marker=look.marker,
+                    markevery=(0.05, 0.15),
+                    label=one_line(column),
+                )
+                axes.fill_between(
+                    aggregate.thresholds,
+                    [estimate.low for estimate in estimates],
+                    [estimate.high for estimate in estimates],
+                    color=look.color,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+                handles.setdefault(column, line)
+            axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
+            axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
+            axes.set_ylim(-0.02, 1.02)
+        panels[0][0].set_ylabel("share of runs above it")
+        _head(figure, "Performance profiles, with 95% bands", handles)
+        return figure
+
+
+def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
+    """Probabilities of improvement over all environments, a row for each pair and noise."""
+    rows = [
+        (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.symmetric, comparison.overall)
+        for comparison in comparisons
+    ]
+    with mpl.rc_context(_SETTINGS):
+        figure, panels = _panels(1, 1, width=6.5, height=0.6 + 0.3 * len(rows))
+        axes = panels[0][0]
+        for place, (_, column, improvement) in enumerate(rows):
+            if improvement is not None:
+                _draw_interval(axes, place, improvement.estimate, style(column, columns))
+        _name_places(axes, [name for name, _, _ in rows])
+        _mark_half(axes)
+        _head(figure, "Probability of improvement over environments, with 95% intervals")
+        return figure
+
+
+def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
+    """Probabilities of improvement in each environment: a panel for each noise."""
+    by_noise: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_noise.setdefault(comparison.noise, []).append(comparison)
+    tasks: list[Task] = sorted({task for comparison in comparisons for task in comparison.per_task})
+    n_pairs = max(map(len, by_noise.values()))
+    with mpl.rc_context(_SETTINGS):
+        height = 0.8 + len(tasks) * (0.14 + 0.13 * n_pairs)
+        figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
+        handles: dict[str, Any] = {}
+        for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
+            for number, comparison in enumerate(own):
+                look = style(comparison.symmetric, columns)
+                shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
+                for place, task in enumerate(tasks):
+                    if task in comparison.per_task:
+                        estimate = comparison.per_task[task].estimate
+                        drawn = _draw_interval(axes, place + shift, estimate, look)
+                        handles.setdefault(comparison.name, drawn)
+            names = [task_name(task, tasks) for task in tasks]
+            _name_places(axes, names if axes is panels[0][0] else [""] * len(names))
+            _mark_half(axes)
+            axes.set_title(one_line(describe_noise(noise)), loc="left")
+        _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
+        return figure
+
+
+def _draw_interval(axes: Axes, place: float, estimate: Estimate, look: Style) -> Line2D:
+    if estimate.has_interval:
+        axes.plot([estimate.low, estimate.high], [place, place], color=look.color, linewidth=5, alpha=0.35)
+    (point,) = axes.plot(estimate.value, place, color=look.color, marker=look.marker, linestyle="none")
+    return point
+
+
+def _name_places(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), [one_line(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _mark_half(axes: Axes) -> None:
+    axes.axvline(0.5, color="#666666", linewidth=1, linestyle=":")
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("probability of improvement")
+
+
+def _share_y(panels: Sequence[Axes]) -> None:
+    limits = [axes.get_ylim() for axes in panels]
+    for axes in panels:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _share_x(panels: Sequence[Axes]) -> None:
+    limits = [axes.get_xlim() for axes in panels]
+    for axes in panels:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure(figsize=(width * n_columns, height * n_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False)
+    return figure, [list(row) for row in panels]
+
+
+def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) -> None:
+    """Title and legend above the panels, where they hide nothing."""
+    figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    if handles:
+        labels = [one_line(label) for label in handles]
+        figure.legend(
+            list(handles.values()),
+            labels,
+            loc="outside lower left",
+            ncols=max(1, min(len(labels), int(figure.get_figwidth() // 1.7))),
+        )
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as PNG; the same figure gives the same bytes."""
+    return _render(figure, "png", {"Software": None})
+
+
+def to_svg(figure: Figure) -> bytes:
+    """A figure as SVG; the same figure gives the same bytes."""
+    return _render(figure, "svg", {"Date": None, "Creator": None})
+
+
+def _render(figure: Figure, kind: str, metadata: Any) -> bytes:
+    buffer = io.BytesIO()
+    with mpl.rc_context(_SETTINGS):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()

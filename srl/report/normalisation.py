@@ -1,0 +1,125 @@
+"""Scores of different environments on one scale."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from srl.errors import UserError, nearest
+from srl.experiment.config_files import ConfigFile, configs_dir
+from srl.report.intervals import Array
+from srl.report.runs import Cell
+
+#: An environment with the steps of training in it.
+Task = tuple[str, int]
+
+Kind = Literal["human", "minmax", "none"]
+#: What can be asked for; ``auto`` is ``human`` for Atari games and ``minmax`` elsewhere.
+Normalisation = Literal["auto", "human", "minmax", "none"]
+
+#: How each is said.
+NAMES: dict[Kind, str] = {
+    "human": "human-normalised",
+    "minmax": "min-max normalised",
+    "none": "not normalised",
+}
+
+#: Ids of Atari games: ``AlienNoFrameskip-v4``, ``ALE/Alien-v5``, ``Alien-v4``.
+_ATARI = re.compile(r"(?:ALE/)?([A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d+")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where 0 and 1 of normalised scores lie among an environment's returns."""
+
+    kind: Kind
+    zero: float = 0.0
+    one: float = 1.0
+
+    def normalise(self, scores: Array) -> Array:
+        """Normalised scores, of the same shape."""
+        return (scores - self.zero) / (self.one - self.zero)
+
+
+def check_normalisation(name: str) -> Normalisation:
+    """See that a normalisation is one.
+
+    :raises UserError: If it is not.
+    """
+    for known in get_args(Normalisation):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    known_names = get_args(Normalisation)
+    raise UserError(
+        f"--normalize {name}: is not one of {', '.join(known_names)}.{nearest(name, known_names)}"
+    )
+
+
+def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float, float]], str]:
+    """Scores of random play and of a human, by Atari game, and where they come from.
+
+    :param folder: A folder with ``atari.yml``; None takes ``configs/normalisation``.
+    :raises UserError: If the file is malformed.
+    """
+    file = ConfigFile((folder or configs_dir() / "normalisation") / "atari.yml")
+    try:
+        scores = {
+            str(game): (float(random), float(human)) for game, (random, human) in file.data["scores"].items()
+        }
+        return scores, " ".join(file.data["source"].split())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise file.error([], f"not a file of random and human scores: {error!r}.") from None
+
+
+def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, Scale], list[str]]:
+    """The scale of each environment, over all its finished runs.
+
+    :param cells: All that is reported.
+    :param how: What was asked for.
+    :return: Scales; an environment without one is missing. And lines on what is without, or peculiar.
+    """
+    values: dict[Task, list[float]] = defaultdict(list)
+    for cell in cells:
+        values[cell.env, cell.n_timesteps] += cell.values
+    human, source = read_human_scores()
+    scales: dict[Task, Scale] = {}
+    notes: list[str] = []
+    for task, scores in values.items():
+        game = _ATARI.fullmatch(task[0])
+        reference = human.get(game[1]) if game else None
+        if how == "none":
+            scales[task] = Scale("none")
+        elif reference is not None and how != "minmax":
+            scales[task] = Scale("human", *reference)
+        elif how == "human":
+            notes.append(f"{task[0]}: in no aggregate, since it has no human score.")
+        elif scores:
+            low, high = min(scores), max(scores)
+            if low == high:
+                notes.append(f"{task[0]}: all its scores are {low:g}, which min-max normalisation makes 0.")
+            scales[task] = Scale("minmax", low, high if high > low else low + 1)
+    if any(scale.kind == "human" for scale in scales.values()):
+        notes.append(f"Human-normalised: 0 is random play, 1 a human's score. {source}")
+    if any(scale.kind == "minmax" for scale in scales.values()):
+        notes.append(
+            "Min-max normalised: 0 and 1 are the lowest and the highest final score of an environment among "
+            "the runs of this report, all algorithms and noises together. These values change with the runs."
+        )
+    return scales, notes
+
+
+def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]) -> Array:
+    """A matrix of normalised scores.
+
+    :param scores: Returns, shape (n_runs, n_tasks).
+    :param tasks: What the columns are.
+    :param scales: The scale of each.
+    """
+    columns = [scales[task].normalise(scores[:, place]) for place, task in enumerate(tasks)]
+    return np.stack(columns, axis=1)

@@ -1,0 +1,199 @@
+"""One page with everything: no network, no other file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from srl.experiment.store import RunDirectory
+from srl.report.curves import N_POINTS
+from srl.report.markup import one_line
+from srl.report.normalisation import NAMES
+from srl.report.report import Report
+from srl.report.runs import Run
+from srl.report.statistics import BOOTSTRAP_SEED
+from srl.report.tables import Row
+
+#: Figures are drawn at 150 dots per inch and shown at this share of their size.
+_SHOWN_SIZE = 96 / 150
+#: Colours of a figure on the page.
+_N_COLORS = 128
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure on the page."""
+
+    caption: str
+    #: PNG in base64.
+    png: str
+    #: Size in which it is shown, in CSS pixels.
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, png: bytes, caption: str) -> PageFigure:
+        """A figure from a PNG file; its colours are reduced, which makes it much smaller."""
+        with Image.open(io.BytesIO(png)) as image:
+            small = image.convert("RGB").quantize(_N_COLORS, method=Image.Quantize.MEDIANCUT)
+        buffer = io.BytesIO()
+        small.save(buffer, format="PNG", optimize=True)
+        width, height = (round(size * _SHOWN_SIZE) for size in small.size)
+        return cls(one_line(caption), base64.b64encode(buffer.getvalue()).decode(), width, height)
+
+
+def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> str:
+    """The page as HTML.
+
+    :param report: What it shows.
+    :param figures: By kind: ``improvement``, ``aggregate``, ``learning_curve``, ``sign_change``, ``entropy``.
+    """
+    environment = Environment(
+        loader=PackageLoader("srl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    loader = environment.loader
+    assert loader is not None
+    style, script = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    specs, versions = _Collection(), _Collection()
+    runs = [_run(report, run, specs, versions) for run in _in_order(report)]
+    return environment.get_template("report.html").render(
+        title=_title(report),
+        summary=report.summary,
+        tables=report.tables,
+        figures=figures,
+        left_out=report.scores.left_out,
+        notes=report.notes,
+        runs=runs,
+        specs=specs.entries,
+        versions=versions.entries,
+        method=_method(report),
+        n_points=N_POINTS,
+        steps=_steps,
+        number=_number,
+        # Ours, and free of what ends either element
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+    )
+
+
+def _title(report: Report) -> str:
+    envs = sorted({run.env for run in report.scores.runs})
+    where = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
+    return one_line(f"{', '.join(report.scores.columns)} on {where}")
+
+
+@dataclass
+class _Entry:
+    """A text that many runs share."""
+
+    name: str
+    text: str
+    n_runs: int = 0
+
+
+class _Collection:
+    """Distinct texts, numbered from 1 in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, name: str, text: str) -> int:
+        """The number of a text."""
+        if text not in self._numbers:
+            self.entries.append(_Entry(name, text))
+            self._numbers[text] = len(self.entries)
+        number = self._numbers[text]
+        self.entries[number - 1].n_runs += 1
+        return number
+
+
+def _in_order(report: Report) -> list[tuple[str, Run]]:
+    """Runs with their columns, in the order of the tables."""
+    columns = report.scores.columns
+    cells = sorted(
+        report.scores.cells,
+        key=lambda c: (c.env, c.noise != "none", c.noise, c.n_timesteps, columns.index(c.column)),
+    )
+    return [(cell.column, run) for cell in cells for run in cell.runs]
+
+
+def _run(
+    report: Report, column_and_run: tuple[str, Run], specs: _Collection, versions: _Collection
+) -> dict[str, Any]:
+    column, run = column_and_run
+    status = run.status
+    progress = f"{run.n_timesteps:,}"
+    if status is not None and run.state != "done":
+        progress = f"{status.timesteps:,} of {progress}"
+    speed = status.steps_per_second if status is not None else 0.0
+    return {
+        "env": run.env,
+        "column": column,
+        "noise": run.noise,
+        "seed": run.seed,
+        "n_timesteps": run.n_timesteps,
+        "progress": progress,
+        "state": run.state,
+        "reason": run.reason,
+        "score": run.score,
+        "score_text": "-" if math.isnan(run.score) else f"{run.score:.6g}",
+        "speed": _number(speed) if speed else "",
+        "speed_text": f"{speed:,.0f}" if speed else "-",
+        "spec": _spec(run, column, specs),
+        "versions": _versions(RunDirectory(report.scores.root / run.path), versions),
+        "path": run.path,
+    }
+
+
+def _spec(run: Run, column: str, specs: _Collection) -> int | None:
+    if run.spec is None:
+        return None
+    text = json.dumps(run.spec.model_dump(mode="json", exclude={"seed"}), indent=1, ensure_ascii=False)
+    return specs.add(f"{column} on {run.env}, noise {run.noise}", text)
+
+
+def _versions(directory: RunDirectory, versions: _Collection) -> int | None:
+    found = directory.read_versions()
+    if found is None:
+        return None
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    return versions.add(str(found.get("command") or "no command recorded"), text)
+
+
+def _method(report: Report) -> list[str]:
+    averaged = "the final evaluation" if report.last == 1 else f"the last {report.last} evaluations"
+    kinds = sorted({NAMES[aggregate.kind] for aggregate in report.aggregates})
+    return [
+        f"The score of a run is its mean return over the episodes of {averaged}, without reward noise.",
+        "Intervals of interquartile means, aggregates, profiles and probabilities of improvement are "
+        f"stratified percentile bootstraps by rliable, {report.reps:,} samples each, NumPy's generator "
+        f"seeded with {BOOTSTRAP_SEED} before each (Agarwal et al., NeurIPS 2021, arXiv 2108.13264).",
+        "Means ± standard errors use the unbiased deviation; in bold is a best score whose 95% interval lies "
+        "above all others of its row (Student's t for means).",
+        f"Scores over environments are {' and '.join(kinds) or 'in no aggregate'}.",
+        "The probability of improvement is that of a run of the first scoring above a run of the second in "
+        "the same environment, averaged over environments; both sides have the same environments, steps, "
+        "noise and seeds. A difference is called shown if the 95% interval excludes 0.5 and the runs are "
+        "enough for the most extreme outcome to have a p-value of at most 0.05.",
+    ]
+
+
+def _steps(row: Row) -> str:
+    return "" if row.n_timesteps is None else f"{row.n_timesteps:,}"
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else repr(float(value))

@@ -1,0 +1,281 @@
+"""A report: everything that is said of a folder of runs, before it is written anywhere."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
+from srl.report.comparison import Comparison, Matched, compare_pairs, task_name
+from srl.report.intervals import CONFIDENCE, Estimate
+from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
+from srl.report.runs import Cell
+from srl.report.scores import Scores, read_scores
+from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean
+from srl.report.summary import describe_runs, summarise
+from srl.report.tables import (
+    Entry,
+    Row,
+    Table,
+    best_of,
+    noise_order,
+    rows_of,
+    with_interval,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All figures of a report."""
+
+    scores: Scores
+    aggregates: list[Aggregate]
+    comparisons: list[Comparison]
+    scales: Mapping[Task, Scale]
+    #: The paper's table, the robust one, the probabilities of improvement.
+    tables: list[Table]
+    #: Sentences that say what there is, and what the figures show.
+    summary: list[str]
+    #: Lines on how figures were made, and on what was left out of some.
+    notes: list[str]
+    #: How it was asked for.
+    last: int
+    normalisation: Normalisation
+    reps: int
+
+
+def make_report(
+    root: Path,
+    *,
+    last: int = 1,
+    normalisation: Normalisation = "auto",
+    reps: int = DEFAULT_REPS,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Read a folder of runs and compute all figures; nothing is written.
+
+    :param root: The folder of a sweep, or of a run.
+    :param last: The score of a run is the mean over this many evaluations, the last ones.
+    :param normalisation: How scores of different environments come on one scale.
+    :param reps: Bootstrap samples of each interval.
+    :param tell: Is given what is being done.
+    :raises UserError: If there is nothing to report on, or a configuration is malformed.
+    """
+    tell("Reading runs")
+    scores = read_scores(root, last=last)
+    cells, columns = scores.cells, scores.columns
+    tell("Computing intervals over environments")
+    scales, notes = find_scales(cells, normalisation)
+    aggregates, left_out = make_aggregates(cells, scales, reps=reps)
+    noises = sorted({cell.noise for cell in cells}, key=noise_order)
+    comparisons: list[Comparison] = []
+    for noise in noises:
+        tell(f"Comparing algorithms {describe_noise(noise)}")
+        comparisons += compare_pairs(cells, noise, reps=reps)
+    tell("Computing intervals of each environment")
+    tables = [
+        scores.table,
+        _robust_table(cells, columns, aggregates, reps),
+        _improvement_table(comparisons),
+    ]
+    notes += left_out
+    for comparison in comparisons:
+        where = f"{comparison.name}, {describe_noise(comparison.noise)}"
+        notes += [f"Left out of {where}: {line}." for line in comparison.left_out]
+    return Report(
+        scores,
+        aggregates,
+        comparisons,
+        scales,
+        tables,
+        [describe_runs(scores.runs, columns), *summarise(comparisons, cells)],
+        notes,
+        last,
+        normalisation,
+        reps,
+    )
+
+
+def _robust_table(
+    cells: Sequence[Cell], columns: Sequence[str], aggregates: Sequence[Aggregate], reps: int
+) -> Table:
+    """Interquartile means with 95% intervals, per environment and over environments."""
+    rows: list[Row] = []
+    records: list[dict[str, Any]] = []
+
+    def add(
+        env: str,
+        noise: str,
+        steps: int | None,
+        n_envs: int,
+        kind: str,
+        found: Mapping[str, tuple[Estimate, int]],
+    ) -> None:
+        best = best_of({column: estimate for column, (estimate, _) in found.items()})
+        entries = {
+            column: Entry(with_interval(estimate), n=n, best=column == best, value=estimate.value)
+            for column, (estimate, n) in found.items()
+        }
+        rows.append(Row(env, noise, steps, entries))
+        records.extend(
+            {
+                "environment": env if n_envs == 1 else "",
+                "n_environments": n_envs,
+                "noise": noise,
+                "n_timesteps": steps,
+                "normalisation": kind,
+                "column": column,
+                "iqm": estimate.value,
+                "low": estimate.low,
+                "high": estimate.high,
+                "n_seeds": n,
+                "best": column == best,
+            }
+            for column, (estimate, n) in found.items()
+        )
+
+    for aggregate in aggregates:
+        n_envs, n = len(aggregate.matched.tasks), len(aggregate.matched.seeds)
+        name = f"{n_envs} environment{'' if n_envs == 1 else 's'}, {NAMES[aggregate.kind]}"
+        found = {column: (figures["iqm"], n) for column, figures in aggregate.figures.items()}
+        add(name, aggregate.noise, None, n_envs, aggregate.kind, found)
+    for (env, noise, steps), row in rows_of(cells, columns):
+        found = {
+            column: (interquartile_mean(np.array(cell.values)[:, None], reps=reps), len(cell.values))
+            for column, cell in row.items()
+            if cell.values
+        }
+        add(env, noise, steps, 1, "none", found)
+    title = "Interquartile mean [95% interval] of final scores, n seeds"
+    note = (
+        "Rows over environments compare matched runs: the seeds that every algorithm has finished in each of "
+        "the environments. Rows of one environment show all finished seeds."
+    )
+    return Table("robust", title, columns, rows, records, [note])
+
+
+def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
+    """Probabilities of improvement with 95% intervals, over environments and in each."""
+    columns = list(dict.fromkeys(comparison.name for comparison in comparisons))
+    rows: list[Row] = []
+    records: list[dict[str, Any]] = []
+    noises = list(dict.fromkeys(comparison.noise for comparison in comparisons))
+    tasks = sorted({task for comparison in comparisons for task in comparison.per_task})
+    places = [(None, noise) for noise in noises] + [(task, noise) for task in tasks for noise in noises]
+    for task, noise in places:
+        entries = {}
+        for comparison in comparisons:
+            improvement = comparison.overall if task is None else comparison.per_task.get(task)
+            if comparison.noise != noise or improvement is None:
+                continue
+            # Bold is what is shown to differ from 1/2, whichever side it is on
+            entries[comparison.name] = Entry(
+                with_interval(improvement.estimate),
+                n=improvement.n_seeds,
+                best=improvement.shown != 0,
+                value=improvement.estimate.value,
+            )
+            records.append(
+                {
+                    "environment": task[0] if task else "",
+                    "n_environments": len(improvement.tasks),
+                    "noise": noise,
+                    "n_timesteps": task[1] if task else None,
+                    "symmetric": comparison.symmetric,
+                    "baseline": comparison.baseline,
+                    "probability": improvement.estimate.value,
+                    "low": improvement.estimate.low,
+                    "high": improvement.estimate.high,
+                    "n_seeds": improvement.n_seeds,
+                    "shown": improvement.shown,
+                }
+            )
+        if entries:
+            name = "all environments in common" if task is None else task_name(task, tasks)
+            rows.append(Row(name, noise, task[1] if task else None, entries))
+    title = "Probability of improvement [95% interval] over the baseline, n matched seeds on each side"
+    note = "Bold where a difference is shown: the interval leaves out 0.5, and the runs are enough for that."
+    return Table("improvement", title, columns, rows, records, [note] if rows else [])
+
+
+def statistics(report: Report) -> dict[str, Any]:
+    """All figures with what they were computed from, for machines: plain data for JSON.
+
+    Score matrices have the shape (n_seeds, n_environments).
+    """
+    return {
+        "format": 1,
+        "last": report.last,
+        "normalize": report.normalisation,
+        "reps": report.reps,
+        "bootstrap_seed": BOOTSTRAP_SEED,
+        "confidence": CONFIDENCE,
+        "runs": dict(Counter(run.state for run in report.scores.runs)),
+        "scales": [
+            {"environment": env, "n_timesteps": steps, "kind": s.kind, "zero": s.zero, "one": s.one}
+            for (env, steps), s in report.scales.items()
+        ],
+        "aggregates": [
+            {
+                "noise": aggregate.noise,
+                "normalisation": aggregate.kind,
+                **_matched(aggregate.matched),
+                "columns": {
+                    column: {
+                        "scores": aggregate.matched.scores[column].tolist(),
+                        "normalised_scores": aggregate.scores[column].tolist(),
+                        **{name: _estimate(estimate) for name, estimate in figures.items()},
+                        "profile": [_estimate(estimate) for estimate in aggregate.profiles[column]],
+                    }
+                    for column, figures in aggregate.figures.items()
+                },
+                "profile_thresholds": aggregate.thresholds.tolist(),
+            }
+            for aggregate in report.aggregates
+        ],
+        **{
+            table.name: [{key: _plain(value) for key, value in record.items()} for record in table.records]
+            for table in report.tables
+        },
+        "comparisons": [
+            {
+                "noise": comparison.noise,
+                "symmetric": comparison.symmetric,
+                "baseline": comparison.baseline,
+                "environments": [list(task) for task in comparison.overall.tasks]
+                if comparison.overall
+                else [],
+                "seeds": list(comparison.seeds),
+                "left_out": list(comparison.left_out),
+                "probability_of_improvement": _estimate(comparison.overall.estimate)
+                if comparison.overall
+                else None,
+            }
+            for comparison in report.comparisons
+        ],
+        "summary": report.summary,
+        "notes": report.notes,
+        "left_out": report.scores.left_out,
+    }
+
+
+def _matched(matched: Matched) -> dict[str, Any]:
+    return {
+        "environments": [list(task) for task in matched.tasks],
+        "seeds": list(matched.seeds),
+        "left_out": list(matched.left_out),
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | None]:
+    return {name: _plain(getattr(estimate, name)) for name in ("value", "low", "high")}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

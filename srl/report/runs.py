@@ -1,0 +1,316 @@
+"""Run directories, and plans of sweeps, as runs with a score or the reason why they have none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from srl.errors import UserError
+from srl.experiment.spec import RunSpec
+from srl.experiment.store import PLAN, SPEC, RunDirectory, Status, flatten, read_plan
+
+#: How a run was executed, and its seed, do not tell one row of a table from another.
+_NOT_COMPARED = {"seed", "device", "threads", "stacked"}
+#: What a report itself leaves in a sweep's folder; it holds no runs.
+REPORT_FOLDERS = ("figures", "zoo")
+
+State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
+
+#: The states of runs that have no score, in the order in which they are told.
+UNFINISHED: tuple[State, ...] = ("running", "interrupted", "failed", "damaged", "short", "missing")
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What the evaluations of a run gave."""
+
+    #: Training steps at each, shape (n_evaluations,).
+    timesteps: np.ndarray[Any, Any]
+    #: Returns of the episodes, shape (n_evaluations, n_episodes).
+    returns: np.ndarray[Any, Any]
+    #: Lengths of the episodes in steps, of the same shape; None if they were not recorded.
+    lengths: np.ndarray[Any, Any] | None = None
+
+    @property
+    def means(self) -> np.ndarray[Any, Any]:
+        """Mean return of each evaluation, shape (n_evaluations,)."""
+        means: np.ndarray[Any, Any] = self.returns.mean(axis=1)
+        return means
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is there, or planned."""
+
+    #: Its folder, below the one that is reported on.
+    path: str
+    env: str
+    algo: str
+    noise: str
+    seed: int
+    n_timesteps: int
+    state: State
+    #: Mean return over the episodes of the last evaluations; NaN unless the run is done.
+    score: float = float("nan")
+    #: Why it is failed, damaged or short.
+    reason: str = ""
+    #: All that is compared, flat; empty for a run that is missing.
+    settings: tuple[tuple[str, str], ...] = ()
+    spec: RunSpec | None = field(default=None, repr=False)
+    status: Status | None = field(default=None, repr=False)
+    #: None if there are none that can be read.
+    evaluations: Evaluations | None = field(default=None, repr=False)
+
+    @property
+    def place(self) -> tuple[str, str, int, str]:
+        """Its place in a table: environment, noise, steps, algorithm."""
+        return self.env, self.noise, self.n_timesteps, self.algo
+
+
+def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
+    """All runs at or below a folder; nothing is written.
+
+    :param root: The folder of a sweep, or of a run.
+    :param last: The score of a run is the mean over this many evaluations, the last ones.
+    :return: A run for each that is there or planned, and lines that name what could not be read, or is no
+        run.
+    :raises UserError: If there is no such folder, or no run in it.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder.")
+    found = _walk(root)
+    notes = list(found.unreadable)
+    runs: list[Run] = []
+    for path in found.runs:
+        directory = RunDirectory(root / path)
+        try:
+            spec = directory.read_spec()
+        except UserError as error:
+            notes.append(_relative(error, root))
+            continue
+        if spec is not None:
+            runs.append(_read_run(directory, spec, path, last, root))
+    there = {run.path for run in runs}
+    runs = _without_copies(runs, notes)
+    planned: list[str] = []
+    for path in found.plans:
+        try:
+            plan = read_plan(root / path)
+        except UserError as error:
+            notes.append(_relative(error, root))
+            continue
+        for run in plan:
+            where = (Path(path) / run.path).as_posix()
+            planned.append(where)
+            if where not in there:
+                runs.append(
+                    Run(where, run.env, run.algo, run.noise, run.seed, run.n_timesteps, state="missing")
+                )
+    notes += _foreign(found, planned)
+    if not runs:
+        raise UserError("\n".join([f"{root} holds no runs.", *notes]))
+    return runs, notes
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The folders at or below a root, as paths below it; the root itself is ``"."``."""
+
+    #: Those that hold a run's spec.
+    runs: list[str]
+    #: Those that hold a sweep's plan.
+    plans: list[str]
+    #: Those that hold other files.
+    others: list[str]
+    #: Lines on those that could not be looked into.
+    unreadable: list[str]
+
+
+def _walk(root: Path) -> _Found:
+    found = _Found([], [], [], [])
+
+    def cannot(error: OSError) -> None:
+        path = os.path.relpath(error.filename, root)
+        found.unreadable.append(f"{path}: cannot be read: {error.strerror}.")
+
+    for folder, folders, files in os.walk(root, onerror=cannot):
+        folders.sort()
+        path = Path(os.path.relpath(folder, root)).as_posix()
+        if path == ".":
+            folders[:] = [name for name in folders if name not in REPORT_FOLDERS]
+        if SPEC in files:
+            found.runs.append(path)
+        elif files and PLAN not in files:
+            found.others.append(path)
+        if PLAN in files:
+            found.plans.append(path)
+    found.runs.sort()
+    return found
+
+
+def _foreign(found: _Found, planned: Sequence[str]) -> list[str]:
+    """Lines on folders that have nothing to do with runs, the outermost ones alone."""
+    ours = {parent for path in [*found.runs, *found.plans, *planned] for parent in _with_parents(path)}
+    inside = {*found.runs, *planned}
+    outermost = dict.fromkeys(
+        next(parent for parent in reversed(_with_parents(path)) if parent not in ours)
+        for path in found.others
+        if path not in ours and inside.isdisjoint(_with_parents(path))
+    )
+    return [f"{path}: left out, no run's folder." for path in outermost]
+
+
+def _with_parents(path: str) -> list[str]:
+    """A path and all those above it, from the inside out: ``a/b`` gives ``a/b``, ``a``, ``.``."""
+    return [path, *(parent.as_posix() for parent in Path(path).parents)]
+
+
+def _relative(error: UserError, root: Path) -> str:
+    """What went wrong with a file, named as it is from the folder that is reported on."""
+    return str(error).replace(f"{root}{os.sep}", "")
+
+
+def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:
+    """The same run in several folders counts once: the first that is done, else the first."""
+    kept: dict[tuple[int, tuple[tuple[str, str], ...]], Run] = {}
+    for run in runs:
+        first = kept.setdefault((run.seed, run.settings), run)
+        if first is not run:
+            stays, left = (run, first) if run.state == "done" != first.state else (first, run)
+            kept[run.seed, run.settings] = stays
+            notes.append(f"{left.path}: left out, the same run as {stays.path}.")
+    return list(kept.values())
+
+
+def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root: Path) -> Run:
+    status = directory.read_status()
+    evaluations: Evaluations | None = None
+    problem = ""
+    try:
+        arrays = directory.read_evaluations()
+        lengths = arrays.get("ep_lengths")
+        same_shape = lengths is not None and lengths.shape == arrays["results"].shape
+        evaluations = Evaluations(arrays["timesteps"], arrays["results"], lengths if same_shape else None)
+    except UserError as error:
+        problem = _relative(error, root)
+    state: State
+    reason, score = "", float("nan")
+    if status is None and directory.has_status:
+        state, reason = "damaged", "status.json cannot be read."
+    elif status is not None and status.state == "done":
+        state, reason, score = _judge(evaluations, spec, last, problem)
+    elif status is not None and status.state == "failed":
+        state, reason = "failed", status.reason
+    else:
+        state = "running" if directory.in_progress else "interrupted"
+    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED))
+    return Run(
+        path,
+        spec.env,
+        spec.algo,
+        spec.noise,
+        spec.seed,
+        spec.n_timesteps,
+        state,
+        score,
+        reason,
+        settings=tuple((key, json.dumps(value)) for key, value in compared.items()),
+        spec=spec,
+        status=status,
+        evaluations=evaluations,
+    )
+
+
+def _judge(
+    evaluations: Evaluations | None, spec: RunSpec, last: int, problem: str
+) -> tuple[State, str, float]:
+    """State, reason and score of a run whose status says that it is done."""
+    if evaluations is None:
+        return "damaged", problem, float("nan")
+    timesteps = evaluations.timesteps
+    score = float(evaluations.means[-last:].mean())
+    if timesteps[-1] < spec.n_timesteps or not np.isfinite(score):
+        return "damaged", "the final evaluation is missing.", float("nan")
+    if len(timesteps) < last:
+        reason = f"its evaluations are {len(timesteps)}, fewer than the {last} to average."
+        return "short", reason, float("nan")
+    return "done", "", score
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one environment, noise, number of steps and algorithm over seeds."""
+
+    env: str
+    noise: str
+    n_timesteps: int
+    algo: str
+    #: In what it differs from another cell of the same place, as ``beta=2.0``; usually empty.
+    variant: str
+    runs: tuple[Run, ...]
+
+    @property
+    def column(self) -> str:
+        """The algorithm as a table names it."""
+        return self.algo.upper() + (f" ({self.variant})" if self.variant else "")
+
+    @property
+    def done(self) -> dict[int, float]:
+        """The scores of the finished runs by seed."""
+        return {run.seed: run.score for run in self.runs if run.state == "done"}
+
+    @property
+    def values(self) -> list[float]:
+        """The scores of the finished runs."""
+        return list(self.done.values())
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds; NaN without one."""
+        return float(np.mean(self.values)) if self.values else float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over seeds, from the unbiased deviation; NaN for fewer than two."""
+        n = len(self.values)
+        return float(np.std(self.values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+    def count(self, state: State) -> int:
+        """How many of its runs are in a state."""
+        return sum(run.state == state for run in self.runs)
+
+
+def group(runs: Sequence[Run]) -> list[Cell]:
+    """Runs over seeds: those that differ in nothing but the seed and how they were executed.
+
+    Runs of the same place that differ in a hyperparameter stay apart.
+    """
+    places: dict[tuple[str, str, int, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        places[run.place].append(run)
+    cells = []
+    for place, members in places.items():
+        # What is missing has no settings: it belongs to the first variant
+        settings = list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
+        differing = dict.fromkeys(
+            key
+            for one in settings
+            for key, value in one
+            for other in settings
+            if dict(other).get(key) != value
+        )
+        for setting in settings:
+            values = dict(setting)
+            variant = ", ".join(
+                f"{key.rpartition('.')[2]}={values[key]}" for key in differing if key in values
+            )
+            own = [r for r in members if r.settings == setting or (not r.settings and setting == settings[0])]
+            cells.append(Cell(*place, variant, tuple(sorted(own, key=lambda run: run.seed))))
+    return cells

@@ -1,0 +1,362 @@
+"""Tables as data, and the same table as Markdown, LaTeX, CSV and for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from srl.experiment.algorithms import ALGORITHMS
+from srl.report import markup
+from srl.report.intervals import Estimate, mean_interval
+from srl.report.published import Published
+from srl.report.runs import UNFINISHED, Cell
+
+#: Marks of footnotes, in the order of their use; after these, numbers in brackets.
+_MARKS = ("†", "‡", "§", "¶")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands at a place of a table."""
+
+    #: The figure with its error or interval; ``"-"`` for none.
+    figure: str = "-"
+    #: Over how many seeds; None where that is not said.
+    n: int | None = None
+    #: Whether it is the best of its row, and shown to be.
+    best: bool = False
+    #: Runs that are not finished, in words.
+    unfinished: str = ""
+    #: The published figure, with the marks of what differs.
+    published: str = ""
+    #: The bare number, to sort by.
+    value: float = float("nan")
+
+    @property
+    def lines(self) -> list[str]:
+        """The entry in one to three lines."""
+        first = self.figure if self.n is None else f"{self.figure} (n={self.n})"
+        return [line for line in (first, self.unfinished, self.published) if line]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: an environment, or several, under one noise."""
+
+    env: str
+    noise: str
+    #: Training steps; None for several environments with steps of their own.
+    n_timesteps: int | None
+    entries: Mapping[str, Entry]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table."""
+
+    #: The name of its files.
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    #: The same for machines: one for each figure.
+    records: Sequence[Mapping[str, Any]]
+    #: What is to be said beneath it.
+    notes: Sequence[str] = ()
+
+
+def score_table(
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    published: Mapping[tuple[str, str, str], Published],
+    last: int = 1,
+) -> Table:
+    """The paper's table: mean ± standard error over seeds.
+
+    The best of a row is marked if its 95% interval (Student's t) lies above all others'.
+
+    :param cells: What to show.
+    :param columns: Their columns, in order.
+    :param published: Figures to put beside them, by environment, noise and algorithm.
+    :param last: How many evaluations their scores average.
+    """
+    marks: dict[str, str] = {}
+    sources: dict[str, None] = {}
+    rows: list[Row] = []
+    records: list[dict[str, Any]] = []
+    for (env, noise, steps), row_cells in rows_of(cells, columns):
+        intervals = {
+            column: mean_interval(np.array(cell.values)) for column, cell in row_cells.items() if cell.values
+        }
+        best = best_of(intervals)
+        entries = {}
+        for column, cell in row_cells.items():
+            beside = None if cell.variant else published.get((env, noise, cell.algo))
+            entries[column] = _score_entry(cell, column == best, beside, last, marks)
+            if beside:
+                sources[beside.source] = None
+            records.append(_score_record(cell, column == best, beside))
+        rows.append(Row(env, noise, steps, entries))
+    averaged = "final evaluation" if last == 1 else f"last {last} evaluations"
+    return Table(
+        "table",
+        f"Mean return of the {averaged}: mean ± standard error over n seeds",
+        columns,
+        rows,
+        records,
+        [f"{mark} {text}." for text, mark in marks.items()]
+        + [f"[published] {source}." for source in sources],
+    )
+
+
+def _score_entry(
+    cell: Cell, best: bool, published: Published | None, last: int, marks: dict[str, str]
+) -> Entry:
+    """The entry of a cell; marks that are new are added to those given."""
+    beside = ""
+    if published is not None:
+        signs = ""
+        for difference in published.differences(cell, last):
+            mark = _MARKS[len(marks)] if len(marks) < len(_MARKS) else f"({len(marks) + 1})"
+            signs += marks.setdefault(difference, mark)
+        beside = f"[published {published.mean:g} ± {published.standard_error:g}{' ' if signs else ''}{signs}]"
+    return Entry(
+        with_error(cell.mean, cell.standard_error),
+        n=len(cell.values) or None,
+        best=best,
+        unfinished=", ".join(f"{n} {state}" for state in UNFINISHED if (n := cell.count(state))),
+        published=beside,
+        value=cell.mean,
+    )
+
+
+def _score_record(cell: Cell, best: bool, published: Published | None) -> dict[str, Any]:
+    return {
+        "environment": cell.env,
+        "noise": cell.noise,
+        "n_timesteps": cell.n_timesteps,
+        "algorithm": cell.algo,
+        "variant": cell.variant,
+        "mean": cell.mean,
+        "standard_error": cell.standard_error,
+        "n_seeds": len(cell.values),
+        "best": best,
+        **{f"n_{state}": cell.count(state) for state in UNFINISHED},
+        "published_mean": published.mean if published else None,
+        "published_standard_error": published.standard_error if published else None,
+        "published_n_timesteps": published.n_timesteps if published else None,
+    }
+
+
+def column_order(cells: Sequence[Cell]) -> list[str]:
+    """The columns of tables, in the order of the paper's."""
+    order = list(ALGORITHMS)
+    ordered = sorted(cells, key=lambda cell: (order.index(cell.algo), cell.variant))
+    return list(dict.fromkeys(cell.column for cell in ordered))
+
+
+def rows_of(
+    cells: Sequence[Cell], columns: Sequence[str]
+) -> list[tuple[tuple[str, str, int], dict[str, Cell]]]:
+    """Cells by environment, noise and steps, in the order of rows; within these by column, in order."""
+    rows: dict[tuple[str, str, int], dict[str, Cell]] = {}
+    for cell in cells:
+        rows.setdefault((cell.env, cell.noise, cell.n_timesteps), {})[cell.column] = cell
+    ordered = sorted(rows.items(), key=lambda row: (row[0][0], *noise_order(row[0][1]), row[0][2]))
+    return [(key, {column: row[column] for column in columns if column in row}) for key, row in ordered]
+
+
+def noise_order(noise: str) -> tuple[bool, str]:
+    """A key by which runs without noise come first."""
+    return noise != "none", noise
+
+
+def best_of(estimates: Mapping[str, Estimate]) -> str | None:
+    """The key whose interval lies above all others; None without others, or where one has no interval."""
+    if len(estimates) < 2 or not all(estimate.has_interval for estimate in estimates.values()):
+        return None
+    best = max(estimates, key=lambda key: estimates[key].value)
+    others = max(estimate.high for key, estimate in estimates.items() if key != best)
+    return best if estimates[best].low > others else None
+
+
+def with_error(mean: float, standard_error: float) -> str:
+    """A mean and its error, with as many decimals as the error deserves."""
+    if math.isnan(mean):
+        return "-"
+    decimals = _decimals(standard_error if standard_error > 0 else 0.0, mean)
+    error = "" if math.isnan(standard_error) else f" ± {standard_error:.{decimals}f}"
+    return f"{_rounded(mean, decimals)}{error}"
+
+
+def with_interval(estimate: Estimate) -> str:
+    """A figure and its interval, with as many decimals as that deserves."""
+    if math.isnan(estimate.value):
+        return "-"
+    if not estimate.has_interval:
+        return _rounded(estimate.value, _decimals(0.0, estimate.value))
+    decimals = _decimals((estimate.high - estimate.low) / 4, estimate.value)
+    figures = [_rounded(value, decimals) for value in (estimate.value, estimate.low, estimate.high)]
+    return f"{figures[0]} [{figures[1]}, {figures[2]}]"
+
+
+def _decimals(error: float, value: float) -> int:
+    scale = max(error, abs(value) / 1000) if error > 0 else abs(value)
+    if scale >= 1 or scale == 0:
+        return 0 if scale >= 100 else 1
+    return min(1 - math.floor(math.log10(scale)), 9)
+
+
+def _rounded(value: float, decimals: int) -> str:
+    # Adding 0 makes 0 of -0
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def to_markdown(table: Table, left_out: Sequence[str] = ()) -> str:
+    """The table as Markdown, with its notes and lines on what is not in it."""
+    lines = [
+        f"{markup.markdown(table.title)}.",
+        "",
+        "| environment | noise | steps | " + " | ".join(map(markup.markdown, table.columns)) + " |",
+        "| --- | --- | ---: |" + " ---: |" * len(table.columns),
+    ]
+    for row in table.rows:
+        texts = [markup.markdown(row.env), markup.markdown(row.noise), _steps(row)]
+        for column in table.columns:
+            entry = row.entries.get(column, Entry())
+            first, *below = map(markup.markdown, entry.lines)
+            texts.append("<br>".join([f"**{first}**" if entry.best else first, *below]))
+        lines.append("| " + " | ".join(texts) + " |")
+    notes = [*table.notes, *left_out]
+    if notes:
+        lines += ["", *(f"- {markup.markdown_line(note)}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _steps(row: Row) -> str:
+    return "" if row.n_timesteps is None else f"{row.n_timesteps:,}"
+
+
+def to_csv(table: Table) -> str:
+    """The table as CSV: a line for each figure, at full precision; empty where there is none."""
+    file = io.StringIO()
+    names = list(table.records[0]) if table.records else []
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    for record in table.records:
+        writer.writerow({name: _machine(value) for name, value in record.items()})
+    return file.getvalue()
+
+
+def _machine(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(value)
+    return value
+
+
+def to_rich(table: Table) -> RichTable:
+    """The table for a terminal."""
+    shown = RichTable(title=escape(table.title), title_justify="left")
+    shown.add_column("environment", no_wrap=True)
+    shown.add_column("noise")
+    shown.add_column("steps", justify="right")
+    for column in table.columns:
+        shown.add_column(escape(column), justify="right")
+    for row in table.rows:
+        texts = [escape(markup.one_line(text)) for text in (row.env, row.noise)] + [_steps(row)]
+        for column in table.columns:
+            entry = row.entries.get(column, Entry())
+            first, *below = (escape(markup.one_line(line)) for line in entry.lines)
+            texts.append("\n".join([f"[bold]{first}[/bold]" if entry.best else first, *below]))
+        shown.add_row(*texts, end_section=True)
+    return shown
+
+
+def to_latex(table: Table) -> str:
+    r"""The table as LaTeX in the paper's layout: environments down, noises and algorithms across.
+
+    It needs ``\usepackage{booktabs}`` and, for many columns, ``\usepackage{graphicx}``.
+    """
+    noises = sorted({row.noise for row in table.rows}, key=noise_order)
+    columns = [
+        (noise, [c for c in table.columns if any(c in r.entries for r in table.rows if r.noise == noise)])
+        for noise in noises
+    ]
+    rows: dict[tuple[str, int | None], dict[str, Mapping[str, Entry]]] = {}
+    for row in table.rows:
+        rows.setdefault((row.env, row.n_timesteps), {})[row.noise] = row.entries
+    steps = {n_timesteps for _, n_timesteps in rows if n_timesteps is not None}
+    counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
+    n_columns = sum(len(names) for _, names in columns)
+    caption = (
+        table.title.replace("n seeds", f"{counts.copy().pop()} seeds") if len(counts) == 1 else table.title
+    )
+    if len(steps) == 1:
+        caption += f", after {steps.copy().pop():,} training steps"
+    keys = ["environment"] + (["steps"] if len(steps) > 1 else [])
+    head = [*keys, *(name for _, names in columns for name in names)]
+    spans, first = [], len(keys) + 1
+    for _, names in columns:
+        spans.append(f"\\cmidrule(lr){{{first}-{first + len(names) - 1}}}")
+        first += len(names)
+    groups = [
+        f"\\multicolumn{{{len(names)}}}{{c}}{{{markup.latex(_noise_title(noise))}}}"
+        for noise, names in columns
+    ]
+    body = []
+    for (env, n_timesteps), by_noise in rows.items():
+        entries = [by_noise.get(noise, {}).get(name, Entry()) for noise, names in columns for name in names]
+        start = [markup.latex(env)] + ([f"{n_timesteps:,}" if n_timesteps else ""] if len(steps) > 1 else [])
+        body.append(_latex_row(start + [_latex_figure(entry, len(counts) > 1) for entry in entries]))
+        for line in ("unfinished", "published"):
+            texts = [getattr(entry, line) for entry in entries]
+            if any(texts):
+                small = [f"{{\\scriptsize {markup.latex(text)}}}" if text else "" for text in texts]
+                body.append(_latex_row([""] * len(keys) + small))
+    wide = n_columns > 4
+    lines = [
+        f"% {'Needs packages booktabs and graphicx.' if wide else 'Needs package booktabs.'}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{markup.latex(caption)}.}}",
+        f"\\label{{tab:srl-{table.name}}}",
+        *(["\\resizebox{\\textwidth}{!}{%"] if wide else []),
+        f"\\begin{{tabular}}{{l{'r' * (len(keys) - 1 + n_columns)}}}",
+        "\\toprule",
+        _latex_row([""] * len(keys) + groups),
+        " ".join(spans),
+        _latex_row([markup.latex(name) for name in head]),
+        "\\midrule",
+        *body,
+        "\\bottomrule",
+        "\\end{tabular}",
+        *(["}"] if wide else []),
+        *(f"\\par\\smallskip{{\\footnotesize {markup.latex(note)}}}" for note in table.notes),
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _noise_title(noise: str) -> str:
+    return "without noise" if noise == "none" else noise
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    return " & ".join(texts) + " \\\\"
+
+
+def _latex_figure(entry: Entry, with_n: bool) -> str:
+    text = markup.latex(entry.figure)
+    if entry.best:
+        text = f"\\textbf{{{text}}}"
+    return f"{text} {{\\scriptsize ({entry.n})}}" if with_n and entry.n is not None else text

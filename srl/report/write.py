@@ -1,0 +1,199 @@
+"""A report's files: tables, figures, statistics, the page."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from srl.experiment.spec import safe_name
+from srl.experiment.store import replacing, write_text
+from srl.report import figures
+from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
+from srl.report.files import check_folder, write_tables
+from srl.report.normalisation import NAMES, Task
+from srl.report.page import PageFigure, make_page
+from srl.report.report import Report, statistics
+from srl.report.runs import Cell
+from srl.report.tables import noise_order
+
+PAGE = "report.html"
+STATISTICS = "statistics.json"
+FIGURES = "figures"
+
+#: Folders of figures that there is one of for each environment.
+_KINDS = ("learning_curve", "sign_change", "entropy")
+#: Curves by environment and steps, then noise, then column.
+_Curves = dict[Task, dict[str, dict[str, Curve]]]
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A figure that is to be drawn."""
+
+    #: What it is about, on the page.
+    kind: str
+    #: Its files, below the folder of figures, without their endings.
+    path: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def write_report(
+    report: Report,
+    out: Path,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Path]:
+    """Write tables, figures, statistics and the page.
+
+    :param report: What to write.
+    :param out: The folder.
+    :param tell: Is given what is being done.
+    :return: Tables, statistics and page, and the folder of figures.
+    :raises UserError: If the folder cannot be written to.
+    """
+    check_folder(out)
+    tell("Reading training logs")
+    curves, training, notes = _curves(report)
+    drawings = list(_drawings(report, curves, training))
+    shown: dict[str, list[PageFigure]] = defaultdict(list)
+    for kind in ("improvement", "aggregate", *_KINDS):
+        shown[kind] = []
+    written = set()
+    for number, drawing in enumerate(drawings, 1):
+        tell(f"Drawing figure {number} of {len(drawings)}")
+        figure = drawing.draw()
+        png = figures.to_png(figure)
+        for ending, content in (("png", png), ("svg", figures.to_svg(figure))):
+            file = out / FIGURES / f"{drawing.path}.{ending}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary:
+                temporary.write_bytes(content)
+            written.add(file)
+        shown[drawing.kind].append(PageFigure.of(png, drawing.caption))
+    _remove_others(out / FIGURES, written)
+    tell("Writing")
+    complete = replace(report, notes=[*report.notes, *notes])
+    files = write_tables(complete.tables, out, [*complete.scores.left_out, *complete.notes])
+    write_text(out / STATISTICS, json.dumps(statistics(complete), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / PAGE, make_page(complete, shown))
+    return [*files, out / STATISTICS, out / PAGE, *([out / FIGURES] if written else [])]
+
+
+def _remove_others(folder: Path, written: set[Path]) -> None:
+    """Remove what an earlier report drew and this one did not: no old figure stands beside new ones."""
+    for kind in _KINDS:
+        for file in (folder / kind).glob("*.*"):
+            if file not in written and file.suffix in (".png", ".svg"):
+                file.unlink()
+
+
+def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:
+    learning: _Curves = {}
+    training: dict[str, _Curves] = {SIGN_CHANGE: {}, ENTROPY_LOSS: {}}
+    notes: list[str] = []
+
+    def put(curves: _Curves, cell: Cell, curve: Curve) -> None:
+        by_noise = curves.setdefault((cell.env, cell.n_timesteps), {})
+        by_noise.setdefault(cell.noise, {})[cell.column] = curve
+
+    for cell in sorted(report.scores.cells, key=lambda cell: (cell.env, noise_order(cell.noise))):
+        curve = learning_curve(cell)
+        if curve is not None:
+            put(learning, cell, curve)
+        found, problems = training_curves(cell, report.scores.root)
+        notes += problems
+        for name, curve in found.items():
+            put(training[name], cell, curve)
+    return learning, training, notes
+
+
+def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -> Iterator[_Drawing]:
+    columns = report.scores.columns
+    comparisons = [comparison for comparison in report.comparisons if comparison.per_task]
+    if comparisons:
+        caption = "Probability of improvement over the environments that both sides have finished"
+        yield _Drawing(
+            "improvement",
+            "improvement",
+            caption,
+            lambda: figures.draw_improvements(comparisons, columns),
+        )
+        yield _Drawing(
+            "improvement",
+            "improvement_by_environment",
+            "Probability of improvement in each environment",
+            lambda: figures.draw_task_improvements(comparisons, columns),
+        )
+    for kind in dict.fromkeys(aggregate.kind for aggregate in report.aggregates):
+        own = [aggregate for aggregate in report.aggregates if aggregate.kind == kind]
+        yield _Drawing(
+            "aggregate",
+            f"aggregate_{kind}",
+            f"Scores over environments, {NAMES[kind]}, with 95% intervals",
+            lambda own=own: figures.draw_aggregates(own, columns),  # type: ignore[misc]
+        )
+        yield _Drawing(
+            "aggregate",
+            f"profile_{kind}",
+            f"Performance profiles, {NAMES[kind]}, with 95% bands",
+            lambda own=own: figures.draw_profiles(own, columns),  # type: ignore[misc]
+        )
+    yield from _drawings_of_curves("learning_curve", "mean return", learning, columns)
+    suffixes = _normalised(report)
+    yield from _drawings_of_curves(
+        "sign_change", "signs changed (%)", training[SIGN_CHANGE], columns, suffixes
+    )
+    entropy = {
+        task: {
+            noise: {column: curve.negated() for column, curve in own.items()}
+            for noise, own in by_noise.items()
+        }
+        for task, by_noise in training[ENTROPY_LOSS].items()
+    }
+    yield from _drawings_of_curves("entropy", "entropy (nats)", entropy, columns)
+
+
+def _drawings_of_curves(
+    kind: str,
+    label: str,
+    curves: _Curves,
+    columns: list[str],
+    suffixes: dict[tuple[Task, str], str] | None = None,
+) -> Iterator[_Drawing]:
+    names: set[str] = set()
+    for task, by_noise in sorted(curves.items()):
+        env, steps = task
+        several = sum(other[0] == env for other in curves) > 1
+        title = f"{env}, {steps:,} steps" if several else env
+        # Different environments may have the same safe name
+        name = base = safe_name(title) or "environment"
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.add(name)
+        own = {column: text for (where, column), text in (suffixes or {}).items() if where == task}
+        yield _Drawing(
+            kind,
+            f"{kind}/{name}",
+            f"{title}: {label}",
+            lambda by_noise=by_noise, title=title, own=own: figures.draw_curves(  # type: ignore[misc]
+                by_noise, columns, title=title, label=label, suffixes=own
+            ),
+        )
+
+
+def _normalised(report: Report) -> dict[tuple[Task, str], str]:
+    """Of each cell, whether its updates normalise advantages, for the legend."""
+    texts = {}
+    for cell in report.scores.cells:
+        spec = next((run.spec for run in cell.runs if run.spec is not None), None)
+        if spec is not None:
+            text = ", normalised" if spec.hyperparams.normalize_advantage else ", not normalised"
+            texts[(cell.env, cell.n_timesteps), cell.column] = text
+    return texts
