@@ -55,6 +55,7 @@ setup(
         "pydantic>=2.10,<3",
         "PyYAML>=6,<7",
         "rich>=13,<16",
+        "scipy>=1.11,<2",
         # SB3's `progress_bar=True`
         "tqdm>=4.60,<5",
         "tyro>=1,<2",
@@ -68,17 +69,17 @@ setup(
         # rliable needs arch < 8, which needs pandas < 3
         "report": [
             "rliable>=1.2,<2",
-            "scipy>=1.11,<2",
             "pandas>=2.2,<3",
             "pyarrow>=16",
             "matplotlib>=3.9,<4",
             "jinja2>=3.1,<4",
+            "pillow>=10",
         ],
     },
     entry_points={"console_scripts": ["srl = srl.cli:main"]},
     # An installed copy finds the top-level configs/ beside its modules, as srl/configs/
     packages=[*find_packages(include=["srl", "srl.*"]), "srl.configs"],
     package_dir={"srl.configs": "configs"},
-    package_data={"srl": ["py.typed"], "srl.configs": ["**/*.yml"]},
+    package_data={"srl": ["py.typed", "report/templates/*"], "srl.configs": ["**/*.yml"]},
     zip_safe=False,
 )

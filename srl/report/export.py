@@ -15,13 +15,10 @@ from srl.errors import UserError
 from srl.experiment.spec import safe_name
 from srl.experiment.store import EVALUATIONS, replacing
 from srl.report.files import check_folder
-from srl.report.runs import REPORT_FOLDERS, Cell, Run
+from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores
 
 Format = Literal["json", "parquet", "zoo"]
-
-ZOO = "zoo"
-assert ZOO in REPORT_FOLDERS
 
 
 def export(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -66,6 +67,11 @@ _SETTINGS: Any = {
 }
 
 
+def _settings() -> AbstractContextManager[None]:
+    """Matplotlib's own settings with ours, whatever the user's are."""
+    return matplotlib.style.context(["default", _SETTINGS])
+
+
 @dataclass(frozen=True)
 class Style:
     """How an algorithm is drawn."""
@@ -110,7 +116,7 @@ def draw_curves(
     :param label: What the curves show.
     :param suffixes: What to say of a column in the legend besides its name.
     """
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
         handles: dict[str, Any] = {}
         for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
@@ -157,7 +163,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     :param columns: All columns of the report.
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         height = 0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates)
         figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
         for row, aggregate in zip(panels, aggregates, strict=True):
@@ -182,7 +188,7 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
     :param aggregates: Of one normalisation.
     :param columns: All columns of the report.
     """
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
         handles: dict[str, Any] = {}
         for axes, aggregate in zip(panels[0], aggregates, strict=True):
@@ -221,7 +227,7 @@ def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str])
         (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.symmetric, comparison.overall)
         for comparison in comparisons
     ]
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         figure, panels = _panels(1, 1, width=6.5, height=0.6 + 0.3 * len(rows))
         axes = panels[0][0]
         for place, (_, column, improvement) in enumerate(rows):
@@ -240,7 +246,7 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
         by_noise.setdefault(comparison.noise, []).append(comparison)
     tasks: list[Task] = sorted({task for comparison in comparisons for task in comparison.per_task})
     n_pairs = max(map(len, by_noise.values()))
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         height = 0.8 + len(tasks) * (0.14 + 0.13 * n_pairs)
         figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
         handles: dict[str, Any] = {}
@@ -325,6 +331,6 @@ def to_svg(figure: Figure) -> bytes:
 
 def _render(figure: Figure, kind: str, metadata: Any) -> bytes:
     buffer = io.BytesIO()
-    with mpl.rc_context(_SETTINGS):
+    with _settings():
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from srl.experiment.store import RunDirectory
@@ -81,9 +80,8 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
         n_points=N_POINTS,
         steps=_steps,
         number=_number,
-        # Ours, and free of what ends either element
-        style=Markup(style),
-        script=Markup(script),
+        style=style,
+        script=script,
         script_hash=f"sha256-{digest}",
     )
 

@@ -18,8 +18,10 @@ from srl.experiment.store import PLAN, SPEC, RunDirectory, Status, flatten, read
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked"}
-#: What a report itself leaves in a sweep's folder; it holds no runs.
-REPORT_FOLDERS = ("figures", "zoo")
+#: What a report leaves beside its page, or at the root of what it is about.
+PAGE = "report.html"
+FIGURES = "figures"
+ZOO = "zoo"
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
 
@@ -129,12 +131,14 @@ class _Found:
     plans: list[str]
     #: Those that hold other files.
     others: list[str]
+    #: Those that a report was written to.
+    reports: list[str]
     #: Lines on those that could not be looked into.
     unreadable: list[str]
 
 
 def _walk(root: Path) -> _Found:
-    found = _Found([], [], [], [])
+    found = _Found([], [], [], ["."], [])
 
     def cannot(error: OSError) -> None:
         path = os.path.relpath(error.filename, root)
@@ -143,22 +147,24 @@ def _walk(root: Path) -> _Found:
     for folder, folders, files in os.walk(root, onerror=cannot):
         folders.sort()
         path = Path(os.path.relpath(folder, root)).as_posix()
-        if path == ".":
-            folders[:] = [name for name in folders if name not in REPORT_FOLDERS]
         if SPEC in files:
             found.runs.append(path)
-        elif files and PLAN not in files:
+        elif files and PLAN not in files and PAGE not in files:
             found.others.append(path)
         if PLAN in files:
             found.plans.append(path)
+        if PAGE in files:
+            found.reports.append(path)
     found.runs.sort()
     return found
 
 
 def _foreign(found: _Found, planned: Sequence[str]) -> list[str]:
     """Lines on folders that have nothing to do with runs, the outermost ones alone."""
-    ours = {parent for path in [*found.runs, *found.plans, *planned] for parent in _with_parents(path)}
-    inside = {*found.runs, *planned}
+    known = [*found.runs, *found.plans, *found.reports, *planned]
+    ours = {parent for path in known for parent in _with_parents(path)}
+    written = {(Path(path) / name).as_posix() for path in found.reports for name in (FIGURES, ZOO)}
+    inside = {*found.runs, *planned, *written}
     outermost = dict.fromkeys(
         next(parent for parent in reversed(_with_parents(path)) if parent not in ours)
         for path in found.others

@@ -18,12 +18,10 @@ from srl.report.files import check_folder, write_tables
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
 from srl.report.report import Report, statistics
-from srl.report.runs import Cell
+from srl.report.runs import FIGURES, PAGE, Cell
 from srl.report.tables import noise_order
 
-PAGE = "report.html"
 STATISTICS = "statistics.json"
-FIGURES = "figures"
 
 #: Folders of figures that there is one of for each environment.
 _KINDS = ("learning_curve", "sign_change", "entropy")

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+import subprocess
+import sys
 from io import StringIO
 
 import numpy as np
@@ -389,3 +391,12 @@ def test_empty_cell_is_a_dash(tmp_path):
     lay_down(tmp_path, 10.0, algo="ppo", env="Acrobot-v1")
     scores = read_scores(tmp_path)
     assert markdown(scores).count("| - |") == 2
+
+
+def test_the_table_of_a_sweep_needs_nothing_of_the_report_extra():
+    code = (
+        "import sys, srl.report.files, srl.report.scores\n"
+        "print(*{'rliable', 'jinja2', 'pyarrow', 'arch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
