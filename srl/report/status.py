@@ -1,0 +1,563 @@
+"""How far the runs in a folder are, on one screen; nothing is written."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from srl.errors import UserError
+from srl.experiment.algorithms import ALGORITHMS, get_algorithm
+from srl.experiment.config_files import first_mistake
+from srl.experiment.progress import duration
+from srl.experiment.store import EVALUATIONS, PLAN, SPEC, STATUS, PlannedRun, RunDirectory, Status, read_plan
+from srl.report.markup import one_line
+
+State = Literal["done", "running", "interrupted", "failed", "damaged", "not started"]
+
+#: The states in the order in which they are told, with the style of their counts.
+_STYLES: dict[State, str] = {
+    "done": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "failed": "red",
+    "damaged": "red",
+    "not started": "",
+}
+#: Those that colour a figure about several runs, the first that is among them.
+_TELLING: tuple[State, ...] = ("failed", "damaged", "running")
+#: The most lines of each part of the screen.
+_MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10
+#: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
+_LINES_AROUND = 3
+#: Seconds after which a run in progress is said to give no sign.
+_SILENCE = 60.0
+_BAR_WIDTH = 40
+
+_STATUS = TypeAdapter(Status)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is there or planned, and how far it is."""
+
+    #: Its folder, below the one that is looked at.
+    path: str
+    #: What it is; None if its spec cannot be read and no plan names it.
+    entry: PlannedRun | None
+    state: State
+    status: Status | None = None
+    #: Why it is failed or damaged.
+    reason: str = ""
+
+    @property
+    def n_timesteps(self) -> int:
+        """Its training steps in all."""
+        return 0 if self.entry is None else max(self.entry.n_timesteps, 0)
+
+    @property
+    def timesteps(self) -> int:
+        """Training steps that count. What failed or was interrupted begins again from 0."""
+        if self.state == "done":
+            return self.n_timesteps
+        if self.state != "running" or self.status is None:
+            return 0
+        return min(max(self.status.timesteps, 0), self.n_timesteps)
+
+    @property
+    def share(self) -> float:
+        """The part of it that is done, from 0 to 1."""
+        return self.timesteps / self.n_timesteps if self.n_timesteps else float(self.state == "done")
+
+    @property
+    def steps_per_second(self) -> float:
+        """Its speed; 0 unless it is in progress."""
+        return max(self.status.steps_per_second, 0.0) if self.state == "running" and self.status else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long it takes yet; None if that is not known."""
+        return _seconds(self.n_timesteps - self.timesteps, self.steps_per_second)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All runs at or below a folder."""
+
+    runs: list[Run]
+    #: Lines on plans and folders that cannot be read.
+    unreadable: list[str]
+
+    def of(self, *states: State) -> list[Run]:
+        """The runs in some states."""
+        return [run for run in self.runs if run.state in states]
+
+    @property
+    def to_do(self) -> list[Run]:
+        """What a sweep in progress has yet to finish. It tries nothing again that failed."""
+        return self.of("running", "interrupted", "not started")
+
+    @property
+    def steps_per_second(self) -> float:
+        """Training steps per second of all that is in progress."""
+        return sum(run.steps_per_second for run in self.runs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long all takes at this speed; None if that is not known."""
+        left = sum(run.n_timesteps - run.timesteps for run in self.to_do)
+        at_this_speed = _seconds(left, self.steps_per_second)
+        if at_this_speed is None:
+            return None
+        # When the last runs leave processes idle, it takes as long as the slowest of them
+        alone = [run.seconds_left for run in self.of("running")]
+        return max([at_this_speed, *(seconds for seconds in alone if seconds is not None)])
+
+
+def _seconds(steps: int, steps_per_second: float) -> float | None:
+    seconds = steps / steps_per_second if steps_per_second > 0 else math.inf
+    return seconds if math.isfinite(seconds) else None
+
+
+class Folder:
+    """A folder with runs, to be looked at again and again.
+
+    What does not change while runs train, specs and the evaluations of finished runs, is read once, and again
+    only if the file has changed.
+
+    :param root: The folder of a sweep or of a run, or one above them.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._known: dict[Path, tuple[tuple[int, ...], Any]] = {}
+
+    def look(self) -> Overview:
+        """How far its runs are now.
+
+        :raises UserError: If there is no such folder, or neither a run nor a plan in it.
+        """
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: there is no such folder.")
+        there, plans, unreadable = self._walk()
+        planned: dict[str, PlannedRun] = {}
+        for folder in plans:
+            try:
+                entries = read_plan(self.root / folder)
+            except UserError as error:
+                unreadable.append(self._relative(error))
+            else:
+                planned |= {(Path(folder) / entry.path).as_posix(): entry for entry in entries}
+        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*there, *planned])]
+        if not runs:
+            raise UserError("\n".join([f"{self.root} holds no runs.", *unreadable]))
+        return Overview(runs, unreadable)
+
+    def _walk(self) -> tuple[list[str], list[str], list[str]]:
+        """The folders with a spec and those with a plan, and lines on those that cannot be read."""
+        there: list[str] = []
+        plans: list[str] = []
+        unreadable: list[str] = []
+
+        def cannot(error: OSError) -> None:
+            path = os.path.relpath(error.filename, self.root)
+            unreadable.append(f"{path}: cannot be read: {error.strerror}.")
+
+        for folder, _, files in os.walk(self.root, onerror=cannot):
+            path = Path(os.path.relpath(folder, self.root)).as_posix()
+            if SPEC in files:
+                there.append(path)
+            if PLAN in files:
+                plans.append(path)
+        return sorted(there), sorted(plans), unreadable
+
+    def _run(self, path: str, planned: PlannedRun | None) -> Run:
+        directory = RunDirectory(self.root / path)
+        spec = self._remembered(directory.path / SPEC, lambda: _read_entry(directory))
+        status, in_progress = _read_progress(directory)
+        entry = planned if spec is None or isinstance(spec, UserError) else spec
+        problem = self._problem(directory, spec, status, in_progress)
+        if problem is not None:
+            return Run(path, entry, "damaged", reason=self._relative(problem))
+        if isinstance(status, Status) and status.state != "running":
+            return Run(path, entry, status.state, status, status.reason)
+        if in_progress:
+            return Run(path, entry, "running", status if isinstance(status, Status) else None)
+        return Run(path, entry, "not started" if spec is None and status is None else "interrupted")
+
+    def _problem(
+        self,
+        directory: RunDirectory,
+        spec: PlannedRun | UserError | None,
+        status: Status | UserError | None,
+        in_progress: bool,
+    ) -> UserError | None:
+        """What is damaged in a run's folder, if anything is."""
+        if isinstance(spec, UserError):
+            return spec
+        if isinstance(status, UserError):
+            return None if in_progress else status  # a run in progress writes a new one soon
+        if status is None or status.state != "done":
+            return None
+        if spec is None:
+            return UserError(f"{directory.path / SPEC}: missing.")
+        n_timesteps = spec.n_timesteps
+        return self._remembered(
+            directory.path / EVALUATIONS, lambda: _find_damage_of_evaluations(directory, n_timesteps)
+        )
+
+    def _remembered(self, file: Path, read: Callable[[], T]) -> T:
+        """What was read from a file; it is read again if the file is another one than then."""
+        try:
+            found = file.stat()
+            version: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
+        except OSError:
+            version = ()
+        known = self._known.get(file)
+        if known is None or known[0] != version:
+            known = self._known[file] = (version, read())
+        value: T = known[1]
+        return value
+
+    def _relative(self, error: UserError) -> str:
+        """What is wrong with a file, named as it is from the folder that is looked at."""
+        return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(error))
+
+
+def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
+    """What a run is, from its spec; None if it has none."""
+    try:
+        spec = directory.read_spec()
+    except UserError as error:
+        return error
+    return None if spec is None else PlannedRun.of(spec)
+
+
+def _read_progress(directory: RunDirectory) -> tuple[Status | UserError | None, bool]:
+    """A run's status, and whether a process of this machine is at it."""
+    status, in_progress = _read_status(directory), directory.in_progress
+    if isinstance(status, Status) and status.state == "running" and not in_progress:
+        status = _read_status(directory)  # it may have ended between the two looks
+    return status, in_progress
+
+
+def _read_status(directory: RunDirectory) -> Status | UserError | None:
+    """A run's status; None if it has none."""
+    file = directory.path / STATUS
+    try:
+        status = _STATUS.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        keys, message = first_mistake(error)
+        where = f" key {'.'.join(map(str, keys))}:" if keys else ""
+        return UserError(f"{file}: not the status of a run:{where} {message}")
+    except OSError as error:
+        return UserError(f"{file}: cannot be read: {error.strerror}.")
+    if not all(map(math.isfinite, (status.steps_per_second, status.started, status.updated, status.ended))):
+        return UserError(f"{file}: not the status of a run: a number in it is not finite.")
+    return status
+
+
+def _find_damage_of_evaluations(directory: RunDirectory, n_timesteps: int) -> UserError | None:
+    """Why a run that says it is done has no score."""
+    try:
+        evaluations = directory.read_evaluations()
+    except UserError as error:
+        return error
+    if evaluations["timesteps"][-1] >= n_timesteps and math.isfinite(evaluations["results"][-1].mean()):
+        return None
+    return UserError(f"{directory.path / EVALUATIONS}: the final evaluation is missing.")
+
+
+def print_status(root: Path, console: Console) -> None:
+    """Print how far the runs in a folder are.
+
+    :raises UserError: If there is no such folder, or neither a run nor a plan in it.
+    """
+    _print(Folder(root).look(), root, console)
+
+
+def watch_status(root: Path, console: Console, interval: float) -> None:
+    """Show how far the runs in a folder are, until nothing is left to do.
+
+    On a terminal the screen stays in its place; elsewhere it is printed again when something has changed.
+
+    :param interval: Seconds between two looks.
+    :raises UserError: If there is no such folder, or neither a run nor a plan in it.
+    """
+    folder = Folder(root)
+    overview = folder.look()
+    with ExitStack() as stack:
+        live = None
+        if console.is_interactive:
+            live = stack.enter_context(Live(console=console, auto_refresh=False))
+        shown: Overview | None = None
+        while True:
+            if live is not None:
+                now, size = time.time(), console.size
+                live.update(screen(overview, root, now, size.width, size.height), refresh=True)
+            elif overview != shown:
+                _print(overview, root, console, after=shown is not None)
+                shown = overview
+            if not overview.to_do:
+                return
+            time.sleep(interval)
+            overview = folder.look()
+
+
+def _print(overview: Overview, root: Path, console: Console, *, after: bool = False) -> None:
+    """Print the whole screen, in the columns of a terminal; elsewhere lines are as long as they are."""
+    if after:
+        console.print()
+    if console.is_terminal:
+        console.print(screen(overview, root, time.time(), console.width))
+    else:
+        console.print(screen(overview, root, time.time()), soft_wrap=True)
+
+
+def screen(
+    overview: Overview, root: Path, now: float, width: int | None = None, height: int | None = None
+) -> Group:
+    """All there is to see.
+
+    :param overview: How far the runs are.
+    :param root: Their folder, as it is called.
+    :param now: Seconds since 1970.
+    :param width: The columns that there are; None takes lines as long as they are.
+    :param height: The lines that there are; None takes the most of each part.
+    """
+    running = _by_process(overview.of("running"), now)
+    failed = _by_reason(overview)
+    damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
+    totals = [*_totals(overview, root, width), Text()]
+    tables = _tables(overview.runs, width)
+    space = None
+    if height is not None:  # the counts may take a second line
+        space = height - len(totals) - 1 - sum(table.row_count + 2 for table in tables)
+    n_running, n_failed, n_damaged = _shared(
+        space,
+        [min(len(running), _MOST_RUNNING), min(len(failed), _MOST_FAILED), min(len(damaged), _MOST_DAMAGED)],
+    )
+    parts: list[RenderableType] = [*totals]
+    for table in tables:
+        parts += [table, Text()]
+    if running:
+        n_more = sum(map(len, running[n_running:]))
+        parts += [_running_table(running[:n_running], now, width), *_more(n_more), Text()]
+    whole = height is None
+    if failed:
+        n_more = sum(n_runs for _, n_runs in failed[n_failed:])
+        lines = [line for line, _ in failed[:n_failed]]
+        parts += [*_listed("failed", lines, width, whole), *_more(n_more), Text()]
+    if damaged:
+        n_more = len(damaged) - n_damaged
+        parts += [*_listed("damaged", damaged[:n_damaged], width, whole), *_more(n_more), Text()]
+    return Group(*parts[:-1])
+
+
+def _shared(space: int | None, wanted: Sequence[int]) -> list[int]:
+    """How many lines each part gets of those that there are: the longest gives way first, none to the end."""
+    lines = list(wanted)
+    around = _LINES_AROUND * sum(map(bool, lines))
+    while space is not None and sum(lines) + around > space and max(lines) > 1:
+        lines[lines.index(max(lines))] -= 1
+    return lines
+
+
+def _totals(overview: Overview, root: Path, width: int | None) -> Iterator[RenderableType]:
+    """The counts of runs, the bar of steps, and how long it takes."""
+    n_runs = len(overview.runs)
+    n_of = {state: len(overview.of(state)) for state in _STYLES}
+    counts = Text(", ").join(Text(f"{n:,} {state}", style=_STYLES[state]) for state, n in n_of.items() if n)
+    yield Text(f"{one_line(str(root))}: {n_runs:,} {'runs' if n_runs > 1 else 'run'}", style="bold")
+    yield counts
+    steps = sum(run.timesteps for run in overview.runs)
+    n_steps = sum(run.n_timesteps for run in overview.runs)
+    figures = f"{_percent(steps / n_steps if n_steps else 0.0)}  {steps:,} of {n_steps:,} steps"
+    room = _BAR_WIDTH if width is None else min(max(width - len(figures) - 2, 1), _BAR_WIDTH)
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    bar.add_row(
+        ProgressBar(total=max(n_steps, 1), completed=steps, width=room, complete_style="cyan"),
+        Text(figures, no_wrap=True),
+    )
+    yield bar
+    yield Text(_outlook(overview))
+
+
+def _outlook(overview: Overview) -> str:
+    """How fast it goes and how long it takes, in words."""
+    failed = overview.of("failed", "damaged")
+    if overview.of("running"):
+        left = overview.seconds_left
+        when = "time left not known yet" if left is None else f"about {duration(left)} left"
+        left_out = ", failed runs left out" if failed and left is not None else ""
+        return f"{overview.steps_per_second:,.0f} steps/s, {when}{left_out}"
+    if overview.to_do:
+        return "Nothing runs now: time left unknown. The same command goes on with the rest."
+    if failed:
+        return "Nothing runs now. The same command tries again what failed."
+    return "All is done."
+
+
+def _percent(share: float) -> str:
+    """A share in whole percent; only all of it is 100%."""
+    return f"{math.floor(100 * share + 1e-9)}%"
+
+
+def _tables(runs: Sequence[Run], width: int | None) -> list[Table]:
+    """Runs done of all, and mean progress, by environment and algorithm, over noises and seeds.
+
+    Algorithms that do not fit side by side are in further tables.
+    """
+    members: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.entry is not None:
+            algo = get_algorithm(run.entry.algo).name
+            members.setdefault((run.entry.env, algo), []).append(run)
+    cells = {place: _cell(there) for place, there in members.items()}
+    envs = sorted({env for env, _ in cells})
+    shown = envs[:_MOST_ENVIRONMENTS]
+    algos = [algo for algo in ALGORITHMS if any(there == algo for _, there in cells)]
+    # As many as fit beside the longest name, or beside what is left of it where not even two do
+    name_width = max((cell_len(one_line(env)) for env in shown), default=0)
+    column_width = max((cell.cell_len for cell in cells.values()), default=0) + 2
+    n_columns = len(algos) if width is None else max((width - name_width) // column_width, 2)
+    tables = []
+    for first in range(0, len(algos), max(n_columns, 1)):
+        columns = algos[first : first + n_columns]
+        rows = [
+            [Text(one_line(env)), *(cells.get((env, algo), Text("")) for algo in columns)] for env in shown
+        ]
+        if len(envs) > len(shown):
+            rows.append([Text(f"and {len(envs) - len(shown):,} more", style="dim")])
+        headings = ["environment", *(get_algorithm(algo).label for algo in columns)]
+        tables.append(_table(headings, rows, width))
+    return tables
+
+
+def _cell(runs: Sequence[Run]) -> Text:
+    """Runs done of all, and their mean progress."""
+    states = {run.state for run in runs}
+    n_done = sum(run.state == "done" for run in runs)
+    share = sum(run.share for run in runs) / len(runs)
+    worst: State | None = next((state for state in _TELLING if state in states), None)
+    style = "" if worst is None else _STYLES[worst]
+    if n_done == len(runs):
+        style = _STYLES["done"]
+    return Text(f"{n_done:,}/{len(runs):,} {_percent(share):>4}", style=style)
+
+
+def _table(
+    headings: Sequence[str], rows: Sequence[Sequence[Text]], width: int | None, *, n_names: int = 1
+) -> Table:
+    """A table of names and then figures, whose first column takes the place that the others leave."""
+    widths = [
+        max([cell_len(heading), *(row[index].cell_len for row in rows if index < len(row))])
+        for index, heading in enumerate(headings)
+    ]
+    if width is not None:
+        widths[0] = min(widths[0], max(width - sum(widths[1:]) - 2 * (len(widths) - 1), 12))
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        justify: Literal["left", "right"] = "left" if index < n_names else "right"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", width=widths[index])
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _by_process(running: Sequence[Run], now: float) -> list[list[Run]]:
+    """Runs in progress. Members of a population that differ in nothing but the seed stand together.
+
+    Those that have given no sign for longest come first.
+    """
+    processes: dict[tuple[object, ...], list[Run]] = {}
+    for run in running:
+        key: tuple[object, ...] = (run.path,)
+        if run.status is not None and run.status.pid and run.entry is not None:
+            entry = run.entry
+            key = (run.status.host, run.status.pid, entry.env, entry.algo, entry.noise, entry.n_timesteps)
+        processes.setdefault(key, []).append(run)
+    return sorted(processes.values(), key=lambda members: -_silence(members, now))
+
+
+def _silence(runs: Sequence[Run], now: float) -> float:
+    """The seconds for which one of these runs has given no sign; 0 if that is not long."""
+    longest = max((now - run.status.updated for run in runs if run.status is not None), default=0.0)
+    return longest if longest > _SILENCE else 0.0
+
+
+def _running_table(processes: Sequence[Sequence[Run]], now: float, width: int | None) -> Table:
+    rows = []
+    for members in processes:
+        first = members[0].entry
+        if first is None:
+            continue  # what runs has a spec or a plan
+        speed = sum(run.steps_per_second for run in members)
+        silence = _silence(members, now)
+        left = [run.seconds_left for run in members]
+        known = [seconds for seconds in left if seconds is not None]
+        when = duration(max(known)) if known else "starting"
+        texts = [
+            first.env,
+            get_algorithm(first.algo).label,
+            first.noise,
+            f"{first.seed}" if len(members) == 1 else f"{len(members)} seeds",
+            _percent(sum(run.share for run in members) / len(members)),
+            f"{speed:,.0f}",
+            f"no sign for {duration(silence)}" if silence else when,
+        ]
+        rows.append([Text(one_line(text), style="yellow" if silence else "") for text in texts])
+    headings = ["running", "", "noise", "seed", "", "steps/s", "time left"]
+    return _table(headings, rows, width, n_names=3)
+
+
+def _by_reason(overview: Overview) -> list[tuple[str, int]]:
+    """Lines on failed runs, the latest first, and how many runs each is about.
+
+    Where there are many, those share one whose reasons are the same, or differ in a number such as the step.
+    """
+    failed = sorted(overview.of("failed"), key=lambda run: -run.status.ended if run.status else 0.0)
+    alike: dict[str, list[Run]] = {}
+    for run in failed:
+        key = run.path if len(failed) <= _MOST_FAILED else re.sub(r"\d+", "0", run.reason)
+        alike.setdefault(key, []).append(run)
+    lines = []
+    for first, *others in alike.values():
+        more = f" and {len(others):,} more" if others else ""
+        name = "" if first.path == "." else f"{first.path}{more}: "
+        lines.append((f"{name}{first.reason}", 1 + len(others)))
+    return lines
+
+
+def _listed(heading: str, lines: Sequence[str], width: int | None, whole: bool) -> Iterator[Text]:
+    """Lines under a heading. What is wider than the screen goes on in the next line, or is cut."""
+    yield Text(heading, style="bold red")
+    for line in map(one_line, lines):
+        if whole and width is not None:
+            yield Text("\n".join(textwrap.wrap(line, max(width, 20), subsequent_indent="  ")))
+        else:
+            yield Text(line, no_wrap=True, overflow="ignore" if width is None else "ellipsis")
+
+
+def _more(n_runs: int) -> Iterator[Text]:
+    if n_runs > 0:
+        yield Text(f"and {n_runs:,} more", style="dim")
