@@ -32,10 +32,10 @@ class Matched:
 
 
 def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
-    """The largest set of environments and seeds that all sides have finished.
+    """The environments and seeds that all sides have finished.
 
-    Of an environment count the seeds that every side has finished there. Environments are taken by the number
-    of those, as long as the number of runs in all of them with the seeds common to all of them grows.
+    Of an environment count the seeds that every side has finished there. One is left out if it would leave
+    fewer than half as many common seeds as there are in the environment with the most.
 
     :param sides: The cells of each column, by environment and steps.
     """
@@ -46,7 +46,7 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
         for task in tasks
     }
     shared = {task: set.intersection(*(done[column, task] for column in sides)) for task in tasks}
-    chosen, seeds = _largest(shared)
+    chosen, seeds = _in_common(shared)
     left_out = []
     for task in tasks:
         finished = set.union(*(done[column, task] for column in sides))
@@ -70,16 +70,18 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
     return Matched(tuple(sides), chosen, order, scores if chosen else {}, tuple(left_out))
 
 
-def _largest(shared: Mapping[Task, set[int]]) -> tuple[tuple[Task, ...], set[int]]:
-    best: tuple[tuple[Task, ...], set[int]] = ((), set())
-    common: set[int] | None = None
-    taken: list[Task] = []
-    for task in sorted(shared, key=lambda task: (-len(shared[task]), task)):
-        common = shared[task] if common is None else common & shared[task]
-        taken.append(task)
-        if common and len(taken) * len(common) >= len(best[0]) * len(best[1]):
-            best = tuple(sorted(taken)), set(common)
-    return best
+def _in_common(shared: Mapping[Task, set[int]]) -> tuple[tuple[Task, ...], set[int]]:
+    """The environments to compare in, and the seeds that all of them share."""
+    order = sorted(shared, key=lambda task: (-len(shared[task]), task))
+    most = len(shared[order[0]]) if order else 0
+    chosen: list[Task] = []
+    seeds: set[int] = set()
+    for task in order:
+        common = seeds & shared[task] if chosen else set(shared[task])
+        if common and 2 * len(common) >= most:
+            chosen.append(task)
+            seeds = common
+    return tuple(sorted(chosen)), seeds
 
 
 def task_name(task: Task, tasks: Sequence[Task]) -> str:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from srl.experiment.algorithms import ALGORITHMS
 from srl.report.aggregate import Aggregate, describe_noise
@@ -174,6 +174,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
                     _draw_interval(axes, place, estimate, style(column, columns))
                 _name_places(axes, shown if axes is row[0] else [""] * len(shown))
                 axes.set_title(_AGGREGATE_TITLES[name], loc="left")
+                axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
             row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
         for place in range(len(names)):
             _share_x([row[place] for row in panels])

@@ -175,7 +175,7 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
                 continue
             # Bold is what is shown to differ from 1/2, whichever side it is on
             entries[comparison.name] = Entry(
-                with_interval(improvement.estimate),
+                with_interval(improvement.estimate, decimals=2),
                 n=improvement.n_seeds,
                 best=improvement.shown != 0,
                 value=improvement.estimate.value,

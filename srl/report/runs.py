@@ -180,7 +180,7 @@ def _with_parents(path: str) -> list[str]:
 
 def _relative(error: UserError, root: Path) -> str:
     """What went wrong with a file, named as it is from the folder that is reported on."""
-    return str(error).replace(f"{root}{os.sep}", "")
+    return str(error).removeprefix(f"{root}{os.sep}")
 
 
 def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:

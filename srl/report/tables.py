@@ -197,13 +197,19 @@ def with_error(mean: float, standard_error: float) -> str:
     return f"{_rounded(mean, decimals)}{error}"
 
 
-def with_interval(estimate: Estimate) -> str:
-    """A figure and its interval, with as many decimals as that deserves."""
+def with_interval(estimate: Estimate, decimals: int | None = None) -> str:
+    """A figure and its interval.
+
+    :param estimate: What to show.
+    :param decimals: How many; None for as many as the interval deserves.
+    """
     if math.isnan(estimate.value):
         return "-"
     if not estimate.has_interval:
-        return _rounded(estimate.value, _decimals(0.0, estimate.value))
-    decimals = _decimals((estimate.high - estimate.low) / 4, estimate.value)
+        own = _decimals(0.0, estimate.value) if decimals is None else decimals
+        return _rounded(estimate.value, own)
+    if decimals is None:
+        decimals = _decimals((estimate.high - estimate.low) / 4, estimate.value)
     figures = [_rounded(value, decimals) for value in (estimate.value, estimate.low, estimate.high)]
     return f"{figures[0]} [{figures[1]}, {figures[2]}]"
 
