@@ -19,16 +19,19 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.envs.box2d import BipedalWalker
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
+from srl.envs.box2d_world import FreshWorld
 from srl.envs.discretize import DiscretizeAction, check_bins
 from srl.envs.finite import VecCheckFinite
 from srl.envs.mujoco_log import without_deprecation_messages
 from srl.envs.native import make_native
 from srl.envs.registration import check_rom, explained_failures, is_atari, is_mujoco, resolve_env_id
+from srl.envs.replay import Replayable
 from srl.envs.reward_noise import VecRewardNoise, parse_noise
 from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
@@ -127,16 +130,17 @@ def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     return venv.observation_space, venv.action_space
 
 
-def make_train_env(spec: EnvSpec, monitor_dir: str | None = None) -> VecEnv:
+def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: bool = False) -> VecEnv:
     """Make the environment that an algorithm trains on.
 
     :param spec: What to make.
     :param monitor_dir: Folder for ``Monitor``'s records of environment ``i``, ``i.monitor.csv``: raw return,
-        length and time of each episode. An existing file is begun anew. None writes none.
+        length and time of each episode. None writes none.
+    :param append: Go on with files that exist; else they are begun anew.
     :return: ``spec.n_envs`` environments, seeded; reward noise, where there is any, is outermost.
     :raises UserError: As :func:`check_env`.
     """
-    venv = _make_stack(spec, spec.n_envs, spec.seed, monitor_dir)
+    venv = _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, append=append)
     noise = parse_noise(spec.noise)
     return venv if noise is None else VecRewardNoise(venv, noise, spec.seed)
 
@@ -159,7 +163,11 @@ def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
 
 
 def make_member_env(
-    spec: EnvSpec, *, n_eval_envs: int | None = None, monitor_dir: str | None = None
+    spec: EnvSpec,
+    *,
+    n_eval_envs: int | None = None,
+    monitor_dir: str | None = None,
+    append: bool = False,
 ) -> VecEnv:
     """Make the environments of one member of a population.
 
@@ -169,12 +177,13 @@ def make_member_env(
     :param spec: What to make.
     :param n_eval_envs: Environments side by side for evaluation; None makes those of training.
     :param monitor_dir: As for :func:`make_train_env`.
+    :param append: As for :func:`make_train_env`.
     :return: The environments, seeded.
     :raises UserError: As :func:`check_env`.
     """
     spec = replace(spec, normalize=None)
     if n_eval_envs is None:
-        return _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, watch=False)
+        return _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, watch=False, append=append)
     return _make_stack(spec, n_eval_envs, spec.seed + EVAL_SEED_OFFSET, training=False, watch=False)
 
 
@@ -196,12 +205,16 @@ def _make_stack(
     monitor_dir: str | None = None,
     training: bool = True,
     watch: bool = True,
+    append: bool = False,
 ) -> VecEnv:
     """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
     try:
         native = spec.backend == "native"
-        make = make_native if native else _make_monitored
-        venv: VecEnv = make(spec, n_envs, seed, monitor_dir)
+        venv: VecEnv
+        if native:
+            venv = make_native(spec, n_envs, seed, monitor_dir)
+        else:
+            venv = _make_monitored(spec, n_envs, seed, monitor_dir, append)
         if watch:
             venv = VecCheckFinite(venv)
         # Native Atari games give stacked frames, with channels first, at less cost
@@ -224,7 +237,9 @@ def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
     return arguments if training else {**arguments, "norm_reward": False}
 
 
-def _make_monitored(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None) -> VecEnv:
+def _make_monitored(
+    spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None, append: bool = False
+) -> VecEnv:
     """Make the environments themselves, each in its Monitor, with its actions or frames preprocessed."""
     env_id, _ = resolve_env_id(spec.env_id)
     check_rom(env_id)
@@ -249,6 +264,7 @@ def _make_monitored(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | No
             vec_env_cls=SerialVecEnv,
             wrapper_class=_preprocessing(spec),
             env_kwargs=env_kwargs,
+            monitor_kwargs={"override_existing": not append},
         )
 
 
@@ -256,9 +272,13 @@ def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, 
     """Return what wraps each single environment, outside its Monitor."""
 
     def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if isinstance(env.unwrapped, BipedalWalker):
+            env = FreshWorld(env)
         if spec.atari:
             env = AtariWrapper(env)
-        return env if spec.bins is None else DiscretizeAction(env, spec.bins)
+        if spec.bins is not None:
+            env = DiscretizeAction(env, spec.bins)
+        return Replayable(env)
 
     return wrap
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import time
@@ -57,20 +58,38 @@ class EvaluationLog:
         """
         self.timesteps.append(timesteps)
         self._evaluations.append(episodes)
+        if episodes.successes:
+            logger.record("eval/success_rate", np.mean(episodes.successes))
+        self._write()
+        logger.record("eval/mean_reward", float(np.mean(episodes.returns)))
+        logger.record("eval/mean_ep_length", np.mean(episodes.lengths))
+        logger.record("time/total_timesteps", timesteps, exclude="tensorboard")
+        logger.dump(timesteps)
+
+    def _write(self) -> None:
         columns = {
             "timesteps": self.timesteps,
             "results": [evaluation.returns for evaluation in self._evaluations],
             "ep_lengths": [evaluation.lengths for evaluation in self._evaluations],
         }
-        if episodes.successes:
+        if self._evaluations[-1].successes:
             columns["successes"] = [evaluation.successes for evaluation in self._evaluations]
-            logger.record("eval/success_rate", np.mean(episodes.successes))
         with replacing(self._file) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # type: ignore[arg-type]
-        logger.record("eval/mean_reward", float(np.mean(episodes.returns)))
-        logger.record("eval/mean_ep_length", np.mean(episodes.lengths))
-        logger.record("time/total_timesteps", timesteps, exclude="tensorboard")
-        logger.dump(timesteps)
+
+    def state(self) -> dict[str, Any]:
+        """All evaluations so far, as plain data."""
+        evaluations = [vars(evaluation) for evaluation in self._evaluations]
+        return {"timesteps": self.timesteps, "evaluations": copy.deepcopy(evaluations)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the evaluations of an earlier attempt at the run, and nothing that it made later."""
+        self.timesteps = list(state["timesteps"])
+        self._evaluations = [Episodes(**evaluation) for evaluation in state["evaluations"]]
+        if self.timesteps:
+            self._write()
+        else:
+            self._file.unlink(missing_ok=True)
 
     def due_at_end(self, n_timesteps: int) -> bool:
         """Whether the evaluation that every finished run ends with is still to be made."""
@@ -95,7 +114,7 @@ class Evaluation(BaseCallback):
     def __init__(self, spec: RunSpec, directory: Path):
         super().__init__()
         self.eval_env = make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs)
-        self._log = EvaluationLog(directory)
+        self.log = EvaluationLog(directory)
         self._spec = spec
         #: Whether an evaluation is running.
         self.in_progress = False
@@ -106,7 +125,7 @@ class Evaluation(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self._log.due_at_end(self._spec.n_timesteps):
+        if self.log.due_at_end(self._spec.n_timesteps):
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -115,7 +134,7 @@ class Evaluation(BaseCallback):
         # An environment may draw from the global generators, and training goes on from them
         python_state, numpy_state = random.getstate(), np.random.get_state()
         with th.random.fork_rng(devices=devices):
-            th.manual_seed(self._log.seed(spec))
+            th.manual_seed(self.log.seed(spec))
             self.in_progress = True
             if self.model.get_vec_normalize_env() is not None:
                 sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)
@@ -140,7 +159,7 @@ class Evaluation(BaseCallback):
             self.in_progress = False
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        self._log.add(self.num_timesteps, episodes, self.logger)
+        self.log.add(self.num_timesteps, episodes, self.logger)
 
 
 def eval_interval(spec: RunSpec) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -18,20 +21,30 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 import torch as th
 from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
+from srl.envs.replay import NotRestorable
+from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
-from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat
+from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat, check_losses
+from srl.experiment.checkpoint import (
+    checkpoint_steps,
+    read_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
+from srl.experiment.logs import cut_logs, log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
 from srl.experiment.policy_options import policy_kwargs
+from srl.experiment.resume import generator_state, model_state, restore_generators, restore_model
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import (
     ERROR,
@@ -45,6 +58,12 @@ from srl.experiment.store import (
     write_text,
 )
 
+#: Seconds between two checkpoints.
+CHECKPOINT_EVERY = 180.0
+#: SB3's ``log_interval`` of each family: updates between two lines of the log.
+LOG_INTERVAL = {"a2c": 100, "ppo": 1}
+#: Where an object lay, in the descriptions that SB3 writes beside pickled objects.
+_ADDRESS = re.compile(rb" at 0x[0-9a-f]+")
 _ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
 #: The packages whose versions a run records.
 RECORDED_PACKAGES = (
@@ -96,14 +115,20 @@ def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
 
 
 def train_run(
-    spec: RunSpec, path: Path, *, command: str = "", tell: Callable[[Status], None] | None = None
+    spec: RunSpec,
+    path: Path,
+    *,
+    command: str = "",
+    tell: Callable[[Status], None] | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> Status:
-    """Train a run into its directory, from the start.
+    """Train a run into its directory, from where an earlier attempt at it was interrupted, or from the start.
 
     :param spec: The run.
     :param path: Its folder, new or of an unfinished run of the same spec.
     :param command: The command that asked for it, for the record.
     :param tell: Is given the status about once a second.
+    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each update.
     :return: The status at the end.
     :raises RunFailed: If training failed; the directory says why.
     :raises UserError: If the folder does not fit.
@@ -112,7 +137,7 @@ def train_run(
     try:
         with attempt:
             if attempt.running:  # else another process has finished it since it was planned
-                attempt.finish(_train(spec, path, attempt.beat))
+                attempt.finish(_train(attempt, checkpoint_every))
     except Exception as error:
         if error is not attempt.error:
             raise  # the folder does not fit
@@ -148,7 +173,7 @@ class Attempt:
         self._directory = RunDirectory(path)
         self._command = command
         self._tell = tell
-        self._claim = self._directory.claimed(spec)
+        self._claim = self._directory.claimed(spec, keep=True)
 
     @property
     def running(self) -> bool:
@@ -170,8 +195,11 @@ class Attempt:
                 updated=started,
                 pid=os.getpid(),
                 host=socket.gethostname(),
+                attempts=1 if finished is None else finished.attempts + 1,
+                notes=() if finished is None else finished.notes,
             )
             self._directory.write_status(self.status)
+            self._earlier = self._directory.read_versions()
             try:
                 write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
             except Exception as error:
@@ -190,6 +218,45 @@ class Attempt:
         finally:
             self._claim.__exit__(None, None, None)
 
+    def checkpoints(self) -> list[int]:
+        """The training steps of the checkpoints to go on from, the latest first.
+
+        Packages of other versions would make another run of it: then there are none.
+        """
+        steps = checkpoint_steps(self.path)
+        if not steps or self._earlier is None:
+            return steps
+        now = versions()
+        different = [key for key in ("python", "packages") if self._earlier.get(key) != now[key]]
+        if different:
+            self.note(f"begun anew, since its earlier part ran on other versions ({', '.join(different)})")
+            return []
+        return steps
+
+    def note(self, text: str) -> None:
+        """Record why the run could not go on from where it was."""
+        print(f"{self.path}: {text}", file=sys.stderr)
+        self.status = replace(self.status, notes=(*self.status.notes, text))
+
+    def go_on(self, steps: int) -> dict[str, Any]:
+        """Put the folder back to where it was at a checkpoint.
+
+        :param steps: One of :meth:`checkpoints`.
+        :return: The state in it.
+        :raises UserError: If it, or a log that goes with it, is damaged.
+        """
+        state = read_checkpoint(self.path, steps)
+        cut_logs(self.path, state["logs"])
+        (self.path / ERROR).unlink(missing_ok=True)
+        self.status = replace(self.status, resumed_from=steps)
+        return state
+
+    def begin_anew(self) -> None:
+        """Remove what earlier attempts have left."""
+        self._directory.clear()
+        write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+        self.status = replace(self.status, resumed_from=0)
+
     def beat(self, timesteps: int) -> None:
         """Record how far training is."""
         now = time.time()
@@ -197,7 +264,7 @@ class Attempt:
             self.status,
             timesteps=min(timesteps, self.spec.n_timesteps),
             updated=now,
-            steps_per_second=timesteps / max(now - self.status.started, 1e-9),
+            steps_per_second=(timesteps - self.status.resumed_from) / max(now - self.status.started, 1e-9),
         )
         self._directory.write_status(self.status)
         if self._tell is not None:
@@ -223,18 +290,31 @@ class Attempt:
             print(f"{self.path}: {reason}", file=sys.stderr)
 
 
-def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
-    th.set_num_threads(spec.threads)
+def _train(attempt: Attempt, checkpoint_every: float) -> int:
+    th.set_num_threads(attempt.spec.threads)
     keep_freed_memory()
-    env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR))
+    for steps in attempt.checkpoints():
+        try:
+            return _train_from(attempt, attempt.go_on(steps), checkpoint_every)
+        except (UserError, NotRestorable) as error:
+            attempt.note(f"cannot go on from step {steps:,}: {error}")
+    attempt.begin_anew()
+    return _train_from(attempt, None, checkpoint_every)
+
+
+def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every: float) -> int:
+    """Train from a checkpoint's state, or from the start."""
+    spec, path = attempt.spec, attempt.path
+    env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
     evaluation = Evaluation(spec, path)
     try:
         model = make_model(spec, env)
-        model.set_logger(configure(str(path), ["csv", "tensorboard"]))
+        model.set_logger(make_logger(path, state["logs"]["progress"] if state else ""))
+        callbacks = CallbackList([Heartbeat(attempt.beat), FiniteTraining(), evaluation])
         try:
-            model.learn(
-                spec.n_timesteps, callback=CallbackList([Heartbeat(beat), FiniteTraining(), evaluation])
-            )
+            _learn(attempt, model, evaluation, callbacks, state, checkpoint_every)
+        except NotRestorable:
+            raise
         except Exception as error:
             # A training step that fails is not counted yet
             in_step = (
@@ -248,16 +328,98 @@ def _train(spec: RunSpec, path: Path, beat: Callable[[int], None]) -> int:
         finally:
             model.logger.close()
         save(path, model, model.get_vec_normalize_env())
+        remove_checkpoints(path)
         return model.num_timesteps
     finally:
         env.close()
         evaluation.eval_env.close()
 
 
+def _learn(
+    attempt: Attempt,
+    model: SA2C | SPPO,
+    evaluation: Evaluation,
+    callbacks: CallbackList,
+    state: dict[str, Any] | None,
+    checkpoint_every: float,
+) -> None:
+    """SB3's ``learn``, which can begin in the middle and keeps checkpoints."""
+    spec, log_interval = attempt.spec, LOG_INTERVAL[attempt.spec.algorithm.family]
+    n_timesteps, callback = model._setup_learn(spec.n_timesteps, callbacks)
+    callback.on_training_start({}, {})
+    assert model.env is not None
+    iteration = 0
+    if state is not None:
+        iteration = _restore(model, evaluation, state)
+    keeps_state = True
+    due = time.monotonic() + checkpoint_every
+    while model.num_timesteps < n_timesteps:
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        iteration += 1
+        model._update_current_progress_remaining(model.num_timesteps, n_timesteps)
+        if iteration % log_interval == 0:
+            model.dump_logs(iteration)
+        model.train()
+        if keeps_state and time.monotonic() >= due:
+            check_losses(model.logger)
+            try:
+                write_checkpoint(
+                    attempt.path, model.num_timesteps, _state(attempt.path, model, evaluation, iteration)
+                )
+            except NotRestorable as error:
+                attempt.note(f"keeps no checkpoints: {error}")
+                keeps_state = False
+            due = time.monotonic() + checkpoint_every
+    callback.on_training_end()
+
+
+def _state(path: Path, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> dict[str, Any]:
+    assert model.env is not None
+    return {
+        "iteration": iteration,
+        "model": model_state(model),
+        "generators": generator_state(model.device),
+        "env": env_state(model.env),
+        "eval_env": None if not evaluation.log.timesteps else env_state(evaluation.eval_env),
+        "evaluations": evaluation.log.state(),
+        "logs": log_state(path, model.logger),
+    }
+
+
+def _restore(model: SA2C | SPPO, evaluation: Evaluation, state: dict[str, Any]) -> int:
+    """Bring everything to where it was; returns how many rollouts there were."""
+    assert model.env is not None
+    restore_env(model.env, state["env"])
+    if state["eval_env"] is not None:
+        evaluation.eval_env.reset()
+        restore_env(evaluation.eval_env, state["eval_env"])
+    evaluation.log.restore(state["evaluations"])
+    evaluation.n_calls = state["model"]["num_timesteps"] // model.env.num_envs
+    restore_model(model, state["model"])
+    restore_logger(model.logger, state["logs"])
+    restore_generators(state["generators"], model.device)
+    iteration: int = state["iteration"]
+    return iteration
+
+
 def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None) -> None:
     """Write a run's final model and its statistics, each file whole or not at all."""
-    with replacing(path / MODEL) as temporary, temporary.open("wb") as file:
-        model.save(file)
+    # The same run gives the same file: it says neither when that was nor where in memory
+    model.start_time = 0
+    model._num_timesteps_at_start = 0
+    # SB3's network for images draws one from it, to see how many features that has
+    model.observation_space.seed(model.seed)
+    episodes = [
+        {sys.intern(key): value for key, value in episode.items()} | {"t": 0.0}
+        for episode in model.ep_info_buffer or ()
+    ]
+    model.ep_info_buffer = deque(episodes, maxlen=model._stats_window_size)
+    whole = io.BytesIO()
+    model.save(whole)
+    with replacing(path / MODEL) as temporary, ZipFile(temporary, "w") as file, ZipFile(whole) as made:
+        for name in made.namelist():
+            content = made.read(name)
+            file.writestr(ZipInfo(name), _ADDRESS.sub(b"", content) if name == "data" else content)
     if vec_normalize is not None:
         with replacing(path / VECNORMALIZE) as temporary:
             vec_normalize.save(str(temporary))

@@ -9,6 +9,7 @@
 | ``progress.csv``, ``events.out.tfevents.*`` | SB3's logger |
 | ``evaluations.npz`` | as SB3's EvalCallback writes it: ``timesteps``, ``results``, ``ep_lengths`` |
 | ``model.zip``, ``vecnormalize.pkl`` | the final model and its observation and reward statistics |
+| ``checkpoints/STEPS.npz`` | of a run that is not finished: what it needs to go on |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
 
@@ -44,6 +45,7 @@ EVALUATIONS = "evaluations.npz"
 MODEL = "model.zip"
 VECNORMALIZE = "vecnormalize.pkl"
 MONITOR = "monitor"
+CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
@@ -59,6 +61,7 @@ _OUTPUTS = (
     MONITOR,
     ERROR,
     VERSIONS,
+    CHECKPOINTS,
     # What it had not finished writing, see `replacing`
     *(f".{name}.*" for name in (SPEC, STATUS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR, VERSIONS)),
 )
@@ -120,6 +123,12 @@ class Status:
     reason: str = ""
     pid: int = 0
     host: str = ""
+    #: Training steps of the checkpoint that it went on from last; 0 for none.
+    resumed_from: int = 0
+    #: How often it was begun or gone on with.
+    attempts: int = 1
+    #: Why it could not go on from a checkpoint, in lines.
+    notes: tuple[str, ...] = ()
 
     def ended_as(self, state: State, now: float, reason: str = "") -> Status:
         """This status, ended."""
@@ -154,8 +163,9 @@ class RunDirectory:
     def read_status(self) -> Status | None:
         """How far the run is; None if it has not begun, or its status cannot be read."""
         try:
-            return Status(**json.loads((self.path / STATUS).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            values = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
+            return Status(**{**values, "notes": tuple(values.get("notes", ()))})
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
     @property
@@ -236,9 +246,11 @@ class RunDirectory:
         return "done"
 
     @contextmanager
-    def claimed(self, spec: RunSpec) -> Iterator[Literal["new", "unfinished", "done"]]:
+    def claimed(self, spec: RunSpec, *, keep: bool = False) -> Iterator[Literal["new", "unfinished", "done"]]:
         """Make the folder this process' for one attempt at a run, rid of what an earlier attempt left.
 
+        :param spec: The run.
+        :param keep: Leave what an earlier attempt left, for one that goes on from there.
         :return: A context that yields what :meth:`compare` says; of a finished run nothing is removed.
         :raises UserError: If another process is at it, or it does not fit the spec.
         """
@@ -253,11 +265,15 @@ class RunDirectory:
             there = self.compare(spec)
             if there != "done":
                 write_text(self.path / SPEC, spec.model_dump_json(indent=1) + "\n")
-            if there == "unfinished":
-                for pattern in _OUTPUTS:
-                    for output in self.path.glob(pattern):
-                        shutil.rmtree(output) if output.is_dir() else output.unlink()
+            if there == "unfinished" and not keep:
+                self.clear()
             yield there
+
+    def clear(self) -> None:
+        """Remove what attempts at the run have left."""
+        for pattern in _OUTPUTS:
+            for output in self.path.glob(pattern):
+                shutil.rmtree(output) if output.is_dir() else output.unlink()
 
     @property
     def in_progress(self) -> bool:

@@ -229,6 +229,34 @@ class StackedNormalize:
         clipped: np.ndarray = np.clip(scaled, -self._clip_obs, self._clip_obs)
         return clipped.astype(np.float32)
 
+    def state(self, member: int) -> dict[str, Any]:
+        """The statistics of a member, as :func:`srl.envs.state.env_state` has VecNormalize's."""
+        averages = {"returns": self.ret_rms} | ({"observations": self.obs_rms} if self._norm_obs else {})
+        return {
+            "averages": {
+                name: {
+                    "mean": np.array(average.mean[member]),
+                    "var": np.array(average.var[member]),
+                    "count": average.count,
+                }
+                for name, average in averages.items()
+            },
+            "returns": self._returns[member].copy(),
+        }
+
+    def restore(self, member: int, state: dict[str, Any]) -> None:
+        """Take over the statistics of a member.
+
+        :param member: Its index.
+        :param state: What :meth:`state` gave.
+        """
+        for name, average in (("returns", self.ret_rms), ("observations", self.obs_rms)):
+            values = state["averages"].get(name)
+            if values is not None:
+                average.mean[member], average.var[member] = values["mean"], values["var"]
+                average.count = values["count"]
+        self._returns[member] = state["returns"]
+
     def export(self) -> list[VecNormalize]:
         """The members' VecNormalize with their statistics."""
         for member, wrapper in enumerate(self._wrappers):

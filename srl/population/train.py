@@ -9,28 +9,41 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import make_member_env, normalize_arguments
+from srl.envs.replay import NotRestorable
 from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
+from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval_interval
+from srl.experiment.checkpoint import remove_checkpoints, write_checkpoint
+from srl.experiment.logs import log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
-from srl.experiment.run import Attempt, RunFailed, in_one_line, make_model, save
+from srl.experiment.resume import generator_state, model_state, restore_model
+from srl.experiment.run import (
+    CHECKPOINT_EVERY,
+    LOG_INTERVAL,
+    Attempt,
+    RunFailed,
+    in_one_line,
+    make_model,
+    save,
+)
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import MONITOR, RunDirectory, Status
 from srl.experiment.tasks import population_key
@@ -45,9 +58,6 @@ from srl.population.update import (
     generalized_advantages,
 )
 
-#: SB3's ``log_interval`` of each family: updates between two lines of the log.
-_LOG_INTERVAL = {"a2c": 100, "ppo": 1}
-
 
 def train_population(
     specs: Sequence[RunSpec],
@@ -55,13 +65,15 @@ def train_population(
     *,
     command: str = "",
     tell: Callable[[Sequence[Status]], None] | None = None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> list[Status]:
-    """Train runs together, each into its directory, from the start.
+    """Train runs together, each into its directory, from where they were interrupted, or from the start.
 
     :param specs: The runs; all of one :func:`~srl.experiment.tasks.population_key`.
     :param paths: Their folders, new or of unfinished runs of the same specs.
     :param command: The command that asked for them, for the record.
     :param tell: Is given the status of the runs about once a second.
+    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each update.
     :return: How each run ended, in the order of ``specs``. A member that fails does not stop the others; its
         status and its folder say why.
     :raises UserError: If the runs cannot train together, or a folder does not fit its run.
@@ -94,14 +106,61 @@ def train_population(
                 tell([attempt.status for attempt in attempts])
 
         try:
-            if members:
-                with Population(members) as population:
-                    population.train(beat)
+            for together, states in _by_progress(members):
+                _train_together(together, states, beat, checkpoint_every)
         except Exception as error:
             for attempt in members:
                 if attempt.running:
                     attempt.fail(error)
     return [attempt.status for attempt in attempts]
+
+
+def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[dict[str, Any]]]]:
+    """Runs that can go on together, with the states that they go on from; none for those that begin anew.
+
+    The runs of a population have checkpoints of the same steps, unless it was interrupted while it wrote
+    them, or one is damaged.
+    """
+    groups: list[tuple[list[Attempt], list[dict[str, Any]]]] = []
+    steps = {attempt.path: attempt.checkpoints() for attempt in attempts}
+    waiting = list(attempts)
+    while waiting:
+        counts = Counter(step for attempt in waiting for step in steps[attempt.path])
+        if not counts:
+            for attempt in waiting:
+                attempt.begin_anew()
+            return [*groups, (waiting, [])]
+        best = max(counts, key=lambda step: (counts[step], step))
+        together, states = [], []
+        for attempt in [attempt for attempt in waiting if best in steps[attempt.path]]:
+            try:
+                states.append(attempt.go_on(best))
+                together.append(attempt)
+            except UserError as error:
+                attempt.note(f"cannot go on from step {best:,}: {error}")
+                steps[attempt.path].remove(best)
+        if together:
+            groups.append((together, states))
+            waiting = [attempt for attempt in waiting if attempt not in together]
+    return groups
+
+
+def _train_together(
+    attempts: Sequence[Attempt],
+    states: Sequence[dict[str, Any]],
+    beat: Callable[[], None],
+    checkpoint_every: float,
+) -> None:
+    try:
+        with Population(attempts, states) as population:
+            population.train(beat, checkpoint_every)
+    except NotRestorable as error:
+        if not states:
+            raise
+        for attempt in attempts:
+            attempt.note(f"begun anew: {error}")
+            attempt.begin_anew()
+        _train_together(attempts, [], beat, checkpoint_every)
 
 
 @dataclass
@@ -127,9 +186,11 @@ class Population:
     """Runs in training. A context, at whose end environments and logs are closed.
 
     :param attempts: The runs, begun.
+    :param states: Where they go on from, all after the same number of steps; empty for the start.
+    :raises NotRestorable: If they cannot be brought to where they were.
     """
 
-    def __init__(self, attempts: Sequence[Attempt]):
+    def __init__(self, attempts: Sequence[Attempt], states: Sequence[dict[str, Any]] = ()):
         self._spec = spec = attempts[0].spec
         th.set_num_threads(spec.threads)
         keep_freed_memory()
@@ -138,18 +199,21 @@ class Population:
             on_error.push(self._resources)
             env_specs = [attempt.spec.env_spec() for attempt in attempts]
             venvs = [
-                make_member_env(env_spec, monitor_dir=str(attempt.path / MONITOR))
+                make_member_env(env_spec, monitor_dir=str(attempt.path / MONITOR), append=bool(states))
                 for env_spec, attempt in zip(env_specs, attempts, strict=True)
             ]
             self._envs = MemberEnvs(venvs)
             self._resources.callback(self._envs.close)
-            self._members = [self._member(*pair) for pair in zip(attempts, venvs, strict=True)]
+            progress = [state["logs"]["progress"] for state in states] or [""] * len(venvs)
+            self._members = [self._member(*each) for each in zip(attempts, venvs, progress, strict=True)]
             self._eval_envs = MemberEnvs(
                 [make_member_env(env_spec, n_eval_envs=spec.n_eval_envs) for env_spec in env_specs]
             )
             self._resources.callback(self._eval_envs.close)
             on_error.pop_all()
         self._models = [member.model for member in self._members]
+        for model, state in zip(self._models, states, strict=False):
+            restore_model(model, state["model"])
         self._device = self._models[0].device
         self._normalize: StackedNormalize | None = None
         if spec.hyperparams.normalize is not None:
@@ -175,8 +239,75 @@ class Population:
         self._n_steps_taken = 0
         self._observations = np.empty(0)
         self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
+        self._iteration = 0
+        self._goes_on = bool(states)
+        if states:
+            with ExitStack() as on_error:
+                on_error.push(self._resources)
+                self._restore(states)
+                on_error.pop_all()
 
-    def _member(self, attempt: Attempt, venv: VecEnv) -> Member:
+    def _restore(self, states: Sequence[dict[str, Any]]) -> None:
+        """Bring everything but the models to where it was."""
+        self._observations = self._normalized_at_reset(self._envs.reset(self._active))
+        evaluated = states[0]["eval_env"] is not None
+        if evaluated:
+            self._eval_envs.reset(self._active)
+        for index, (member, state) in enumerate(zip(self._members, states, strict=True)):
+            restore_env(self._envs.venvs[index], state["env"])
+            if evaluated:
+                restore_env(self._eval_envs.venvs[index], state["eval_env"])
+            if self._normalize is not None:
+                self._normalize.restore(index, state["env"]["normalize"])
+            if member.noise is not None:
+                member.noise[1].bit_generator.state = state["env"]["noise"]
+            kind = "cuda" if self._device.type == "cuda" else "torch"
+            member.generator.set_state(state["generators"][kind])
+            member.permutations.set_state(state["generators"]["numpy"])
+            member.evaluations.restore(state["evaluations"])
+            restore_logger(member.model.logger, state["logs"])
+            self._observations[index] = state["model"]["last_obs"]
+            self._dones[index] = state["model"]["last_episode_starts"]
+        self._optimizer.take_over()
+        self._iteration = states[0]["iteration"]
+        self._timesteps = self._models[0].num_timesteps
+        self._n_steps_taken = self._timesteps // self._envs.n_envs
+
+    def _keep(self) -> None:
+        """Write a checkpoint of each member: that which the run alone would have."""
+        self._optimizer.export()
+        evaluated = bool(self._members[self._active[0]].evaluations.timesteps)
+
+        kind = "cuda" if self._device.type == "cuda" else "torch"
+        states = {}
+        for index in self._active:
+            member, model = self._members[index], self._models[index]
+            model._last_obs, model._last_episode_starts = self._observations[index], self._dones[index]
+            env = env_state(self._envs.venvs[index])
+            if self._normalize is not None:
+                env["normalize"] = self._normalize.state(index)
+            if member.noise is not None:
+                env["noise"] = member.noise[1].bit_generator.state
+            generators = generator_state(model.device)
+            generators[kind] = member.generator.get_state()
+            generators["numpy"] = member.permutations.get_state(legacy=False)
+            states[index] = {
+                "iteration": self._iteration,
+                "model": model_state(model),
+                "generators": generators,
+                "env": env,
+                "eval_env": env_state(self._eval_envs.venvs[index]) if evaluated else None,
+                "evaluations": member.evaluations.state(),
+            }
+
+        def write(index: int) -> None:
+            member = self._members[index]
+            logs = log_state(member.attempt.path, member.model.logger)
+            write_checkpoint(member.attempt.path, self._timesteps, states[index] | {"logs": logs})
+
+        self._each_active(write)
+
+    def _member(self, attempt: Attempt, venv: VecEnv, progress: str) -> Member:
         spec = attempt.spec
         model = make_model(spec, venv)
         # Alone, the run would go on from here with PyTorch's and NumPy's global generators
@@ -187,7 +318,7 @@ class Population:
         else:
             generator.manual_seed(spec.seed)
         permutations.set_state(np.random.get_state())  # noqa: NPY002
-        model.set_logger(configure(str(attempt.path), ["csv", "tensorboard"]))
+        model.set_logger(make_logger(attempt.path, progress))
         self._resources.callback(model.logger.close)
         model.rollout_buffer = None  # type: ignore[assignment]
         model.ep_info_buffer = deque(maxlen=model._stats_window_size)
@@ -210,27 +341,37 @@ class Population:
     def __exit__(self, *exception: object) -> None:
         self._resources.close()
 
-    def train(self, beat: Callable[[], None]) -> None:
+    def train(self, beat: Callable[[], None], checkpoint_every: float = CHECKPOINT_EVERY) -> None:
         """Train all members to their ends.
 
         :param beat: Called now and then.
+        :param checkpoint_every: Seconds between two checkpoints.
         """
         self._beat = Heart(beat, self._beat_interval)
-        observations = self._envs.reset(self._active)
-        self._drop_failed(self._envs, self._at_step)
-        self._observations = self._normalized_at_reset(observations)
-        iteration = 0
-        log_interval = _LOG_INTERVAL[self._spec.algorithm.family]
+        if not self._goes_on:
+            observations = self._envs.reset(self._active)
+            self._drop_failed(self._envs, self._at_step)
+            self._observations = self._normalized_at_reset(observations)
+        log_interval = LOG_INTERVAL[self._spec.algorithm.family]
+        keeps_state = True
+        due = time.monotonic() + checkpoint_every
         while self._timesteps < self._spec.n_timesteps and self._active:
             rollout = self._collect()
-            iteration += 1
+            self._iteration += 1
             for index in self._active:
                 model = self._models[index]
                 model._update_current_progress_remaining(self._timesteps, self._spec.n_timesteps)
-                if iteration % log_interval == 0:
-                    model.dump_logs(iteration)
+                if self._iteration % log_interval == 0:
+                    model.dump_logs(self._iteration)
                 model._update_learning_rate(model.policy.optimizer)
             self._update(rollout)
+            if keeps_state and self._active and time.monotonic() >= due:
+                try:
+                    self._keep()
+                except NotRestorable as error:
+                    self._members[self._active[0]].attempt.note(f"keeps no checkpoints: {error}")
+                    keeps_state = False
+                due = time.monotonic() + checkpoint_every
         if self._active and self._members[self._active[0]].evaluations.due_at_end(self._spec.n_timesteps):
             self._evaluate()
         self._save()
@@ -432,6 +573,7 @@ class Population:
             model._last_episode_starts = self._dones[index]
             save(member.attempt.path, model, None if wrappers is None else wrappers[index])
             model.logger.close()
+            remove_checkpoints(member.attempt.path)
             member.attempt.finish(self._timesteps)
 
         self._each_active(finish)

@@ -140,6 +140,18 @@ class StackedOptimizer:
         th._foreach_mul_(self._flat_gradients, [scale.unsqueeze(1)] * len(gradients))
         self._optimizer.step()
 
+    def take_over(self) -> None:
+        """Take the state of the members' own optimizers, as of runs that go on."""
+        for _, pieces in self._groups:
+            for name, part, members in pieces:
+                models = self._models[members]
+                states = [model.policy.optimizer.state[model.policy.get_parameter(name)] for model in models]
+                for key, value in states[0].items():
+                    shared = not isinstance(value, th.Tensor) or value.shape != part.shape[1:]
+                    self._optimizer.state[part][key] = (
+                        copy(value) if shared else th.stack([state[key] for state in states])
+                    )
+
     def export(self) -> None:
         """Give the members' own optimizers their state, so that a loaded model can go on."""
         for _, pieces in self._groups:

@@ -239,8 +239,7 @@ def test_env_kwargs_reach_the_environment():
 
 def test_discretised_environment_carries_out_the_chosen_values():
     venv = make_train_env(PENDULUM)
-    (wrapper, _) = venv.unwrapped.envs
-    assert isinstance(wrapper, DiscretizeAction)
+    assert all(is_wrapped(env, DiscretizeAction) for env in venv.unwrapped.envs)
     venv.reset()
     venv.step(np.array([[10], [0]]))
     commands = [env.unwrapped.data.ctrl[0] for env in venv.unwrapped.envs]

@@ -244,8 +244,8 @@ def test_table_of_the_sweep_counts_what_failed(swept):
     assert "8.0 ± 0.0 (n=2)" in outcome.out
     assert outcome.out.count("2 failed") == 2
     table = (root / "table.csv").read_text()
-    assert f"{FINE},none,64,sppo,,8.0,0.0,2,0,0,0,0,0" in table
-    assert f"{NAN},none,64,sppo,,,,0,0,0,2,0,0" in table
+    assert f"{FINE},none,64,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
+    assert f"{NAN},none,64,sppo,,,,0,0,0,0,2,0,0,0" in table
 
 
 def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):

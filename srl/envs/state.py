@@ -1,0 +1,114 @@
+"""The state of a vectorised environment as plain data, and an environment brought to it.
+
+Wrappers give what they keep between steps; environments themselves are played again, see
+:mod:`srl.envs.replay`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecNormalize,
+)
+
+from srl.envs.replay import NotRestorable, Replayable
+from srl.envs.reward_noise import VecRewardNoise
+
+
+def env_state(venv: VecEnv) -> dict[str, Any]:
+    """What it takes to bring another environment of the same kind to where this one is.
+
+    :param venv: Made by :func:`srl.envs.make.make_train_env` and its siblings, and reset.
+    :return: Numbers, texts, arrays, and lists and mappings of these.
+    :raises NotRestorable: For environments that keep their state to themselves, such as native ones.
+    """
+    state: dict[str, Any] = {}
+    for layer in _layers(venv):
+        if isinstance(layer, VecRewardNoise):
+            state["noise"] = copy.deepcopy(layer.rng.bit_generator.state)
+        elif isinstance(layer, VecNormalize):
+            state["normalize"] = _normalize_state(layer)
+        elif isinstance(layer, VecFrameStack):
+            state["frames"] = copy.deepcopy(layer.stacked_obs.stacked_obs)
+        elif isinstance(layer, DummyVecEnv):
+            state["histories"] = [_replayable(env).history() for env in layer.envs]
+    if "histories" not in state:
+        raise NotRestorable(f"{type(venv.unwrapped).__name__} keeps the state of its environments to itself.")
+    return state
+
+
+def restore_env(venv: VecEnv, state: dict[str, Any]) -> None:
+    """Bring an environment to where another one was.
+
+    :param venv: New, and reset once.
+    :param state: What :func:`env_state` gave there.
+    :raises NotRestorable: If it does not get there.
+    """
+    for layer in _layers(venv):
+        if isinstance(layer, VecRewardNoise):
+            layer.rng.bit_generator.state = state["noise"]
+        elif isinstance(layer, VecNormalize):
+            _restore_normalize(layer, state["normalize"])
+        elif isinstance(layer, VecFrameStack):
+            layer.stacked_obs.stacked_obs = copy.deepcopy(state["frames"])
+        elif isinstance(layer, DummyVecEnv):
+            for env, history in zip(layer.envs, state["histories"], strict=True):
+                _replayable(env).replay(history)
+
+
+def _layers(venv: VecEnv) -> Iterator[VecEnv]:
+    """The environment and those that it wraps, from the outside in."""
+    yield venv
+    while isinstance(venv, VecEnvWrapper):
+        venv = venv.venv
+        yield venv
+
+
+def _replayable(env: Any) -> Replayable[Any, Any]:
+    assert isinstance(env, Replayable)
+    return env
+
+
+def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
+    averages = {"returns": layer.ret_rms}
+    if layer.norm_obs:
+        obs_rms = layer.obs_rms
+        averages |= (
+            {f"observations.{key}": value for key, value in obs_rms.items()}
+            if isinstance(obs_rms, dict)
+            else {"observations": obs_rms}
+        )
+    return {
+        "averages": {
+            name: {"mean": np.array(average.mean), "var": np.array(average.var), "count": average.count}
+            for name, average in averages.items()
+        },
+        "returns": layer.returns.copy(),
+    }
+
+
+def _restore_normalize(layer: VecNormalize, state: dict[str, Any]) -> None:
+    for name, values in state["averages"].items():
+        average = _average(layer, name)
+        # Numbers, where these are no arrays, as SB3 has them after its first update
+        average.mean, average.var = values["mean"].copy()[()], values["var"].copy()[()]
+        average.count = values["count"]
+    layer.returns = state["returns"].copy()
+
+
+def _average(layer: VecNormalize, name: str) -> RunningMeanStd:
+    if name == "returns":
+        return layer.ret_rms
+    _, _, key = name.partition(".")
+    found = layer.obs_rms[key] if key else layer.obs_rms  # type: ignore[index]
+    assert isinstance(found, RunningMeanStd)
+    return found

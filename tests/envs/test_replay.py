@@ -1,0 +1,122 @@
+"""Environments brought back to where they were, in an environment that was made anew."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from srl.envs.make import EnvSpec, make_eval_env, make_train_env
+from srl.envs.replay import NotRestorable, Replayable
+from srl.envs.state import env_state, restore_env
+
+KINDS = {
+    "HalfCheetah": EnvSpec("HalfCheetah-v4", seed=7, n_envs=2, bins=11, normalize={}, noise="gaussian:0.1"),
+    "InvertedDoublePendulum": EnvSpec("InvertedDoublePendulum-v4", seed=7, bins=5, normalize={}),
+    "LunarLander": EnvSpec("LunarLander-v3", seed=7, n_envs=2),
+    "LunarLanderContinuous": EnvSpec("LunarLanderContinuous-v3", seed=7, n_envs=2, bins=5),
+    "BipedalWalker": EnvSpec("BipedalWalker-v3", seed=7, bins=5, normalize={"norm_obs": False}),
+    "Pong": EnvSpec("PongNoFrameskip-v4", seed=7, n_envs=2, frame_stack=4, noise="flip:0.1"),
+    "game with lives": EnvSpec("WizardOfWorNoFrameskip-v4", seed=7, frame_stack=4),
+    "sticky actions": EnvSpec("ALE/Breakout-v5", seed=7, frame_stack=4),
+    "CartPole": EnvSpec("CartPole-v1", seed=7, n_envs=3),
+}
+
+
+def play(venv, generator, n_steps):
+    """Everything that random actions give, the bits of observations and rewards included."""
+    seen = []
+    for _ in range(n_steps):
+        actions = np.array([draw(venv.action_space, generator) for _ in range(venv.num_envs)])
+        observations, rewards, dones, _ = venv.step(actions)
+        seen.append((observations.tobytes(), rewards.tobytes(), dones.tobytes()))
+    return seen
+
+
+def draw(space, generator):
+    sizes = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n
+    return generator.integers(sizes)
+
+
+@pytest.mark.parametrize("n_steps", [0, 37, 1300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_restored_environment_goes_on_to_the_bit(kind, n_steps):
+    first, second = make_train_env(KINDS[kind]), make_train_env(KINDS[kind])
+    first.reset()
+    play(first, np.random.default_rng(1), n_steps)
+    state = env_state(first)
+    second.reset()
+    play(second, np.random.default_rng(2), 5)
+    restore_env(second, state)
+    again = env_state(second)
+    assert play(second, np.random.default_rng(3), 400) == play(first, np.random.default_rng(3), 400)
+    # And from there it can be restored again
+    third = make_train_env(KINDS[kind])
+    third.reset()
+    restore_env(third, again)
+    fourth = make_train_env(KINDS[kind])
+    fourth.reset()
+    restore_env(fourth, state)
+    assert play(third, np.random.default_rng(3), 50) == play(fourth, np.random.default_rng(3), 50)
+
+
+def test_walker_goes_on_to_the_bit_after_many_episodes():
+    spec = KINDS["BipedalWalker"]
+    first, second = make_train_env(spec), make_train_env(spec)
+    first.reset()
+    play(first, np.random.default_rng(1), 4000)
+    second.reset()
+    restore_env(second, env_state(first))
+    assert play(second, np.random.default_rng(3), 500) == play(first, np.random.default_rng(3), 500)
+
+
+def test_evaluation_environments_are_restored_in_the_middle_of_a_game():
+    spec = KINDS["game with lives"]
+    first, second = make_eval_env(spec, 2), make_eval_env(spec, 2)
+    first.reset()
+    play(first, np.random.default_rng(1), 900)
+    second.reset()
+    restore_env(second, env_state(first))
+    # A reset after a lost life goes on with the game
+    assert first.reset().tobytes() == second.reset().tobytes()
+    assert play(second, np.random.default_rng(3), 100) == play(first, np.random.default_rng(3), 100)
+
+
+def test_replaying_writes_no_episodes(tmp_path):
+    spec = KINDS["CartPole"]
+    first = make_train_env(spec)
+    first.reset()
+    play(first, np.random.default_rng(1), 500)
+    second = make_train_env(spec, monitor_dir=str(tmp_path))
+    second.reset()
+    before = {file: file.read_text() for file in tmp_path.iterdir()}
+    restore_env(second, env_state(first))
+    assert {file: file.read_text() for file in tmp_path.iterdir()} == before
+
+
+class Elsewhere(gym.Env):
+    """Draws from a generator that nobody knows of."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.random.default_rng().random(1).astype(np.float32), {}
+
+    def step(self, action):
+        return np.random.default_rng().random(1).astype(np.float32), 0.0, False, False, {}
+
+
+def test_environment_that_draws_from_elsewhere_is_found_out():
+    first, second = Replayable(Elsewhere()), Replayable(Elsewhere())
+    first.reset(seed=0)
+    first.step(0)
+    second.reset(seed=0)
+    with pytest.raises(NotRestorable, match="more than its own random generator"):
+        second.replay(first.history())
+
+
+def test_native_environments_say_that_they_cannot_be_kept():
+    venv = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=7, backend="native", frame_stack=4))
+    venv.reset()
+    with pytest.raises(NotRestorable, match="keeps the state of its environments to itself"):
+        env_state(venv)
