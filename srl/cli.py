@@ -451,7 +451,10 @@ def _write_page(
 
 def _print_notes(notes: Sequence[str], console: Console) -> None:
     for note in notes[:_SHOWN_NOTES]:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        # A folder's name may hold bytes that are no text
+        console.print(
+            note.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
+        )
     if len(notes) > _SHOWN_NOTES:
         console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which the files have.")
 

@@ -103,7 +103,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no text
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @dataclass(frozen=True)

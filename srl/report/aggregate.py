@@ -9,7 +9,7 @@ import numpy as np
 
 from srl.report.comparison import Matched, by_column, match
 from srl.report.intervals import Array, Estimate
-from srl.report.normalisation import Kind, Scale, Task, normalise
+from srl.report.normalisation import NAMES, Kind, Scale, Task, normalise
 from srl.report.runs import Cell
 from srl.report.statistics import aggregates, performance_profile
 from srl.report.tables import noise_order
@@ -39,7 +39,8 @@ def make_aggregates(
 ) -> tuple[list[Aggregate], list[str]]:
     """Aggregates for each noise and kind of normalisation.
 
-    Under each noise, all algorithms that have finished runs there are matched with one another.
+    Under each noise, all algorithms that have finished runs there are matched with one another, but for those
+    that have them in fewer than half as many environments as the best.
 
     :param cells: All that is reported.
     :param scales: The scale of each environment; one without is in no aggregate.
@@ -57,17 +58,28 @@ def make_aggregates(
                 and (scale := scales.get((cell.env, cell.n_timesteps))) is not None
                 and scale.kind == kind
             ]
-            sides = by_column(members)
+            where = f"aggregates, {NAMES[kind]}, {describe_noise(noise)}"
+            sides, rare = _widespread(by_column(members))
+            notes += [f"Left out of the {where}: {column}, which few environments have." for column in rare]
             if not sides:
                 continue
             matched = match(sides)
-            where = f"aggregates, {describe_noise(noise)}"
             notes += [f"Left out of the {where}: {line}." for line in matched.left_out]
             if matched:
                 matches.append((noise, kind, matched))
             else:
                 notes.append(f"No {where}: no seed is finished with all of {', '.join(sides)}.")
     return [_aggregate(*one, _thresholds(matches, one[1], scales), scales, reps) for one in matches], notes
+
+
+def _widespread(
+    sides: Mapping[str, Mapping[Task, Cell]],
+) -> tuple[dict[str, Mapping[Task, Cell]], list[str]]:
+    """The columns with finished runs in at least half as many environments as the best, and the others."""
+    n_envs = {column: sum(bool(cell.values) for cell in cells.values()) for column, cells in sides.items()}
+    most = max(n_envs.values(), default=0)
+    rare = [column for column in sides if 2 * n_envs[column] < most]
+    return {column: cells for column, cells in sides.items() if column not in rare}, rare
 
 
 def _aggregate(

@@ -59,9 +59,10 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
                 left_out.append(f"{name}: {name_seeds(lacking)}, not finished with {column}")
         unused = shared[task] - seeds if task in chosen else shared[task]
         if unused:
-            left_out.append(
-                f"{name}: {name_seeds(unused)}, not finished in all environments that are compared"
-            )
+            why = "not finished in all environments that are compared"
+            if task not in chosen:
+                why = "since fewer than half as many seeds would be common to all environments with it"
+            left_out.append(f"{name}: {name_seeds(unused)}, {why}")
     order = tuple(sorted(seeds))
     scores = {
         column: np.array([[cells[task].done[seed] for task in chosen] for seed in order])

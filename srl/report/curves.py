@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -78,7 +79,9 @@ def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]
         try:
             logs.append(read_training(root / run.path / PROGRESS))
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            # The system's own words would name the whole path
+            words = getattr(error, "strerror", None) or str(error)
+            reason = " ".join(words.split())[:200]
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: {reason}")
     curves = {}
     for name in _TRAINING:
@@ -94,7 +97,12 @@ def read_training(path: Path) -> dict[str, Series]:
     :raises OSError, ValueError: If it cannot be read.
     """
     wanted = {STEPS, *_TRAINING}
-    table = pd.read_csv(path, usecols=lambda name: name in wanted, dtype=float)
+    content = path.read_bytes()
+    # pandas would take columns of longer rows for others
+    n_rows, header = content.count(b"\n"), content.partition(b"\n")[0]
+    if content.count(b",") > header.count(b",") * (n_rows + (not content.endswith(b"\n"))):
+        raise ValueError("it has rows that are longer than its header")
+    table = pd.read_csv(io.BytesIO(content), usecols=lambda name: name in wanted, dtype=float)
     if STEPS not in table:
         raise ValueError(f"it has no column {STEPS}")
     steps = table[STEPS].to_numpy()

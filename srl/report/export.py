@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ def export(
     tell("Writing")
     if kind == "zoo":
         return [_write_zoo(scores, out / ZOO)], scores.left_out
+    if not any(run.evaluations is not None for run in scores.runs):
+        raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
     file = out / f"evaluations.{kind}"
     with replacing(file) as temporary:
         (_write_json if kind == "json" else _write_parquet)(scores, temporary)
@@ -56,7 +59,7 @@ def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
         yield (
             run,
             {
-                "run": path,
+                "run": path.encode(errors="backslashreplace").decode(),
                 "environment": run.env,
                 "algorithm": run.algo,
                 "variant": cell.variant,
@@ -113,8 +116,6 @@ def _write_parquet(scores: Scores, file: Path) -> None:
             f"--format parquet needs the package {error.name}: pip install 'symmetric-rl[report]'."
         ) from None
     described = list(_described(scores))
-    if not described:
-        raise UserError(f"{scores.root}: no run has evaluations.")
     rows = [_columns(run) for run, _ in described]
     counts = [len(columns["evaluation"]) for columns in rows]
     table: dict[str, Any] = {}
@@ -136,23 +137,29 @@ def _write_zoo(scores: Scores, folder: Path) -> Path:
     Columns that differ in a hyperparameter, and runs of different lengths, have folders of their own: the
     scripts would mix them.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
-    copied = 0
-    for cell in scores.cells:
-        top = _zoo_root(cell, several=steps[cell.env, cell.noise] > 1)
-        for run in cell.runs:
-            if run.state == "done":
-                place = partial / top / cell.algo / f"{safe_name(cell.env)}_{run.seed}"
-                place.mkdir(parents=True)
-                shutil.copyfile(scores.root / run.path / EVALUATIONS, place / EVALUATIONS)
-                copied += 1
-    if not copied:
-        raise UserError(f"{scores.root}: no run is finished.")
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    runs = [
+        (_zoo_root(cell, several=steps[cell.env, cell.noise] > 1), run)
+        for cell in scores.cells
+        for run in cell.runs
+        if run.state == "done"
+    ]
+    if not runs:
+        raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / folder.name
+        for top, run in runs:
+            name = f"{safe_name(run.env)}_{run.seed}"
+            place = partial / top / run.algo / name
+            number = 1
+            while place.exists():  # another environment of the same safe name
+                number += 1
+                place = place.with_name(f"{name}_{number}")
+            place.mkdir(parents=True)
+            shutil.copyfile(scores.root / run.path / EVALUATIONS, place / EVALUATIONS)
+        if folder.exists():
+            folder.rename(Path(temporary) / "before")
+        partial.rename(folder)
     return folder
 
 

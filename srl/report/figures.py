@@ -42,6 +42,9 @@ _STYLES: dict[str, tuple[str, str, str]] = {
 #: Dashes of what differs in a hyperparameter from a column of the same algorithm.
 _VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
+#: Markers of those; with the dashes there are enough for 44.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "*", "h", "d")
+
 _AGGREGATE_TITLES = {
     "median": "Median",
     "iqm": "IQM",
@@ -90,7 +93,10 @@ def style(column: str, columns: Sequence[str]) -> Style:
     algorithm = _algorithm(column)
     color, dashes, marker = _STYLES[algorithm]
     place = [other for other in columns if _algorithm(other) == algorithm].index(column)
-    return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)] if place else dashes, marker)
+    if not place:
+        return Style(color, dashes, marker)
+    others = [other for other in _MARKERS if other != marker]
+    return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)], others[(place - 1) % len(others)])
 
 
 def _algorithm(column: str) -> str:
@@ -121,9 +127,9 @@ def draw_curves(
         handles: dict[str, Any] = {}
         for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
             for column in (name for name in columns if name in by_column):
-                name = f"{column}{(suffixes or {}).get(column, '')}"
-                drawn = _draw_curve(axes, by_column[column], style(column, columns), name)
-                handles.setdefault(str(drawn.get_label()), drawn)
+                drawn = _draw_curve(axes, by_column[column], style(column, columns))
+                own = [other[column] for other in curves.values() if column in other]
+                handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
             axes.set_title(one_line(describe_noise(noise)), loc="left")
             axes.set_xlabel("training steps")
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -134,8 +140,13 @@ def draw_curves(
         return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve, look: Style, name: str) -> Line2D:
-    unfinished = "" if curve.finished else ", not finished"
+def _seeds(curves: Sequence[Curve]) -> str:
+    """The number of seeds of an algorithm's curves, one for each noise, in the order of the panels."""
+    counts = [f"{curve.n_seeds}{'' if curve.finished else ', not finished'}" for curve in curves]
+    return f"n={counts[0] if len(set(counts)) == 1 else ' and '.join(counts)}"
+
+
+def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
     (line,) = axes.plot(
         curve.steps,
         curve.mean,
@@ -143,7 +154,6 @@ def _draw_curve(axes: Axes, curve: Curve, look: Style, name: str) -> Line2D:
         linestyle=look.dashes,
         marker=look.marker,
         markevery=(0.05, 0.15),
-        label=one_line(f"{name} (n={curve.n_seeds}{unfinished})"),
     )
     axes.fill_between(
         curve.steps,
@@ -164,7 +174,11 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
     with _settings():
-        height = 0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates)
+        longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
+        # The noise stands upright beside its panels
+        height = max(
+            0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest
+        )
         figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
         for row, aggregate in zip(panels, aggregates, strict=True):
             shown = [column for column in columns if column in aggregate.figures]
@@ -203,7 +217,6 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
                     linestyle=look.dashes,
                     marker=look.marker,
                     markevery=(0.05, 0.15),
-                    label=one_line(column),
                 )
                 axes.fill_between(
                     aggregate.thresholds,
@@ -229,7 +242,7 @@ def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str])
         for comparison in comparisons
     ]
     with _settings():
-        figure, panels = _panels(1, 1, width=6.5, height=0.6 + 0.3 * len(rows))
+        figure, panels = _panels(1, 1, width=6.5, height=1.0 + 0.3 * len(rows))
         axes = panels[0][0]
         for place, (_, column, improvement) in enumerate(rows):
             if improvement is not None:
@@ -248,7 +261,7 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
     tasks: list[Task] = sorted({task for comparison in comparisons for task in comparison.per_task})
     n_pairs = max(map(len, by_noise.values()))
     with _settings():
-        height = 0.8 + len(tasks) * (0.14 + 0.13 * n_pairs)
+        height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
         figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
         handles: dict[str, Any] = {}
         for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
@@ -270,7 +283,14 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
 
 def _draw_interval(axes: Axes, place: float, estimate: Estimate, look: Style) -> Line2D:
     if estimate.has_interval:
-        axes.plot([estimate.low, estimate.high], [place, place], color=look.color, linewidth=5, alpha=0.35)
+        axes.plot(
+            [estimate.low, estimate.high],
+            [place, place],
+            color=look.color,
+            linewidth=5,
+            alpha=0.35,
+            solid_capstyle="butt",
+        )
     (point,) = axes.plot(estimate.value, place, color=look.color, marker=look.marker, linestyle="none")
     return point
 
@@ -308,16 +328,22 @@ def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tupl
 
 
 def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) -> None:
-    """Title and legend above the panels, where they hide nothing."""
-    figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    """Title above and legend below the panels, where they hide nothing; the figure grows to hold them."""
+    heading = figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    needed = heading.get_window_extent(renderer).width / figure.dpi + 0.2
     if handles:
         labels = [one_line(label) for label in handles]
-        figure.legend(
-            list(handles.values()),
-            labels,
-            loc="outside lower left",
-            ncols=max(1, min(len(labels), int(figure.get_figwidth() // 1.7))),
-        )
+        legend = figure.legend(list(handles.values()), labels, loc="outside lower left", ncols=1)
+        # All columns are as wide as the widest entry
+        widest = legend.get_window_extent(renderer).width / figure.dpi
+        legend.remove()
+        needed = max(needed, widest + 0.1)
+        columns = min(len(labels), max(1, int((max(figure.get_figwidth(), needed) - 0.1) // widest)))
+        rows = -(-len(labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.2 * (rows - 1))
+        figure.legend(list(handles.values()), labels, loc="outside lower left", ncols=columns)
+    figure.set_figwidth(max(figure.get_figwidth(), needed))
 
 
 def to_png(figure: Figure) -> bytes:

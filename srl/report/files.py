@@ -15,7 +15,7 @@ def check_folder(out: Path) -> None:
 
     :raises UserError: If it lies in a run's folder, or cannot be written to.
     """
-    for folder in (out.absolute(), *out.absolute().parents):
+    for folder in (out.resolve(), *out.resolve().parents):
         if (folder / SPEC).is_file():
             raise UserError(
                 f"{out} is in the folder of a run, in which a report writes nothing. Name another with --out."

@@ -18,9 +18,10 @@ _LATEX = {
     "‡": r"\ddag{}",
     "§": r"\S{}",
     "¶": r"\P{}",
-    # After a line's end, brackets would be its spacing
+    # After a line's end, brackets would be its spacing, and a star its kind
     "[": "{[}",
     "]": "{]}",
+    "*": "{*}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 #: Punctuation that means something to Markdown in the middle of a line, GitHub's included.
@@ -53,5 +54,5 @@ def markdown(text: str) -> str:
 
 def markdown_line(text: str) -> str:
     """The same for a line of its own, whose beginning could look like an item of a list."""
-    escaped = re.sub(r"^([-+=])", r"\\\1", markdown(text))
+    escaped = re.sub(r"^([-+=])", r"\\\1", markdown(text).lstrip())
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)

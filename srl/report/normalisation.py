@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.config_files import ConfigFile, configs_dir
 from srl.report.intervals import Array
@@ -97,7 +98,7 @@ def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, S
             scales[task] = Scale("none")
         elif reference is not None and how != "minmax":
             scales[task] = Scale("human", *reference)
-        elif how == "human":
+        elif how == "human" or (how == "auto" and _looks_like_atari(task[0])):
             notes.append(f"{task[0]}: in no aggregate, since it has no human score.")
         elif scores:
             low, high = min(scores), max(scores)
@@ -112,6 +113,13 @@ def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, S
             "the runs of this report, all algorithms and noises together. These values change with the runs."
         )
     return scales, notes
+
+
+def _looks_like_atari(env: str) -> bool:
+    try:
+        return is_atari(env)
+    except Exception:  # whatever a name may do to Gymnasium's registry
+        return False
 
 
 def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
-from srl.report.comparison import Comparison, Matched, compare_pairs, task_name
+from srl.report.comparison import Comparison, Improvement, Matched, compare_pairs, task_name
 from srl.report.intervals import CONFIDENCE, Estimate
 from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
 from srl.report.runs import Cell
@@ -117,8 +117,14 @@ def _robust_table(
         found: Mapping[str, tuple[Estimate, int]],
     ) -> None:
         best = best_of({column: estimate for column, (estimate, _) in found.items()})
+        normalised = kind != "none"
         entries = {
-            column: Entry(with_interval(estimate), n=n, best=column == best, value=estimate.value)
+            column: Entry(
+                with_interval(estimate, 3 if normalised else None),
+                n=n,
+                best=column == best,
+                value=estimate.value,
+            )
             for column, (estimate, n) in found.items()
         }
         rows.append(Row(env, noise, steps, entries))
@@ -175,7 +181,7 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
                 continue
             # Bold is what is shown to differ from 1/2, whichever side it is on
             entries[comparison.name] = Entry(
-                with_interval(improvement.estimate, decimals=2),
+                with_interval(improvement.estimate, _decimals(improvement)),
                 n=improvement.n_seeds,
                 best=improvement.shown != 0,
                 value=improvement.estimate.value,
@@ -201,6 +207,12 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
     title = "Probability of improvement [95% interval] over the baseline, n matched seeds on each side"
     note = "Bold where a difference is shown: the interval leaves out 0.5, and the runs are enough for that."
     return Table("improvement", title, columns, rows, records, [note] if rows else [])
+
+
+def _decimals(improvement: Improvement) -> int:
+    """Two, unless a bound that leaves out 0.5 would be rounded to it."""
+    bounds = improvement.estimate.low, improvement.estimate.high
+    return 3 if improvement.shown and any(f"{bound:.2f}" == "0.50" for bound in bounds) else 2
 
 
 def statistics(report: Report) -> dict[str, Any]:

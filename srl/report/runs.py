@@ -163,7 +163,7 @@ def _foreign(found: _Found, planned: Sequence[str]) -> list[str]:
     """Lines on folders that have nothing to do with runs, the outermost ones alone."""
     known = [*found.runs, *found.plans, *found.reports, *planned]
     ours = {parent for path in known for parent in _with_parents(path)}
-    written = {(Path(path) / name).as_posix() for path in found.reports for name in (FIGURES, ZOO)}
+    written = {(Path(path) / name).as_posix() for path in [".", *ours] for name in (FIGURES, ZOO)}
     inside = {*found.runs, *planned, *written}
     outermost = dict.fromkeys(
         next(parent for parent in reversed(_with_parents(path)) if parent not in ours)
@@ -296,27 +296,58 @@ class Cell:
 def group(runs: Sequence[Run]) -> list[Cell]:
     """Runs over seeds: those that differ in nothing but the seed and how they were executed.
 
-    Runs of the same place that differ in a hyperparameter stay apart.
+    Runs of the same place that differ in a hyperparameter stay apart, and are named after what differs; but
+    those that have in it what the algorithm has wherever it has one value alone keep its plain name.
     """
     places: dict[tuple[str, str, int, str], list[Run]] = defaultdict(list)
     for run in runs:
         places[run.place].append(run)
+    # What is missing has no settings
+    settings = {
+        place: list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
+        for place, members in places.items()
+    }
     cells = []
     for place, members in places.items():
-        # What is missing has no settings: it belongs to the first variant
-        settings = list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
-        differing = dict.fromkeys(
+        own = settings[place]
+        differing = _differing(own)
+        elsewhere = [
+            dict(other[0])
+            for where, other in settings.items()
+            if where[-1] == place[-1] and len(other) == 1 and other[0]
+        ]
+        usual = {key: {values.get(key) for values in elsewhere} for key in differing}
+        plain = next(
+            (
+                one
+                for one in own
+                if elsewhere and all(usual[key] == {dict(one).get(key)} for key in differing)
+            ),
+            None,
+        )
+        for setting in own:
+            values = dict(setting)
+            named = [] if setting == plain else [key for key in differing if key in values]
+            variant = ", ".join(f"{key.rpartition('.')[2]}={values[key]}" for key in named)
+            # What is missing belongs to the plain one, else to the first
+            with_missing = own[0] if plain is None else plain
+            mine = [
+                run
+                for run in members
+                if run.settings == setting or (not run.settings and setting == with_missing)
+            ]
+            cells.append(Cell(*place, variant, tuple(sorted(mine, key=lambda run: run.seed))))
+    return cells
+
+
+def _differing(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
+    """The keys in which some settings differ."""
+    return list(
+        dict.fromkeys(
             key
             for one in settings
             for key, value in one
             for other in settings
             if dict(other).get(key) != value
         )
-        for setting in settings:
-            values = dict(setting)
-            variant = ", ".join(
-                f"{key.rpartition('.')[2]}={values[key]}" for key in differing if key in values
-            )
-            own = [r for r in members if r.settings == setting or (not r.settings and setting == settings[0])]
-            cells.append(Cell(*place, variant, tuple(sorted(own, key=lambda run: run.seed))))
-    return cells
+    )

@@ -73,6 +73,8 @@ def _verdict(comparison: Comparison, improvement: Improvement) -> str:
     )
     if not improvement.can_show:
         return f"{figure}; these are too few runs to show a difference, however the scores fall."
+    if not estimate.has_interval:
+        return f"{figure}; from one seed there is no interval, so that no difference is shown."
     if improvement.shown == 0:
         return f"no difference between {symmetric} and {baseline} is shown: {figure}, and 0.5 is within it."
     return f"{symmetric} scores {'higher' if improvement.shown > 0 else 'lower'} than {baseline}: {figure}."
@@ -103,7 +105,8 @@ def _noise_effects(comparisons: Sequence[Comparison]) -> list[str]:
         without, noisy = clean.get(comparison.name), comparison.overall
         if comparison.noise == "none" or without is None or noisy is None:
             continue
-        if not (without.can_show and noisy.can_show):
+        both = (without, noisy)
+        if not all(one.can_show and one.estimate.has_interval for one in both):
             continue
         larger = noisy.estimate.low > without.estimate.high
         smaller = noisy.estimate.high < without.estimate.low
@@ -130,7 +133,10 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
             "Findings are at 95% each and not corrected for their number: of 20 comparisons of equals, one "
             "is expected to show a difference."
         )
-    fewest = min((len(cell.values) for cell in cells if cell.values), default=0)
+    numbers = [len(cell.values) for cell in cells if cell.values]
+    if numbers:
+        numbers += [comparison.overall.n_seeds for comparison in comparisons if comparison.overall]
+    fewest = min(numbers, default=0)
     if 0 < fewest < 10:
         known = max((n for n in _COVERAGE if n <= fewest), default=0)
         extent = (
@@ -141,7 +147,7 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
         )
         lines.append(
             f"Some figures stand on {_count(fewest, 'seed')} only. Bootstrap intervals of few seeds are too "
-            f"narrow: {extent}. With 10 seeds it is 93."
+            f"narrow: {extent}.{' With 10 scores it is 93.' if known else ''}"
         )
     if any(cell.count(state) for cell in cells for state in UNFINISHED):
         lines.append(

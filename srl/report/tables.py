@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -291,7 +292,7 @@ def to_rich(table: Table) -> RichTable:
 def to_latex(table: Table) -> str:
     r"""The table as LaTeX in the paper's layout: environments down, noises and algorithms across.
 
-    It needs ``\usepackage{booktabs}`` and, for many columns, ``\usepackage{graphicx}``.
+    It needs ``\usepackage{booktabs}`` and ``\usepackage{graphicx}``.
     """
     noises = sorted({row.noise for row in table.rows}, key=noise_order)
     columns = [
@@ -304,9 +305,10 @@ def to_latex(table: Table) -> str:
     steps = {n_timesteps for _, n_timesteps in rows if n_timesteps is not None}
     counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
     n_columns = sum(len(names) for _, names in columns)
-    caption = (
-        table.title.replace("n seeds", f"{counts.copy().pop()} seeds") if len(counts) == 1 else table.title
-    )
+    caption = table.title
+    if len(counts) == 1:
+        (n,) = counts
+        caption = re.sub(r"\bn (matched )?seeds", rf"{n} \1seed{'' if n == 1 else 's'}", caption)
     if len(steps) == 1:
         caption += f", after {steps.copy().pop():,} training steps"
     keys = ["environment"] + (["steps"] if len(steps) > 1 else [])
@@ -329,14 +331,16 @@ def to_latex(table: Table) -> str:
             if any(texts):
                 small = [f"{{\\scriptsize {markup.latex(text)}}}" if text else "" for text in texts]
                 body.append(_latex_row([""] * len(keys) + small))
-    wide = n_columns > 4
+    # As wide as it is, but no wider than the text
+    width = "\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi"
     lines = [
-        f"% {'Needs packages booktabs and graphicx.' if wide else 'Needs package booktabs.'}",
+        "% Needs packages booktabs and graphicx.",
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{markup.latex(caption)}.}}",
         f"\\label{{tab:srl-{table.name}}}",
-        *(["\\resizebox{\\textwidth}{!}{%"] if wide else []),
+        "\\smallskip",
+        f"\\resizebox{{{width}}}{{!}}{{%",
         f"\\begin{{tabular}}{{l{'r' * (len(keys) - 1 + n_columns)}}}",
         "\\toprule",
         _latex_row([""] * len(keys) + groups),
@@ -345,8 +349,7 @@ def to_latex(table: Table) -> str:
         "\\midrule",
         *body,
         "\\bottomrule",
-        "\\end{tabular}",
-        *(["}"] if wide else []),
+        "\\end{tabular}}",
         *(f"\\par\\smallskip{{\\footnotesize {markup.latex(note)}}}" for note in table.notes),
         "\\end{table}",
     ]

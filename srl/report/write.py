@@ -84,8 +84,9 @@ def write_report(
 
 def _remove_others(folder: Path, written: set[Path]) -> None:
     """Remove what an earlier report drew and this one did not: no old figure stands beside new ones."""
-    for kind in _KINDS:
-        for file in (folder / kind).glob("*.*"):
+    patterns = [*(f"{kind}/*" for kind in _KINDS), "improvement*", "aggregate_*", "profile_*"]
+    for pattern in patterns:
+        for file in folder.glob(pattern):
             if file not in written and file.suffix in (".png", ".svg"):
                 file.unlink()
 

@@ -36,3 +36,10 @@ filter.addEventListener("input", () => {
     row.hidden = !words.every((word) => text.includes(word));
   }
 });
+// A link to what is folded up unfolds it.
+const unfold = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target instanceof HTMLDetailsElement) target.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();

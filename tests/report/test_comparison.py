@@ -1,0 +1,704 @@
+"""Which runs are compared with which, what that shows, and scores of several environments on one scale."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from rliable import library, metrics
+
+from srl.errors import UserError
+from srl.experiment.config_files import configs_dir
+from srl.experiment.store import PlannedRun
+from srl.report.aggregate import make_aggregates
+from srl.report.comparison import Improvement, compare_pairs, match, name_seeds
+from srl.report.intervals import Estimate
+from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
+from srl.report.runs import Run, group, read_runs
+from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
+from srl.report.tables import best_of
+from tests.experiment.small_runs import small_spec
+from tests.report.made_runs import lay_down
+
+REPS = 200
+
+
+def finish(root, algo, scores, env="A", **changes):
+    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
+    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
+        lay_down(root, [[score - 1, score + 1]], algo=algo, env=env, seed=seed, **changes)
+
+
+def cells_of(root, last=1):
+    return group(read_runs(root, last=last)[0])
+
+
+def compare(root, noise="none", last=1):
+    """All comparisons by their names."""
+    return {found.name: found for found in compare_pairs(cells_of(root, last), noise, reps=REPS)}
+
+
+def made_run(env, algo, seed, score):
+    """A finished run without a folder."""
+    return Run(f"{env}/{algo}/{seed}", env, algo, "none", seed, 32, "done", score, settings=(("algo", algo),))
+
+
+def aggregate(root, how="auto"):
+    cells = cells_of(root)
+    scales, notes = find_scales(cells, how)
+    found, left_out = make_aggregates(cells, scales, reps=REPS)
+    return found, notes + left_out
+
+
+def matrix(*rows):
+    return np.array(rows, dtype=float)
+
+
+def by_hand(x, y):
+    """The probability of improvement that rliable finds by itself."""
+    np.random.seed(0)
+    values, intervals = library.get_interval_estimates(
+        {"it": [x, y]}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=REPS
+    )
+    return [values["it"][0], *intervals["it"].ravel()]
+
+
+def figures(estimate):
+    return [estimate.value, estimate.low, estimate.high]
+
+
+# What is matched
+
+
+def test_seeds_missing_on_one_side_are_left_out_on_the_other_and_said(tmp_path):
+    finish(tmp_path, "sppo", {seed: 10 * seed for seed in range(6)})
+    finish(tmp_path, "ppo", {0: 5, 1: 15, 2: 12, 3: 1, 9: 1000})
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.seeds == (0, 1, 2, 3)
+    assert set(found.left_out) == {
+        "A: seeds 4, 5, not finished with PPO",
+        "A: seed 9, not finished with SPPO",
+    }
+    assert (found.overall.n_seeds, found.overall.tasks) == (4, (("A", 32),))
+    expected = by_hand(matrix([0], [10], [20], [30]), matrix([5], [15], [12], [1]))
+    assert figures(found.overall.estimate) == pytest.approx(expected, rel=1e-12)
+    # In a single environment both are about the same runs
+    assert found.per_task == {("A", 32): found.overall}
+
+
+def test_environment_missing_on_one_side_is_left_out_and_said(tmp_path):
+    for env in "AB":
+        finish(tmp_path, "sppo", range(4), env)
+    finish(tmp_path, "ppo", range(4), "B")
+    finish(tmp_path, "ppo", range(4), "C")
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.overall.tasks == (("B", 32),)
+    assert list(found.per_task) == [("B", 32)]
+    assert found.left_out == ("A: all seeds, none finished with PPO", "C: all seeds, none finished with SPPO")
+
+
+def test_runs_of_other_steps_are_not_compared(tmp_path):
+    finish(tmp_path, "sppo", range(4), n_timesteps=32)
+    finish(tmp_path, "ppo", range(4), n_timesteps=64)
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert (found.overall, found.per_task, found.seeds) == (None, {}, ())
+    assert found.left_out == (
+        "A (32 steps): all seeds, none finished with PPO",
+        "A (64 steps): all seeds, none finished with SPPO",
+    )
+
+
+def test_same_environment_with_other_steps_is_another_one(tmp_path):
+    for steps, better in ((32, 1), (64, -1)):
+        finish(tmp_path / str(steps), "sppo", dict.fromkeys(range(4), better), n_timesteps=steps)
+        finish(tmp_path / str(steps), "ppo", dict.fromkeys(range(4), 0), n_timesteps=steps)
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.overall.tasks == (("A", 32), ("A", 64))
+    assert found.overall.estimate == Estimate(0.5, 0.5, 0.5)
+    assert {task: own.estimate.value for task, own in found.per_task.items()} == {("A", 32): 1, ("A", 64): 0}
+
+
+def test_runs_with_other_noise_are_not_compared(tmp_path):
+    finish(tmp_path, "sppo", range(4), noise="flip:0.1")
+    finish(tmp_path, "ppo", range(4), noise="flip:0.2")
+    finish(tmp_path, "ppo", range(4))
+    for noise in ("none", "flip:0.1", "flip:0.2"):
+        assert compare(tmp_path, noise) == {}
+
+
+def test_each_noise_is_compared_by_itself(tmp_path):
+    for noise, better in (("none", 1), ("flip:0.1", -1)):
+        finish(tmp_path, "sppo", dict.fromkeys(range(4), better), noise=noise)
+        finish(tmp_path, "ppo", dict.fromkeys(range(4), 0), noise=noise)
+    without, noisy = (compare(tmp_path, noise)["SPPO over PPO"] for noise in ("none", "flip:0.1"))
+    assert (without.noise, without.overall.estimate.value) == ("none", 1.0)
+    assert (noisy.noise, noisy.overall.estimate.value) == ("flip:0.1", 0.0)
+
+
+def lay_damaged(root, **changes):
+    directory = lay_down(root, [[0, 0], [99, 99]], **changes)
+    file = directory.path / "evaluations.npz"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def lay_missing(root, **changes):
+    planned = PlannedRun.of(small_spec(changes["algo"], seed=changes["seed"], n_timesteps=64))
+    entry = {**vars(planned), "env": changes["env"], "path": "nowhere"}
+    (root / "sweep.json").write_text(json.dumps({"format": 1, "runs": [entry]}))
+
+
+UNFINISHED = {
+    "failed": lambda root, **it: lay_down(root, [[0, 0], [99, 99]], state="failed", reason="broke", **it),
+    "interrupted": lambda root, **it: lay_down(root, [[0, 0], [99, 99]], state="running", **it),
+    "damaged": lay_damaged,
+    "short": lambda root, **it: lay_down(root, [[99, 99]], n_timesteps=64, **it),
+    "missing": lay_missing,
+}
+
+
+@pytest.mark.parametrize("state", UNFINISHED)
+def test_runs_without_a_score_are_not_compared(state, tmp_path):
+    for algo, seeds in (("sppo", (0, 1, 2)), ("ppo", (0, 2))):
+        for seed in seeds:
+            lay_down(tmp_path, [[0, 0], [seed, seed]], algo=algo, env="A", seed=seed, eval_freq=32)
+    changes = {} if state == "missing" else {"eval_freq": 32}
+    UNFINISHED[state](tmp_path, algo="ppo", env="A", seed=1, **changes)
+    cells = cells_of(tmp_path, last=2)
+    assert [cell.count(state) for cell in cells if cell.algo == "ppo"] == [1]
+    found = compare(tmp_path, last=2)["SPPO over PPO"]
+    assert found.seeds == (0, 2)
+    assert found.left_out == ("A: seed 1, not finished with PPO",)
+
+
+def test_run_that_trains_now_is_not_compared(tmp_path):
+    finish(tmp_path, "sppo", range(2))
+    finish(tmp_path, "ppo", range(1))
+    directory = lay_down(tmp_path, [[0, 0]], algo="ppo", env="A", seed=1, state="running")
+    with directory.claimed(directory.read_spec(), keep=True):
+        assert [cell.count("running") for cell in cells_of(tmp_path)] == [1, 0]
+        found = compare(tmp_path)["SPPO over PPO"]
+    assert found.seeds == (0,)
+    assert found.left_out == ("A: seed 1, not finished with PPO",)
+
+
+def test_nothing_in_common_is_no_figure_and_said(tmp_path):
+    finish(tmp_path, "sppo", {0: 1, 1: 1})
+    finish(tmp_path, "ppo", {2: 1, 3: 1})
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert (found.overall, found.per_task, found.seeds) == (None, {}, ())
+    assert set(found.left_out) == {
+        "A: seeds 2, 3, not finished with SPPO",
+        "A: seeds 0, 1, not finished with PPO",
+    }
+    made, notes = aggregate(tmp_path)
+    assert made == []
+    assert (
+        "No aggregates, min-max normalised, without noise: no seed is finished with all of PPO, SPPO."
+        in notes
+    )
+
+
+def test_missing_run_costs_a_seed_and_no_environment(tmp_path):
+    for env, n in (("A", 10), ("B", 9), ("C", 10)):
+        finish(tmp_path, "sppo", range(10), env)
+        finish(tmp_path, "ppo", range(n), env)
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.overall.tasks == (("A", 32), ("B", 32), ("C", 32))
+    assert found.seeds == tuple(range(9))
+    assert found.left_out == (
+        "A: seed 9, not finished in all environments that are compared",
+        "B: seed 9, not finished with PPO",
+        "C: seed 9, not finished in all environments that are compared",
+    )
+    # By itself an environment has all the seeds that both have finished there
+    assert {env: own.n_seeds for (env, _), own in found.per_task.items()} == {"A": 10, "B": 9, "C": 10}
+
+
+@pytest.mark.parametrize(
+    ("begun", "envs", "n_seeds"),
+    [(range(5), "ABC", 5), (range(4), "AB", 10), (range(5, 15), "ABC", 5), (range(6, 16), "AB", 10)],
+    ids=str,
+)
+def test_environment_that_would_leave_fewer_than_half_of_the_seeds_is_left_out(
+    begun, envs, n_seeds, tmp_path
+):
+    for algo in ("sppo", "ppo"):
+        for env in "AB":
+            finish(tmp_path, algo, range(10), env)
+        finish(tmp_path, algo, begun, "C")
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert [env for env, _ in found.overall.tasks] == list(envs)
+    assert len(found.seeds) == found.overall.n_seeds == n_seeds
+    assert found.per_task["C", 32].n_seeds == len(begun)
+    # What is not compared is said: all of C, or what goes beyond the common seeds
+    lacking = {"A": 10 - n_seeds, "B": 10 - n_seeds, "C": len(begun) - (n_seeds if "C" in envs else 0)}
+    assert [line.partition(":")[0] for line in found.left_out] == [env for env in "ABC" if lacking[env]]
+
+
+def test_why_a_hardly_begun_environment_is_left_out_is_true(tmp_path):
+    for algo in ("sppo", "ppo"):
+        finish(tmp_path, algo, range(10), "A")
+        finish(tmp_path, algo, range(2), "B")
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.seeds == tuple(range(10))
+    (line,) = found.left_out
+    assert line.startswith("B: seeds 0, 1")
+    # Seeds 0 and 1 are finished in A, which is all that is compared, and in B
+    assert "not finished in all environments that are compared" not in line
+
+
+def seeds_in(line):
+    """The seeds that a line names."""
+    found = set()
+    for first, last in re.findall(r"(\d+)(?: to (\d+))?", line.partition(":")[2].partition(", not ")[0]):
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_in_uneven_sweeps_every_finished_run_is_compared_or_said_to_be_left_out(number):
+    generator = np.random.default_rng(number)
+    share = generator.uniform(0.3, 1.0, (3, 4))
+    runs = [
+        made_run(env, algo, seed, generator.normal())
+        for row, algo in enumerate(("ppo", "sppo", "a2c"))
+        for place, env in enumerate("ABCD")
+        for seed in range(8)
+        if generator.random() < share[row, place]
+    ]
+    sides = {}
+    for cell in group(runs):
+        sides.setdefault(cell.column, {})[cell.env, cell.n_timesteps] = cell
+    matched = match(sides)
+    done = {(run.algo.upper(), run.env, run.seed): run.score for run in runs}
+    shared = {
+        env: {seed for seed in range(8) if all((column, env, seed) in done for column in sides)}
+        for env in "ABCD"
+    }
+    most = max(map(len, shared.values()))
+    envs = [env for env, _ in matched.tasks]
+    assert envs == sorted(envs)
+    assert bool(matched) == bool(envs) == (most > 0)
+    # All seeds that these environments share, in order, with their scores
+    assert (
+        matched.seeds
+        == tuple(sorted(set(range(8)).intersection(*(shared[env] for env in envs))))[: 8 * len(envs)]
+    )
+    for column, scores in matched.scores.items():
+        assert scores.tolist() == [[done[column, env, seed] for env in envs] for seed in matched.seeds]
+    # Not fewer than half of the most, and no environment is left out that would do no harm
+    if matched:
+        assert 2 * len(matched.seeds) >= most
+        assert any(len(shared[env]) == most for env in envs)
+    for env in set("ABCD") - set(envs):
+        assert 2 * len(shared[env] & set(matched.seeds)) < max(most, 1)
+    # What is finished and not compared is named
+    for _, env, seed in done:
+        if env in envs and seed in matched.seeds:
+            continue
+        lines = [line for line in matched.left_out if line.startswith(f"{env}: ")]
+        assert any("all seeds, none finished with" in line or seed in seeds_in(line) for line in lines)
+    # It does not matter which side comes first
+    turned = match(dict(reversed(sides.items())))
+    assert (turned.tasks, turned.seeds) == (matched.tasks, matched.seeds)
+    assert set(turned.left_out) == set(matched.left_out)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [
+        ({7}, "seed 7"),
+        ({0, 1}, "seeds 0, 1"),
+        ({0, 1, 2}, "seeds 0 to 2"),
+        ({0, 1, 2, 3, 4, 7}, "seeds 0 to 4, 7"),
+        ({10, 2, 9, 1, 0, 5}, "seeds 0 to 2, 5, 9, 10"),
+        ({10000, 10001, 10002, 20000}, "seeds 10000 to 10002, 20000"),
+    ],
+)
+def test_seeds_in_words(seeds, text):
+    assert name_seeds(seeds) == text
+
+
+# Pairs
+
+
+def test_every_symmetric_algorithm_is_compared_with_the_baseline_that_has_its_updates_and_actions(tmp_path):
+    for algo in ("ppo", "sppo", "dppo", "dsppo", "a2c", "sa2c", "da2c", "dsa2c"):
+        finish(tmp_path, algo, range(2))
+    names = ["SA2C over A2C", "DSA2C over DA2C", "SPPO over PPO", "DSPPO over DPPO"]
+    found = compare(tmp_path)
+    assert list(found) == names
+    assert [f"{one.symmetric} over {one.baseline}" for one in found.values()] == names
+
+
+@pytest.mark.parametrize("algos", [("sppo", "dppo"), ("sppo", "a2c"), ("sa2c", "da2c"), ("ppo", "a2c")])
+def test_algorithms_that_differ_in_more_than_the_reverse_loss_are_not_compared(algos, tmp_path):
+    for algo in algos:
+        finish(tmp_path, algo, range(4))
+    assert compare(tmp_path) == {}
+
+
+def test_variants_are_compared_each_with_each(tmp_path):
+    for beta in (1.0, 2.0):
+        finish(tmp_path / f"{beta}", "sppo", dict.fromkeys(range(4), beta), overrides={"beta": beta})
+    for alpha in (1.0, 1.5):
+        finish(tmp_path / f"a{alpha}", "ppo", dict.fromkeys(range(4), alpha), overrides={"alpha": alpha})
+    assert {name: found.overall.estimate.value for name, found in compare(tmp_path).items()} == {
+        "SPPO (beta=1.0) over PPO (alpha=1.0)": 0.5,
+        "SPPO (beta=2.0) over PPO (alpha=1.0)": 1.0,
+        "SPPO (beta=1.0) over PPO (alpha=1.5)": 0.0,
+        "SPPO (beta=2.0) over PPO (alpha=1.5)": 1.0,
+    }
+
+
+def lay_plan(root, *runs):
+    """A plan of runs of 32 steps, each an algorithm, an environment and a seed."""
+    planned = [PlannedRun(f"{env}/{algo}/none/seed-{s}", env, algo, "none", s, 32) for algo, env, s in runs]
+    (root / "sweep.json").write_text(json.dumps({"format": 1, "runs": [vars(run) for run in planned]}))
+
+
+@pytest.mark.parametrize("planned", [[], [("sppo", "D", 0)]], ids=["complete", "an environment not begun"])
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_variant_in_one_environment_does_not_part_the_runs_of_the_others(beta, planned, tmp_path):
+    for env in "ABC":
+        for algo in ("sppo", "ppo"):
+            finish(tmp_path, algo, range(4), env)
+    # Its folder comes before the others' or after
+    finish(tmp_path / ("0" if beta < 1 else "z"), "sppo", range(4), "A", overrides={"beta": beta})
+    lay_plan(tmp_path, *planned)
+    found = compare(tmp_path)
+    assert set(found) == {"SPPO over PPO", f"SPPO (beta={beta}) over PPO"}
+    assert [env for env, _ in found["SPPO over PPO"].overall.tasks] == ["A", "B", "C"]
+    assert [env for env, _ in found[f"SPPO (beta={beta}) over PPO"].overall.tasks] == ["A"]
+
+
+def test_baseline_without_a_finished_run_is_no_pair(tmp_path):
+    finish(tmp_path, "sppo", range(4))
+    for seed in range(4):
+        lay_down(tmp_path, [[0.0]], algo="ppo", env="A", seed=seed, state="failed", reason="broke")
+    assert compare(tmp_path) == {}
+
+
+# What a comparison shows
+
+
+def test_probability_of_improvement_is_rliables_over_the_matched_runs(tmp_path):
+    generator = np.random.default_rng(0)
+    scores = {
+        (algo, env): dict(enumerate(generator.integers(0, 20, 7).tolist()))
+        for algo in ("sppo", "ppo")
+        for env in "AB"
+    }
+    del scores["sppo", "A"][2], scores["ppo", "B"][6]
+    # Neither the folders nor their order tells where a score belongs
+    for (algo, env), by_seed in reversed(scores.items()):
+        finish(tmp_path, algo, dict(reversed(by_seed.items())), env)
+    found = compare(tmp_path)["SPPO over PPO"]
+    assert found.seeds == (0, 1, 3, 4, 5)
+    x, y = (
+        matrix(*([scores[algo, env][seed] for env in "AB"] for seed in found.seeds))
+        for algo in ("sppo", "ppo")
+    )
+    assert figures(found.overall.estimate) == pytest.approx(by_hand(x, y), rel=1e-12)
+    for env, seeds in (("A", (0, 1, 3, 4, 5, 6)), ("B", (0, 1, 2, 3, 4, 5))):
+        x, y = (matrix(*([scores[algo, env][seed]] for seed in seeds)) for algo in ("sppo", "ppo"))
+        own = found.per_task[env, 32]
+        assert own.n_seeds == 6
+        assert figures(own.estimate) == pytest.approx(by_hand(x, y), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "envs", "shown"),
+    [
+        # All above all has a p-value of 1/3 with 2 seeds, of 1/10 with 3, of 1/35 with 4
+        (2, "A", 0),
+        (3, "A", 0),
+        (4, "A", 1),
+        # In two environments of 1/18 and 1/200, in three of 1/108
+        (2, "AB", 0),
+        (3, "AB", 1),
+        (2, "ABC", 1),
+        # One seed has no interval, in however many environments
+        (1, "A", 0),
+        (1, "ABCDEFG", 0),
+    ],
+)
+def test_too_few_seeds_show_nothing_even_if_all_are_better(n_seeds, envs, shown, tmp_path):
+    for env in envs:
+        finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(n_seeds)}, env)
+        finish(tmp_path, "ppo", range(n_seeds), env)
+    overall = compare(tmp_path)["SPPO over PPO"].overall
+    assert overall.estimate.value == 1.0
+    assert overall.estimate.has_interval == (n_seeds > 1)
+    assert overall.shown == shown
+    if len(envs) == 1:
+        assert overall.can_show == bool(shown)
+
+
+@pytest.mark.parametrize(
+    ("interval", "shown"),
+    [
+        ((0.7, 0.51, 0.9), 1),
+        ((0.3, 0.1, 0.49), -1),
+        ((0.7, 0.5, 0.9), 0),
+        ((0.3, 0.1, 0.5), 0),
+        ((0.6, 0.3, 0.8), 0),
+        ((0.5, 0.5, 0.5), 0),
+        ((1.0,), 0),
+    ],
+)
+def test_difference_is_shown_if_the_interval_leaves_out_one_half(interval, shown):
+    tasks = tuple((env, 32) for env in "ABCDEFGHI")
+    assert Improvement(Estimate(*interval), 10, tasks).shown == shown
+    assert Improvement(Estimate(*interval), 3, tasks[:1]).shown == 0
+
+
+@pytest.mark.parametrize(
+    ("intervals", "best"),
+    [
+        ({"a": (1, 0, 2), "b": (5, 4, 6)}, "b"),
+        ({"a": (-1, -2, 0), "b": (-5, -6, -4)}, "a"),
+        ({"a": (1, 0, 2), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, "b"),
+        # One of the others reaches into it, though it is not the second best
+        ({"a": (1, -5, 4.5), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, None),
+        ({"a": (1, 0, 2), "b": (1.5, 1, 2)}, None),
+        ({"a": (1, 0, 2), "b": (3, 2, 4)}, None),
+        ({"a": (1, 1, 1), "b": (1, 1, 1)}, None),
+        ({"a": (1, 1, 1), "b": (2, 2, 2)}, "b"),
+        # Without others, or where one of them has no interval, nothing is shown
+        ({"b": (5, 4, 6)}, None),
+        ({}, None),
+        ({"a": (1,), "b": (5, 4, 6)}, None),
+        ({"a": (1, 0, 2), "b": (5,)}, None),
+        ({"a": (1,), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, None),
+    ],
+)
+def test_best_is_what_lies_above_all_others(intervals, best):
+    assert best_of({name: Estimate(*own) for name, own in intervals.items()}) == best
+    assert best_of({name: Estimate(*own) for name, own in reversed(intervals.items())}) == best
+
+
+# One scale
+
+
+def test_aggregate_is_over_the_matched_runs_on_one_scale(tmp_path):
+    # Lowest and highest score are 0 and 20 in A, -100 and 100 in B, seeds without a match among them
+    finish(tmp_path, "ppo", {0: 0, 1: 5, 2: 10}, "A")
+    finish(tmp_path, "sppo", {0: 10, 1: 15, 3: 20}, "A")
+    finish(tmp_path, "ppo", {1: 0, 0: 50}, "B")
+    finish(tmp_path, "sppo", {1: 100, 0: -100}, "B")
+    (made,), notes = aggregate(tmp_path)
+    assert (made.noise, made.kind) == ("none", "minmax")
+    assert (made.matched.tasks, made.matched.seeds) == ((("A", 32), ("B", 32)), (0, 1))
+    assert made.matched.scores["PPO"].tolist() == [[0, 50], [5, 0]]
+    assert made.matched.scores["SPPO"].tolist() == [[10, -100], [15, 100]]
+    ppo, sppo = matrix([0, 0.75], [0.25, 0.5]), matrix([0.5, 0], [0.75, 1])
+    assert made.scores["PPO"] == pytest.approx(ppo)
+    assert made.scores["SPPO"] == pytest.approx(sppo)
+    assert made.figures == {
+        "PPO": aggregates(made.scores["PPO"], reps=REPS),
+        "SPPO": aggregates(made.scores["SPPO"], reps=REPS),
+    }
+    # Of 0, 0.5, 0.75 and 1: IQM 1.25 / 2, mean 2.25 / 4; task means 0.625 and 0.5; lacking to 1 are 1.75 / 4
+    values = {name: estimate.value for name, estimate in made.figures["SPPO"].items()}
+    assert values == pytest.approx(dict(median=0.5625, iqm=0.625, mean=0.5625, optimality_gap=0.4375))
+    assert made.profiles["SPPO"] == performance_profile(made.scores["SPPO"], made.thresholds, reps=REPS)
+    assert (made.thresholds[0], made.thresholds[-1]) == (0, 1)
+    where = "Left out of the aggregates, min-max normalised, without noise"
+    assert {note for note in notes if note.startswith("Left out")} == {
+        f"{where}: A: seed 3, not finished with PPO.",
+        f"{where}: A: seed 2, not finished with SPPO.",
+    }
+
+
+def test_aggregate_compares_all_algorithms_over_the_same_runs(tmp_path):
+    finish(tmp_path, "ppo", range(4))
+    finish(tmp_path, "sppo", range(3))
+    finish(tmp_path, "a2c", range(1, 4))
+    (made,), _ = aggregate(tmp_path)
+    assert made.matched.seeds == (1, 2)
+    assert list(made.figures) == ["A2C", "PPO", "SPPO"]
+
+
+@pytest.mark.parametrize(("begun", "kept"), [("A", False), ("AB", True)])
+def test_algorithm_that_few_environments_have_costs_the_others_nothing(begun, kept, tmp_path):
+    for env in "ABC":
+        for algo in ("ppo", "sppo"):
+            finish(tmp_path, algo, range(4), env)
+    for env in begun:
+        finish(tmp_path, "a2c", range(4), env)
+    (made,), notes = aggregate(tmp_path)
+    said = "without noise: A2C, which few environments have."
+    assert any(note.startswith("Left out of the aggregates") and said in note for note in notes) != kept
+    assert list(made.figures) == ["A2C", "PPO", "SPPO"][not kept :]
+    assert [env for env, _ in made.matched.tasks] == list("AB" if kept else "ABC")
+    assert made.matched.seeds == (0, 1, 2, 3)
+
+
+def test_each_noise_has_an_aggregate_on_the_same_scale(tmp_path):
+    finish(tmp_path, "ppo", {0: 0, 1: 2})
+    finish(tmp_path, "ppo", {0: 4, 1: 8}, noise="flip:0.1")
+    (without, noisy), _ = aggregate(tmp_path)
+    assert (without.noise, noisy.noise) == ("none", "flip:0.1")
+    assert without.scores["PPO"].ravel() == pytest.approx([0, 0.25])
+    assert noisy.scores["PPO"].ravel() == pytest.approx([0.5, 1])
+    assert without.thresholds.tolist() == noisy.thresholds.tolist() == np.linspace(0, 1, 101).tolist()
+
+
+def read_atari():
+    return yaml.safe_load((configs_dir() / "normalisation" / "atari.yml").read_text())["scores"]
+
+
+def lone_cells(*envs, scores=(3.0, 8.0)):
+    """A cell of each environment, without folders."""
+    runs = [made_run(env, "ppo", seed, score) for env in envs for seed, score in enumerate(scores)]
+    return group(runs)
+
+
+@pytest.mark.parametrize("name", ["{}NoFrameskip-v4", "ALE/{}-v5", "{}-v0", "{}Deterministic-v4"])
+@pytest.mark.parametrize("how", ["auto", "human"])
+def test_random_play_of_every_game_is_0_and_a_human_is_1(name, how):
+    games = read_atari()
+    assert len(games) == 57
+    scales, notes = find_scales(lone_cells(*map(name.format, games)), how)
+    assert len(scales) == 57
+    for game, (random, human) in games.items():
+        scale = scales[name.format(game), 32]
+        assert scale.kind == "human"
+        between = (random + human) / 2
+        assert scale.normalise(np.array([random, human, between])) == pytest.approx([0, 1, 0.5])
+    assert not any("in no aggregate" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("game", "score", "normalised"),
+    [
+        # (401.2 - 1.7) / (30.5 - 1.7) of DQN in the Nature paper, and (18.9 + 20.7) / (14.6 + 20.7)
+        ("Breakout", 401.2, 13.8715),
+        ("Pong", 18.9, 1.1218),
+        # Its scores are below 0: (-10000 + 17098.1) / (-4336.9 + 17098.1)
+        ("Skiing", -10000.0, 0.55622),
+    ],
+)
+def test_human_normalised_score_worked_out_by_hand(game, score, normalised):
+    scales, notes = find_scales(lone_cells(f"{game}NoFrameskip-v4"), "auto")
+    (scale,) = scales.values()
+    assert scale.normalise(np.array([score])) == pytest.approx([normalised], abs=1e-4)
+    (note,) = notes
+    assert note.startswith("Human-normalised: 0 is random play, 1 a human's score.")
+    assert "arXiv 1511.06581" in note
+
+
+def test_atari_games_and_others_are_never_in_one_aggregate(tmp_path):
+    games = read_atari()
+    for env, (low, high) in {
+        "AlienNoFrameskip-v4": games["Alien"],
+        "PongNoFrameskip-v4": games["Pong"],
+        "A": (-5, 5),
+        "B": (0, 1),
+    }.items():
+        finish(tmp_path, "ppo", {0: low, 1: low}, env)
+        finish(tmp_path, "sppo", {0: high, 1: high}, env)
+    made, _ = aggregate(tmp_path)
+    assert [(one.kind, [env for env, _ in one.matched.tasks]) for one in made] == [
+        ("human", ["AlienNoFrameskip-v4", "PongNoFrameskip-v4"]),
+        ("minmax", ["A", "B"]),
+    ]
+    for one in made:
+        assert one.figures["PPO"]["iqm"].value == pytest.approx(0.0, abs=1e-12)
+        assert one.figures["SPPO"]["iqm"].value == pytest.approx(1.0)
+
+
+def test_atari_game_without_a_human_score_is_in_no_aggregate_with_others_either(tmp_path):
+    for env in ("AdventureNoFrameskip-v4", "CartPole-v1"):
+        finish(tmp_path, "ppo", range(2), env)
+    made, _ = aggregate(tmp_path)
+    assert all(len(one.matched.tasks) == 1 for one in made)
+
+
+def test_aggregate_that_cannot_be_made_is_told_from_one_that_is_there(tmp_path):
+    for algo, seed in (("ppo", 0), ("sppo", 1)):
+        finish(tmp_path, algo, range(2), "AlienNoFrameskip-v4")
+        finish(tmp_path, algo, {seed: seed}, "A")
+    made, notes = aggregate(tmp_path)
+    assert [(one.noise, one.kind) for one in made] == [("none", "human")]
+    assert any("no seed is finished with all of PPO, SPPO" in note for note in notes)
+    # There is one without noise
+    assert not any(note.startswith("No aggregates, without noise:") for note in notes)
+
+
+def test_min_max_is_over_all_finished_runs_of_an_environment(tmp_path):
+    finish(tmp_path, "ppo", {0: 10, 1: 20})
+    finish(tmp_path, "sppo", {5: -30})
+    finish(tmp_path, "a2c", {0: 70}, noise="flip:0.1")
+    finish(tmp_path, "ppo", {0: 1000}, "B")
+    finish(tmp_path, "ppo", {0: 2000}, n_timesteps=64)
+    lay_down(tmp_path, [[9999]], env="A", algo="ppo", seed=7, state="failed", reason="broke")
+    scales, notes = find_scales(cells_of(tmp_path), "auto")
+    assert (scales["A", 32].kind, scales["A", 32].zero, scales["A", 32].one) == ("minmax", -30, 70)
+    assert scales["A", 32].normalise(np.array([10.0, 20.0])) == pytest.approx([0.4, 0.5])
+    assert scales["A", 64].zero == 2000
+    assert any("These values change with the runs" in note for note in notes)
+
+
+def test_environment_whose_scores_are_all_the_same_is_0_and_said(tmp_path):
+    for algo in ("ppo", "sppo"):
+        finish(tmp_path, algo, {0: 7, 1: 7})
+    (made,), notes = aggregate(tmp_path)
+    assert [scores.tolist() for scores in made.scores.values()] == [[[0], [0]], [[0], [0]]]
+    assert "A: all its scores are 7, which min-max normalisation makes 0." in notes
+
+
+def test_scores_that_are_not_normalised_stay_what_they_are(tmp_path):
+    for env in ("AlienNoFrameskip-v4", "A"):
+        finish(tmp_path, "ppo", {0: -3, 1: 700}, env)
+    (made,), notes = aggregate(tmp_path, "none")
+    assert made.kind == "none"
+    assert made.scores["PPO"].tolist() == made.matched.scores["PPO"].tolist() == [[-3, -3], [700, 700]]
+    assert (made.thresholds[0], made.thresholds[-1]) == (-3, 700)
+    assert notes == []
+
+
+def test_min_max_that_is_asked_for_is_that_of_atari_games_too(tmp_path):
+    finish(tmp_path, "ppo", {0: 100, 1: 300}, "AlienNoFrameskip-v4")
+    (made,), _ = aggregate(tmp_path, "minmax")
+    assert made.kind == "minmax"
+    assert made.scores["PPO"].ravel() == pytest.approx([0, 1])
+
+
+def test_environment_without_a_human_score_is_left_out_where_it_is_asked_for_and_said(tmp_path):
+    for env in ("AlienNoFrameskip-v4", "Alien-ram-v4", "A"):
+        finish(tmp_path, "ppo", range(2), env)
+    (made,), notes = aggregate(tmp_path, "human")
+    assert [env for env, _ in made.matched.tasks] == ["AlienNoFrameskip-v4"]
+    for env in ("Alien-ram-v4", "A"):
+        assert f"{env}: in no aggregate, since it has no human score." in notes
+
+
+def test_comparisons_need_no_scale(tmp_path):
+    # What lies on one scale or not, above is above
+    finish(tmp_path, "sppo", {seed: 1e9 + seed for seed in range(4)}, "A")
+    finish(tmp_path, "ppo", dict.fromkeys(range(4), -1e-09), "A")
+    overall = compare(tmp_path)["SPPO over PPO"].overall
+    assert overall.estimate == probability_of_improvement(np.ones((4, 1)), np.zeros((4, 1)), reps=REPS)
+
+
+@pytest.mark.parametrize("how", ["auto", "human", "minmax", "none"])
+def test_known_normalisation_is_taken(how):
+    assert check_normalisation(how) == how
+
+
+@pytest.mark.parametrize("how", ["humans", "", "min-max", "None"])
+def test_unknown_normalisation_is_refused_with_those_that_there_are(how):
+    with pytest.raises(UserError, match="auto, human, minmax, none"):
+        check_normalisation(how)
+
+
+@pytest.mark.parametrize(
+    "text", ["scores: {}\n", "a: [\n", "source: x\nscores: {Pong: [1]}\n", "source: x\nscores: 3\n", "[]\n"]
+)
+def test_malformed_file_of_human_scores_is_named(text, tmp_path):
+    (tmp_path / "atari.yml").write_text(text)
+    with pytest.raises(UserError, match=r"atari\.yml"):
+        read_human_scores(tmp_path)

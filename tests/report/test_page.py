@@ -1,0 +1,569 @@
+"""The page, and the files that a report writes beside it."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from itertools import product
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srl.experiment.engines import Job
+from srl.experiment.store import RunDirectory
+from srl.experiment.sweep import Plan, write_plan
+from srl.report.curves import training_curves
+from srl.report.scores import read_scores
+from tests.experiment.small_runs import contents, small_spec, srl
+from tests.report.hostile import NAMES, SCRIPT, parse
+from tests.report.made_runs import MADE_VERSIONS, lay_down, make_sweep
+
+#: Environments of the hostile sweep; the names of their runs' folders are as bad.
+HOSTILE_ENVS = (
+    SCRIPT,
+    NAMES["the end of a script"] + NAMES["an attribute"],
+    NAMES["a template"] + NAMES["mathematics"] + NAMES["a line break"] + NAMES["marks of direction"],
+)
+REASON = f"{SCRIPT}</td></table>{NAMES['a template']}{NAMES['an attribute']}"
+COMMAND = f"srl train '</pre></details>{SCRIPT}{NAMES['an attribute']}\n{{{{ 7*7 }}}}"
+#: The one free text among hyperparameters: it becomes a column's name.
+OPTION = f"{SCRIPT}{NAMES['an attribute']}"
+LONG = "Unbreakable" * 8 + "-v0"
+
+
+def folder_name(text, number):
+    """A folder with a name as bad as a file system takes."""
+    return f"{number}{text.replace('/', '∕')[:60]}"  # noqa: RUF001
+
+
+def report(root, out, *words):
+    outcome = srl("report", root, "--out", out, "--reps", 100, *words)
+    assert outcome.status == 0, outcome.err
+    assert "Traceback" not in outcome.err
+    return out / "report.html"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A folder of runs whose names mean something to everything."""
+    root = tmp_path_factory.mktemp("hostile") / folder_name(SCRIPT, 0)
+    generator = np.random.default_rng(0)
+    for number, (env, algo, seed) in enumerate(product(HOSTILE_ENVS, ("ppo", "sppo"), (0, 1))):
+        if (env, algo, seed) == (SCRIPT, "ppo", 1):
+            changes = dict(state="failed", reason=REASON, n_timesteps=64, eval_freq=32)
+        else:
+            changes = {}
+        at = f"{folder_name(env, 0)}/{folder_name(env, number)}"
+        directory = lay_down(
+            root, generator.normal(size=(2, 2)), env=env, algo=algo, seed=seed, at=at, **changes
+        )
+        versions = MADE_VERSIONS | {"command": COMMAND}
+        (directory.path / "versions.json").write_text(json.dumps(versions), encoding="utf-8")
+    options = {"policy_kwargs": {"optimizer_kwargs": {OPTION: 1.0}}}
+    lay_down(root, [[1.0, 2.0], [3.0, 4.0]], env=SCRIPT, at="variant", overrides=options)
+    lay_down(root, [[1.0, 2.0], [3.0, 4.0]], env=LONG, algo="a2c")
+    broken = lay_down(root, None, env=SCRIPT, at=folder_name(SCRIPT, "broken"), seed=9)
+    (broken.path / "spec.json").write_text("{")
+    planned = [small_spec(algo, seed=seed).model_copy(update={"env": SCRIPT}) for algo, seed in (("a2c", 7),)]
+    write_plan(Plan(root, [Job(spec, root / spec.path) for spec in planned]))
+    return root
+
+
+@pytest.fixture(scope="module")
+def hostile_page(hostile, tmp_path_factory):
+    before = contents(hostile)
+    page = report(hostile, tmp_path_factory.mktemp("report"))
+    assert contents(hostile) == before
+    return page
+
+
+def read(page):
+    # As they are, line ends too
+    return parse(page.read_bytes().decode("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tree(hostile_page):
+    return read(hostile_page)
+
+
+#: The tags of a page with their attributes.
+TAGS = {
+    "html": {"lang"},
+    "head": set(),
+    "meta": {"charset", "name", "content", "http-equiv"},
+    "title": set(),
+    "style": set(),
+    "body": set(),
+    "header": set(),
+    "nav": {"aria-label"},
+    "main": set(),
+    "section": {"id"},
+    "div": {"class", "tabindex", "role", "aria-label"},
+    "a": {"href"},
+    "img": {"src", "width", "height", "alt"},
+    "figure": {"class"},
+    "figcaption": set(),
+    "table": {"class", "id"},
+    "thead": set(),
+    "tbody": set(),
+    "tr": set(),
+    "th": {"class", "scope"},
+    "td": {"class", "data-value"},
+    "details": {"id", "open"},
+    "summary": set(),
+    "pre": {"id"},
+    "label": set(),
+    "input": {"type", "id", "autocomplete"},
+    "script": set(),
+    **{tag: set() for tag in ("h1", "h2", "h3", "li", "small", "strong", "br")},
+    **{tag: {"class"} for tag in ("p", "ul")},
+}
+
+
+def test_names_reasons_and_commands_make_no_tags_and_no_attributes(tree):
+    found = {(one.tag, name) for one in tree.everything() for name in (*one.attributes, None)}
+    allowed = {(tag, name) for tag, names in TAGS.items() for name in (*names, None)}
+    assert found - allowed == set()
+    assert [len(tree.all(tag)) for tag in ("script", "style", "input", "html", "title")] == [1] * 5
+
+
+def rows(table):
+    """The rows of a table below its head, as the texts of their cells."""
+    (body,) = table.all("tbody")
+    return [[cell.text for cell in row.children] for row in body.all("tr")]
+
+
+def test_names_and_reasons_are_shown_as_they_are(tree):
+    table = rows(tree.by_id("run-table"))
+    assert {row[0] for row in table} == {*HOSTILE_ENVS, LONG}
+    assert any(row[5] == f"failed: {REASON}" for row in table)
+    assert any(OPTION in row[1] for row in table)
+    assert any(OPTION in cell.text for cell in tree.by_id("scores").all("th"))
+    assert {row[0] for row in rows(tree.by_id("scores"))} == {*HOSTILE_ENVS, LONG}
+    left_out = [line.text for line in tree.by_id("left-out").all("li")]
+    assert any(REASON in line for line in left_out)
+    assert any("spec.json" in line and SCRIPT.replace("/", "∕") in line for line in left_out)  # noqa: RUF001
+    assert any(COMMAND in summary.text for summary in tree.all("summary"))
+    assert any(json.loads(pre.text).get("command") == COMMAND for pre in tree.all("pre"))
+    captions = [caption.text for caption in tree.all("figcaption")]
+    assert f"{SCRIPT}: mean return" in captions
+    assert "49" not in "".join([*captions, *left_out])
+
+
+def test_every_run_is_listed_with_status_spec_versions_and_command(hostile, tree):
+    table = rows(tree.by_id("run-table"))
+    states = {run.path: run.state for run in read_scores(hostile).runs}
+    assert {row[-1]: row[5].partition(":")[0] for row in table} == states
+    assert len(table) == len(states) == 15
+    for row in table:
+        directory = RunDirectory(hostile / row[-1])
+        if row[5] == "missing":
+            assert row[8:10] == ["-", "-"]
+            continue
+        spec = directory.read_spec()
+        assert (row[0], row[2], row[3]) == (spec.env, spec.noise, str(spec.seed))
+        assert row[1].lower().startswith(spec.algo)
+        shown = json.loads(tree.by_id(f"spec-{row[8]}").all("pre")[0].text)
+        assert shown == spec.model_dump(mode="json", exclude={"seed"})
+        shown = json.loads(tree.by_id(f"versions-{row[9]}").all("pre")[0].text)
+        assert shown == directory.read_versions()
+        assert shown["command"] in tree.by_id(f"versions-{row[9]}").all("summary")[0].text
+
+
+def test_anchors_lead_somewhere(tree):
+    ids = [one.attributes["id"] for one in tree.everything() if "id" in one.attributes]
+    assert len(set(ids)) == len(ids)
+    targets = [link.attributes["href"] for link in tree.all("a")]
+    assert len(targets) > 10
+    assert {target[1:] for target in targets} <= set(ids)
+    assert all(target.startswith("#") for target in targets)
+
+
+def test_page_needs_nothing_but_itself(hostile_page, tree):
+    assert len(tree.all("img")) > 5
+    for one in tree.everything():
+        for name in ("src", "href", "action", "data", "poster", "background", "srcset", "style"):
+            value = one.attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/png;base64,")), (one.tag, name, value[:80])
+    (style,), (script,) = tree.all("style"), tree.all("script")
+    for text in (style.text, script.text):
+        assert not re.search(r"@import|url\s*\(|https?:|//\w+\.|fetch|XMLHttpRequest|\bimport\b", text)
+    assert "tabindex" in hostile_page.read_text(encoding="utf-8")
+
+
+def test_page_allows_its_own_script_and_no_other(tree):
+    (policy,) = [
+        meta.attributes["content"]
+        for meta in tree.all("meta")
+        if meta.attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split(";")}
+    (script,) = tree.all("script")
+    digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+    assert rules["default-src"] == ["'none'"]
+    assert rules["script-src"] == [f"'sha256-{digest}'"]
+    assert rules["img-src"] == ["data:"]
+    assert "script" in script.text or "document" in script.text
+
+
+def test_figures_are_there_for_every_environment_as_png_and_svg(hostile_page):
+    for kind in ("learning_curve", "sign_change", "entropy"):
+        files = sorted((hostile_page.parent / "figures" / kind).iterdir())
+        assert len({file.stem for file in files}) == len(HOSTILE_ENVS) + 1
+        assert [file.suffix for file in files] == [".png", ".svg"] * 4
+        for file in files:
+            if file.suffix == ".png":
+                with Image.open(file) as image:
+                    image.load()
+                    assert len(image.getcolors(1 << 24)) > 5
+            else:
+                tags = {one.tag.rpartition("}")[2] for one in ElementTree.parse(file).iter()}
+                assert not tags & {"script", "image", "a", "foreignObject"}
+
+
+def test_images_of_the_page_are_the_figures(hostile_page, tree):
+    figures = sorted(hostile_page.parent.glob("figures/**/*.png"))
+    assert len(tree.all("img")) == len(figures)
+    sizes = []
+    for image in tree.all("img"):
+        assert image.attributes["alt"]
+        data = base64.b64decode(image.attributes["src"].partition(",")[2], validate=True)
+        assert data.startswith(b"\x89PNG")
+        sizes.append((int(image.attributes["width"]), int(image.attributes["height"])))
+    assert min(min(size) for size in sizes) > 50
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A small finished sweep with a plan."""
+    root = tmp_path_factory.mktemp("plain") / "sweep"
+    make_sweep(
+        root,
+        envs=["CartPole-v1", "Pendulum-v1"],
+        algos=["ppo", "sppo"],
+        noises=["none", "gaussian:0.05"],
+        seeds=range(3),
+        n_evaluations=4,
+        n_episodes=2,
+        n_timesteps=256,
+        generator=np.random.default_rng(0),
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def plain_page(plain, tmp_path_factory):
+    return report(plain, tmp_path_factory.mktemp("report"))
+
+
+def files_of(page):
+    return {name: content for name, (_, content) in contents(page.parent).items()}
+
+
+def test_report_is_the_same_bytes_each_time(plain, plain_page, tmp_path):
+    again = files_of(report(plain, tmp_path))
+    assert again == files_of(plain_page)
+    assert {"report.html", "statistics.json", "table.tex", "figures/improvement.svg"} <= again.keys()
+
+
+def test_report_is_the_same_bytes_wherever_the_runs_lie_and_whatever_strings_hash_to(
+    plain, plain_page, tmp_path
+):
+    elsewhere = tmp_path / "another & name"
+    shutil.copytree(plain, elsewhere)
+    code = "import sys; from srl.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "report", elsewhere.name, "--out", "out", "--reps", "100"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert files_of(tmp_path / "out" / "report.html") == files_of(plain_page)
+
+
+def test_report_says_nothing_of_where_the_runs_lie(tmp_path):
+    directory = lay_down(tmp_path, [[1.0, 2.0], [3.0, 4.0]])
+    (directory.path / "progress.csv").unlink()
+    (cell,) = read_scores(tmp_path).cells
+    curves, notes = training_curves(cell, tmp_path)
+    assert curves == {}
+    (note,) = notes
+    assert "CartPole-v1/sppo/none/seed-0" in note
+    assert "progress.csv" in note
+    assert str(tmp_path) not in note
+
+
+def test_run_directories_are_left_as_they_are_when_the_report_goes_beside_them(plain, tmp_path):
+    root = tmp_path / "sweep"
+    shutil.copytree(plain, root)
+    before = contents(root)
+    assert srl("report", root, "--reps", 100).status == 0
+    after = contents(root)
+    assert {name: after[name] for name in before} == before
+    new = {name.partition("/")[0] for name in after.keys() - before.keys()}
+    tables = {
+        f"{name}.{kind}" for name in ("table", "robust", "improvement") for kind in ("md", "csv", "tex")
+    }
+    assert new == {"report.html", "statistics.json", "figures", *tables}
+    # What the report wrote is no run, and not foreign to it
+    assert read_scores(root).left_out == []
+    assert len(read_scores(root).runs) == 24
+
+
+@pytest.fixture(scope="module")
+def figures_after_a_change(plain, tmp_path_factory):
+    """The figures of a report on a sweep that had another environment, algorithm and scale before."""
+    root = tmp_path_factory.mktemp("changed") / "sweep"
+    shutil.copytree(plain, root)
+    assert srl("report", root, "--reps", 100, "--normalize", "none").status == 0
+    figures = root / "figures"
+    for file in ("learning_curve/Pendulum-v1.png", "entropy/Pendulum-v1.svg", "improvement.png"):
+        assert (figures / file).exists()
+    for file in FOREIGN:
+        (figures / file).write_bytes(b"mine")
+    shutil.rmtree(root / "Pendulum-v1")
+    shutil.rmtree(root / "CartPole-v1" / "sppo")
+    (root / "sweep.json").unlink()
+    assert srl("report", root, "--reps", 100).status == 0
+    return figures
+
+
+#: Files in the folder of figures that no report wrote.
+FOREIGN = ("mine.png", "notes.txt", "learning_curve/notes.txt")
+
+
+def test_figures_of_environments_that_are_gone_are_removed(figures_after_a_change):
+    kinds = ("learning_curve", "sign_change", "entropy")
+    left = {path.stem for kind in kinds for path in (figures_after_a_change / kind).glob("*.[ps][nv]g")}
+    assert left == {"CartPole-v1"}
+
+
+def test_figures_of_comparisons_and_scales_that_are_gone_are_removed(figures_after_a_change):
+    left = {path.name for path in figures_after_a_change.glob("*.[ps][nv]g")} - {*FOREIGN}
+    assert left == {f"{name}_minmax.{kind}" for name in ("aggregate", "profile") for kind in ("png", "svg")}
+
+
+def test_foreign_files_among_the_figures_are_kept(figures_after_a_change):
+    assert [(figures_after_a_change / file).read_bytes() for file in FOREIGN] == [b"mine"] * len(FOREIGN)
+
+
+def test_report_on_one_run_names_where_it_can_be_written_and_is_written_there(tmp_path):
+    directory = lay_down(tmp_path / "runs", [[1.0, 2.0], [3.0, 4.0]])
+    before = contents(tmp_path)
+    for words in ((), ("--out", directory.path / "new"), ("--out", directory.path / "monitor")):
+        refused = srl("report", directory.path, *words)
+        assert refused.status == 2
+        assert "--out" in refused.err
+        assert "run" in refused.err
+    for kind in ("json", "parquet", "zoo"):
+        assert srl("report", directory.path, "--format", kind).status == 2
+    assert contents(tmp_path) == before
+    tree = read(report(directory.path, tmp_path / "out"))
+    (row,) = rows(tree.by_id("run-table"))
+    assert (row[0], row[5], row[6], row[-1]) == ("CartPole-v1", "done", "3.5", ".")
+    assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
+
+
+def test_folder_beside_a_run_may_be_named_by_a_way_through_the_run(tmp_path, monkeypatch):
+    directory = lay_down(tmp_path / "runs", None, state="failed", n_timesteps=64)
+    monkeypatch.chdir(directory.path)
+    outcome = srl("report", ".", "--out", "../../../../../out", "--reps", 100)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_link_that_leads_into_a_run_is_no_way_to_write_there(tmp_path):
+    directory = lay_down(tmp_path / "runs", None, state="failed", n_timesteps=64)
+    (tmp_path / "link").symlink_to(directory.path / "monitor")
+    before = contents(tmp_path)
+    outcome = srl("report", tmp_path / "runs", "--out", tmp_path / "link", "--reps", 100)
+    assert outcome.status == 2
+    assert "--out" in outcome.err
+    assert contents(tmp_path) == before
+
+
+def test_folder_whose_name_is_no_text_is_reported_on_too(tmp_path):
+    lay_down(tmp_path, [[1.0, 2.0], [3.0, 4.0]])
+    lay_down(tmp_path, [[1.0, 2.0], [3.0, 5.0]], seed=1, at=os.fsdecode(b"latin \xe9"))
+    tree = read(report(tmp_path, tmp_path / "out"))
+    assert [row[5] for row in rows(tree.by_id("run-table"))] == ["done", "done"]
+    for kind in ("json", "parquet", "zoo"):
+        assert srl("report", tmp_path, "--format", kind, "--out", tmp_path / "out").status == 0
+
+
+# In a browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+def dump(browser, page, folder):
+    """The page as it is after its scripts have run, and what its console says."""
+    done = subprocess.run(
+        [
+            browser,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+            *("--enable-logging=stderr", "--allow-file-access-from-files", "--virtual-time-budget=5000"),
+            *(f"--user-data-dir={folder / 'profile'}", "--window-size=1280,900", "--dump-dom"),
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def with_script(page, copy, script, before=""):
+    """A copy of a page without its security policy, and with other scripts at its beginning and its end."""
+    html = page.read_text(encoding="utf-8")
+    html, n_policies = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    assert n_policies == 1
+    html = html.replace("<title>", f"<script>{before}</script><title>", 1)
+    end = html.rindex("</body>")
+    copy.write_text(f"{html[:end]}<script>{script}</script>{html[end:]}", encoding="utf-8")
+    return copy
+
+
+def answer(html):
+    """What a script left in the body's ``data-answer``."""
+    found = re.search(r'<body[^>]* data-answer="([^"]*)"', html)
+    assert found, html[-2000:]
+    return json.loads(unescape(found[1]))
+
+
+def test_page_runs_in_a_browser_without_complaints(browser, hostile_page, tmp_path):
+    html, complaints = dump(browser, hostile_page, tmp_path)
+    assert complaints == []
+    # Its script has run: headings are buttons
+    assert html.count("<th") == html.count("<button") + html.count('<th scope="row"') + html.count("<thead")
+
+
+PROBE = """
+window.addEventListener("load", () => {
+  const click = (table, place) => table.tHead.rows[0].cells[place].querySelector("button").click();
+  const column = (table, place) => [...table.tBodies[0].rows].map((row) => row.cells[place].textContent);
+  const runs = document.getElementById("run-table");
+  const sorted = {};
+  for (const place of [0, 3, 6]) {
+    click(runs, place);
+    sorted[`${place} up`] = column(runs, place);
+    click(runs, place);
+    sorted[`${place} down`] = column(runs, place);
+  }
+  const scores = document.querySelector("#scores table");
+  const last = scores.tHead.rows[0].cells.length - 1;
+  click(scores, last);
+  const bests = { up: column(scores, last) };
+  click(scores, last);
+  bests.down = column(scores, last);
+  const filter = document.getElementById("filter");
+  const shown = {};
+  for (const text of ["", "failed", "PPO none", "sppo  DONE", "nothing like that"]) {
+    filter.value = text;
+    filter.dispatchEvent(new Event("input", { bubbles: true }));
+    shown[text] = [...runs.tBodies[0].rows].filter((row) => row.getClientRects().length).length;
+  }
+  const widths = [...document.images].map((image) => image.naturalWidth);
+  const alerts = window.alerts;
+  document.body.dataset.answer = JSON.stringify({ sorted, bests, shown, widths, alerts });
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def probed(browser, hostile, hostile_page, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probed")
+    count = "window.alerts = 0; window.alert = () => { window.alerts += 1; };"
+    html, complaints = dump(browser, with_script(hostile_page, folder / "copy.html", PROBE, count), folder)
+    assert complaints == []
+    return answer(html)
+
+
+def test_click_on_a_heading_sorts_numbers_as_numbers_with_what_is_missing_last(hostile, probed):
+    numbers = sorted(run.score for run in read_scores(hostile).runs if run.state == "done")
+    texts = [f"{number:.6g}" for number in numbers]
+    assert len(texts) == 13
+    assert probed["sorted"]["6 up"] == [*texts, "-", "-"]
+    assert probed["sorted"]["6 down"] == [*reversed(texts), "-", "-"]
+    seeds = [*["0"] * 8, *["1"] * 6, "7"]
+    assert probed["sorted"]["3 up"] == seeds
+    assert probed["sorted"]["3 down"] == seeds[::-1]
+
+
+def test_second_click_on_a_heading_turns_the_order_round(probed):
+    names = probed["sorted"]["0 up"]
+    assert set(names) == {name.replace("\r\n", "\n") for name in (*HOSTILE_ENVS, LONG)}
+    assert list(dict.fromkeys(probed["sorted"]["0 down"])) == list(dict.fromkeys(names))[::-1]
+
+
+def test_table_of_scores_sorts_with_empty_places_last(probed):
+    up, down = probed["bests"]["up"], probed["bests"]["down"]
+    assert "-" in up
+    n_missing = up.count("-")
+    assert up[-n_missing:] == down[-n_missing:] == ["-"] * n_missing
+    assert up[:-n_missing] == down[:-n_missing][::-1]
+
+
+def test_filter_shows_the_rows_with_all_its_words(probed):
+    assert probed["shown"] == {"": 15, "failed": 1, "PPO none": 13, "sppo  DONE": 7, "nothing like that": 0}
+
+
+def test_images_of_the_page_are_shown(probed):
+    assert len(probed["widths"]) > 5
+    assert min(probed["widths"]) > 100
+
+
+def test_no_name_runs_as_a_script_even_without_the_policy(probed):
+    assert probed["alerts"] == 0
+
+
+MEASURE = """
+window.addEventListener("load", () => {
+  const answer = {};
+  for (const frame of document.querySelectorAll("iframe")) {
+    const inside = frame.contentDocument;
+    answer[frame.name] = [...inside.querySelectorAll("main *, header *")]
+      .filter((one) => !one.closest(".scroll, pre"))
+      .filter((one) => Math.max(one.getBoundingClientRect().right,
+        one.getBoundingClientRect().left + one.scrollWidth) > frame.clientWidth + 1)
+      .map((one) => `${one.tagName}: ${one.textContent.slice(0, 60)}`);
+    if (inside.documentElement.scrollWidth > frame.clientWidth) answer[frame.name].push("the page");
+  }
+  document.body.dataset.answer = JSON.stringify(answer);
+});
+"""
+
+
+@pytest.mark.parametrize("which", ["plain_page", "hostile_page"])
+def test_page_is_no_wider_than_a_phone(which, browser, request, tmp_path):
+    page = request.getfixturevalue(which)
+    frames = "".join(
+        f'<iframe name="{width}" src="{page.as_uri()}" style="width:{width}px;height:800px"></iframe>'
+        for width in (390, 1280)
+    )
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(
+        f"<!doctype html><style>iframe {{ border: 0 }}</style><body>{frames}<script>{MEASURE}</script></body>"
+    )
+    html, _ = dump(browser, wrapper, tmp_path)
+    assert answer(html) == {"390": [], "1280": []}

@@ -1,0 +1,329 @@
+"""Estimates and their intervals against rliable called by hand, SciPy, and figures worked out on paper."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from rliable import library, metrics
+
+from srl.report import statistics
+from srl.report.intervals import Estimate, mean_interval, t_interval
+from srl.report.statistics import (
+    AGGREGATES,
+    DEFAULT_REPS,
+    aggregates,
+    interquartile_mean,
+    performance_profile,
+    probability_of_improvement,
+    smallest_p_value,
+)
+
+#: Bootstrap samples where it does not matter how many.
+REPS = 200
+
+RLIABLE_AGGREGATES = {
+    "median": metrics.aggregate_median,
+    "iqm": metrics.aggregate_iqm,
+    "mean": metrics.aggregate_mean,
+    "optimality_gap": metrics.aggregate_optimality_gap,
+}
+
+
+def draw(kind, n_runs, n_tasks, generator):
+    """A matrix of scores: all different, many of them equal, or far from 0 and 1."""
+    if kind == "tied":
+        return generator.integers(0, 4, (n_runs, n_tasks)) / 2
+    if kind == "returns":
+        return generator.normal(-1400.0, 300.0, (n_runs, n_tasks))
+    return generator.normal(0.6, 0.5, (n_runs, n_tasks))
+
+
+MATRICES = [
+    pytest.param(draw(kind, *shape, np.random.default_rng([number, *shape])), id=f"{kind}-{shape}")
+    for number, kind in enumerate(("different", "tied", "returns"))
+    # Numbers of scores with each remainder of 4, as the IQM cuts quarters
+    for shape in ((2, 1), (3, 1), (5, 1), (10, 1), (2, 2), (3, 3), (5, 3), (7, 2), (30, 9))
+] + [
+    pytest.param(np.full((4, 3), 0.7), id="constant"),
+    pytest.param(np.tile([[0.1, 5.0]], (6, 1)), id="no-difference-between-runs"),
+]
+
+PAIRS = [
+    pytest.param(
+        draw(kind, n_x, n_tasks, np.random.default_rng([number, n_x, n_y, n_tasks])),
+        draw(kind, n_y, n_tasks, np.random.default_rng([9, number, n_x, n_y, n_tasks])),
+        id=f"{kind}-{n_x}-{n_y}-{n_tasks}",
+    )
+    for number, kind in enumerate(("different", "tied", "returns"))
+    for n_x, n_y, n_tasks in ((2, 2, 1), (3, 3, 1), (5, 5, 3), (4, 7, 2), (8, 2, 3), (10, 30, 1))
+] + [
+    pytest.param(np.ones((3, 2)), np.ones((3, 2)), id="equal"),
+    pytest.param(np.ones((3, 2)) + np.eye(3, 2), np.zeros((4, 2)), id="all-above"),
+    pytest.param(np.arange(6.0).reshape(3, 2), np.arange(6.0).reshape(3, 2), id="same-runs"),
+]
+
+
+def by_hand(given, function, reps):
+    """What rliable returns for one algorithm or pair: values, lower ends, upper ends."""
+    np.random.seed(0)
+    values, intervals = library.get_interval_estimates({"it": given}, function, reps=reps)
+    low, high = intervals["it"]
+    return values["it"], low, high
+
+
+def assert_same(estimates, expected):
+    ours = np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates])
+    np.testing.assert_allclose(ours.T, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scores", MATRICES)
+def test_aggregates_are_rliables(scores):
+    ours = aggregates(scores, reps=REPS)
+    assert tuple(ours) == AGGREGATES == tuple(RLIABLE_AGGREGATES)
+    expected = by_hand(scores, lambda x: np.array([f(x) for f in RLIABLE_AGGREGATES.values()]), REPS)
+    assert_same(ours.values(), expected)
+
+
+@pytest.mark.parametrize("scores", MATRICES)
+def test_interquartile_mean_is_rliables(scores):
+    expected = by_hand(scores, lambda x: np.array([metrics.aggregate_iqm(x)]), REPS)
+    assert_same([interquartile_mean(scores, reps=REPS)], expected)
+    assert interquartile_mean(scores, reps=REPS) == aggregates(scores, reps=REPS)["iqm"]
+
+
+@pytest.mark.parametrize("scores", MATRICES)
+def test_performance_profile_is_rliables(scores):
+    # Thresholds that are scores too: a score is not above itself
+    thresholds = np.union1d(np.linspace(-0.5, 2.0, 11), scores[:2].ravel())
+    np.random.seed(0)
+    values, intervals = library.create_performance_profile({"it": scores}, thresholds, reps=REPS)
+    assert_same(performance_profile(scores, thresholds, reps=REPS), (values["it"], *intervals["it"]))
+
+
+@pytest.mark.parametrize(("x", "y"), PAIRS)
+def test_probability_of_improvement_is_rliables(x, y):
+    expected = by_hand([x, y], lambda *xy: np.array([metrics.probability_of_improvement(*xy)]), REPS)
+    assert_same([probability_of_improvement(x, y, reps=REPS)], expected)
+
+
+def test_unless_told_otherwise_there_are_as_many_samples_as_promised():
+    scores, other = draw("different", 5, 2, np.random.default_rng(0)), np.full((5, 2), 0.5)
+    assert DEFAULT_REPS == 2000
+    expected = by_hand(scores, lambda x: np.array([metrics.aggregate_iqm(x)]), 2000)
+    assert_same([interquartile_mean(scores)], expected)
+    assert aggregates(scores)["iqm"] == interquartile_mean(scores)
+    assert performance_profile(scores, np.array([0.5])) == performance_profile(
+        scores, np.array([0.5]), reps=2000
+    )
+    assert probability_of_improvement(scores, other) == probability_of_improvement(scores, other, reps=2000)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        # 8 scores without 2 at each end: (3 + 4 + 5 + 6) / 4
+        ([1, 2, 3, 4, 5, 6, 7, 8], 4.5),
+        # In another order, and an end that is far off: (2 + 3 + 5 + 6) / 4
+        ([8, 1, 7, 2, 6, 3, 5, -1e9], 4.0),
+        # A quarter of 5, 6, 7 is cut down to 1: (2 + 3 + 4) / 3, (2 + 3 + 4 + 5) / 4, (1 + 2 + 3 + 4 + 5) / 5
+        ([1, 2, 3, 4, 100], 3.0),
+        ([1, 2, 3, 4, 5, 100], 3.5),
+        ([-100, 1, 2, 3, 4, 5, 100], 3.0),
+        # Of 3 scores nothing is cut: (1 + 2 + 9) / 3
+        ([1, 2, 9], 4.0),
+    ],
+)
+def test_interquartile_mean_worked_out_by_hand(scores, expected):
+    assert interquartile_mean(np.array(scores, dtype=float)[:, None], reps=REPS).value == expected
+
+
+def test_interquartile_mean_is_over_runs_and_tasks_together():
+    # Of 1, 2, 3, 4, 6, 7, 8, 100 the middle half: (3 + 4 + 6 + 7) / 4; of each task by itself, and then their
+    # mean, it would be ((2 + 3) / 2 + (6 + 7) / 2) / 2 = 4.5
+    assert interquartile_mean(np.array([[1.0, 4], [2, 6], [3, 7], [100, 8]]), reps=REPS).value == 5.0
+
+
+def test_median_is_that_of_the_means_of_tasks():
+    # Means of tasks are 2, 10 and 3; the median of all scores would be 2.5
+    scores = np.array([[1.0, 0, 2], [3, 20, 4]])
+    figures = aggregates(scores, reps=REPS)
+    assert figures["median"].value == 3.0
+    assert figures["mean"].value == 5.0
+    # Of an even number of tasks the middle of two: means 2 and 10
+    assert aggregates(scores[:, :2], reps=REPS)["median"].value == 6.0
+
+
+def test_optimality_gap_counts_nothing_above_1():
+    # What is lacking to 1: 0.5, 0 (a score of 3), 1, 0 (exactly 1), and 1.5 (a score of -0.5), 0: 3 / 6
+    scores = np.array([[0.5, 3.0, 0.0], [1.0, -0.5, 1.0]])
+    assert aggregates(scores, reps=REPS)["optimality_gap"].value == pytest.approx(0.5)
+
+
+def test_profile_is_the_share_of_runs_above_a_threshold():
+    # Of 0, 1, 2, 2: above -1 all, above 0 three, above 1 two, above 2 none; a score is not above itself
+    shares = performance_profile(np.array([[0.0, 1], [2, 2]]), np.array([-1.0, 0, 1, 1.5, 2]), reps=REPS)
+    assert [share.value for share in shares] == [1.0, 0.75, 0.5, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        # 1 beats 0, ties with 1; 2 beats both: (1 + 0.5 + 1 + 1) / 4
+        ([[1], [2]], [[0], [1]], 0.875),
+        # All tied
+        ([[1], [1]], [[1], [1], [1]], 0.5),
+        # 3 beats 1 and 2, 0 beats none: 2 / 4
+        ([[3], [0]], [[1], [2]], 0.5),
+        # First task 0.875 as above; second, 0 and 5 against 5 and 7: (0 + 0 + 0.5 + 0) / 4; their mean
+        ([[1, 0], [2, 5]], [[0, 5], [1, 7]], (0.875 + 0.125) / 2),
+        # Each with each, not seed with seed: 2 beats 1, 3 beats 1, 4 beats 1 of 9 pairs
+        ([[2], [3], [4]], [[1], [5], [6]], 3 / 9),
+    ],
+)
+def test_probability_of_improvement_worked_out_by_hand(x, y, expected):
+    x, y = np.array(x, dtype=float), np.array(y, dtype=float)
+    assert probability_of_improvement(x, y, reps=REPS).value == pytest.approx(expected)
+    assert probability_of_improvement(y, x, reps=REPS).value == pytest.approx(1 - expected)
+
+
+def test_scores_that_differ_by_nothing_have_an_interval_without_width():
+    figures = aggregates(np.full((4, 2), 0.25), reps=REPS)
+    assert figures == {name: Estimate(0.25, 0.25, 0.25) for name in ("median", "iqm", "mean")} | {
+        "optimality_gap": Estimate(0.75, 0.75, 0.75)
+    }
+    above = probability_of_improvement(np.ones((3, 1)), np.zeros((3, 1)), reps=REPS)
+    assert above == Estimate(1.0, 1.0, 1.0)
+    assert above.has_interval
+
+
+SCORES = draw("different", 6, 3, np.random.default_rng(3))
+OTHER = draw("different", 4, 3, np.random.default_rng(4))
+
+#: All that draws bootstrap samples.
+CALLS = {
+    "aggregates": lambda reps=REPS: list(aggregates(SCORES, reps=reps).values()),
+    "interquartile mean": lambda reps=REPS: [interquartile_mean(SCORES, reps=reps)],
+    "profile": lambda reps=REPS: performance_profile(SCORES, np.array([0.3, 0.6]), reps=reps),
+    "improvement": lambda reps=REPS: [probability_of_improvement(SCORES, OTHER, reps=reps)],
+}
+
+
+def global_state():
+    _, keys, *rest = np.random.get_state()
+    return keys.tolist(), rest
+
+
+@pytest.fixture
+def drawn_from():
+    """The global generator in the middle of something, put back in the end."""
+    state = np.random.get_state()
+    np.random.seed(12345)
+    # Of normal numbers it keeps every second one for later
+    np.random.standard_normal(3)
+    yield
+    np.random.set_state(state)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_global_generator_is_left_as_it_was(call, drawn_from):
+    before = global_state()
+    CALLS[call]()
+    assert global_state() == before
+    assert before[1][1] == 1, "a normal number is kept for later"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_global_generator_is_left_as_it_was_after_an_exception(call, drawn_from, monkeypatch):
+    def breaks(*given, **options):
+        np.random.standard_normal(5)
+        raise ArithmeticError("in the middle of a bootstrap")
+
+    monkeypatch.setattr(statistics.library, "get_interval_estimates", breaks)
+    before = global_state()
+    with pytest.raises(ArithmeticError):
+        CALLS[call]()
+    assert global_state() == before
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_same_scores_have_the_same_interval_whatever_was_drawn_before(call, drawn_from):
+    first = CALLS[call]()
+    np.random.standard_normal(7)
+    for other in CALLS.values():
+        other()
+    assert CALLS[call]() == first
+    assert CALLS[call](reps=10) != first, "the samples do not matter"
+
+
+def test_single_run_has_no_interval():
+    one, many = np.array([[0.1, 0.4, 0.7]]), SCORES
+    estimates = [
+        *aggregates(one, reps=REPS).values(),
+        interquartile_mean(one, reps=REPS),
+        *performance_profile(one, np.array([0.2, 0.5]), reps=REPS),
+        probability_of_improvement(one, one, reps=REPS),
+        probability_of_improvement(one, many, reps=REPS),
+        probability_of_improvement(many, one, reps=REPS),
+        mean_interval(np.array([3.0])),
+    ]
+    for estimate in estimates:
+        assert not estimate.has_interval
+        assert math.isnan(estimate.low)
+        assert math.isnan(estimate.high)
+    # The figure itself is there: median 0.4, IQM and mean 0.4, gap 0.6; two thirds above 0.2, one above 0.5
+    values = [estimate.value for estimate in estimates]
+    assert values[:8] == pytest.approx([0.4, 0.4, 0.4, 0.6, 0.4, 2 / 3, 1 / 3, 0.5])
+    assert values[-1] == 3.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 30])
+def test_interval_of_a_mean_is_students(n):
+    values = np.random.default_rng(n).normal(100.0, 15.0, n)
+    low, high = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
+    ours = mean_interval(values)
+    assert (ours.value, ours.low, ours.high) == pytest.approx((values.mean(), low, high), rel=1e-12)
+
+
+def test_interval_of_a_mean_worked_out_by_hand():
+    # Mean 20, deviation 10, error 10 / sqrt(3) = 5.7735; 4.3027 is the 97.5% quantile of t with 2 degrees
+    interval = mean_interval(np.array([10.0, 20.0, 30.0]))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((20.0, -4.841, 44.841), abs=1e-3)
+    same = mean_interval(np.array([7.0, 7.0]))
+    assert same == Estimate(7.0, 7.0, 7.0)
+
+
+def test_interval_along_a_curve_is_students_at_each_point():
+    values = np.random.default_rng(0).normal(size=(6, 4)) * [1, 10, 0, 100]
+    mean, half = t_interval(values)
+    for point in (0, 1, 3):
+        own = values[:, point]
+        expected = scipy.stats.t.interval(0.95, 5, own.mean(), scipy.stats.sem(own))
+        assert (mean[point] - half[point], mean[point] + half[point]) == pytest.approx(expected, rel=1e-12)
+    assert (mean[2], half[2]) == (0, 0)
+    mean, half = t_interval(values[:1])
+    assert mean.tolist() == values[0].tolist()
+    assert np.isnan(half).all()
+
+
+@pytest.mark.parametrize(("n_x", "n_y"), [(1, 1), (2, 2), (3, 3), (4, 4), (3, 6), (10, 1), (10, 10)])
+def test_smallest_p_value_is_that_of_all_above_all(n_x, n_y):
+    x, y = np.arange(n_x) + 100.0, np.arange(n_y) + 0.0
+    expected = scipy.stats.mannwhitneyu(x, y, alternative="two-sided", method="exact").pvalue
+    assert smallest_p_value(n_x, n_y, 1) == pytest.approx(expected, rel=1e-12)
+    # No scores have a smaller one
+    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(n_x + n_y), (200, 1)), axis=1)
+    others = scipy.stats.mannwhitneyu(ranks[:, :n_x], ranks[:, n_x:], method="exact", axis=1).pvalue
+    assert others.min() >= expected * (1 - 1e-12)
+
+
+def test_smallest_p_value_of_several_tasks_is_worked_out_by_hand():
+    # 3 of 6 can be chosen in 20 ways, one of which is the most extreme on each side: 2 / 20; in two tasks
+    # both must fall so, on the same side: 2 / (20 * 20)
+    assert smallest_p_value(3, 3, 1) == pytest.approx(0.1)
+    assert smallest_p_value(3, 3, 2) == pytest.approx(2 / 400)
+    # 2 of 4 can be chosen in 6 ways: 2 / 36 is too much for 95%, 2 / 216 is not
+    assert smallest_p_value(2, 2, 2) == pytest.approx(1 / 18)
+    assert smallest_p_value(2, 2, 3) == pytest.approx(1 / 108)
+    # More runs than a float can count the ways of
+    assert smallest_p_value(2000, 2000, 9) == 0

@@ -1,0 +1,451 @@
+"""Sentences on what figures show: they follow from the numbers, and claim no more."""
+
+import numpy as np
+import pytest
+
+from srl.report.comparison import Comparison, Improvement, compare_pairs
+from srl.report.intervals import Estimate
+from srl.report.report import make_report
+from srl.report.runs import group, read_runs
+from srl.report.summary import describe_runs, summarise
+from tests.report.made_runs import lay_down
+
+REPS = 200
+#: Parts of sentences that tell one from another.
+COEFFICIENT = "the policy gradient of SPPO is PPO's times alpha + beta |z|"
+FEW = "Some figures stand on"
+UNFINISHED = "Not all runs are finished"
+MANY = "not corrected for their number"
+
+
+def finish(root, algo, scores, env="A", **changes):
+    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
+    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
+        lay_down(root, [[score, score]], algo=algo, env=env, seed=seed, **changes)
+
+
+def summary(root):
+    """All sentences on a folder but the first, as a report has them."""
+    cells = group(read_runs(root)[0])
+    noises = sorted({cell.noise for cell in cells}, key=lambda noise: (noise != "none", noise))
+    comparisons = [found for noise in noises for found in compare_pairs(cells, noise, reps=REPS)]
+    return summarise(comparisons, cells)
+
+
+def those_with(part, lines):
+    return [line for line in lines if part in line]
+
+
+def tasks(n):
+    return tuple((env, 32) for env in "ABCDEFGHI"[:n])
+
+
+def compared(interval, *, n_seeds=10, n_tasks=3, noise="none", name="SPPO over PPO", per_task=None):
+    """A comparison with that probability of improvement and its interval."""
+    symmetric, _, baseline = name.partition(" over ")
+    own = {
+        task: Improvement(Estimate(*estimate), n_seeds, (task,))
+        for task, estimate in (per_task or {}).items()
+    }
+    overall = None if interval is None else Improvement(Estimate(*interval), n_seeds, tasks(n_tasks))
+    return Comparison(noise, symmetric, baseline, overall, own, (), tuple(range(n_seeds)))
+
+
+# What there is
+
+
+def test_runs_are_counted_by_what_became_of_them(tmp_path):
+    finish(tmp_path, "ppo", range(3))
+    finish(tmp_path, "sppo", range(2), noise="flip:0.1")
+    finish(tmp_path, "sppo", range(1), env="B")
+    lay_down(tmp_path, [[0, 0]], algo="sppo", env="B", seed=1, state="failed", reason="broke")
+    lay_down(tmp_path, [[0, 0]], algo="sppo", env="B", seed=2, state="running")
+    lay_down(tmp_path, [[0, 0]], algo="sppo", env="B", seed=3, state="running")
+    assert describe_runs(read_runs(tmp_path)[0], ["PPO", "SPPO"]) == (
+        "6 of 9 runs are finished (2 interrupted, 1 failed): PPO and SPPO on 2 environments, without noise "
+        "and with noise flip:0.1, with 4 seeds."
+    )
+
+
+def test_finished_sweep_has_nothing_unfinished_to_tell(tmp_path):
+    for algo in ("ppo", "sppo", "a2c"):
+        finish(tmp_path, algo, {5: 1.0})
+    assert describe_runs(read_runs(tmp_path)[0], ["A2C", "PPO", "SPPO"]) == (
+        "3 of 3 runs are finished: A2C, PPO and SPPO on 1 environment, without noise, with 1 seed."
+    )
+
+
+def test_report_says_what_there_is_and_then_what_it_shows(tmp_path):
+    finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(4)})
+    finish(tmp_path, "ppo", range(4))
+    first, *rest = make_report(tmp_path, reps=REPS).summary
+    assert first.startswith("8 of 8 runs are finished: PPO and SPPO on 1 environment")
+    assert rest == summary(tmp_path)
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("comparison", "sentence"),
+    [
+        (
+            compared((0.8, 0.6, 0.95)),
+            "Without noise, SPPO scores higher than PPO: a run of SPPO scores above one of PPO with "
+            "probability 0.80 (95% interval 0.60 to 0.95; 3 environments, 10 seeds each).",
+        ),
+        (
+            compared((0.2, 0.1, 0.45), noise="flip:0.1"),
+            "With noise flip:0.1, SPPO scores lower than PPO: a run of SPPO scores above one of PPO with "
+            "probability 0.20 (95% interval 0.10 to 0.45; 3 environments, 10 seeds each).",
+        ),
+        (
+            compared((0.6, 0.4, 0.75), name="DSA2C over DA2C"),
+            "Without noise, no difference between DSA2C and DA2C is shown: a run of DSA2C scores above one "
+            "of DA2C with probability 0.60 (95% interval 0.40 to 0.75; 3 environments, 10 seeds each), and "
+            "0.5 is within it.",
+        ),
+        (
+            compared((1.0, 1.0, 1.0), n_seeds=3, n_tasks=1),
+            "Without noise, a run of SPPO scores above one of PPO with probability 1.00 (95% interval 1.00 "
+            "to 1.00; A, 3 seeds each); these are too few runs to show a difference, however the scores "
+            "fall.",
+        ),
+        (
+            compared((0.0,), n_seeds=1, n_tasks=2),
+            "Without noise, a run of SPPO scores above one of PPO with probability 0.00 (2 environments, 1 "
+            "seed each); these are too few runs to show a difference, however the scores fall.",
+        ),
+        (
+            compared(None),
+            "Without noise, SPPO and PPO have no seed and environment in common that both have finished.",
+        ),
+    ],
+    ids=["higher", "lower", "no difference", "too few runs", "one seed", "nothing in common"],
+)
+def test_sentence_says_what_the_interval_shows(comparison, sentence):
+    assert summarise([comparison], []) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("sppo", "ppo", "says"),
+    [
+        (range(100, 105), range(5), "SPPO scores higher than PPO"),
+        (range(5), range(100, 105), "SPPO scores lower than PPO"),
+        (range(5), range(5), "no difference between SPPO and PPO is shown"),
+        (range(100, 103), range(3), "these are too few runs to show a difference"),
+    ],
+)
+def test_sentence_follows_from_the_scores(sppo, ppo, says, tmp_path):
+    finish(tmp_path, "sppo", dict(enumerate(sppo)))
+    finish(tmp_path, "ppo", dict(enumerate(ppo)))
+    first, *others = summary(tmp_path)
+    assert says in first
+    for other in ("higher", "lower", "no difference", "too few runs"):
+        assert (other in first) == (other in says)
+    assert not any(part in line for line in others for part in ("SPPO scores", "no difference"))
+
+
+def test_equal_runs_are_no_finding_however_many(tmp_path):
+    for algo in ("sppo", "ppo"):
+        for env in "ABC":
+            finish(tmp_path, algo, range(12), env)
+    lines = summary(tmp_path)
+    assert "no difference between SPPO and PPO is shown" in lines[0]
+    assert "probability 0.50" in lines[0]
+    assert lines[1].endswith("higher than PPO in 0, lower in 0, and neither in 3 (A, B and C).")
+
+
+def test_one_seed_in_many_environments_has_no_interval_to_speak_of(tmp_path):
+    for env in "ABCDEF":
+        finish(tmp_path, "sppo", {0: 1}, env)
+        finish(tmp_path, "ppo", {0: 0}, env)
+    first = summary(tmp_path)[0]
+    assert "probability 1.00 (6 environments, 1 seed each)" in first
+    # 0.5 is within nothing here
+    assert "within it" not in first
+
+
+# Environments
+
+
+def test_environments_are_counted_by_what_is_shown_in_each():
+    higher, lower, neither = (0.9, 0.8, 1.0), (0.1, 0.0, 0.2), (0.5, 0.3, 0.7)
+    found = dict(zip(tasks(9), [higher, neither, lower, *[neither] * 4, higher, higher], strict=True))
+    (_, line, caveat) = summarise([compared((0.6, 0.4, 0.8), n_tasks=9, per_task=found)], [])
+    assert line == (
+        "By environment, without noise: of 9, SPPO is shown to score higher than PPO in 3 (A, H and I), "
+        "lower in 1 (C), and neither in 5."
+    )
+    assert MANY in caveat
+
+
+def test_environment_with_too_few_runs_is_one_where_nothing_is_shown():
+    found = dict.fromkeys(tasks(2), (1.0, 1.0, 1.0))
+    lines = summarise([compared((1.0, 1.0, 1.0), n_seeds=3, n_tasks=2, per_task=found)], [])
+    assert "SPPO scores higher than PPO" in lines[0]
+    assert lines[1].endswith("higher than PPO in 0, lower in 0, and neither in 2 (A and B).")
+
+
+def test_environment_with_several_lengths_is_named_with_them():
+    found = {("A", 32): (0.9, 0.8, 1.0), ("A", 64): (0.1, 0.0, 0.2)}
+    line = summarise([compared((0.5, 0.3, 0.7), per_task=found)], [])[1]
+    assert "higher than PPO in 1 (A (32 steps)), lower in 1 (A (64 steps)), and neither in 0." in line
+
+
+def test_single_environment_is_not_counted_again():
+    lines = summarise([compared((0.9, 0.8, 1.0), n_tasks=1, per_task={("A", 32): (0.9, 0.8, 1.0)})], [])
+    assert len(lines) == 1
+
+
+# Noise
+
+
+def noise_lines(*comparisons):
+    return those_with("The probability of improvement of", summarise(comparisons, []))
+
+
+@pytest.mark.parametrize(
+    ("without", "with_", "finding"),
+    [
+        ((0.4, 0.3, 0.5), (0.8, 0.6, 0.9), "is larger than without it"),
+        ((0.8, 0.6, 0.9), (0.4, 0.3, 0.5), "is smaller than without it"),
+        # To be on different sides of 0.5 is not enough
+        ((0.7, 0.55, 0.9), (0.3, 0.2, 0.56), "is not shown to differ from that without"),
+        ((0.4, 0.3, 0.6), (0.8, 0.6, 0.9), "is not shown to differ from that without"),
+        ((0.8, 0.6, 0.9), (0.4, 0.3, 0.6), "is not shown to differ from that without"),
+        ((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), "is not shown to differ from that without"),
+    ],
+)
+def test_noise_has_an_effect_if_the_intervals_are_apart(without, with_, finding):
+    (line,) = noise_lines(compared(without), compared(with_, noise="flip:0.1"))
+    clean, noisy = ("{:.2f} [{:.2f}, {:.2f}]".format(*figures) for figures in (without, with_))
+    assert line == (
+        f"The probability of improvement of SPPO over PPO with noise flip:0.1 {finding}: {noisy} with, "
+        f"{clean} without."
+    )
+
+
+def test_each_noise_and_pair_is_set_beside_its_own_runs_without_noise():
+    lines = noise_lines(
+        compared((0.2, 0.1, 0.3)),
+        compared((0.8, 0.7, 0.9), name="SA2C over A2C"),
+        compared((0.5, 0.4, 0.6), noise="flip:0.1"),
+        compared((0.5, 0.4, 0.6), noise="flip:0.1", name="SA2C over A2C"),
+        compared((0.2, 0.1, 0.3), noise="flip:0.2"),
+    )
+    assert [line.partition(":")[2].partition(" than")[0].partition(" from")[0] for line in lines] == [
+        "0.1 is larger",
+        "0.1 is smaller",
+        "0.2 is not shown to differ",
+    ]
+    assert ["SA2C" in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "comparisons",
+    [
+        [compared((0.8, 0.7, 0.9), noise="flip:0.1")],
+        [compared((0.8, 0.7, 0.9))],
+        [compared((0.2, 0.1, 0.3)), compared(None, noise="flip:0.1")],
+        [compared(None), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
+        [compared((0.2, 0.1, 0.3), name="SA2C over A2C"), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
+        # Three seeds of one environment show nothing, on whichever side
+        [
+            compared((0.0, 0.0, 0.0), n_seeds=3, n_tasks=1),
+            compared((0.8, 0.7, 0.9), noise="flip:0.1"),
+        ],
+        [
+            compared((0.2, 0.1, 0.3)),
+            compared((1.0, 1.0, 1.0), n_seeds=3, n_tasks=1, noise="flip:0.1"),
+        ],
+    ],
+    ids=["no runs without", "no noise", "nothing with", "nothing without", "another pair", "few", "few with"],
+)
+def test_nothing_is_said_of_noise_where_there_is_nothing_to_set_beside(comparisons):
+    assert noise_lines(*comparisons) == []
+
+
+def test_effect_of_noise_follows_from_the_scores(tmp_path):
+    finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(5)})
+    finish(tmp_path, "ppo", range(5))
+    finish(tmp_path, "sppo", range(5), noise="flip:0.1")
+    finish(tmp_path, "ppo", {seed: 100 + seed for seed in range(5)}, noise="flip:0.1")
+    (line,) = those_with("The probability of improvement of", summary(tmp_path))
+    assert line == (
+        "The probability of improvement of SPPO over PPO with noise flip:0.1 is smaller than without it: "
+        "0.00 [0.00, 0.00] with, 1.00 [1.00, 1.00] without."
+    )
+
+
+def test_one_seed_in_many_environments_says_nothing_of_noise(tmp_path):
+    for env in "ABCDEF":
+        for noise in ("none", "flip:0.1"):
+            finish(tmp_path, "sppo", {0: 1}, env, noise=noise)
+            finish(tmp_path, "ppo", {0: 0}, env, noise=noise)
+    lines = summary(tmp_path)
+    assert "nan" not in " ".join(lines)
+    assert those_with("The probability of improvement of", lines) == []
+
+
+# Caveats
+
+
+@pytest.mark.parametrize(
+    ("n_seeds", "says"),
+    [
+        (1, "1 seed only. Bootstrap intervals of few seeds are too narrow: a single run has none at all."),
+        (2, "2 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 2 normally "
+            "distributed scores holds their true interquartile mean in about 49 of 100 cases."),
+        (5, "5 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
+            "distributed scores holds their true interquartile mean in about 89 of 100 cases."),
+        # Of 6 it is not known, and of 5 no better
+        (6, "6 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
+        (9, "9 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
+        (10, None),
+        (12, None),
+    ],
+)  # fmt: skip
+def test_few_seeds_are_said(n_seeds, says, tmp_path):
+    finish(tmp_path, "sppo", range(12))
+    finish(tmp_path, "ppo", range(n_seeds))
+    lines = those_with(FEW, summary(tmp_path))
+    assert len(lines) == (says is not None)
+    assert says is None or f"{FEW} {says}" in lines[0]
+
+
+def test_few_seeds_in_common_are_said_too(tmp_path):
+    finish(tmp_path, "sppo", range(10))
+    finish(tmp_path, "ppo", range(5, 15))
+    lines = summary(tmp_path)
+    assert "A, 5 seeds each" in lines[0]
+    assert len(those_with(f"{FEW} 5 seeds only", lines)) == 1
+
+
+def test_unfinished_runs_are_said(tmp_path):
+    for algo in ("sppo", "ppo"):
+        finish(tmp_path, algo, range(3))
+    assert those_with(UNFINISHED, summary(tmp_path)) == []
+    lay_down(tmp_path, [[0, 0]], algo="ppo", env="A", seed=3, state="failed", reason="broke")
+    assert len(those_with(UNFINISHED, summary(tmp_path))) == 1
+
+
+def test_many_findings_are_said_to_be_uncorrected(tmp_path):
+    for algo in ("sppo", "ppo"):
+        finish(tmp_path, algo, range(3), "A")
+    assert those_with(MANY, summary(tmp_path)) == []
+    for algo in ("sppo", "ppo"):
+        finish(tmp_path, algo, range(3), "B")
+    assert len(those_with(MANY, summary(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("sppo", "ppo", "same"),
+    [
+        # alpha + beta |z|, and alpha: 0.5 + 1 * 1 beside 1
+        ({}, {}, False),
+        ({}, {"alpha": 1.5}, True),
+        ({"beta": 20.0}, {"alpha": 1.5}, False),
+        ({"beta": 20.0}, {"alpha": 20.5}, True),
+        # 0.5 + 2 * 0.25 and 0 + 0.5 * 2 are 1
+        ({"beta": 2.0, "z": -0.25}, {}, True),
+        ({"alpha": 0.0, "beta": 0.5, "z": -2.0}, {}, True),
+        ({"beta": 2.0, "z": -0.5}, {}, False),
+        # The gradient of the mean absolute error is twice PPO's, whatever z is: 0.5 + 2 * 0.25
+        ({"reverse_loss": "mae", "beta": 0.25}, {}, True),
+        ({"reverse_loss": "mae", "beta": 0.25, "z": -9.0}, {}, True),
+        ({"reverse_loss": "mae", "beta": 0.5}, {}, False),
+        # Floating point: 0.1 + 0.2 is not 0.3
+        ({"alpha": 0.1, "beta": 0.2}, {"alpha": 0.3}, True),
+        # Without importance weighting its gradient is another one, and no multiple of PPO's
+        ({"importance_weighting": False}, {}, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("prefix", ["", "d"])
+def test_another_policy_coefficient_is_said(prefix, sppo, ppo, same, tmp_path):
+    finish(tmp_path, f"{prefix}sppo", range(2), overrides=sppo)
+    finish(tmp_path, f"{prefix}ppo", range(2), overrides=ppo)
+    lines = those_with(COEFFICIENT, summary(tmp_path))
+    assert len(lines) == (not same)
+    if lines:
+        name = f"{prefix.upper()}SPPO over {prefix.upper()}PPO"
+        assert lines[0].startswith(f"{name}: {COEFFICIENT}, and the baseline here has another coefficient.")
+
+
+def test_another_policy_coefficient_in_one_environment_is_enough(tmp_path):
+    for env, beta in (("A", 1.0), ("B", 2.0)):
+        finish(tmp_path, "sppo", range(2), env, overrides={"beta": beta})
+        finish(tmp_path, "ppo", range(2), env, overrides={"alpha": 1.5})
+    assert len(those_with(COEFFICIENT, summary(tmp_path))) == 1
+
+
+@pytest.mark.parametrize(("without", "noisy"), [(1.0, 1.5), (1.5, 1.0)])
+def test_another_policy_coefficient_under_one_noise_is_enough(without, noisy, tmp_path):
+    for noise, alpha in (("none", without), ("flip:0.1", noisy)):
+        finish(tmp_path, "sppo", range(2), noise=noise)
+        finish(tmp_path, "ppo", range(2), noise=noise, overrides={"alpha": alpha})
+    assert len(those_with(COEFFICIENT, summary(tmp_path))) == 1
+
+
+def test_only_pairs_with_another_policy_coefficient_are_named(tmp_path):
+    finish(tmp_path, "sppo", range(2))
+    for alpha in (1.0, 1.5):
+        finish(tmp_path / str(alpha), "ppo", range(2), overrides={"alpha": alpha})
+    (line,) = those_with(COEFFICIENT, summary(tmp_path))
+    assert line.startswith(f"SPPO over PPO (alpha=1.0): {COEFFICIENT}")
+
+
+def test_policy_coefficient_under_several_noises_is_said_once(tmp_path):
+    for noise in ("none", "flip:0.1"):
+        for algo in ("sppo", "ppo"):
+            finish(tmp_path, algo, range(2), noise=noise)
+    (line,) = those_with(COEFFICIENT, summary(tmp_path))
+    assert line.startswith(f"SPPO over PPO: {COEFFICIENT}")
+
+
+def test_policy_coefficient_is_no_matter_where_nothing_is_compared(tmp_path):
+    for algo in ("sa2c", "a2c"):
+        finish(tmp_path, algo, range(2))
+    finish(tmp_path, "sppo", {0: 1})
+    finish(tmp_path, "ppo", {1: 1})
+    assert those_with(COEFFICIENT, summary(tmp_path)) == []
+
+
+# Nothing to compare
+
+
+@pytest.mark.parametrize("algos", [["ppo"], ["sppo"], ["sppo", "a2c"], ["sppo", "dppo"]])
+def test_runs_without_a_counterpart_are_said_to_be_compared_with_nothing(algos, tmp_path):
+    for algo in algos:
+        finish(tmp_path, algo, range(10))
+    assert summary(tmp_path) == [
+        "There are no finished runs of a symmetric algorithm and of its baseline under the same noise: "
+        "nothing is compared."
+    ]
+
+
+def test_counterparts_under_different_noises_are_compared_with_nothing(tmp_path):
+    finish(tmp_path, "sppo", range(10), noise="flip:0.1")
+    finish(tmp_path, "ppo", range(10))
+    assert "nothing is compared" in summary(tmp_path)[0]
+
+
+def test_unfinished_runs_alone_are_compared_with_nothing(tmp_path):
+    for algo in ("sppo", "ppo"):
+        lay_down(tmp_path, [[0, 0]], algo=algo, env="A", state="failed", reason="broke")
+    lines = summary(tmp_path)
+    assert "nothing is compared" in lines[0]
+    assert len(those_with(UNFINISHED, lines)) == 1
+    assert those_with(FEW, lines) == []
+
+
+def test_no_sentence_has_a_figure_that_is_none(tmp_path):
+    generator = np.random.default_rng(0)
+    for noise in ("none", "flip:0.1"):
+        for algo in ("sppo", "ppo", "sa2c", "a2c"):
+            for env, n in (("A", 1), ("B", 3)):
+                finish(tmp_path, algo, dict(enumerate(generator.normal(size=n))), env, noise=noise)
+    text = " ".join(make_report(tmp_path, reps=REPS).summary)
+    assert "nan" not in text
+    assert "None" not in text
