@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"srl: {error}", file=sys.stderr)
         status = MISTAKE
     except KeyboardInterrupt:
-        what = "finishes the sweep" if words[:1] == ["sweep"] else "starts the run again"
+        what = "finishes the sweep" if words[:1] == ["sweep"] else "goes on with the run"
         print(f"srl: stopped. The same command {what}.", file=sys.stderr)
         status = STOPPED
     except BrokenPipeError:

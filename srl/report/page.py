@@ -60,6 +60,7 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
     environment = Environment(
         loader=PackageLoader("srl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["counts_of"] = lambda entries: [entry.n for entry in entries.values()]
     loader = environment.loader
     assert loader is not None
     style, script = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js"))

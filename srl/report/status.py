@@ -23,6 +23,7 @@ from rich.text import Text
 
 from srl.errors import UserError
 from srl.experiment.algorithms import ALGORITHMS, get_algorithm
+from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import first_mistake
 from srl.experiment.progress import duration
 from srl.experiment.store import EVALUATIONS, PLAN, SPEC, STATUS, PlannedRun, RunDirectory, Status, read_plan
@@ -66,6 +67,8 @@ class Run:
     status: Status | None = None
     #: Why it is failed or damaged.
     reason: str = ""
+    #: Steps of the last checkpoint of a run that does not train now.
+    checkpoint: int = 0
 
     @property
     def n_timesteps(self) -> int:
@@ -74,11 +77,11 @@ class Run:
 
     @property
     def timesteps(self) -> int:
-        """Training steps that count. What failed or was interrupted begins again from 0."""
+        """Training steps that count: of what failed or was interrupted, those up to its last checkpoint."""
         if self.state == "done":
             return self.n_timesteps
         if self.state != "running" or self.status is None:
-            return 0
+            return min(self.checkpoint, self.n_timesteps)
         return min(max(self.status.timesteps, 0), self.n_timesteps)
 
     @property
@@ -197,10 +200,12 @@ class Folder:
         if problem is not None:
             return Run(path, entry, "damaged", reason=self._relative(problem))
         if isinstance(status, Status) and status.state != "running":
-            return Run(path, entry, status.state, status, status.reason)
+            return Run(path, entry, status.state, status, status.reason, _last_checkpoint(directory))
         if in_progress:
             return Run(path, entry, "running", status if isinstance(status, Status) else None)
-        return Run(path, entry, "not started" if spec is None and status is None else "interrupted")
+        if spec is None and status is None:
+            return Run(path, entry, "not started")
+        return Run(path, entry, "interrupted", checkpoint=_last_checkpoint(directory))
 
     def _problem(
         self,
@@ -239,6 +244,11 @@ class Folder:
     def _relative(self, error: UserError) -> str:
         """What is wrong with a file, named as it is from the folder that is looked at."""
         return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(error))
+
+
+def _last_checkpoint(directory: RunDirectory) -> int:
+    """The steps that an attempt at a run can go on from; 0 for none."""
+    return max(checkpoint_steps(directory.path), default=0)
 
 
 def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
@@ -387,7 +397,11 @@ def _totals(overview: Overview, root: Path, width: int | None) -> Iterator[Rende
     n_runs = len(overview.runs)
     n_of = {state: len(overview.of(state)) for state in _STYLES}
     counts = Text(", ").join(Text(f"{n:,} {state}", style=_STYLES[state]) for state, n in n_of.items() if n)
-    yield Text(f"{one_line(str(root))}: {n_runs:,} {'runs' if n_runs > 1 else 'run'}", style="bold")
+    name, number = one_line(str(root)), f": {n_runs:,} {'runs' if n_runs > 1 else 'run'}"
+    if width is not None and cell_len(name + number) > width:
+        # Of a long path, its end says more
+        name = "…" + name[-max(width - cell_len(number) - 1, 1) :]
+    yield Text(name + number, style="bold", no_wrap=True, overflow="ellipsis")
     yield counts
     steps = sum(run.timesteps for run in overview.runs)
     n_steps = sum(run.n_timesteps for run in overview.runs)

@@ -521,9 +521,9 @@ def test_aggregate_compares_all_algorithms_over_the_same_runs(tmp_path):
     assert list(made.figures) == ["A2C", "PPO", "SPPO"]
 
 
-@pytest.mark.parametrize(("begun", "kept"), [("A", False), ("AB", True)])
+@pytest.mark.parametrize(("begun", "kept"), [("A", False), ("AB", True), ("ABC", True)])
 def test_algorithm_that_few_environments_have_costs_the_others_nothing(begun, kept, tmp_path):
-    for env in "ABC":
+    for env in "ABCD":
         for algo in ("ppo", "sppo"):
             finish(tmp_path, algo, range(4), env)
     for env in begun:
@@ -532,7 +532,7 @@ def test_algorithm_that_few_environments_have_costs_the_others_nothing(begun, ke
     said = "without noise: A2C, which few environments have."
     assert any(note.startswith("Left out of the aggregates") and said in note for note in notes) != kept
     assert list(made.figures) == ["A2C", "PPO", "SPPO"][not kept :]
-    assert [env for env, _ in made.matched.tasks] == list("AB" if kept else "ABC")
+    assert [env for env, _ in made.matched.tasks] == list(begun if kept else "ABCD")
     assert made.matched.seeds == (0, 1, 2, 3)
 
 
