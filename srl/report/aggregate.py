@@ -40,7 +40,7 @@ def make_aggregates(
     """Aggregates for each noise and kind of normalisation.
 
     Under each noise, all algorithms that have finished runs there are matched with one another, but for those
-    that have them in fewer than half as many environments as the best.
+    that have hardly begun.
 
     :param cells: All that is reported.
     :param scales: The scale of each environment; one without is in no aggregate.
@@ -59,8 +59,8 @@ def make_aggregates(
                 and scale.kind == kind
             ]
             where = f"aggregates, {NAMES[kind]}, {describe_noise(noise)}"
-            sides, rare = _widespread(by_column(members))
-            notes += [f"Left out of the {where}: {column}, which few environments have." for column in rare]
+            sides, rare = _well_begun(by_column(members))
+            notes += [f"Left out of the {where}: {column}, which has few finished runs." for column in rare]
             if not sides:
                 continue
             matched = match(sides)
@@ -72,13 +72,20 @@ def make_aggregates(
     return [_aggregate(*one, _thresholds(matches, one[1], scales), scales, reps) for one in matches], notes
 
 
-def _widespread(
+def _well_begun(
     sides: Mapping[str, Mapping[Task, Cell]],
 ) -> tuple[dict[str, Mapping[Task, Cell]], list[str]]:
-    """The columns with finished runs in at least half as many environments as the best, and the others."""
+    """The columns without those that have few finished runs, or have them in few environments, and these.
+
+    Few are less than a quarter of the runs, or half of the environments, of the one that has the most.
+    """
+    n_runs = {column: sum(len(cell.values) for cell in cells.values()) for column, cells in sides.items()}
     n_envs = {column: sum(bool(cell.values) for cell in cells.values()) for column, cells in sides.items()}
-    most = max(n_envs.values(), default=0)
-    rare = [column for column in sides if 2 * n_envs[column] < most]
+    rare = [
+        column
+        for column in sides
+        if 4 * n_runs[column] < max(n_runs.values()) or 2 * n_envs[column] < max(n_envs.values())
+    ]
     return {column: cells for column, cells in sides.items() if column not in rare}, rare
 
 

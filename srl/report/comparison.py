@@ -34,8 +34,8 @@ class Matched:
 def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
     """The environments and seeds that all sides have finished.
 
-    Of an environment count the seeds that every side has finished there. One is left out if it would leave
-    fewer than half as many common seeds as there are in the environment with the most.
+    Of an environment count the seeds that every side has finished there. It is as many environments as can be
+    with common seeds that are at least half as many as an environment (the median one) has.
 
     :param sides: The cells of each column, by environment and steps.
     """
@@ -61,7 +61,7 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
         if unused:
             why = "not finished in all environments that are compared"
             if task not in chosen:
-                why = "since fewer than half as many seeds would be common to all environments with it"
+                why = "since with it too few seeds would be common to all environments"
             left_out.append(f"{name}: {name_seeds(unused)}, {why}")
     order = tuple(sorted(seeds))
     scores = {
@@ -73,16 +73,21 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
 
 def _in_common(shared: Mapping[Task, set[int]]) -> tuple[tuple[Task, ...], set[int]]:
     """The environments to compare in, and the seeds that all of them share."""
-    order = sorted(shared, key=lambda task: (-len(shared[task]), task))
-    most = len(shared[order[0]]) if order else 0
-    chosen: list[Task] = []
-    seeds: set[int] = set()
-    for task in order:
-        common = seeds & shared[task] if chosen else set(shared[task])
-        if common and 2 * len(common) >= most:
-            chosen.append(task)
-            seeds = common
-    return tuple(sorted(chosen)), seeds
+    tasks = sorted(task for task in shared if shared[task])
+    if not tasks:
+        return (), set()
+    enough = np.median([len(shared[task]) for task in tasks]) / 2
+    best: tuple[tuple[Task, ...], set[int]] = ((), set())
+    for first in tasks:
+        chosen, seeds = [first], shared[first]
+        for task in sorted(tasks, key=lambda task: (-len(shared[first] & shared[task]), task)):
+            common = seeds & shared[task]
+            if task != first and common and len(common) >= enough:
+                chosen.append(task)
+                seeds = common
+        if (len(chosen), len(seeds)) > (len(best[0]), len(best[1])):
+            best = tuple(sorted(chosen)), set(seeds)
+    return best
 
 
 def task_name(task: Task, tasks: Sequence[Task]) -> str:

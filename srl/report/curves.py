@@ -98,9 +98,11 @@ def read_training(path: Path) -> dict[str, Series]:
     """
     wanted = {STEPS, *_TRAINING}
     content = path.read_bytes()
+    # Of a run under way, the last row may be half written
+    content = content[: content.rfind(b"\n") + 1]
     # pandas would take columns of longer rows for others
     n_rows, header = content.count(b"\n"), content.partition(b"\n")[0]
-    if content.count(b",") > header.count(b",") * (n_rows + (not content.endswith(b"\n"))):
+    if content.count(b",") > header.count(b",") * n_rows:
         raise ValueError("it has rows that are longer than its header")
     table = pd.read_csv(io.BytesIO(content), usecols=lambda name: name in wanted, dtype=float)
     if STEPS not in table:

@@ -461,3 +461,11 @@ def test_no_evaluations_make_no_score(last, tmp_path):
     assert outcome.status == 2
     assert "at least one evaluation is needed" in outcome.err
     assert contents(tmp_path) == before
+
+
+def test_last_row_that_is_half_written_is_not_taken_for_a_whole_one(tmp_path):
+    directory = lay_down(tmp_path, [[0], [0]])
+    whole = log_of([(32, 1, 2, 3), (64, 1, 20, 5)])
+    (directory.path / "progress.csv").write_text(whole[: whole.index("64,1,2") + 6])
+    curves, _ = training_of(tmp_path)
+    assert curves[SIGN_CHANGE].steps.tolist() == [32]
