@@ -153,8 +153,11 @@ def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
         color=look.color,
         linestyle=look.dashes,
         marker=look.marker,
-        markevery=(0.05, 0.15),
+        # All points of a short curve, else some
+        markevery=None if len(curve.steps) < 8 else (0.05, 0.15),
     )
+    if len(curve.steps) == 1:
+        axes.errorbar(curve.steps, curve.mean, curve.half_width, color=look.color, alpha=0.5)
     axes.fill_between(
         curve.steps,
         curve.mean - curve.half_width,

@@ -332,3 +332,14 @@ def test_figures_hold_nothing_but_what_they_show():
     assert "date" not in svg.lower()
     with Image.open(io.BytesIO(figures.to_png(draw("curves")))) as image:
         assert set(image.info) <= {"dpi"}
+
+
+def test_curve_of_a_single_evaluation_is_a_point_with_its_interval():
+    curve = Curve(np.array([64.0]), np.array([3.0]), np.array([1.0]), 2)
+    figure = figures.draw_curves({"none": {"PPO": curve}}, ["PPO"], title="Ant-v4", label="mean return")
+    (axes,) = figure.axes
+    assert axes.lines[0].get_markevery() is None
+    low, high = axes.get_ylim()
+    assert low < 2 < 4 < high
+    (bar,) = axes.containers
+    assert bar.has_yerr
