@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from Box2D import b2World
 from gymnasium.core import ActType, ObsType
 from gymnasium.envs.box2d import BipedalWalker
 
@@ -27,5 +26,5 @@ class FreshWorld(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         assert isinstance(walker, BipedalWalker)
         # What the walker itself does first, while the bodies are still those of its world
         walker._destroy()  # type: ignore[no-untyped-call]
-        walker.world = b2World()
+        walker.world = type(walker.world)()
         return self.env.reset(seed=seed, options=options)

@@ -51,13 +51,18 @@ def test_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path):
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "\udcff")
+    with pytest.raises(TypeError):
+        write_text(file, 3)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_bytes_of_a_files_name_that_are_no_text_are_written_as_numbers(tmp_path):
+    write_text(tmp_path / "file.txt", "caf\udce9")
+    assert (tmp_path / "file.txt").read_text() == "caf\\udce9"
 
 
 @pytest.fixture

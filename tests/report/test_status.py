@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -468,8 +468,20 @@ def test_watching_ends_by_itself_when_nothing_is_left_to_do(tmp_path):
     assert contents(tmp_path) == before
 
 
+@contextmanager
 def watch(root, **options):
-    return subprocess.Popen([SRL, "status", root, "--watch", "--interval", "0.1"], **options)
+    """The command at work; it is gone at the end, however the test went."""
+    command = [SRL, "status", root, "--watch", "--interval", "0.1"]
+
+    def heed_ctrl_c():
+        # The tests may themselves run in the background, where a shell has SIGINT ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, preexec_fn=heed_ctrl_c, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read_until(process, text):
