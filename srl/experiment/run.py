@@ -181,6 +181,7 @@ class Attempt:
         return self.status.state == "running"
 
     def __enter__(self) -> Attempt:
+        earlier = self._directory.read_spec()
         there = self._claim.__enter__()
         try:
             finished = self._directory.read_status()
@@ -200,6 +201,11 @@ class Attempt:
             )
             self._directory.write_status(self.status)
             self._earlier = self._directory.read_versions()
+            if earlier is not None and earlier.stacked != self.spec.stacked and checkpoint_steps(self.path):
+                self.note(
+                    "begun in a population and gone on with alone, or the other way round; where a stacked "
+                    "network rounds otherwise, it is not to the bit the run that it would have been"
+                )
             try:
                 write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
             except Exception as error:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 from srl.envs import parse_noise
 from srl.errors import UserError
 from srl.experiment.algorithms import get_algorithm
+from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import ConfigFile
 from srl.experiment.engines import Engine, Job, Task
 from srl.experiment.hyperparams import Positive, Strict, of_family
@@ -214,10 +215,15 @@ def make_plan(
     """
     check_writable(root)
     plan = Plan(root, [Job(spec, root / spec.path) for spec in specs])
+    begun: dict[Path, bool] = {}
     for job in plan.jobs:
-        there = RunDirectory(job.path).compare(job.spec)
+        directory = RunDirectory(job.path)
+        there = directory.compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
-    plan.tasks = make_tasks(plan.to_do, population, n_jobs)
+        if there == "unfinished" and checkpoint_steps(job.path):
+            spec = directory.read_spec()
+            begun[job.path] = spec is not None and spec.stacked
+    plan.tasks = make_tasks(plan.jobs, population, n_jobs, done={job.path for job in plan.done}, begun=begun)
     return plan
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Literal
 
 from srl.errors import UserError
@@ -74,7 +75,14 @@ def population_key(spec: RunSpec) -> str | None:
     return json.dumps(shared, sort_keys=True)
 
 
-def make_tasks(jobs: Sequence[Job], population: Population, n_jobs: int) -> list[Task]:
+def make_tasks(
+    jobs: Sequence[Job],
+    population: Population,
+    n_jobs: int,
+    *,
+    done: Collection[Path] = (),
+    begun: Mapping[Path, bool] | None = None,
+) -> list[Task]:
     """Put runs together that can train as one population.
 
     ``"auto"`` divides the runs that fit among ``n_jobs`` processes as far as memory allows; networks for
@@ -83,29 +91,45 @@ def make_tasks(jobs: Sequence[Job], population: Population, n_jobs: int) -> list
     :param jobs: The runs.
     :param population: The most members of a population, ``"auto"``, or ``"off"``.
     :param n_jobs: How many tasks run at once.
+    :param done: Folders of jobs that are finished: no task has them. They count in whether a run is stacked,
+        so that what is left of an interrupted sweep trains as it would have: on some CPUs a stacked network
+        rounds otherwise than one alone.
+    :param begun: Folders of jobs that go on from a checkpoint, and whether they were begun stacked: they stay
+        what they are.
     :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population
-        of one only if ``population`` is a number.
+        of one only if ``population`` is a number, or those that it would train with are done.
     """
+    begun = {} if begun is None else begun
     groups: dict[str, list[Job]] = {}
     for index, job in enumerate(jobs):
-        groups.setdefault(_group(job.spec, population) or f"alone {index}", []).append(job)
+        if begun.get(job.path) is False:
+            key = None
+        elif begun.get(job.path):
+            key = population_key(job.spec)
+        else:
+            key = _group(job.spec, population)
+        groups.setdefault(key or f"alone {index}", []).append(job)
     tasks: list[tuple[Job, ...]] = []
     for key, group in groups.items():
-        if key.startswith("alone"):
-            tasks.append(tuple(group))
+        left = [job for job in group if job.path not in done]
+        if not left:
             continue
+        if key.startswith("alone"):
+            tasks.append(tuple(left))
+            continue
+        stacked = True
         if isinstance(population, int):
             size = population
         else:
-            size = max(min(_LARGEST, _fitting(group[0].spec, n_jobs), -(-len(group) // n_jobs)), 1)
-        n_parts = -(-len(group) // size)
+            largest = max(min(_LARGEST, _fitting(group[0].spec, n_jobs)), 1)
+            stacked = min(largest, -(-len(group) // n_jobs)) > 1 or any(begun.get(job.path) for job in left)
+            size = min(largest, -(-len(left) // n_jobs))
+        n_parts = -(-len(left) // size)
         # Runs that stand next to each other in the plan, so that tables fill evenly
-        ends = [round(part * len(group) / n_parts) for part in range(n_parts + 1)]
+        ends = [round(part * len(left) / n_parts) for part in range(n_parts + 1)]
         for first, end in pairwise(ends):
-            members = tuple(group[first:end])
-            if len(members) > 1 or isinstance(population, int):
-                members = tuple(_stacked(job) for job in members)
-            tasks.append(members)
+            members = left[first:end]
+            tasks.append(tuple(_stacked(job) for job in members) if stacked else tuple(members))
     order = {job.path: index for index, job in enumerate(jobs)}
     return [Task(members) for members in sorted(tasks, key=lambda members: order[members[0].path])]
 

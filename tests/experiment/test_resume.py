@@ -21,6 +21,7 @@ from srl.population import train as population
 from srl.population.train import train_population
 from srl.population.update import Updater
 from tests.experiment.small_runs import small_spec
+from tests.population.comparison import assert_same_result
 
 SPECS = {
     "SPPO": small_spec(n_timesteps=320, overrides={"advantage_flip_prob": 0.1}),
@@ -289,7 +290,9 @@ def test_run_begun_in_a_population_goes_on_alone(tmp_path, monkeypatch):
     interrupt_at(5, Updater, "update", partial(train_population, specs, paths, checkpoint_every=0))
     status = train_run(specs[2], paths[2])
     assert status.resumed_from == 128
-    assert outcome(paths[2]) == outcome(whole[2])
+    assert "begun in a population" in status.notes[0]
+    # Some CPUs round otherwise when a network is stacked
+    assert_same_result(paths[2], whole[2])
 
 
 KILLED = """
@@ -311,8 +314,11 @@ KILLED_SPECS = [small_spec(seed=seed, n_timesteps=6400, eval_freq=320) for seed 
 @pytest.mark.parametrize("how", ["alone", "population"])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
     n = 1 if how == "alone" else 2
-    for spec, path in zip(KILLED_SPECS[:n], folders(tmp_path / "whole", KILLED_SPECS), strict=False):
-        train_run(spec, path)
+    whole = folders(tmp_path / "whole", KILLED_SPECS)
+    if how == "alone":
+        train_run(KILLED_SPECS[0], whole[0])
+    else:
+        train_population(KILLED_SPECS, whole)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), how]
     generator = np.random.default_rng(0)
     kills = 0
@@ -324,9 +330,5 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
         kills += process.wait() == -signal.SIGKILL
     assert kills >= 2
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    for whole, killed in zip(
-        folders(tmp_path / "whole", KILLED_SPECS)[:n],
-        folders(tmp_path / "killed", KILLED_SPECS),
-        strict=False,
-    ):
-        assert outcome(killed) == outcome(whole)
+    killed = folders(tmp_path / "killed", KILLED_SPECS)[:n]
+    assert [outcome(path) for path in killed] == [outcome(path) for path in whole[:n]]

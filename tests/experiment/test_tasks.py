@@ -202,7 +202,23 @@ def test_populations_are_of_equal_size_and_as_many_as_processes(n, population, n
     for task in tasks:
         stacked = {job.spec.stacked for job in task.jobs}
         # A number asks for populations, however small
-        assert stacked == {len(task.jobs) > 1 or population != "auto"}
+        assert stacked == {n > n_jobs or population != "auto"}
+
+
+def test_what_is_left_of_an_interrupted_sweep_trains_as_it_would_have():
+    jobs = jobs_of(seeds(5))
+    (task,) = make_tasks(jobs, "auto", 1, done={job.path for job in jobs[:4]})
+    assert task.jobs[0].path == jobs[4].path
+    assert task.jobs[0].spec.stacked
+
+
+def test_run_goes_on_as_it_was_begun_whatever_is_asked_now():
+    jobs = jobs_of(seeds(4))
+    begun = {jobs[0].path: True, jobs[1].path: False}
+    for population, expected in (("off", [True, False, False, False]), (4, [True, False, True, True])):
+        tasks = make_tasks(jobs, population, 1, begun=begun)
+        stacked = {job.path: job.spec.stacked for task in tasks for job in task.jobs}
+        assert [stacked[job.path] for job in jobs] == expected
 
 
 def test_runs_stay_themselves_but_for_being_members():

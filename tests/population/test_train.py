@@ -204,10 +204,15 @@ def test_member_is_its_run_alone(case, tmp_path):
 
 
 def test_member_that_plays_atari_is_its_run_alone(tmp_path):
+    shape = dict(n_envs=2, n_steps=16, batch_size=16, n_epochs=1)
+    # In so few steps nothing happens: advantages are small differences, and where to clip is a matter of
+    # rounding, which some CPUs do otherwise when networks are stacked
+    tame = dict(normalize_advantage=False, clip_range=0.9)
+
     def pong(algo, seed, noise):
         spec, _ = make_run_spec(
             algo, "PongNoFrameskip-v4", seed, noise=noise, n_timesteps=64, eval_freq=1000, n_eval_episodes=1,
-            device="cpu", overrides=dict(n_envs=2, n_steps=16, batch_size=16, n_epochs=1),
+            device="cpu", overrides=shape | tame,
         )  # fmt: skip
         return spec
 
