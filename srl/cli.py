@@ -108,6 +108,8 @@ class Train:
     """Threads of torch, and of native environments."""
     env_backend: str = "gymnasium"
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
 
 
 @dataclass
@@ -147,6 +149,33 @@ class Sweep:
     """Episodes of an evaluation."""
     env_backend: str | None = None
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
+    retries: int = 3
+    """How often a run that crashes or is killed is tried again from its checkpoint if it gets no further."""
+    stall_timeout: float = 1800.0
+    """Seconds without a sign of life after which a run is ended, and tried again."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster; see
+    docs/clusters.md."""
+    address: str = "auto"
+    """Of a Ray cluster: auto, or HOST:PORT."""
+    partition: str | None = None
+    """Of a Slurm cluster."""
+    time: str = "4:00:00"
+    """Time limit of a Slurm job, H:MM:SS or minutes; one that reaches it is put into the queue again."""
+    tasks_per_gpu: int = 4
+    """Runs or populations that share a GPU of a Ray cluster."""
+
+
+@dataclass
+class Clean:
+    """Say what in a folder nothing needs any more, as checkpoints of finished runs; remove it when told."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep or a run, or one above them."""
+    yes: bool = False
+    """Remove it."""
 
 
 @dataclass
@@ -187,6 +216,7 @@ Command = (
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Status, tyro.conf.subcommand("status")]
+    | Annotated[Clean, tyro.conf.subcommand("clean")]
 )
 
 
@@ -210,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
         signal.signal(signal.SIGTERM, _interrupt)
-        run = {Train: train, Sweep: sweep, Report: report, Status: show_status}[type(command)]
+        run = {Train: train, Sweep: sweep, Report: report, Status: show_status, Clean: clean}[type(command)]
         status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
     except UserError as error:
         print(f"srl: {error}", file=sys.stderr)
@@ -253,11 +283,13 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
+    from srl.experiment.execution import check_interval
     from srl.experiment.progress import RunDisplay
     from srl.experiment.spec import check_run, make_run_spec
     from srl.experiment.store import ERROR, RunDirectory
 
     console = _console()
+    check_interval(options.checkpoint_every)
     spec, notes = make_run_spec(
         options.algo,
         options.env,
@@ -276,7 +308,7 @@ def train(options: Train, command: str) -> int:
     path = options.out or Path("runs") / spec.path
     there = RunDirectory(path).compare(spec)
     check_run(spec)
-    for note in notes:
+    for note in [*notes, *RunDirectory(path).damage()]:
         console.print(note, markup=False)
     if there == "done":
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
@@ -289,7 +321,13 @@ def train(options: Train, command: str) -> int:
 
     try:
         with RunDisplay(console, spec) as display:
-            train_run(spec, path, command=command, tell=display.update)
+            train_run(
+                spec,
+                path,
+                command=command,
+                tell=display.update,
+                checkpoint_every=options.checkpoint_every,
+            )
     except RunFailed as error:
         print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
         if (path / ERROR).exists():
@@ -312,10 +350,12 @@ def sweep(options: Sweep, command: str) -> int:
     import srl.report.files
     import srl.report.scores  # noqa: F401
     from srl.experiment.config_files import find_sweep
-    from srl.experiment.engines.local import LocalEngine
+    from srl.experiment.engines.choose import EngineOptions, make_engine, parse_minutes
     from srl.experiment.estimate import estimate
+    from srl.experiment.execution import OutOfSpace, check_numbers, held_elsewhere, run_sweep
     from srl.experiment.progress import SweepDisplay, duration
-    from srl.experiment.sweep import expand, load_sweep, make_plan, run_sweep, write_plan
+    from srl.experiment.space import check_space, size
+    from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
 
     console = _console()
@@ -325,6 +365,17 @@ def sweep(options: Sweep, command: str) -> int:
     n_jobs = cores if options.jobs is None else options.jobs
     if n_jobs < 1:
         raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
+    engine_options = EngineOptions(
+        options.engine,
+        n_jobs,
+        options.address,
+        options.partition,
+        parse_minutes(options.time),
+        options.tasks_per_gpu,
+    )
+    if options.tasks_per_gpu < 1:
+        raise UserError(f"--tasks-per-gpu {options.tasks_per_gpu}: must be 1 or above.")
+    persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
     sweep_options = load_sweep(
         config,
         quick=options.quick,
@@ -361,6 +412,12 @@ def sweep(options: Sweep, command: str) -> int:
         markup=False,
         soft_wrap=True,
     )
+    _print_notes([f"{line} The run is made again." for line in plan.damaged], console)
+    _print_notes([f"{line}: waited for." for line in held_elsewhere(plan.tasks)], console)
+    n_at_once = n_jobs * max((len(task.jobs) for task in plan.tasks), default=1)
+    needed, free = check_space(root, [job.spec for job in plan.to_do], n_at_once)
+    if plan.to_do:
+        console.print(f"Disk space: up to about {size(needed)} needed, {size(free)} free.", markup=False)
     if options.dry_run:
         done = {job.path for job in plan.done}
         for job in plan.jobs:
@@ -370,8 +427,11 @@ def sweep(options: Sweep, command: str) -> int:
         return 0
     failures: dict[str, str] = {}
     if plan.to_do:
-        with console.status("Measuring how fast runs are here"):
-            guess = estimate(plan.tasks, n_jobs)
+        engine = make_engine(engine_options, root)
+        guess = None
+        if options.engine == "local":
+            with console.status("Measuring how fast runs are here"):
+                guess = estimate(plan.tasks, n_jobs)
         if guess is not None:
             some = "" if guess.n_measured == guess.n_kinds else f" {guess.n_measured} of {guess.n_kinds}"
             console.print(
@@ -381,10 +441,19 @@ def sweep(options: Sweep, command: str) -> int:
                 soft_wrap=True,
             )
         write_plan(plan)
-        with SweepDisplay(console, len(plan.done)) as display:
-            failures = run_sweep(
-                plan, LocalEngine(n_jobs), command, tell=display.update, tell_failure=display.failed
-            )
+        try:
+            with SweepDisplay(console, len(plan.done)) as display:
+                failures = run_sweep(
+                    plan,
+                    engine,
+                    command,
+                    tell=display.update,
+                    say=display.say,
+                    persistence=persistence,
+                )
+        except OutOfSpace as error:
+            print(f"srl: {error}", file=sys.stderr)
+            return FAILED
     _print_scores(root, console)
     if failures:
         print(
@@ -395,6 +464,32 @@ def sweep(options: Sweep, command: str) -> int:
             print(f"  {path}: {reason}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def clean(options: Clean, command: str) -> int:
+    """``srl clean``; returns the exit status."""
+    from srl.experiment.clean import find_garbage, remove
+    from srl.experiment.space import size
+
+    console = _console()
+    garbage = find_garbage(options.dir)
+    for item in garbage:
+        line = f"{item.path}  {size(item.n_bytes)}  {item.why}"
+        console.print(
+            line.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
+        )
+    if not garbage:
+        console.print(f"{options.dir}: nothing to remove.", markup=False, soft_wrap=True)
+        return 0
+    if not options.yes:
+        total = size(sum(item.n_bytes for item in garbage))
+        console.print(f"{total} in all; nothing was removed. With --yes it is.", markup=False)
+        return 0
+    n_bytes, problems = remove(garbage)
+    console.print(f"Removed: {size(n_bytes)}.", markup=False)
+    for problem in problems:
+        print(f"srl: {problem}", file=sys.stderr)
+    return FAILED if problems else 0
 
 
 def report(options: Report, command: str) -> int:

@@ -109,10 +109,12 @@ class Evaluation(BaseCallback):
 
     :param spec: The run.
     :param directory: The run's folder.
+    :param heartbeat: Beats during evaluations too, which can take minutes.
     """
 
-    def __init__(self, spec: RunSpec, directory: Path):
+    def __init__(self, spec: RunSpec, directory: Path, heartbeat: Heartbeat | None = None):
         super().__init__()
+        self._heartbeat = heartbeat
         self.eval_env = make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs)
         self.log = EvaluationLog(directory)
         self._spec = spec
@@ -141,6 +143,8 @@ class Evaluation(BaseCallback):
             episodes = Episodes()
 
             def note_success(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+                if self._heartbeat is not None:
+                    self._heartbeat.beat()
                 success = local_variables["info"].get("is_success")
                 if local_variables["done"] and success is not None:
                     episodes.successes.append(success)
@@ -205,8 +209,12 @@ class Heartbeat(BaseCallback):
         self._due = 0.0
 
     def _on_step(self) -> bool:
+        self.beat()
+        return True
+
+    def beat(self) -> None:
+        """Tell it, if it is time."""
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
             self._tell(self.num_timesteps)
-        return True

@@ -18,7 +18,7 @@ import torch as th
 from srl.errors import UserError
 from srl.experiment.store import CHECKPOINTS, replacing
 
-FORMAT = 1
+FORMAT = 2
 
 #: The name of the structure among the arrays of a file.
 _TREE = "tree"

@@ -111,6 +111,20 @@ def cut_logs(folder: Path, state: dict[str, Any]) -> None:
                 file.unlink()
 
 
+def goes_on_from(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether ``progress.csv`` is what it was, or has grown since by rows and columns.
+
+    :param folder: The run's.
+    :param state: What :func:`log_state` gave.
+    """
+    try:
+        now = (folder / PROGRESS).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return False
+    then = state["progress"].splitlines()
+    return len(now) >= len(then) and all(new.startswith(old) for new, old in zip(now, then, strict=False))
+
+
 def restore_logger(logger: Logger, state: dict[str, Any]) -> None:
     """Give a logger what waited to be logged.
 

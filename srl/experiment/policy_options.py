@@ -47,6 +47,8 @@ def check_optimizer(options: PolicyOptions, default: str) -> None:
     """
     name = options.optimizer_class or default
     arguments = options.optimizer_kwargs or {}
+    if not arguments:
+        return  # making the first optimizer of a process takes seconds
     optimizer: Any = _OPTIMIZERS[name]
     try:
         optimizer([nn.Parameter(th.zeros(1))], lr=1e-3, **arguments)

@@ -11,10 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from srl.experiment.engines import Job
+from srl.experiment.execution import Progress as SweepProgress
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import Status
-from srl.experiment.sweep import Progress as SweepProgress
 
 #: Seconds between lines where there is no terminal.
 _LINE_INTERVAL = 15.0
@@ -123,6 +122,8 @@ class SweepDisplay(_Display):
             f"{sum(map(len, progress.running.values()))} running, "
             f"{progress.failed} failed, {progress.to_do} to do"
         )
+        if progress.elsewhere:
+            counts += f", {progress.elsewhere} trained by other processes"
         if self._live is None:
             if self._line_due():
                 self._say(f"{counts}; {rate}")
@@ -140,6 +141,6 @@ class SweepDisplay(_Display):
             running.add_row(f"and {len(progress.running) - _SHOWN} more")
         self._live.update(Group(running, self._bar))
 
-    def failed(self, job: Job, reason: str) -> None:
-        """Say that a run has failed."""
-        self._say(f"failed: {job.spec.path}: {reason}")
+    def say(self, line: str) -> None:
+        """Say something that is to stay."""
+        self._say(line)

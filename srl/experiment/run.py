@@ -41,7 +41,7 @@ from srl.experiment.checkpoint import (
     remove_checkpoints,
     write_checkpoint,
 )
-from srl.experiment.logs import cut_logs, log_state, make_logger, restore_logger
+from srl.experiment.logs import cut_logs, goes_on_from, log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
 from srl.experiment.policy_options import policy_kwargs
 from srl.experiment.resume import generator_state, model_state, restore_generators, restore_model
@@ -50,6 +50,7 @@ from srl.experiment.store import (
     ERROR,
     MODEL,
     MONITOR,
+    PROGRESS,
     VECNORMALIZE,
     VERSIONS,
     RunDirectory,
@@ -181,12 +182,14 @@ class Attempt:
         return self.status.state == "running"
 
     def __enter__(self) -> Attempt:
-        earlier = self._directory.read_spec()
+        damage = self._directory.damage()
+        begun_stacked = self._begun_stacked()
         there = self._claim.__enter__()
         try:
-            finished = self._directory.read_status()
-            if there == "done" and finished is not None:
-                self.status = finished
+            earlier = self._directory.read_status()
+            if there == "done" and earlier is not None:
+                self.status = earlier
+                remove_checkpoints(self.path)  # a process that was killed at its very end leaves them
                 return self
             started = time.time()
             self.status = Status(
@@ -196,16 +199,21 @@ class Attempt:
                 updated=started,
                 pid=os.getpid(),
                 host=socket.gethostname(),
-                attempts=1 if finished is None else finished.attempts + 1,
-                notes=() if finished is None else finished.notes,
+                attempts=1 if earlier is None else earlier.attempts + 1,
+                notes=() if earlier is None else earlier.notes,
             )
-            self._directory.write_status(self.status)
-            self._earlier = self._directory.read_versions()
-            if earlier is not None and earlier.stacked != self.spec.stacked and checkpoint_steps(self.path):
+            if earlier is not None and there != "new":
+                why = earlier.reason or "it did not say why"
+                if earlier.state != "done":
+                    self.note(f"attempt {earlier.attempts} ended: {why}")
+            for problem in damage if there != "new" else []:
+                self.note(problem)
+            if begun_stacked not in (None, self.spec.stacked) and checkpoint_steps(self.path):
                 self.note(
                     "begun in a population and gone on with alone, or the other way round; where a stacked "
                     "network rounds otherwise, it is not to the bit the run that it would have been"
                 )
+            self._directory.write_status(self.status)
             try:
                 write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
             except Exception as error:
@@ -224,34 +232,44 @@ class Attempt:
         finally:
             self._claim.__exit__(None, None, None)
 
-    def checkpoints(self) -> list[int]:
-        """The training steps of the checkpoints to go on from, the latest first.
+    def _begun_stacked(self) -> bool | None:
+        """Whether an earlier attempt was in a population; None if there was none, or nobody knows."""
+        try:
+            spec = self._directory.read_spec()
+        except UserError:
+            return None
+        return None if spec is None else spec.stacked
 
-        Packages of other versions would make another run of it: then there are none.
-        """
-        steps = checkpoint_steps(self.path)
-        if not steps or self._earlier is None:
-            return steps
+    def checkpoints(self) -> list[int]:
+        """The training steps of the checkpoints that are there, the latest first."""
+        return checkpoint_steps(self.path)
+
+    def origin(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with this attempt: the spec, and what it runs on."""
         now = versions()
-        different = [key for key in ("python", "packages") if self._earlier.get(key) != now[key]]
-        if different:
-            self.note(f"begun anew, since its earlier part ran on other versions ({', '.join(different)})")
-            return []
-        return steps
+        spec = self.spec.model_dump(mode="json", exclude={"stacked"})
+        return {"spec": spec, "python": now["python"], "packages": now["packages"]}
 
     def note(self, text: str) -> None:
-        """Record why the run could not go on from where it was."""
+        """Record what went wrong with earlier attempts."""
         print(f"{self.path}: {text}", file=sys.stderr)
-        self.status = replace(self.status, notes=(*self.status.notes, text))
+        self.status = self.status.noted(text)
 
     def go_on(self, steps: int) -> dict[str, Any]:
         """Put the folder back to where it was at a checkpoint.
 
         :param steps: One of :meth:`checkpoints`.
         :return: The state in it.
-        :raises UserError: If it, or a log that goes with it, is damaged.
+        :raises UserError: If it, or a log that goes with it, is damaged, or it is of other versions of the
+            packages, which would make another run of it.
         """
         state = read_checkpoint(self.path, steps)
+        origin = self.origin()
+        different = [key for key in origin if state["origin"].get(key) != origin[key]]
+        if different:
+            raise UserError(f"its checkpoint was made with another {' and '.join(different)}.")
+        if not goes_on_from(self.path, state["logs"]):
+            self.note(f"{self.path / PROGRESS}: damaged; it is restored from the checkpoint")
         cut_logs(self.path, state["logs"])
         (self.path / ERROR).unlink(missing_ok=True)
         self.status = replace(self.status, resumed_from=steps)
@@ -277,16 +295,20 @@ class Attempt:
             self._tell(self.status)
 
     def finish(self, timesteps: int) -> None:
-        """Record that the run is done."""
+        """Record that the run is done, and what it leaves."""
         self.beat(timesteps)
-        self.status = self.status.ended_as("done", time.time())
+        self.status = replace(self.status.ended_as("done", time.time()), files=self._directory.seal())
         self._directory.write_status(self.status)
+        remove_checkpoints(self.path)
 
     def fail(self, error: BaseException) -> None:
         """Record why the run has failed."""
         if isinstance(error, Exception):
             self.error = error
         self.status = self.status.ended_as("failed", time.time(), in_one_line(error))
+        # Numbers are the same the next time
+        cause = error.__cause__ if isinstance(error, RunFailed) else error
+        self.status = replace(self.status, lasting=isinstance(cause, (FloatingPointError, UserError)))
         # Saying why must not hide the reason itself: the disk may be full
         try:
             self._directory.write_status(self.status)
@@ -312,11 +334,12 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
     """Train from a checkpoint's state, or from the start."""
     spec, path = attempt.spec, attempt.path
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
-    evaluation = Evaluation(spec, path)
+    heartbeat = Heartbeat(attempt.beat)
+    evaluation = Evaluation(spec, path, heartbeat)
     try:
         model = make_model(spec, env)
         model.set_logger(make_logger(path, state["logs"]["progress"] if state else ""))
-        callbacks = CallbackList([Heartbeat(attempt.beat), FiniteTraining(), evaluation])
+        callbacks = CallbackList([heartbeat, FiniteTraining(), evaluation])
         try:
             _learn(attempt, model, evaluation, callbacks, state, checkpoint_every)
         except NotRestorable:
@@ -334,7 +357,6 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
         finally:
             model.logger.close()
         save(path, model, model.get_vec_normalize_env())
-        remove_checkpoints(path)
         return model.num_timesteps
     finally:
         env.close()
@@ -370,7 +392,7 @@ def _learn(
             check_losses(model.logger)
             try:
                 write_checkpoint(
-                    attempt.path, model.num_timesteps, _state(attempt.path, model, evaluation, iteration)
+                    attempt.path, model.num_timesteps, _state(attempt, model, evaluation, iteration)
                 )
             except NotRestorable as error:
                 attempt.note(f"keeps no checkpoints: {error}")
@@ -379,16 +401,17 @@ def _learn(
     callback.on_training_end()
 
 
-def _state(path: Path, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> dict[str, Any]:
+def _state(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> dict[str, Any]:
     assert model.env is not None
     return {
+        "origin": attempt.origin(),
         "iteration": iteration,
         "model": model_state(model),
         "generators": generator_state(model.device),
         "env": env_state(model.env),
         "eval_env": None if not evaluation.log.timesteps else env_state(evaluation.eval_env),
         "evaluations": evaluation.log.state(),
-        "logs": log_state(path, model.logger),
+        "logs": log_state(attempt.path, model.logger),
     }
 
 
@@ -463,13 +486,15 @@ def versions(command: str = "") -> dict[str, Any]:
     }
 
 
-def execute_run(path: Path, spec: RunSpec, command: str) -> int:
-    """Train a run in this process for an engine.
+def execute_run(
+    path: Path, spec: RunSpec, command: str, *, checkpoint_every: float = CHECKPOINT_EVERY
+) -> int:
+    """Train a run in this process for an engine; the arguments are :func:`train_run`'s.
 
     :return: The process' exit status: 0 for done, 1 for failed.
     """
     try:
-        train_run(spec, path, command=command)
+        train_run(spec, path, command=command, checkpoint_every=checkpoint_every)
     except (RunFailed, UserError) as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1

@@ -19,14 +19,16 @@ Logs grow line by line; every other file is written whole or not at all.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -50,11 +52,12 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
+EVENTS = "events.out.tfevents.*"
 
 #: What an attempt at a run leaves behind, and the next attempt begins without.
 _OUTPUTS = (
     PROGRESS,
-    "events.out.tfevents.*",
+    EVENTS,
     EVALUATIONS,
     MODEL,
     VECNORMALIZE,
@@ -65,6 +68,13 @@ _OUTPUTS = (
     # What it had not finished writing, see `replacing`
     *(f".{name}.*" for name in (SPEC, STATUS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR, VERSIONS)),
 )
+
+#: The files of a finished run that must be as it left them.
+_SEALED = (SPEC, VERSIONS, PROGRESS, EVENTS, EVALUATIONS, MODEL, VECNORMALIZE, f"{MONITOR}/*.csv")
+#: Bytes above which a file of the same size and time of change is taken to be the same.
+_LARGE = 65536
+#: Notes that a status keeps, the latest.
+_MOST_NOTES = 50
 
 #: The plan of a sweep, in its folder: which runs there are to be.
 PLAN = "sweep.json"
@@ -122,14 +132,22 @@ class Status:
     ended: float = 0.0
     #: Why it failed, in one line.
     reason: str = ""
+    #: Whether it would fail so again, from the same checkpoint.
+    lasting: bool = False
     pid: int = 0
     host: str = ""
     #: Training steps of the checkpoint that it went on from last; 0 for none.
     resumed_from: int = 0
     #: How often it was begun or gone on with.
     attempts: int = 1
-    #: Why it could not go on from a checkpoint, in lines.
+    #: Why earlier attempts ended, and why it could not go on from a checkpoint, in lines.
     notes: tuple[str, ...] = ()
+    #: Of a finished run: size, time of change in nanoseconds and SHA-256 of each file that it left.
+    files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    def noted(self, note: str) -> Status:
+        """This status with one more note."""
+        return replace(self, notes=(*self.notes, note)[-_MOST_NOTES:])
 
     def ended_as(self, state: State, now: float, reason: str = "") -> Status:
         """This status, ended."""
@@ -165,7 +183,11 @@ class RunDirectory:
         """How far the run is; None if it has not begun, or its status cannot be read."""
         try:
             values = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
-            return Status(**{**values, "notes": tuple(values.get("notes", ()))})
+            if values.pop("checksum", "") not in ("", _checksum(values)):
+                return None
+            values["notes"] = tuple(values.get("notes", ()))
+            values["files"] = {name: tuple(file) for name, file in values.get("files", {}).items()}
+            return Status(**values)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
 
@@ -184,19 +206,89 @@ class RunDirectory:
 
     def write_status(self, status: Status) -> None:
         """Replace the status."""
-        write_text(self.path / STATUS, json.dumps(asdict(status), indent=1) + "\n")
+        values = asdict(status)
+        values["checksum"] = _checksum(values)
+        write_text(self.path / STATUS, json.dumps(values, indent=1) + "\n")
 
-    def read_evaluations(self) -> dict[str, np.ndarray[Any, Any]]:
+    def seal(self) -> dict[str, tuple[int, int, str]]:
+        """What the files of a run that has ended are, for its status: see :attr:`Status.files`."""
+        sealed = {}
+        for file in sorted(file for pattern in _SEALED for file in self.path.glob(pattern)):
+            content = file.read_bytes()
+            name = file.relative_to(self.path).as_posix()
+            sealed[name] = (len(content), file.stat().st_mtime_ns, hashlib.sha256(content).hexdigest())
+        return sealed
+
+    def check_file(self, name: str, content: bytes, status: Status | None) -> None:
+        """See that a file of a finished run is as the run left it.
+
+        :param name: Its name below the folder.
+        :param content: What it holds.
+        :param status: The run's.
+        :raises UserError: If it is not.
+        """
+        sealed = status.files.get(name) if status is not None and status.state == "done" else None
+        if sealed is not None and hashlib.sha256(content).hexdigest() != sealed[2]:
+            raise UserError(f"{self.path / name}: damaged: not what the run left.")
+
+    def damage(self) -> list[str]:
+        """What of the run is damaged, in lines; empty if nothing is, or there is no run."""
+        problems = []
+        try:
+            self.read_spec()
+        except UserError as error:
+            problems.append(str(error))
+        status = self.read_status()
+        if self.has_status and status is None:
+            problems.append(f"{self.path / STATUS}: damaged.")
+        if (self.path / VERSIONS).exists() and self.read_versions() is None:
+            problems.append(f"{self.path / VERSIONS}: damaged.")
+        if status is None or status.state != "done":
+            with suppress(FileNotFoundError):
+                (self.path / EVALUATIONS).stat()
+                problems += self._damage_of_evaluations(status)
+            return problems
+        for name, (size, changed, _) in status.files.items():
+            file = self.path / name
+            try:
+                now = file.stat()
+                if now.st_size != size:
+                    problems.append(f"{file}: damaged: {now.st_size:,} bytes where the run left {size:,}.")
+                elif size <= _LARGE or now.st_mtime_ns != changed:
+                    self.check_file(name, file.read_bytes(), status)
+            except FileNotFoundError:
+                problems.append(f"{file}: missing.")
+            except OSError as error:
+                problems.append(f"{file}: cannot be read: {error.strerror}.")
+            except UserError as error:
+                problems.append(str(error))
+        problems += self._damage_of_evaluations(status)
+        return list(dict.fromkeys(problems))
+
+    def _damage_of_evaluations(self, status: Status | None) -> list[str]:
+        try:
+            self.read_evaluations(status)
+        except UserError as error:
+            return [str(error)]
+        return []
+
+    def read_evaluations(self, status: Status | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """SB3's evaluations: ``timesteps`` (n_evaluations,), ``results`` (n_evaluations, n_episodes).
 
+        :param status: The run's; None reads it.
         :raises UserError: If they are missing or damaged.
         """
         file = self.path / EVALUATIONS
         try:
-            with np.load(file, allow_pickle=False) as data:
-                evaluations = {name: data[name] for name in data.files}
+            content = file.read_bytes()
         except FileNotFoundError:
             raise UserError(f"{file}: missing.") from None
+        except OSError as error:
+            raise UserError(f"{file}: damaged: {error}") from None
+        self.check_file(EVALUATIONS, content, self.read_status() if status is None else status)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as data:
+                evaluations = {name: data[name] for name in data.files}
         except Exception as error:  # zipfile, zlib and numpy each have their own
             raise UserError(f"{file}: damaged: {error}") from None
         timesteps, results = evaluations.get("timesteps"), evaluations.get("results")
@@ -221,7 +313,12 @@ class RunDirectory:
             what is no run.
         """
         check_writable(self.path)
-        there = self.read_spec()
+        try:
+            there = self.read_spec()
+        except UserError:
+            if not self.has_status:
+                raise
+            return "unfinished"  # a run whose spec is damaged: it is made again
         if there is None:
             # A run that ends before it could write its spec leaves these
             foreign = [file.name for file in self.path.glob("[!.]*") if file.name not in (LOCK, LOG, STATUS)]
@@ -238,13 +335,8 @@ class RunDirectory:
                 "folder with --out, or move that one away; nothing was written."
             )
         status = self.read_status()
-        if status is None or status.state != "done":
-            return "unfinished"
-        try:
-            self.read_evaluations()
-        except UserError:
-            return "unfinished"  # damaged since: its score is lost
-        return "done"
+        # One that is damaged since is made again
+        return "done" if status is not None and status.state == "done" and not self.damage() else "unfinished"
 
     @contextmanager
     def claimed(self, spec: RunSpec, *, keep: bool = False) -> Iterator[Literal["new", "unfinished", "done"]]:
@@ -287,6 +379,10 @@ class RunDirectory:
         except OSError:
             return False
         return False
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _acquire(lock: IO[str]) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,22 +18,20 @@ from srl.errors import UserError
 from srl.experiment.algorithms import get_algorithm
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import ConfigFile
-from srl.experiment.engines import Engine, Job, Task
+from srl.experiment.engines import Job, Task
 from srl.experiment.hyperparams import Positive, Strict, of_family
 from srl.experiment.spec import RunSpec, check_run, make_run_spec
 from srl.experiment.store import (
     PLAN,
     PlannedRun,
     RunDirectory,
-    Status,
     check_writable,
     read_plan,
     write_text,
 )
 from srl.experiment.tasks import Population, make_tasks
 
-#: Seconds between two looks into the folders of what runs.
-_LOOK_INTERVAL = 0.5
+_PLAN_LOCK = ".sweep.lock"
 #: Options of the command line that are named otherwise than the keys of a sweep's file.
 _OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
 
@@ -199,6 +197,8 @@ class Plan:
     to_do: list[Job] = field(default_factory=list)
     #: What is to do, as tasks for an engine.
     tasks: list[Task] = field(default_factory=list)
+    #: What of its runs is damaged, in lines: those runs are to do.
+    damaged: list[str] = field(default_factory=list)
 
 
 def make_plan(
@@ -220,9 +220,12 @@ def make_plan(
         directory = RunDirectory(job.path)
         there = directory.compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
-        if there == "unfinished" and checkpoint_steps(job.path):
-            spec = directory.read_spec()
-            begun[job.path] = spec is not None and spec.stacked
+        if there == "unfinished":
+            plan.damaged += directory.damage()
+            if checkpoint_steps(job.path):
+                with suppress(UserError):  # damaged, as was just said
+                    spec = directory.read_spec()
+                    begun[job.path] = spec is not None and spec.stacked
     plan.tasks = make_tasks(plan.jobs, population, n_jobs, done={job.path for job in plan.done}, begun=begun)
     return plan
 
@@ -230,116 +233,10 @@ def make_plan(
 def write_plan(plan: Plan) -> None:
     """Record which runs there are to be, those of earlier sweeps in the same folder included."""
     plan.root.mkdir(parents=True, exist_ok=True)
-    runs = {run.path: run for run in read_plan(plan.root)}
-    runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
-    content = {"format": 1, "runs": [asdict(run) for run in runs.values()]}
-    write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")
-
-
-@dataclass
-class Progress:
-    """How far a sweep is, from its run directories."""
-
-    done: int
-    failed: int
-    #: The statuses of the runs of each task, by its name.
-    running: dict[str, list[Status]]
-    to_do: int
-    #: Training steps done and in all, finished runs that were skipped not counted.
-    steps: int
-    n_steps: int
-
-
-def run_sweep(
-    plan: Plan,
-    engine: Engine,
-    command: str,
-    *,
-    tell: Callable[[Progress], None],
-    tell_failure: Callable[[Job, str], None],
-) -> dict[str, str]:
-    """Execute what a plan has to do.
-
-    :param plan: The plan, written.
-    :param engine: What executes the runs.
-    :param command: The command that asked for it, for the record.
-    :param tell: Is given the progress several times a second.
-    :param tell_failure: Is given each run that fails, and why.
-    :return: Why runs failed, by their paths.
-    """
-    failures: dict[str, str] = {}
-    began = time.time()
-    n_done = n_steps_done = 0
-    n_steps = sum(job.spec.n_timesteps for job in plan.to_do)
-    events = engine.run(plan.tasks, command)
-    next_look = 0.0
-    try:
-        for ended in events:
-            if ended is None and time.monotonic() < next_look:
-                continue
-            if ended is not None:
-                for job in ended.task.jobs:
-                    reason = _settle(RunDirectory(job.path), ended.killed, began, ended.task.log)
-                    n_steps_done += job.spec.n_timesteps
-                    if reason:
-                        failures[job.spec.path] = reason
-                        tell_failure(job, reason)
-                    else:
-                        n_done += 1
-            next_look = time.monotonic() + _LOOK_INTERVAL
-            running = [[_status(job) for job in task.jobs] for task in engine.running]
-            beating = [status for statuses in running for status in statuses]
-            tell(
-                Progress(
-                    done=n_done,
-                    failed=len(failures),
-                    running={
-                        task.name: statuses for task, statuses in zip(engine.running, running, strict=True)
-                    },
-                    to_do=len(plan.to_do) - n_done - len(failures) - len(beating),
-                    steps=n_steps_done + sum(status.timesteps for status in beating),
-                    n_steps=n_steps,
-                )
-            )
-    finally:
-        events.close()
-        _mark_stopped([job for task in engine.running for job in task.jobs])
-    return failures
-
-
-def _status(job: Job) -> Status:
-    """How far a run in progress is; what its folder says may be of an earlier attempt."""
-    status = RunDirectory(job.path).read_status()
-    return status if status is not None and status.state == "running" else Status("running")
-
-
-def _mark_stopped(jobs: Sequence[Job]) -> None:
-    """Say in the folders of runs that a stopped sweep has ended why they ended."""
-    for job in jobs:
-        directory = RunDirectory(job.path)
-        status = directory.read_status()
-        # A run that is stopped while it imports or writes can fail in any way, and names that
-        if status is not None and status.state != "done" and not directory.in_progress:
-            with suppress(OSError):  # its process is gone, which tells as much
-                directory.write_status(status.ended_as("failed", time.time(), "the sweep was stopped"))
-
-
-def _settle(directory: RunDirectory, killed: str, began: float, log: Path) -> str:
-    """See how a run whose process has ended went, and say so in its folder if the run could not.
-
-    :return: Why it failed; empty if it is done.
-    """
-    status = directory.read_status()
-    if status is not None and status.state == "done":
-        return ""
-    if directory.in_progress:
-        # What the folder says is the other process'
-        return "another process is training this run"
-    if status is not None and status.state == "failed" and status.ended >= began:
-        return status.reason
-    reason = killed or f"it ended without saying why; see {log}"
-    try:
-        directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
-    except OSError as error:
-        return f"{reason}; and its folder cannot be written: {error}"
-    return reason
+    with (plan.root / _PLAN_LOCK).open("a+") as lock:
+        # Another sweep that begins in this folder adds its runs
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = {run.path: run for run in read_plan(plan.root)}
+        runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
+        content = {"format": 1, "runs": [asdict(run) for run in runs.values()]}
+        write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")

@@ -31,7 +31,7 @@ from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval_interval
-from srl.experiment.checkpoint import remove_checkpoints, write_checkpoint
+from srl.experiment.checkpoint import write_checkpoint
 from srl.experiment.logs import log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
 from srl.experiment.resume import generator_state, model_state, restore_model
@@ -292,6 +292,7 @@ class Population:
             generators[kind] = member.generator.get_state()
             generators["numpy"] = member.permutations.get_state(legacy=False)
             states[index] = {
+                "origin": member.attempt.origin(),
                 "iteration": self._iteration,
                 "model": model_state(model),
                 "generators": generators,
@@ -460,14 +461,17 @@ class Population:
         self._n_steps_taken += 1
         for index in self._active:
             self._models[index].num_timesteps = self._timesteps
-        if self._beat.is_due():
-            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps))
+        self._tell_alive()
         if self._n_steps_taken % eval_interval(self._spec) == 0:
             self._evaluate()
         for index in self._active:
             if self._dones[index].any():
                 self._end_episodes(index, rewards)
         return rewards
+
+    def _tell_alive(self) -> None:
+        if self._beat.is_due():
+            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps))
 
     def _end_episodes(self, index: int, rewards: np.ndarray) -> None:
         """Note what episodes gave, and bootstrap those that a time limit ended, as SB3 does."""
@@ -534,6 +538,7 @@ class Population:
                 )
             observations, dones = self._evaluation_step(observations, playing, draws)
             self._drop_failed(envs, where)
+            self._tell_alive()
             for index, env in np.argwhere(dones):
                 info = envs.infos[index][env]
                 if counts[index, env] >= targets[env]:
@@ -573,7 +578,6 @@ class Population:
             model._last_episode_starts = self._dones[index]
             save(member.attempt.path, model, None if wrappers is None else wrappers[index])
             model.logger.close()
-            remove_checkpoints(member.attempt.path)
             member.attempt.finish(self._timesteps)
 
         self._each_active(finish)
@@ -656,13 +660,19 @@ class Heart:
         return True
 
 
-def execute_population(specs: Sequence[RunSpec], paths: Sequence[Path], command: str) -> int:
-    """Train a population in this process for an engine.
+def execute_population(
+    specs: Sequence[RunSpec],
+    paths: Sequence[Path],
+    command: str,
+    *,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+) -> int:
+    """Train a population in this process for an engine; the arguments are :func:`train_population`'s.
 
     :return: The process' exit status: 0 if all are done, 1 if one failed.
     """
     try:
-        statuses = train_population(specs, paths, command=command)
+        statuses = train_population(specs, paths, command=command, checkpoint_every=checkpoint_every)
     except (UserError, OSError) as error:
         print(f"{paths[0]} and {len(paths) - 1} more: {error}", file=sys.stderr)
         return 1

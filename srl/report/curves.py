@@ -12,7 +12,8 @@ import numpy as np
 from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
-from srl.experiment.store import PROGRESS
+from srl.errors import UserError
+from srl.experiment.store import PROGRESS, RunDirectory, Status
 from srl.report.intervals import Array, t_interval
 from srl.report.runs import Cell, Run
 
@@ -78,7 +79,9 @@ def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]
     notes: list[str] = []
     for run in chosen:
         try:
-            logs.append(read_training(root / run.path / PROGRESS))
+            logs.append(read_training(root / run.path / PROGRESS, run.status))
+        except UserError:
+            notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: damaged")
         except (OSError, ValueError) as error:
             # The system's own words would name the whole path
             words = getattr(error, "strerror", None) or str(error)
@@ -92,12 +95,16 @@ def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]
     return curves, notes
 
 
-def read_training(path: Path) -> dict[str, Series]:
+def read_training(path: Path, status: Status | None = None) -> dict[str, Series]:
     """What updates logged, from SB3's ``progress.csv``.
 
+    :param path: The file.
+    :param status: The run's.
     :raises OSError, ValueError: If it cannot be read.
+    :raises UserError: If it is not what the finished run left.
     """
     content = path.read_bytes()
+    RunDirectory(path.parent).check_file(path.name, content, status)
     # Of a run under way, the last row may be half written
     content = content[: content.rfind(b"\n") + 1]
     # pandas would take columns of longer rows for others

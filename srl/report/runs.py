@@ -200,7 +200,8 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
     evaluations: Evaluations | None = None
     problem = ""
     try:
-        arrays = directory.read_evaluations()
+        directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), status)
+        arrays = directory.read_evaluations(status)
         lengths = arrays.get("ep_lengths")
         same_shape = lengths is not None and lengths.shape == arrays["results"].shape
         evaluations = Evaluations(arrays["timesteps"], arrays["results"], lengths if same_shape else None)

@@ -281,6 +281,8 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
         return UserError(f"{file}: not the status of a run:{where} {message}")
     except OSError as error:
         return UserError(f"{file}: cannot be read: {error.strerror}.")
+    if directory.read_status() is None:
+        return UserError(f"{file}: damaged: not what was written.")
     if not all(map(math.isfinite, (status.steps_per_second, status.started, status.updated, status.ended))):
         return UserError(f"{file}: not the status of a run: a number in it is not finite.")
     return status

@@ -1,7 +1,6 @@
 """A run that was interrupted ends with the bytes of one that was not."""
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -14,8 +13,9 @@ import numpy as np
 import pytest
 
 from srl import SA2C, SPPO
+from srl.experiment import run as run_module
 from srl.experiment.checkpoint import checkpoint_steps
-from srl.experiment.run import RunFailed, train_run
+from srl.experiment.run import RunFailed, train_run, versions
 from srl.experiment.store import RunDirectory
 from srl.population import train as population
 from srl.population.train import train_population
@@ -75,6 +75,11 @@ def outcome(folder):
     return result
 
 
+def troubles(status):
+    """The notes of a status but for those that tell how attempts ended."""
+    return [note for note in status.notes if not note.startswith("attempt ")]
+
+
 def algorithm(spec):
     return SPPO if spec.algorithm.family == "ppo" else SA2C
 
@@ -89,7 +94,7 @@ def test_interrupted_run_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path)
     status = attempt()
     assert status.resumed_from > 0
     assert status.attempts == 4
-    assert status.notes == ()
+    assert troubles(status) == []
     assert outcome(tmp_path / "interrupted") == outcome(tmp_path / "whole")
     assert not (tmp_path / "interrupted" / "checkpoints").exists()
 
@@ -157,7 +162,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(damage, interrupte
     damage(run / "checkpoints" / "128.npz")
     status = train_run(spec, run)
     assert status.resumed_from == 96
-    assert "128.npz: damaged" in status.notes[0]
+    assert "128.npz: damaged" in troubles(status)[0]
     assert outcome(run) == outcome(whole)
 
 
@@ -165,7 +170,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(damage, interrupte
 @pytest.mark.parametrize(
     "name",
     [
-        "monitor/0.monitor.csv", "progress.csv", "evaluations.npz", "status.json", "versions.json",
+        "monitor/0.monitor.csv", "progress.csv", "evaluations.npz", "status.json", "versions.json", "spec.json",
         "events.out.tfevents.*",
     ],
 )  # fmt: skip
@@ -173,7 +178,8 @@ def test_damage_to_any_file_ends_in_the_right_result(name, damage, interrupted):
     spec, run, whole = interrupted
     (file,) = run.glob(name)
     damage(file)
-    train_run(spec, run)
+    status = train_run(spec, run)
+    assert any(str(file) in trouble for trouble in troubles(status))
     assert outcome(run) == outcome(whole)
     assert RunDirectory(run).read_status().state == "done"
 
@@ -184,18 +190,18 @@ def test_run_without_a_whole_checkpoint_begins_anew_and_says_so(interrupted):
         garble(file)
     status = train_run(spec, run)
     assert status.resumed_from == 0
-    assert len(status.notes) == 2
+    assert len(troubles(status)) == 2
     assert outcome(run) == outcome(whole)
 
 
-def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted):
+def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted, monkeypatch):
     spec, run, whole = interrupted
-    versions = json.loads((run / "versions.json").read_text())
-    versions["packages"]["torch"] = "1.0"
-    (run / "versions.json").write_text(json.dumps(versions))
+    other = versions()
+    other["packages"]["torch"] = "1.0"
+    monkeypatch.setattr(run_module, "versions", lambda command="": other)
     status = train_run(spec, run)
     assert status.resumed_from == 0
-    assert "other versions (packages)" in status.notes[0]
+    assert "made with another packages" in troubles(status)[0]
     assert outcome(run) == outcome(whole)
 
 
@@ -224,7 +230,7 @@ def test_native_environments_keep_no_checkpoints_and_the_run_says_so(tmp_path):
         "sppo", "PongNoFrameskip-v4", n_timesteps=64, eval_freq=64, n_eval_episodes=1, env_backend="native"
     )
     status = train_run(spec, tmp_path, checkpoint_every=0)
-    assert "keeps no checkpoints" in status.notes[0]
+    assert "keeps no checkpoints" in troubles(status)[0]
     assert status.state == "done"
 
 
@@ -290,7 +296,7 @@ def test_run_begun_in_a_population_goes_on_alone(tmp_path, monkeypatch):
     interrupt_at(5, Updater, "update", partial(train_population, specs, paths, checkpoint_every=0))
     status = train_run(specs[2], paths[2])
     assert status.resumed_from == 128
-    assert "begun in a population" in status.notes[0]
+    assert "begun in a population" in troubles(status)[0]
     # Some CPUs round otherwise when a network is stacked
     assert_same_result(paths[2], whole[2])
 

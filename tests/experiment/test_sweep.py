@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -308,7 +309,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path, monke
     assert "Done already: 0. To do: 1" in second.out
 
 
-def test_run_that_another_process_is_at_is_left_alone_and_named(tmp_path, monkeypatch):
+def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path, monkeypatch):
     from tests.experiment.test_store import CLAIM
 
     monkeypatch.setattr("srl.experiment.estimate.estimate", lambda *args, **kwargs: None)
@@ -321,14 +322,15 @@ def test_run_that_another_process_is_at_is_left_alone_and_named(tmp_path, monkey
     )
     try:
         assert process.stdout.readline() == b"claimed\n"
-        status = RunDirectory(path).read_status()
+        Timer(4.0, process.kill).start()
         outcome = srl(
             *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
             *("--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS),
         )
-        assert outcome.status == 1
-        assert "another process is training this run" in outcome.err
-        assert RunDirectory(path).read_status() == status
+        assert outcome.status == 0, outcome.err
+        assert "trains 1 of these runs: waited for." in outcome.out
+        assert process.poll() is not None
+        assert RunDirectory(path).read_status().state == "done"
     finally:
         process.kill()
         process.communicate()

@@ -1,8 +1,16 @@
-"""Engines execute runs: each is a file here with a class that has the methods of :class:`Engine`."""
+"""Engines execute tasks: each is a file here with a class that has the methods of :class:`Engine`.
+
+An engine knows nothing of what is finished, tried again or hanging:
+:func:`srl.experiment.execution.run_sweep` decides that from the run directories, and tells it what to start
+and what to end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import faulthandler
+import os
+import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +47,22 @@ class Task:
         """Where what the process prints goes."""
         return self.jobs[0].path / LOG
 
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether it trains on a GPU."""
+        return self.jobs[0].spec.device.startswith("cuda")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task, and how it is to be done."""
+
+    task: Task
+    #: The command that asked for it, for the record.
+    command: str = ""
+    #: Seconds between two checkpoints; with 0 there is one after each update.
+    checkpoint_every: float = 180.0
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -50,37 +74,80 @@ class Ended:
 
 
 class Engine(Protocol):
-    """Executes tasks independently of one another."""
+    """Executes tasks independently of one another. Closing it ends those that run."""
 
-    def run(self, tasks: Sequence[Task], command: str) -> Generator[Ended | None, None, None]:
-        """Execute all tasks.
+    @property
+    def room(self) -> int:
+        """How many more tasks it takes now."""
+        ...
 
-        :param tasks: What to run.
-        :param command: The command that asked for it, for the record.
-        :return: Each task as it ends, and None about every tenth of a second in between. Closing it ends what
-            runs.
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Start tasks, or have them started when there is a place for them.
+
+        :param orders: At most as many as there is room for.
         """
         ...
 
-    @property
-    def running(self) -> Sequence[Task]:
-        """The tasks that are running now; after the engine was closed, those that it ended."""
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait for tasks to end.
+
+        :param seconds: How long at the most.
+        :return: Those that have ended since the last call; each is returned once.
+        """
+        ...
+
+    def end(self, task: Task) -> None:
+        """End a task at once; :meth:`wait` returns it later.
+
+        :param task: One that was submitted. What it prints last says where it was.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all tasks in order, and wait until they have ended."""
         ...
 
 
-def execute(task: Task, command: str) -> int:
+def execute(order: Order) -> int:
     """Do a task in this process.
 
-    :param task: What to run.
-    :param command: The command that asked for it, for the record.
+    :param order: What to run.
     :return: The process' exit status: 0 if all its runs are done, 1 if one failed.
     """
+    jobs = order.task.jobs
     # An engine is chosen before anything heavy is loaded
-    if task.jobs[0].spec.stacked:
+    if jobs[0].spec.stacked:
         from srl.population.train import execute_population
 
-        return execute_population([job.spec for job in task.jobs], [job.path for job in task.jobs], command)
+        return execute_population(
+            [job.spec for job in jobs],
+            [job.path for job in jobs],
+            order.command,
+            checkpoint_every=order.checkpoint_every,
+        )
     from srl.experiment.run import execute_run
 
-    (job,) = task.jobs
-    return execute_run(job.path, job.spec, command)
+    (job,) = jobs
+    return execute_run(job.path, job.spec, order.command, checkpoint_every=order.checkpoint_every)
+
+
+def log_to_file(task: Task) -> None:
+    """Send what this process prints into the folder of the task's first run, and where it is on SIGUSR1."""
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def why_ended(exit_code: int | None) -> str:
+    """Why a process ended, if not by itself: one line, else empty.
+
+    :param exit_code: As :class:`multiprocessing.Process` has it: negative for a signal.
+    """
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return "" if exit_code in (0, 1) else f"its process ended with status {exit_code}"

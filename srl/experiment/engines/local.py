@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
-from srl.experiment.engines import Ended, Task, execute
+from srl.experiment.engines import Ended, Order, Task, execute, log_to_file, why_ended
 
 #: Seconds that a run is given to end in order.
 _GRACE = 10.0
+#: Seconds that a process which is ended at once has to say where it is.
+_LAST_WORDS = 1.0
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -33,57 +38,95 @@ def process_context() -> ForkServerContext:
     return context
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+@dataclass
+class _Running:
+    process: BaseProcess
+    task: Task
+    #: The GPU that it was given; None for none, or one that its runs name themselves.
+    gpu: str | None
+
+
 class LocalEngine:
     """As many tasks at once as told, each an independent process with one thread.
+
+    Tasks for ``cuda`` are spread over the GPUs that are visible, the next to the one that has the fewest.
 
     :param n_jobs: How many run at once.
     """
 
     def __init__(self, n_jobs: int):
         self._n_jobs = n_jobs
-        self._processes: dict[int, tuple[BaseProcess, Task]] = {}
+        self._running: list[_Running] = []
+        self._context = process_context()
+        self._gpus: list[str] | None = None
 
     @property
-    def running(self) -> Sequence[Task]:
-        """The tasks that are running now; after the engine was closed, those that it ended."""
-        return [task for _, task in self._processes.values()]
+    def room(self) -> int:
+        """How many more tasks it takes now."""
+        return self._n_jobs - len(self._running)
 
-    def run(self, tasks: Sequence[Task], command: str) -> Generator[Ended | None, None, None]:
-        """Execute all tasks; see :class:`srl.experiment.engines.Engine`."""
-        context = process_context()
-        waiting = list(tasks)
-        try:
-            while waiting or self._processes:
-                while waiting and len(self._processes) < self._n_jobs:
-                    task = waiting.pop(0)
-                    process: BaseProcess = context.Process(target=_work, args=(task, command))
-                    process.start()
-                    self._processes[process.sentinel] = (process, task)
-                for sentinel in wait(list(self._processes), timeout=0.1):
-                    assert isinstance(sentinel, int)
-                    process, task = self._processes.pop(sentinel)
-                    process.join()
-                    yield Ended(task, killed=_why(process.exitcode))
-                yield None
-        finally:
-            self._stop()
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Start tasks; see :class:`srl.experiment.engines.Engine`."""
+        for order in orders:
+            gpu = self._free_gpu(order.task)
+            process: BaseProcess = self._context.Process(target=_work, args=(order, gpu))
+            process.start()
+            self._running.append(_Running(process, order.task, gpu))
 
-    def _stop(self) -> None:
-        for process, _ in self._processes.values():
-            process.terminate()
-        for process, _ in self._processes.values():
-            process.join(_GRACE)
-            if process.is_alive():
-                process.kill()
-                process.join()
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait for tasks to end; see :class:`srl.experiment.engines.Engine`."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        ready = wait([running.process.sentinel for running in self._running], timeout=seconds)
+        ended = []
+        for running in [running for running in self._running if running.process.sentinel in ready]:
+            self._running.remove(running)
+            running.process.join()
+            ended.append(Ended(running.task, killed=why_ended(running.process.exitcode)))
+        return ended
 
+    def end(self, task: Task) -> None:
+        """End a task at once; see :class:`srl.experiment.engines.Engine`."""
+        for running in self._running:
+            if running.task is task and running.process.pid is not None:
+                if running.process.is_alive():
+                    os.kill(running.process.pid, signal.SIGUSR1)
+                    running.process.join(_LAST_WORDS)
+                running.process.kill()
 
-def _why(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
-    return "" if exit_code in (0, 1) else f"its process ended with status {exit_code}"
+    def close(self) -> None:
+        """End all tasks in order."""
+        for running in self._running:
+            running.process.terminate()
+        deadline = time.monotonic() + _GRACE
+        for running in self._running:
+            running.process.join(max(deadline - time.monotonic(), 0))
+            if running.process.is_alive():
+                running.process.kill()
+                running.process.join()
+        self._running.clear()
+
+    def _free_gpu(self, task: Task) -> str | None:
+        # cuda:N is a GPU that the user has chosen
+        if task.jobs[0].spec.device != "cuda":
+            return None
+        if self._gpus is None:
+            self._gpus = visible_gpus()
+        if len(self._gpus) < 2:
+            return None
+        taken = Counter(running.gpu for running in self._running)
+        return min(self._gpus, key=lambda gpu: taken[gpu])
 
 
 def _stop_in_order(number: int, frame: object) -> None:
@@ -91,21 +134,20 @@ def _stop_in_order(number: int, frame: object) -> None:
 
 
 def _end_with_the_sweep() -> None:
-    """End this run when the sweep is gone, however it went, so that the same command can train it again."""
+    """End this run when the sweep is gone, however it went, so that the same command can go on with it."""
     sweep = parent_process()
     if sweep is not None:
         wait([sweep.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _work(task: Task, command: str) -> None:
+def _work(order: Order, gpu: str | None) -> None:
     """The process of a task: what it prints goes into the folder of its first run."""
     # Ctrl-C reaches the whole process group; the sweep ends its runs in order by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop_in_order)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    raise SystemExit(execute(task, command))
+    log_to_file(order.task)
+    raise SystemExit(execute(order))

@@ -1,0 +1,217 @@
+"""What runs and sweeps have left behind that nothing needs any more, and its removal."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+
+from srl.errors import UserError
+from srl.experiment.checkpoint import read_checkpoint
+from srl.experiment.store import (
+    CHECKPOINTS,
+    ERROR,
+    EVALUATIONS,
+    LOCK,
+    LOG,
+    MODEL,
+    PLAN,
+    SPEC,
+    STATUS,
+    VECNORMALIZE,
+    VERSIONS,
+    RunDirectory,
+    find_runs,
+    read_plan,
+)
+
+#: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
+_KEPT = 2
+#: Seconds without change after which an unfinished file is taken to be left. Not all that is written into a
+#: folder is written by a process that holds its lock: a sweep says there that its run was killed.
+YOUNG = 60.0
+#: Seconds without a sign of life after which a run on another machine, whose lock may not be seen from here,
+#: is taken to have ended.
+_SILENT = 3600.0
+
+_RUN_FILES = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
+#: What tempfile.mkstemp puts behind a name, see `srl.experiment.store.replacing`.
+_RANDOM = r"\.[a-z0-9_]{8}"
+_TEMPORARY_OF_A_RUN = re.compile(rf"\.(?:{'|'.join(map(re.escape, _RUN_FILES))}){_RANDOM}")
+_TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{_RANDOM}")
+#: The plan, and what reports write beside it.
+_TEMPORARY_OF_A_SWEEP = re.compile(
+    rf"\.(?:{re.escape(PLAN)}|table[\w.-]*\.(?:md|csv|tex)|statistics\.json|report\.html"
+    rf"|evaluations\.(?:json|parquet)){_RANDOM}"
+)
+_CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
+_UNFINISHED = "not written to its end by a process that was killed"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that can go."""
+
+    path: Path
+    n_bytes: int
+    #: Why nothing needs it, in one line.
+    why: str
+
+
+def find_garbage(root: Path) -> list[Garbage]:
+    """Files at or below a folder that nothing needs any more; nothing is written.
+
+    Of finished runs: their checkpoints, and an empty output. Of others that nothing trains now: checkpoints
+    before the last two. Of both, and of sweeps none of whose runs is trained now: files that a killed process
+    had not finished writing, a minute after their last change. Folders that hold neither, runs whose spec
+    cannot be read, and whatever is a link or lies behind one, are left alone.
+
+    :param root: A run's folder, a sweep's, or one above those.
+    :return: In the order of their paths.
+    :raises UserError: If there is no such folder.
+    """
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise UserError(f"{root} {what}. Name the folder of a run or a sweep.")
+    folders = {run.path for run in find_runs(root)} | {plan.parent for plan in root.rglob(PLAN)}
+    return sorted((item for folder in folders for item in _garbage_of(folder)), key=lambda item: item.path)
+
+
+def remove(garbage: Sequence[Garbage]) -> tuple[int, list[str]]:
+    """Remove files, and folders of checkpoints that are empty then.
+
+    Each is looked at once more just before: what has become of use, because its run is trained again, stays.
+
+    :param garbage: What :func:`find_garbage` has found.
+    :return: The bytes that were freed, and lines on what could not be removed.
+    """
+    freed, problems = 0, []
+    for item in garbage:
+        try:
+            if not os.path.lexists(item.path):
+                continue
+            now = next((found for found in _garbage_near(item.path) if found.path == item.path), None)
+            if now is None:
+                problems.append(f"{_shown(item.path)}: left, since it is in use now or has changed")
+                continue
+            item.path.unlink()
+            freed += now.n_bytes
+            if item.path.parent.name == CHECKPOINTS and not any(item.path.parent.iterdir()):
+                item.path.parent.rmdir()
+        except OSError as error:
+            problems.append(f"{_shown(item.path)}: {error.strerror or error}")
+    return freed, problems
+
+
+def _garbage_near(path: Path) -> Iterator[Garbage]:
+    """What can go now in the folder of the run or sweep that a file belongs to."""
+    yield from _garbage_of(path.parent)
+    if path.parent.name == CHECKPOINTS:
+        yield from _garbage_of(path.parent.parent)
+
+
+def _garbage_of(folder: Path) -> list[Garbage]:
+    """What can go in a folder itself, that of a run, of a sweep, or of both."""
+    return [*_garbage_of_run(RunDirectory(folder)), *_garbage_of_sweep(folder)]
+
+
+def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
+    files = _files(run.path)
+    # A link leads elsewhere, and a pipe would keep whoever reads it waiting
+    if any(name not in files and os.path.lexists(run.path / name) for name in (SPEC, STATUS, LOCK)):
+        return
+    try:
+        # Others may call a file so, too
+        if run.read_spec() is None:
+            return
+    except UserError:
+        return
+    if _in_progress(run):
+        return
+    kept = {} if (run.path / CHECKPOINTS).is_symlink() else _files(run.path / CHECKPOINTS)
+    yield from _temporary(run.path, files, _TEMPORARY_OF_A_RUN)
+    yield from _temporary(run.path / CHECKPOINTS, kept, _TEMPORARY_CHECKPOINT)
+    checkpoints = {name: status for name, status in kept.items() if _CHECKPOINT.fullmatch(name)}
+    output = files.get(LOG)
+    empty = output is not None and output.st_size == 0
+    # To see whether a run is whole takes reading it
+    if not empty and not checkpoints:
+        return
+    if _finished(run):
+        if empty:
+            yield Garbage(run.path / LOG, 0, "the empty output of a finished run")
+        why = "a checkpoint of a finished run"
+    else:
+        latest = sorted(checkpoints, key=lambda name: int(name.partition(".")[0]), reverse=True)
+        checkpoints = {name: checkpoints[name] for name in latest[_KEPT:]}
+        if not checkpoints or not all(_can_be_read(run.path, name) for name in latest[:_KEPT]):
+            return
+        why = f"a checkpoint before the last {_KEPT}"
+    for name, status in checkpoints.items():
+        yield Garbage(run.path / CHECKPOINTS / name, status.st_size, why)
+
+
+def _garbage_of_sweep(folder: Path) -> Iterator[Garbage]:
+    # Most folders have none, and to see whether one of many runs is in progress takes a while
+    files = _files(folder)
+    found = list(_temporary(folder, files, _TEMPORARY_OF_A_SWEEP))
+    try:
+        if not found or PLAN not in files or not read_plan(folder):
+            return
+    except UserError:
+        return
+    if not any(_in_progress(run) for run in find_runs(folder)):
+        yield from found
+
+
+def _temporary(folder: Path, files: dict[str, os.stat_result], pattern: re.Pattern[str]) -> Iterator[Garbage]:
+    now = time.time()
+    for name, status in files.items():
+        if pattern.fullmatch(name) and status.st_mtime < now - YOUNG:
+            yield Garbage(folder / name, status.st_size, _UNFINISHED)
+
+
+def _files(folder: Path) -> dict[str, os.stat_result]:
+    """The plain files in a folder by their names; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            states = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    except OSError:
+        return {}
+    return {name: status for name, status in states.items() if S_ISREG(status.st_mode)}
+
+
+def _in_progress(run: RunDirectory) -> bool:
+    """Whether something may be at a run now, on this machine or on another."""
+    lock = run.path / LOCK
+    if run.in_progress or (os.path.lexists(lock) and not os.access(lock, os.R_OK)):
+        return True
+    status = run.read_status()
+    if status is None or status.state != "running" or status.host == socket.gethostname():
+        return False
+    return status.updated > time.time() - _SILENT
+
+
+def _finished(run: RunDirectory) -> bool:
+    """Whether a run is done and whole; one that is damaged since may go on from its checkpoints."""
+    status = run.read_status()
+    return status is not None and status.state == "done" and not run.damage()
+
+
+def _can_be_read(folder: Path, name: str) -> bool:
+    try:
+        read_checkpoint(folder, int(name.partition(".")[0]))
+    except UserError:
+        return False
+    return True
+
+
+def _shown(path: Path) -> str:
+    """A path to print: names may hold line ends, and bytes that are no text."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)

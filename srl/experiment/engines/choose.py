@@ -1,0 +1,68 @@
+"""Choose an engine by its name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from srl.errors import UserError
+from srl.experiment.engines import Engine
+from srl.experiment.engines.local import LocalEngine
+
+_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?([0-5]?\d):([0-5]\d)|(\d+)")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What the engines can be told; each takes its own."""
+
+    #: ``"local"``, ``"ray"`` or ``"slurm"``.
+    name: str = "local"
+    #: How many tasks run at once.
+    n_jobs: int = 1
+    #: Of a Ray cluster.
+    address: str = "auto"
+    #: Of a Slurm cluster.
+    partition: str | None = None
+    #: Time limit of a Slurm job in minutes.
+    minutes: int = 240
+    #: Tasks that share a GPU of a Ray cluster.
+    tasks_per_gpu: int = 4
+
+
+def make_engine(options: EngineOptions, root: Path) -> Engine:
+    """The engine that is asked for.
+
+    :param options: Which, and what it is told.
+    :param root: The sweep's folder.
+    :raises UserError: If it cannot be used here.
+    """
+    if options.name == "ray":
+        from srl.experiment.engines.ray import RayEngine
+
+        return RayEngine(options.address, tasks_per_gpu=options.tasks_per_gpu)
+    if options.name == "slurm":
+        from srl.experiment.engines.slurm import SlurmEngine
+
+        return SlurmEngine(
+            root / "slurm", partition=options.partition, time=options.minutes, max_parallel=options.n_jobs
+        )
+    return LocalEngine(options.n_jobs)
+
+
+def parse_minutes(text: str) -> int:
+    """Read the option ``--time``.
+
+    :param text: Minutes, or ``[D-][H:]MM:SS`` as Slurm has it; seconds make a full minute.
+    :raises UserError: For anything else, and for no time at all.
+    """
+    match = _TIME.fullmatch(text)
+    minutes = 0
+    if match is not None:
+        days, hours, odd, seconds, whole = match.groups()
+        minutes = int(whole or 0) + int(days or 0) * 1440 + int(hours or 0) * 60 + int(odd or 0)
+        minutes += int(seconds or 0) > 0
+    if minutes < 1:
+        raise UserError(f"--time {text}: must be H:MM:SS or minutes, and a minute at the least.")
+    return minutes

@@ -1,0 +1,212 @@
+"""Runs and populations as tasks of a Ray cluster, which has a task of a lost node done again on another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from srl.errors import UserError
+from srl.experiment.engines import Ended, Job, Order, Task, execute, log_to_file, why_ended
+from srl.experiment.engines.local import _THREAD_VARIABLES
+from srl.experiment.store import RunDirectory
+
+#: Ray queues what there is no place for.
+_ROOM = 100_000
+#: Seconds that a node is given to answer, and that tasks are given to end in order.
+_ANSWER, _GRACE = 5.0, 10.0
+#: Seconds that a task waits for the locks of an earlier try at it: on NFS those of a node that has died are
+#: held for 90.
+_LOCKS = 120.0
+
+
+def absolute(order: Order) -> Order:
+    """The same order for a process with another working directory."""
+    jobs = tuple(Job(job.spec, job.path.absolute()) for job in order.task.jobs)
+    return replace(order, task=Task(jobs))
+
+
+def thread_variables(order: Order) -> dict[str, str]:
+    """What the environment of a task's process must say before torch and NumPy are imported."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(order.task.jobs[0].spec.threads))
+
+
+def execute_elsewhere(order: Order) -> int:
+    """Do a task in this process, which a cluster has started, when no earlier try at it is left.
+
+    :param order: What to run, its paths absolute.
+    :return: As of :func:`srl.experiment.engines.execute`.
+    """
+    log_to_file(order.task)
+    deadline = time.monotonic() + _LOCKS
+    # The process of a lost node ends some seconds after the cluster has given it up
+    while _in_progress(order.task.jobs) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return execute(order)
+
+
+def _in_progress(jobs: Iterable[Job]) -> bool:
+    return any(RunDirectory(job.path).in_progress for job in jobs)
+
+
+class RayEngine:
+    """Tasks of a Ray cluster, each in a process of its own, as many at once as the cluster has cores for.
+
+    Run directories must lie in storage that all nodes have at the same path, and srl must be installed on
+    all. If this process dies, Ray ends its tasks.
+
+    :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or
+        ``"local"`` for a cluster of this machine alone that ends with the engine.
+    :param tasks_per_gpu: How many tasks on GPUs share one.
+    :param memory_gb: Memory that a task is given room for; None leaves that to Ray.
+    :param n_lost: How often Ray does a task again whose node or process is lost, before it is told of.
+    :raises UserError: If Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(
+        self, address: str, *, tasks_per_gpu: int = 4, memory_gb: float | None = None, n_lost: int = 10
+    ):
+        # What Ray would else send home, and a warning of each process about GPUs
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--engine ray needs Ray: pip install 'symmetric-rl[ray]'.") from None
+        self._ray = ray
+        self._tasks_per_gpu = tasks_per_gpu
+        self._memory_gb = memory_gb
+        self._n_lost = n_lost
+        self._running: dict[Any, Task] = {}
+        self._began_ray = not ray.is_initialized()
+        if self._began_ray:
+            _connect(ray, address)
+        # A fresh process for each: a run must not see what another has left
+        self._work = ray.remote(max_calls=1)(execute_elsewhere)
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it takes now."""
+        return _ROOM
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Start tasks; see :class:`srl.experiment.engines.Engine`."""
+        for order in orders:
+            task = order.task
+            options: dict[str, Any] = {
+                "name": task.name,
+                "num_cpus": task.jobs[0].spec.threads,
+                "max_retries": self._n_lost,
+                "runtime_env": {"env_vars": thread_variables(order)},
+            }
+            if task.needs_gpu:
+                options["num_gpus"] = 1 / self._tasks_per_gpu
+            if self._memory_gb is not None:
+                options["memory"] = int(self._memory_gb * 1024**3)
+            self._running[self._work.options(**options).remote(absolute(order))] = task
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait for tasks to end; see :class:`srl.experiment.engines.Engine`."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        if not self._ended(1, seconds):
+            return []
+        return [Ended(self._running.pop(ref), killed=self._why(ref)) for ref in self._ended(None, 0)]
+
+    def end(self, task: Task) -> None:
+        """End a task at once; see :class:`srl.experiment.engines.Engine`."""
+        for ref, running in self._running.items():
+            if running is task:
+                self._ray.cancel(ref, force=True)
+
+    def close(self) -> None:
+        """End all tasks in order."""
+        for force in (False, True):
+            for ref in self._running:
+                self._ray.cancel(ref, force=force)
+            for ref in self._ended(None, _GRACE):
+                del self._running[ref]
+        self._running.clear()
+        if self._began_ray:
+            self._ray.shutdown()
+
+    def _ended(self, count: int | None, seconds: float) -> list[Any]:
+        """Wait until so many tasks, or all, have ended; those that have."""
+        refs = list(self._running)
+        if not refs:
+            return []
+        ready: list[Any]
+        ready, _ = self._ray.wait(refs, num_returns=count or len(refs), timeout=seconds, fetch_local=False)
+        return ready
+
+    def _why(self, ref: Any) -> str:
+        """Why a task has ended, if not by itself: one line, else empty."""
+        exceptions = self._ray.exceptions
+        try:
+            return why_ended(self._ray.get(ref))
+        except exceptions.RayTaskError as error:
+            # Its text is the traceback
+            return f"its process failed: {type(error.cause).__name__}: {_first_line(error.cause)}"
+        except exceptions.TaskCancelledError:
+            return "it was cancelled"
+        except exceptions.RayError as error:
+            why = {
+                exceptions.OutOfMemoryError: "its node ran out of memory",
+                exceptions.NodeDiedError: "its node was lost",
+                exceptions.WorkerCrashedError: "its process was ended from outside or crashed",
+            }.get(type(error), "Ray could not do it")
+            return f"{why} ({type(error).__name__}: {_first_line(error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [""])[0][:200]
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect to a cluster, or begin one of this machine.
+
+    :raises UserError: If there is none.
+    """
+    what_to_do = "Begin one with: ray start --head, and on the other machines: ray start --address HOST:6379."
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: a sweep runs on a node of the cluster; give auto there.")
+    if address not in ("auto", "local"):
+        _check_answer(address, what_to_do)
+    try:
+        ray.init(
+            address=address,
+            namespace="srl",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            **({"include_dashboard": False} if address == "local" else {}),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster: {_first_line(error)} {what_to_do}") from None
+
+
+def _check_answer(address: str, what_to_do: str) -> None:
+    """Ray itself waits for minutes for a machine that does not answer."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"--address {address}: must be auto, local, or HOST:PORT of a cluster's head.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nothing answers there: {error}. {what_to_do}") from None
+    try:
+        from ray._raylet import check_health
+    except ImportError:  # of another version; then it takes longer
+        return
+    try:
+        problem = "" if check_health(address, timeout=_ANSWER) else "no head of a Ray cluster"
+    except RuntimeError as error:  # another version
+        problem = _first_line(error)
+    if problem:
+        raise UserError(f"--address {address}: what answers there is {problem}. {what_to_do}")

@@ -1,0 +1,341 @@
+"""Execute a sweep's plan on an engine, whatever happens to its processes.
+
+The run directories are the only truth about what is done. What this keeps in memory - which tasks run, how
+often each was tried - may be lost at any moment: the same command looks at the folders and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from srl.errors import UserError
+from srl.experiment.checkpoint import checkpoint_steps
+from srl.experiment.engines import Ended, Engine, Job, Order, Task
+from srl.experiment.space import free_bytes, needed_bytes, size
+from srl.experiment.store import RunDirectory, Status
+from srl.experiment.sweep import Plan
+
+#: Seconds between two looks into the folders of what runs, and of what others run.
+_LOOK_INTERVAL = 0.5
+_ELSEWHERE_INTERVAL = 2.0
+#: Seconds that an engine is given to say that a task has ended.
+_PATIENCE = 0.1
+#: How the system says that there is no room, in a run's reason.
+_FULL = ("No space left on device", "Disk quota exceeded")
+#: Bytes below which a disk is full, whatever a process could still say.
+_NOTHING = 100_000
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """How a sweep goes about what goes wrong."""
+
+    #: How often a run is tried again from where it was, if it does not get any further.
+    retries: int = 3
+    #: Seconds without a sign of life after which a run is ended.
+    stall_timeout: float = 1800.0
+    #: Seconds between two checkpoints of a run.
+    checkpoint_every: float = 180.0
+
+
+@dataclass
+class Progress:
+    """How far a sweep is, from its run directories."""
+
+    done: int
+    failed: int
+    #: The statuses of the runs of each task, by its name.
+    running: dict[str, list[Status]]
+    to_do: int
+    #: Runs that another sweep or process trains.
+    elsewhere: int
+    #: Training steps done and in all, finished runs that were skipped not counted.
+    steps: int
+    n_steps: int
+
+
+class OutOfSpace(Exception):
+    """The disk is full; the message says where, and how much is needed."""
+
+
+def run_sweep(
+    plan: Plan,
+    engine: Engine,
+    command: str,
+    *,
+    tell: Callable[[Progress], None],
+    say: Callable[[str], None],
+    persistence: Persistence | None = None,
+) -> dict[str, str]:
+    """Execute what a plan has to do.
+
+    A run that crashes, is killed or shows no sign of life is tried again from its last checkpoint; the
+    reason is in its status. A population that is killed or hangs is divided in halves, so that one run that
+    cannot be trained does not take others with it. Runs that another process trains are waited for, and
+    taken over if it ends without finishing them.
+
+    :param plan: The plan, written.
+    :param engine: What executes the runs; it is closed at the end.
+    :param command: The command that asked for it, for the record.
+    :param tell: Is given the progress several times a second.
+    :param say: Is given a line for each run that fails, or is tried again.
+    :param persistence: How to go about what goes wrong.
+    :return: Why runs failed, by their paths.
+    :raises OutOfSpace: If the disk is full. What runs is ended in order.
+    """
+    execution = _Execution(plan, engine, command, say, persistence or Persistence())
+    try:
+        while execution.step():
+            tell(execution.progress())
+        tell(execution.progress())
+    finally:
+        engine.close()
+        execution.mark_stopped()
+    return execution.failures
+
+
+@dataclass
+class _Running:
+    task: Task
+    #: Seconds since 1970.
+    since: float
+    #: Why it was ended from here; empty if it was not.
+    ended_because: str = ""
+
+
+class _Execution:
+    def __init__(
+        self, plan: Plan, engine: Engine, command: str, say: Callable[[str], None], persistence: Persistence
+    ):
+        self.failures: dict[str, str] = {}
+        self._root = plan.root
+        self._engine = engine
+        self._command = command
+        self._say = say
+        self._persistence = persistence
+        self._to_do = {job.path: job for job in plan.to_do}
+        self._done: set[Path] = set()
+        self._waiting = deque(plan.tasks)
+        self._running: list[_Running] = []
+        #: Tasks of jobs that another process trains.
+        self._elsewhere: list[Task] = []
+        #: How often each run ended at the same checkpoint, and at which.
+        self._tries: Counter[Path] = Counter()
+        self._got_to: dict[Path, int] = {}
+        self._n_at_once = 1
+        self._statuses: list[list[Status]] = []
+        self._next_look = self._next_look_elsewhere = 0.0
+
+    def step(self) -> bool:
+        """Go on for a moment; returns whether there is something left to do."""
+        self._start()
+        for ended in self._engine.wait(_PATIENCE):
+            self._settle(ended)
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_INTERVAL
+            self._look()
+        if now >= self._next_look_elsewhere:
+            self._next_look_elsewhere = now + _ELSEWHERE_INTERVAL
+            self._look_elsewhere()
+        return bool(self._waiting or self._running or self._elsewhere)
+
+    def progress(self) -> Progress:
+        """How far the sweep is."""
+        running = [status for statuses in self._statuses for status in statuses]
+        n_elsewhere = sum(len(task.jobs) for task in self._elsewhere)
+        names = [running.task.name for running in self._running]
+        ended = [
+            job for path, job in self._to_do.items() if path in self._done or job.spec.path in self.failures
+        ]
+        return Progress(
+            done=len(self._done),
+            failed=len(self.failures),
+            running=dict(zip(names, self._statuses, strict=False)),
+            to_do=len(self._to_do) - len(ended) - len(running) - n_elsewhere,
+            elsewhere=n_elsewhere,
+            steps=sum(job.spec.n_timesteps for job in ended) + sum(status.timesteps for status in running),
+            n_steps=sum(job.spec.n_timesteps for job in self._to_do.values()),
+        )
+
+    def mark_stopped(self) -> None:
+        """Say in the folders of runs that this has ended why they ended."""
+        for running in self._running:
+            for job in running.task.jobs:
+                directory = RunDirectory(job.path)
+                status = directory.read_status()
+                # A run that is stopped while it imports or writes can fail in any way, and names that
+                if status is not None and status.state != "done" and not directory.in_progress:
+                    with suppress(OSError):  # its process is gone, which tells as much
+                        directory.write_status(
+                            status.ended_as("failed", time.time(), "the sweep was stopped")
+                        )
+
+    def _start(self) -> None:
+        room = self._engine.room
+        orders: list[Order] = []
+        while self._waiting and len(orders) < room:
+            task = self._free_part(self._waiting.popleft())
+            if task is not None:
+                orders.append(Order(task, self._command, self._persistence.checkpoint_every))
+        if orders:
+            now = time.time()
+            self._engine.submit(orders)
+            self._running += [_Running(order.task, now) for order in orders]
+            self._n_at_once = max(self._n_at_once, sum(len(running.task.jobs) for running in self._running))
+            self._next_look = 0.0
+
+    def _free_part(self, task: Task) -> Task | None:
+        """The jobs of a task that are still to do and that nobody is at."""
+        free: list[Job] = []
+        held: list[Job] = []
+        for job in task.jobs:
+            directory = RunDirectory(job.path)
+            if directory.in_progress:
+                held.append(job)
+            elif directory.compare(job.spec) == "done":
+                self._done.add(job.path)
+            else:
+                free.append(job)
+        if held:
+            self._elsewhere.append(Task(tuple(held)))
+        return Task(tuple(free)) if free else None
+
+    def _look(self) -> None:
+        """See how far runs are, and end those that hang."""
+        self._statuses = []
+        limit = self._persistence.stall_timeout
+        for running in self._running:
+            statuses = [RunDirectory(job.path).read_status() for job in running.task.jobs]
+            # What a folder says may be of an earlier attempt
+            own = [
+                status if status is not None and status.state == "running" else Status("running")
+                for status in statuses
+            ]
+            self._statuses.append(own)
+            begun = [status.updated for status in statuses if status and status.updated >= running.since]
+            # One that waits for its turn in a cluster has given no sign yet
+            if begun and not running.ended_because and time.time() - max(begun) > limit:
+                running.ended_because = (
+                    f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); where it "
+                    f"hung is at the end of {running.task.log}"
+                )
+                self._engine.end(running.task)
+
+    def _look_elsewhere(self) -> None:
+        """See whether another process has ended."""
+        tasks, self._elsewhere = self._elsewhere, []
+        for task in tasks:
+            free = self._free_part(task)
+            if free is not None:
+                self._waiting.append(free)
+
+    def _settle(self, ended: Ended) -> None:
+        """See how the runs of a task that has ended went."""
+        running = next(running for running in self._running if running.task is ended.task)
+        self._running.remove(running)
+        self._next_look = 0.0
+        killed = running.ended_because or ended.killed
+        again: list[Job] = []
+        elsewhere: list[Job] = []
+        for job in ended.task.jobs:
+            directory = RunDirectory(job.path)
+            status = directory.read_status()
+            if status is not None and status.state == "done":
+                self._done.add(job.path)
+            elif directory.in_progress:
+                elsewhere.append(job)  # another sweep was faster
+            else:
+                reason = self._reason(directory, status, killed, running)
+                self._stop_if_full(reason)
+                # Which run of a population is at fault is not known, if none says so itself
+                blameless = bool(killed) and len(ended.task.jobs) > 1
+                if self._tries_again(job, status, reason, counts=not blameless):
+                    again.append(job)
+        if elsewhere:
+            self._elsewhere.append(Task(tuple(elsewhere)))
+        if again and killed and len(ended.task.jobs) > 1:
+            middle = -(-len(again) // 2)
+            self._waiting.extend(Task(tuple(half)) for half in (again[:middle], again[middle:]) if half)
+        elif again:
+            self._waiting.append(Task(tuple(again)))
+
+    def _reason(self, directory: RunDirectory, status: Status | None, killed: str, running: _Running) -> str:
+        """Why a run that has ended is not done; its folder says so afterwards, if it can be written."""
+        if status is not None and status.state == "failed" and status.ended >= running.since and not killed:
+            return status.reason
+        reason = killed or f"it ended without saying why; see {running.task.log}"
+        try:
+            directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
+        except OSError as error:
+            return f"{reason}; and its folder cannot be written: {error}"
+        return reason
+
+    def _tries_again(self, job: Job, status: Status | None, reason: str, *, counts: bool) -> bool:
+        path, retries = job.spec.path, self._persistence.retries
+        got_to = max(checkpoint_steps(job.path), default=0)
+        if got_to > self._got_to.get(job.path, 0):
+            self._tries[job.path] = 0
+        self._got_to[job.path] = got_to
+        self._tries[job.path] += counts
+        if (status is not None and status.lasting) or self._tries[job.path] > retries:
+            self.failures[path] = reason
+            self._say(f"failed: {path}: {reason}")
+            return False
+        from_where = f"from step {got_to:,}" if got_to else "from the start"
+        self._say(f"tried again {from_where}: {path}: {reason}")
+        return True
+
+    def _stop_if_full(self, reason: str) -> None:
+        """A full disk fails every run: nothing is gained by trying."""
+        free = free_bytes(self._root)
+        if any(words in reason for words in _FULL) or free < _NOTHING:
+            left = [job.spec for path, job in self._to_do.items() if path not in self._done]
+            needed = needed_bytes(left, self._n_at_once)
+            raise OutOfSpace(
+                f"the disk that {self._root} lies on is full: about {size(needed)} is needed for what is to "
+                f"do, and {size(free)} is free. Make room; the same command goes on from what is there."
+            )
+
+
+def check_numbers(retries: int, stall_timeout: float, checkpoint_every: float) -> Persistence:
+    """The options of the command line.
+
+    :raises UserError: If one is out of its range.
+    """
+    if retries < 0:
+        raise UserError(f"--retries {retries}: must be 0 or above.")
+    if not stall_timeout > 0:
+        raise UserError(f"--stall-timeout {stall_timeout:g}: must be above 0 seconds.")
+    check_interval(checkpoint_every)
+    return Persistence(retries, stall_timeout, checkpoint_every)
+
+
+def check_interval(checkpoint_every: float) -> None:
+    """See that checkpoints can be so often.
+
+    :raises UserError: If not.
+    """
+    if not checkpoint_every >= 0:
+        raise UserError(f"--checkpoint-every {checkpoint_every:g}: must be 0 or more seconds.")
+
+
+def held_elsewhere(tasks: Sequence[Task]) -> list[str]:
+    """Who trains runs that are to do, in lines; empty if nobody does.
+
+    :param tasks: What is to do.
+    """
+    holders: Counter[str] = Counter()
+    for task in tasks:
+        for job in task.jobs:
+            directory = RunDirectory(job.path)
+            if directory.in_progress:
+                status = directory.read_status()
+                who = f"process {status.pid} on {status.host}" if status and status.pid else "another process"
+                holders[who] += 1
+    return [f"{who} trains {count} of these runs" for who, count in holders.items()]

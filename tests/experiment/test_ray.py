@@ -1,0 +1,178 @@
+"""Tasks on a Ray cluster of two nodes, which are processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from srl.errors import UserError
+from srl.experiment.engines import Job, Order, Task
+from srl.experiment.engines.ray import RayEngine
+from srl.experiment.run import train_run
+from srl.experiment.store import RunDirectory
+from tests.experiment.small_runs import small_spec
+from tests.experiment.test_resume import outcome
+
+pytest.importorskip("ray")
+
+SPECS = [small_spec(seed=seed, n_timesteps=3200, eval_freq=320) for seed in (1, 2)]
+#: A sweep's process that is killed.
+DRIVER = """
+import sys
+from pathlib import Path
+from srl.experiment.engines.ray import RayEngine
+from tests.experiment.test_ray import orders
+engine = RayEngine(sys.argv[1])
+engine.submit(orders(Path(sys.argv[2])))
+while True:
+    engine.wait(1)
+"""
+
+
+def orders(root):
+    return [
+        Order(Task((Job(spec, root / str(place)),)), checkpoint_every=0) for place, spec in enumerate(SPECS)
+    ]
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+    return result
+
+
+def status(order):
+    return RunDirectory(order.task.jobs[0].path).read_status()
+
+
+def are_beyond(orders, steps):
+    return all(status(order) is not None and status(order).timesteps > steps for order in orders)
+
+
+def all_ended(engine, n):
+    ended = []
+    until(lambda: ended.extend(engine.wait(0.2)) or len(ended) == n)
+    return ended
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The outcomes of undisturbed runs."""
+    root = tmp_path_factory.mktemp("whole")
+    for place, spec in enumerate(SPECS):
+        train_run(spec, root / str(place))
+    return [outcome(root / str(place)) for place in range(len(SPECS))]
+
+
+def test_tasks_of_a_lost_node_are_done_on_another_to_the_same_bytes(cluster, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = orders(Path("runs"))
+    engine = RayEngine(cluster.address)
+    try:
+        engine.submit(asked)
+        until(lambda: engine.wait(0) or are_beyond(asked, 300))
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        assert [each.killed for each in all_ended(engine, 2)] == ["", ""]
+    finally:
+        engine.close()
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+    assert [status(each).state for each in asked] == ["done", "done"]
+    assert sorted(status(each).attempts for each in asked) == [1, 2]
+    assert [outcome(each.task.jobs[0].path) for each in asked] == whole
+
+
+def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):
+    asked = orders(tmp_path)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)])
+    until(lambda: are_beyond(asked, 100))
+    driver.kill()
+    driver.wait()
+    until(lambda: not any(RunDirectory(each.task.jobs[0].path).in_progress for each in asked))
+    assert not any(status(each).state == "done" for each in asked)
+    engine = RayEngine(cluster.address)
+    try:
+        engine.submit(asked)
+        assert [each.killed for each in all_ended(engine, 2)] == ["", ""]
+    finally:
+        engine.close()
+    assert [status(each).attempts for each in asked] == [2, 2]
+    assert [outcome(tmp_path / str(place)) for place in range(2)] == whole
+
+
+def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):
+    first, second = orders(tmp_path)
+    on_gpu = Order(
+        Task((Job(small_spec().model_copy(update={"device": "cuda"}), tmp_path / "gpu"),)), checkpoint_every=0
+    )
+    engine = RayEngine(cluster.address, n_lost=0)
+    try:
+        assert engine.room > 1000
+        engine.submit([first, second])
+        until(lambda: engine.wait(0) or are_beyond([first, second], 100))
+        os.kill(status(first).pid, signal.SIGUSR1)
+        until(lambda: "most recent call first" in first.task.log.read_text())
+        os.kill(status(first).pid, signal.SIGKILL)
+        (ended,) = all_ended(engine, 1)
+        assert ended.task is first.task
+        assert "WorkerCrashedError" in ended.killed
+        assert "\n" not in ended.killed
+        engine.end(second.task)
+        (ended,) = all_ended(engine, 1)
+        assert (ended.task, ended.killed) == (second.task, "it was cancelled")
+        engine.submit([on_gpu])
+        (ended,) = all_ended(engine, 1)
+        assert (ended.killed, status(on_gpu).state) == ("", "done")
+        until(lambda: not RunDirectory(second.task.jobs[0].path).in_progress)
+        engine.submit([second])
+        until(lambda: status(second).attempts == 2 and status(second).timesteps > 0)
+    finally:
+        engine.close()
+    assert status(second).reason == "stopped by the user"
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("127.0.0.1:1", "nothing answers there.*ray start --head"),
+        ("head", "auto, local, or HOST:PORT"),
+        ("ray://head:10001", "on a node of the cluster"),
+    ],
+)
+def test_address_where_nothing_answers_is_named_at_once(address, what):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"--address {address}: .*{what}"):
+        RayEngine(address)
+    assert time.monotonic() - began < 10
+
+
+def test_address_of_something_else_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(UserError, match="no head of a Ray cluster"):
+            RayEngine(address)
+
+
+def test_missing_ray_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'symmetric-rl\[ray\]'"):
+        RayEngine("auto")
