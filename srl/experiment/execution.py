@@ -219,8 +219,9 @@ class _Execution:
             ]
             self._statuses.append(own)
             begun = [status.updated for status in statuses if status and status.updated >= running.since]
-            # One that waits for its turn in a cluster has given no sign yet
-            if begun and not running.ended_because and time.time() - max(begun) > limit:
+            # One that waits in a cluster's queue, for its first turn or again, holds no folder
+            there = any(RunDirectory(job.path).in_progress for job in running.task.jobs)
+            if begun and there and not running.ended_because and time.time() - max(begun) > limit:
                 running.ended_because = (
                     f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); where it "
                     f"hung is at the end of {running.task.log}"

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -246,9 +247,8 @@ class Attempt:
 
     def origin(self) -> dict[str, Any]:
         """What a checkpoint must have in common with this attempt: the spec, and what it runs on."""
-        now = versions()
         spec = self.spec.model_dump(mode="json", exclude={"stacked"})
-        return {"spec": spec, "python": now["python"], "packages": now["packages"]}
+        return {"spec": spec, "python": platform.python_version(), "packages": package_versions()}
 
     def note(self, text: str) -> None:
         """Record what went wrong with earlier attempts."""
@@ -466,23 +466,29 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def versions(command: str = "") -> dict[str, Any]:
-    """What a run ran on: package versions, commit, platform.
-
-    :param command: The command that asked for it.
-    """
+@cache
+def package_versions() -> dict[str, str | None]:
+    """The versions of what a run depends on; None for what is not installed."""
     packages: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             packages[name] = None
+    return packages
+
+
+def versions(command: str = "") -> dict[str, Any]:
+    """What a run ran on: package versions, commit, platform.
+
+    :param command: The command that asked for it.
+    """
     return {
         "command": command,
         "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": packages,
+        "packages": package_versions(),
     }
 
 

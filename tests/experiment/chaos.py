@@ -135,9 +135,8 @@ def main() -> None:
     began = time.time()
     n_sweeps, n_workers = disturb(words, killed, options.kills, options.seed, options.pause)
     compare(killed, whole)
-    print(
-        f"killed the sweep {n_sweeps} times, a worker {n_workers} times, {time.time() - began:.0f} s: the same"
-    )
+    took = time.time() - began
+    print(f"killed the sweep {n_sweeps} times, a worker {n_workers} times, {took:.0f} s: the same")
 
 
 if __name__ == "__main__":

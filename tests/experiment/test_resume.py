@@ -170,8 +170,8 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(damage, interrupte
 @pytest.mark.parametrize(
     "name",
     [
-        "monitor/0.monitor.csv", "progress.csv", "evaluations.npz", "status.json", "versions.json", "spec.json",
-        "events.out.tfevents.*",
+        "monitor/0.monitor.csv", "progress.csv", "evaluations.npz", "status.json", "versions.json",
+        "spec.json", "events.out.tfevents.*",
     ],
 )  # fmt: skip
 def test_damage_to_any_file_ends_in_the_right_result(name, damage, interrupted):

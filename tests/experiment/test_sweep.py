@@ -243,7 +243,7 @@ def test_exit_status_and_last_lines_say_what_failed(swept):
 def test_table_of_the_sweep_counts_what_failed(swept):
     root, outcome = swept
     assert "8.0 ± 0.0 (n=2)" in outcome.out
-    assert outcome.out.count("2 failed") == 2
+    assert outcome.out.count("— (2 failed)") == 2
     table = (root / "table.csv").read_text()
     assert f"{FINE},none,64,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
     assert f"{NAN},none,64,sppo,,,,0,0,0,0,2,0,0,0" in table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,12 +22,12 @@ _GRACE = 10.0
 #: Seconds that a process which is ended at once has to say where it is.
 _LAST_WORDS = 1.0
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def use_one_thread(n_threads: int = 1) -> None:
     """Limit the thread pools below torch and NumPy, here before they are imported and in child processes."""
-    for variable in _THREAD_VARIABLES:
+    for variable in THREAD_VARIABLES:
         os.environ[variable] = str(n_threads)
 
 
@@ -139,6 +140,8 @@ def _end_with_the_sweep() -> None:
     if sweep is not None:
         wait([sweep.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)  # it hangs where no signal is heard
 
 
 def _work(order: Order, gpu: str | None) -> None:
@@ -150,4 +153,8 @@ def _work(order: Order, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     log_to_file(order.task)
-    raise SystemExit(execute(order))
+    status = execute(order)
+    # A thread that an environment has left behind must not keep the process
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -6,51 +6,19 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
+
 from srl.errors import UserError
-from srl.experiment.engines import Ended, Job, Order, Task, execute, log_to_file, why_ended
-from srl.experiment.engines.local import _THREAD_VARIABLES
-from srl.experiment.store import RunDirectory
+from srl.experiment.engines import Ended, Order, Task, why_ended
+from srl.experiment.engines.remote import absolute, execute_elsewhere, thread_variables
 
 #: Ray queues what there is no place for.
 _ROOM = 100_000
 #: Seconds that a node is given to answer, and that tasks are given to end in order.
 _ANSWER, _GRACE = 5.0, 10.0
-#: Seconds that a task waits for the locks of an earlier try at it: on NFS those of a node that has died are
-#: held for 90.
-_LOCKS = 120.0
-
-
-def absolute(order: Order) -> Order:
-    """The same order for a process with another working directory."""
-    jobs = tuple(Job(job.spec, job.path.absolute()) for job in order.task.jobs)
-    return replace(order, task=Task(jobs))
-
-
-def thread_variables(order: Order) -> dict[str, str]:
-    """What the environment of a task's process must say before torch and NumPy are imported."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(order.task.jobs[0].spec.threads))
-
-
-def execute_elsewhere(order: Order) -> int:
-    """Do a task in this process, which a cluster has started, when no earlier try at it is left.
-
-    :param order: What to run, its paths absolute.
-    :return: As of :func:`srl.experiment.engines.execute`.
-    """
-    log_to_file(order.task)
-    deadline = time.monotonic() + _LOCKS
-    # The process of a lost node ends some seconds after the cluster has given it up
-    while _in_progress(order.task.jobs) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return execute(order)
-
-
-def _in_progress(jobs: Iterable[Job]) -> bool:
-    return any(RunDirectory(job.path).in_progress for job in jobs)
 
 
 class RayEngine:
@@ -200,13 +168,14 @@ def _check_answer(address: str, what_to_do: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
     except OSError as error:
         raise UserError(f"--address {address}: nothing answers there: {error}. {what_to_do}") from None
+    if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return  # whose certificates Ray itself looks at
+    channel = grpc.insecure_channel(address)
     try:
-        from ray._raylet import check_health
-    except ImportError:  # of another version; then it takes longer
-        return
-    try:
-        problem = "" if check_health(address, timeout=_ANSWER) else "no head of a Ray cluster"
-    except RuntimeError as error:  # another version
-        problem = _first_line(error)
-    if problem:
-        raise UserError(f"--address {address}: what answers there is {problem}. {what_to_do}")
+        grpc.channel_ready_future(channel).result(timeout=_ANSWER)
+    except grpc.FutureTimeoutError:
+        raise UserError(
+            f"--address {address}: what answers there is no head of a Ray cluster. {what_to_do}"
+        ) from None
+    finally:
+        channel.close()

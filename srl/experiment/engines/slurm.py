@@ -14,7 +14,7 @@ from typing import Any
 
 from srl.errors import UserError
 from srl.experiment.engines import Ended, Order, Task, why_ended
-from srl.experiment.engines.ray import absolute, execute_elsewhere, thread_variables
+from srl.experiment.engines.remote import absolute, execute_elsewhere, thread_variables
 from srl.experiment.store import RunDirectory
 
 #: Slurm's own limit, unless a cluster says otherwise.
@@ -138,8 +138,8 @@ class SlurmEngine:
     def submit(self, orders: Sequence[Order]) -> None:
         """Start tasks; see :class:`srl.experiment.engines.Engine`.
 
-        :raises UserError: If Slurm refuses the first. Later it may only be out of order for a while, and is asked
-            again.
+        :raises UserError: If Slurm refuses the first. Later it may only be out of order for a while, and is
+            asked again.
         """
         alike: dict[tuple[bool, int], list[Order]] = {}
         for order in orders:
