@@ -110,6 +110,8 @@ class Train:
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
+    ignore_space: bool = False
+    """Begin although the disk may be too small."""
 
 
 @dataclass
@@ -158,14 +160,17 @@ class Sweep:
     engine: Literal["local", "ray", "slurm"] = "local"
     """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster; see
     docs/clusters.md."""
-    address: str = "auto"
-    """Of a Ray cluster: auto, or HOST:PORT."""
+    address: str | None = None
+    """Of a Ray cluster: auto, HOST:PORT, or local for one of this machine; auto if not given."""
+    tasks_per_gpu: int | None = None
+    """Runs or populations that share a GPU of a Ray cluster; 4 if not given."""
     partition: str | None = None
-    """Of a Slurm cluster."""
-    time: str = "4:00:00"
-    """Time limit of a Slurm job, H:MM:SS or minutes; one that reaches it is put into the queue again."""
-    tasks_per_gpu: int = 4
-    """Runs or populations that share a GPU of a Ray cluster."""
+    """Of a Slurm cluster; its default one if not given."""
+    time: str | None = None
+    """Time limit of a Slurm job, H:MM:SS or minutes, 4:00:00 if not given; one that reaches it is put into
+    the queue again."""
+    ignore_space: bool = False
+    """Begin although the disk may be too small."""
 
 
 @dataclass
@@ -283,8 +288,10 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
+    from srl.experiment.engines import Job
     from srl.experiment.execution import check_interval
     from srl.experiment.progress import RunDisplay
+    from srl.experiment.space import FULL, check_space, how_full, is_full
     from srl.experiment.spec import check_run, make_run_spec
     from srl.experiment.store import ERROR, RunDirectory
 
@@ -313,6 +320,8 @@ def train(options: Train, command: str) -> int:
     if there == "done":
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
         return 0
+    jobs = [Job(spec, path)]
+    check_space(path, jobs, 1, or_ignore=options.ignore_space)
 
     from srl.experiment.engines.local import use_one_thread
 
@@ -328,7 +337,15 @@ def train(options: Train, command: str) -> int:
                 tell=display.update,
                 checkpoint_every=options.checkpoint_every,
             )
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"srl: {how_full(path, jobs, 1)}", file=sys.stderr)
+        return FAILED
     except RunFailed as error:
+        if any(words in str(error) for words in FULL):
+            print(f"srl: {how_full(path, jobs, 1)}", file=sys.stderr)
+            return FAILED
         print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
         if (path / ERROR).exists():
             print(f"Its traceback is in {path / ERROR}.", file=sys.stderr)
@@ -350,11 +367,11 @@ def sweep(options: Sweep, command: str) -> int:
     import srl.report.files
     import srl.report.scores  # noqa: F401
     from srl.experiment.config_files import find_sweep
-    from srl.experiment.engines.choose import EngineOptions, make_engine, parse_minutes
+    from srl.experiment.engines.choose import engine_of, make_engine
     from srl.experiment.estimate import estimate
     from srl.experiment.execution import OutOfSpace, check_numbers, held_elsewhere, run_sweep
     from srl.experiment.progress import SweepDisplay, duration
-    from srl.experiment.space import check_space, size
+    from srl.experiment.space import check_space, how_full, is_full, size
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
 
@@ -365,16 +382,14 @@ def sweep(options: Sweep, command: str) -> int:
     n_jobs = cores if options.jobs is None else options.jobs
     if n_jobs < 1:
         raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
-    engine_options = EngineOptions(
+    engine_options = engine_of(
         options.engine,
         n_jobs,
-        options.address,
-        options.partition,
-        parse_minutes(options.time),
-        options.tasks_per_gpu,
+        address=options.address,
+        tasks_per_gpu=options.tasks_per_gpu,
+        partition=options.partition,
+        time=options.time,
     )
-    if options.tasks_per_gpu < 1:
-        raise UserError(f"--tasks-per-gpu {options.tasks_per_gpu}: must be 1 or above.")
     persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
     sweep_options = load_sweep(
         config,
@@ -415,7 +430,7 @@ def sweep(options: Sweep, command: str) -> int:
     _print_notes([f"{line} The run is made again." for line in plan.damaged], console)
     _print_notes([f"{line}: waited for." for line in held_elsewhere(plan.tasks)], console)
     n_at_once = n_jobs * max((len(task.jobs) for task in plan.tasks), default=1)
-    needed, free = check_space(root, [job.spec for job in plan.to_do], n_at_once)
+    needed, free = check_space(root, plan.to_do, n_at_once, or_ignore=options.ignore_space)
     if plan.to_do:
         console.print(f"Disk space: up to about {size(needed)} needed, {size(free)} free.", markup=False)
     if options.dry_run:
@@ -440,8 +455,8 @@ def sweep(options: Sweep, command: str) -> int:
                 markup=False,
                 soft_wrap=True,
             )
-        write_plan(plan)
         try:
+            write_plan(plan)
             with SweepDisplay(console, len(plan.done)) as display:
                 failures = run_sweep(
                     plan,
@@ -453,6 +468,11 @@ def sweep(options: Sweep, command: str) -> int:
                 )
         except OutOfSpace as error:
             print(f"srl: {error}", file=sys.stderr)
+            return FAILED
+        except OSError as error:
+            if not is_full(error):
+                raise
+            print(f"srl: {how_full(root, plan.to_do, n_at_once)}", file=sys.stderr)
             return FAILED
     _print_scores(root, console)
     if failures:

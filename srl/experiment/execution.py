@@ -16,7 +16,7 @@ from pathlib import Path
 from srl.errors import UserError
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.engines import Ended, Engine, Job, Order, Task
-from srl.experiment.space import free_bytes, needed_bytes, size
+from srl.experiment.space import FULL, free_bytes, how_full
 from srl.experiment.store import RunDirectory, Status
 from srl.experiment.sweep import Plan
 
@@ -25,8 +25,8 @@ _LOOK_INTERVAL = 0.5
 _ELSEWHERE_INTERVAL = 2.0
 #: Seconds that an engine is given to say that a task has ended.
 _PATIENCE = 0.1
-#: How the system says that there is no room, in a run's reason.
-_FULL = ("No space left on device", "Disk quota exceeded")
+#: How often a population is ended at the same checkpoint before it is divided.
+_TRIES_TOGETHER = 2
 #: Bytes below which a disk is full, whatever a process could still say.
 _NOTHING = 100_000
 
@@ -75,9 +75,9 @@ def run_sweep(
     """Execute what a plan has to do.
 
     A run that crashes, is killed or shows no sign of life is tried again from its last checkpoint; the
-    reason is in its status. A population that is killed or hangs is divided in halves, so that one run that
-    cannot be trained does not take others with it. Runs that another process trains are waited for, and
-    taken over if it ends without finishing them.
+    reason is in its status. A population that is killed or hangs twice without getting any further is divided
+    in halves, so that one run that cannot be trained does not take others with it. Runs that another process
+    trains are waited for, and taken over if it ends without finishing them.
 
     :param plan: The plan, written.
     :param engine: What executes the runs; it is closed at the end.
@@ -124,8 +124,9 @@ class _Execution:
         self._running: list[_Running] = []
         #: Tasks of jobs that another process trains.
         self._elsewhere: list[Task] = []
-        #: How often each run ended at the same checkpoint, and at which.
+        #: How often each run failed at the same checkpoint, was ended with others at it, and which that is.
         self._tries: Counter[Path] = Counter()
+        self._tries_together: Counter[Path] = Counter()
         self._got_to: dict[Path, int] = {}
         self._n_at_once = 1
         self._statuses: list[list[Status]] = []
@@ -255,12 +256,12 @@ class _Execution:
                 reason = self._reason(directory, status, killed, running)
                 self._stop_if_full(reason)
                 # Which run of a population is at fault is not known, if none says so itself
-                blameless = bool(killed) and len(ended.task.jobs) > 1
-                if self._tries_again(job, status, reason, counts=not blameless):
+                together = bool(killed) and len(ended.task.jobs) > 1
+                if self._tries_again(job, status, reason, together):
                     again.append(job)
         if elsewhere:
             self._elsewhere.append(Task(tuple(elsewhere)))
-        if again and killed and len(ended.task.jobs) > 1:
+        if max((self._tries_together[job.path] for job in again), default=0) >= _TRIES_TOGETHER:
             middle = -(-len(again) // 2)
             self._waiting.extend(Task(tuple(half)) for half in (again[:middle], again[middle:]) if half)
         elif again:
@@ -277,13 +278,13 @@ class _Execution:
             return f"{reason}; and its folder cannot be written: {error}"
         return reason
 
-    def _tries_again(self, job: Job, status: Status | None, reason: str, *, counts: bool) -> bool:
+    def _tries_again(self, job: Job, status: Status | None, reason: str, together: bool) -> bool:
         path, retries = job.spec.path, self._persistence.retries
         got_to = max(checkpoint_steps(job.path), default=0)
         if got_to > self._got_to.get(job.path, 0):
-            self._tries[job.path] = 0
+            self._tries[job.path] = self._tries_together[job.path] = 0
         self._got_to[job.path] = got_to
-        self._tries[job.path] += counts
+        (self._tries_together if together else self._tries)[job.path] += 1
         if (status is not None and status.lasting) or self._tries[job.path] > retries:
             self.failures[path] = reason
             self._say(f"failed: {path}: {reason}")
@@ -294,14 +295,9 @@ class _Execution:
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""
-        free = free_bytes(self._root)
-        if any(words in reason for words in _FULL) or free < _NOTHING:
-            left = [job.spec for path, job in self._to_do.items() if path not in self._done]
-            needed = needed_bytes(left, self._n_at_once)
-            raise OutOfSpace(
-                f"the disk that {self._root} lies on is full: about {size(needed)} is needed for what is to "
-                f"do, and {size(free)} is free. Make room; the same command goes on from what is there."
-            )
+        if any(words in reason for words in FULL) or free_bytes(self._root) < _NOTHING:
+            left = [job for path, job in self._to_do.items() if path not in self._done]
+            raise OutOfSpace(how_full(self._root, left, self._n_at_once))
 
 
 def check_numbers(retries: int, stall_timeout: float, checkpoint_every: float) -> Persistence:

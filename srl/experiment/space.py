@@ -7,6 +7,7 @@ known before a run, how long its episodes are, is assumed from what random actio
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import shutil
@@ -21,6 +22,7 @@ from gymnasium.envs.registration import registry
 from srl.envs.registration import is_atari
 from srl.errors import UserError
 from srl.experiment.callbacks import eval_interval
+from srl.experiment.engines import Job
 from srl.experiment.hyperparams import A2CHyperparams
 from srl.experiment.run import LOG_INTERVAL
 from srl.experiment.spec import RunSpec
@@ -74,6 +76,9 @@ _GAME_IMAGE, _OTHER_IMAGE = (84, 1), (96, 3)
 _GAME_LIMIT, _NO_LIMIT = 27_000, 10_000
 #: Steps in which a run may learn nothing that makes episodes longer, and how much longer they are then.
 _LEARNING, _LEARNED = 200_000, 3
+
+#: How the system says that there is no room, for example in the reason that a run gives.
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 # Bytes, measured
 _TENSOR = 350  # that torch.save adds
@@ -191,26 +196,46 @@ def needed_bytes(specs: Sequence[RunSpec], n_at_once: int) -> int:
     return sum(map(finished_bytes, specs)) + _CHECKPOINTS_AT_ONCE * sum(checkpoints) + reserve
 
 
-def check_space(root: Path, specs: Sequence[RunSpec], n_at_once: int) -> tuple[int, int]:
+def check_space(
+    root: Path, jobs: Sequence[Job], n_at_once: int, *, or_ignore: bool = False
+) -> tuple[int, int]:
     """See that there is room for runs; nothing is written.
 
-    :param root: The sweep's folder; it need not exist.
-    :param specs: The runs to do.
+    :param root: The folder that they lie in; it need not exist.
+    :param jobs: The runs to do.
     :param n_at_once: See :func:`needed_bytes`.
+    :param or_ignore: Whether to go on where there is not.
     :return: The bytes that are needed, less what unfinished runs have there already, and those that are free.
     :raises UserError: If fewer are free than needed.
     """
-    needed = needed_bytes(specs, n_at_once)
-    needed = max(needed - sum(min(_taken(root / spec.path), run_bytes(spec)) for spec in specs), 0)
-    free = free_bytes(root)
-    if free < needed:
-        runs = "The run needs" if len(specs) == 1 else f"The {len(specs):,} runs to do need"
+    needed, free = _still_needed(jobs, n_at_once), free_bytes(root)
+    if free < needed and not or_ignore:
+        runs = "The run needs" if len(jobs) == 1 else f"The {len(jobs):,} runs to do need"
         raise UserError(
             f"{root}: too little disk space. {runs} up to {size(needed)}, and {size(free)} are free there, "
-            f"{size(needed - free)} too little. Make room, or name a folder on another disk with --out; "
-            "nothing was written."
+            f"{size(needed - free)} too little. Make room, or name a folder on another disk with --out, or "
+            "begin all the same with --ignore-space; nothing was written."
         )
     return needed, free
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def how_full(root: Path, jobs: Sequence[Job], n_at_once: int) -> str:
+    """What to say when a disk is full; the arguments are :func:`check_space`'s."""
+    return (
+        f"the disk that {root} lies on is full: up to {size(_still_needed(jobs, n_at_once))} more is needed "
+        f"for what is to do, and {size(free_bytes(root))} is free. Make room; the same command goes on from "
+        "what is there."
+    )
+
+
+def _still_needed(jobs: Sequence[Job], n_at_once: int) -> int:
+    needed = needed_bytes([job.spec for job in jobs], n_at_once)
+    return max(needed - sum(min(_taken(job.path), run_bytes(job.spec)) for job in jobs), 0)
 
 
 def size(n_bytes: int) -> str:

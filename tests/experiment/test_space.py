@@ -13,6 +13,7 @@ from srl.errors import UserError
 from srl.experiment import run as run_module
 from srl.experiment import space
 from srl.experiment.config_files import configs_dir
+from srl.experiment.engines import Job
 from srl.experiment.run import make_model, train_run
 from srl.experiment.space import (
     check_space,
@@ -198,9 +199,13 @@ def test_real_free_space_is_read(tmp_path):
     assert free_bytes(tmp_path / "x") == pytest.approx(status.f_bavail * status.f_frsize, abs=500e6)
 
 
+def jobs(root, *specs):
+    return [Job(spec, root / spec.path) for spec in specs]
+
+
 def test_file_system_that_does_not_say_refuses_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 0))
-    needed, free = check_space(tmp_path, [small_spec()], 1)
+    needed, free = check_space(tmp_path, jobs(tmp_path, small_spec()), 1)
     assert 0 < needed < free
 
 
@@ -210,7 +215,7 @@ def test_file_system_that_cannot_be_asked_is_a_mistake(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", fails)
     with pytest.raises(UserError, match="free space cannot be read: Input/output error"):
-        check_space(tmp_path, [small_spec()], 1)
+        check_space(tmp_path, jobs(tmp_path, small_spec()), 1)
 
 
 def test_too_little_space_is_refused_and_nothing_written(tmp_path, monkeypatch):
@@ -219,26 +224,27 @@ def test_too_little_space_is_refused_and_nothing_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 34_000_000))
     needed = needed_bytes(specs, 2)
     with pytest.raises(UserError) as caught:
-        check_space(root, specs, 2)
+        check_space(root, jobs(root, *specs), 2)
     assert str(caught.value) == (
         f"{root}: too little disk space. The 1,200 runs to do need up to {size(needed)}, and 34 MB are free "
         f"there, {size(needed - 34_000_000)} too little. Make room, or name a folder on another disk with "
-        "--out; nothing was written."
+        "--out, or begin all the same with --ignore-space; nothing was written."
     )
+    assert check_space(root, jobs(root, *specs), 2, or_ignore=True) == (needed, 34_000_000)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, 1000))
     with pytest.raises(UserError, match="The run needs up to "):
-        check_space(root, specs[:1], 2)
+        check_space(root, jobs(root, *specs[:1]), 2)
 
 
 def test_as_much_as_is_needed_is_enough(tmp_path, monkeypatch):
     specs = [small_spec()]
     needed = needed_bytes(specs, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, needed))
-    assert check_space(tmp_path, specs, 1) == (needed, needed)
+    assert check_space(tmp_path, jobs(tmp_path, *specs), 1) == (needed, needed)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, needed - 1))
     with pytest.raises(UserError, match="1 byte too little"):
-        check_space(tmp_path, specs, 1)
+        check_space(tmp_path, jobs(tmp_path, *specs), 1)
 
 
 def test_nothing_to_do_needs_nothing(tmp_path, monkeypatch):
@@ -248,7 +254,7 @@ def test_nothing_to_do_needs_nothing(tmp_path, monkeypatch):
 
 def test_what_an_unfinished_run_has_written_is_not_needed_again(tmp_path):
     spec = small_spec()
-    before, _ = check_space(tmp_path, [spec], 1)
+    before, _ = check_space(tmp_path, jobs(tmp_path, spec), 1)
     folder = tmp_path / spec.path / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "32.npz").write_bytes(bytes(100_000))
@@ -257,11 +263,11 @@ def test_what_an_unfinished_run_has_written_is_not_needed_again(tmp_path):
     (folder / "link").symlink_to(elsewhere)
     taken = on_disk(folder, *folder.iterdir())
     kept = contents(tmp_path)
-    after, _ = check_space(tmp_path, [spec], 1)
+    after, _ = check_space(tmp_path, jobs(tmp_path, spec), 1)
     assert before - after == taken
     # Files that are none of the run's do not count for more than the run
     (folder / "large").write_bytes(bytes(20_000_000))
-    assert before - check_space(tmp_path, [spec], 1)[0] == run_bytes(spec)
+    assert before - check_space(tmp_path, jobs(tmp_path, spec), 1)[0] == run_bytes(spec)
     (folder / "large").unlink()
     assert contents(tmp_path) == kept
 

@@ -31,6 +31,40 @@ class EngineOptions:
     tasks_per_gpu: int = 4
 
 
+def engine_of(
+    name: str,
+    n_jobs: int,
+    *,
+    address: str | None = None,
+    tasks_per_gpu: int | None = None,
+    partition: str | None = None,
+    time: str | None = None,
+) -> EngineOptions:
+    """The options of the command line, checked; None for those that were not given.
+
+    :raises UserError: If one has no meaning, or none for this engine.
+    """
+    given: dict[str, dict[str, str | int | None]] = {
+        "ray": {"--address": address, "--tasks-per-gpu": tasks_per_gpu},
+        "slurm": {"--partition": partition, "--time": time},
+    }
+    for owner, options in given.items():
+        for option, value in options.items():
+            if value is not None and name != owner:
+                raise UserError(f"{option} {value}: is for --engine {owner}, and the engine is {name}.")
+    if tasks_per_gpu is not None and tasks_per_gpu < 1:
+        raise UserError(f"--tasks-per-gpu {tasks_per_gpu}: must be 1 or above.")
+    default = EngineOptions()
+    return EngineOptions(
+        name,
+        n_jobs,
+        default.address if address is None else address,
+        partition,
+        default.minutes if time is None else parse_minutes(time),
+        default.tasks_per_gpu if tasks_per_gpu is None else tasks_per_gpu,
+    )
+
+
 def make_engine(options: EngineOptions, root: Path) -> Engine:
     """The engine that is asked for.
 
