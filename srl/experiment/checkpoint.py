@@ -8,6 +8,7 @@ the one before is kept until then, so that there is always one that is whole.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,7 @@ def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a run."""
-    for file in (folder / CHECKPOINTS).glob("*"):
-        file.unlink()
-    if (folder / CHECKPOINTS).is_dir():
-        (folder / CHECKPOINTS).rmdir()
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _file(folder: Path, steps: int) -> Path:

@@ -248,7 +248,7 @@ class _Execution:
         for job in ended.task.jobs:
             directory = RunDirectory(job.path)
             status = directory.read_status()
-            if status is not None and status.state == "done":
+            if status is not None and status.state == "done" and not directory.damage():
                 self._done.add(job.path)
             elif directory.in_progress:
                 elsewhere.append(job)  # another sweep was faster

@@ -52,6 +52,7 @@ from srl.experiment.store import (
     MODEL,
     MONITOR,
     PROGRESS,
+    SPEC,
     VECNORMALIZE,
     VERSIONS,
     RunDirectory,
@@ -202,6 +203,7 @@ class Attempt:
                 host=socket.gethostname(),
                 attempts=1 if earlier is None else earlier.attempts + 1,
                 notes=() if earlier is None else earlier.notes,
+                files=self._directory.seal([SPEC]),
             )
             if earlier is not None and there != "new":
                 why = earlier.reason or "it did not say why"
@@ -507,7 +509,9 @@ def execute_run(
     except OSError as error:  # before or after training: its folder could not be written
         print(f"{path}: {error}", file=sys.stderr)
         now = time.time()
+        directory = RunDirectory(path)
         with suppress(OSError):
-            RunDirectory(path).write_status(Status("failed", updated=now, ended=now, reason=str(error)))
+            if (there := directory.read_status()) is None or there.state != "done" or directory.damage():
+                directory.write_status((there or Status("running")).ended_as("failed", now, str(error)))
         return 1
     return 0

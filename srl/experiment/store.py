@@ -26,7 +26,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -210,10 +210,10 @@ class RunDirectory:
         values["checksum"] = _checksum(values)
         write_text(self.path / STATUS, json.dumps(values, indent=1) + "\n")
 
-    def seal(self) -> dict[str, tuple[int, int, str]]:
-        """What the files of a run that has ended are, for its status: see :attr:`Status.files`."""
+    def seal(self, patterns: Sequence[str] = _SEALED) -> dict[str, tuple[int, int, str]]:
+        """What the files of a run are, for its status: see :attr:`Status.files`."""
         sealed = {}
-        for file in sorted(file for pattern in _SEALED for file in self.path.glob(pattern)):
+        for file in sorted(file for pattern in patterns for file in self.path.glob(pattern)):
             content = file.read_bytes()
             name = file.relative_to(self.path).as_posix()
             sealed[name] = (len(content), file.stat().st_mtime_ns, hashlib.sha256(content).hexdigest())
@@ -241,9 +241,16 @@ class RunDirectory:
         status = self.read_status()
         if self.has_status and status is None:
             problems.append(f"{self.path / STATUS}: damaged.")
+        if not self.has_status and ((self.path / MODEL).exists() or (self.path / EVALUATIONS).exists()):
+            problems.append(f"{self.path / STATUS}: missing.")
         if (self.path / VERSIONS).exists() and self.read_versions() is None:
             problems.append(f"{self.path / VERSIONS}: damaged.")
         if status is None or status.state != "done":
+            if self._spec_is_damaged and not problems:
+                there = (self.path / SPEC).exists()
+                problems.append(
+                    f"{self.path / SPEC}: {'damaged: not what the run left' if there else 'missing'}."
+                )
             with suppress(FileNotFoundError):
                 (self.path / EVALUATIONS).stat()
                 problems += self._damage_of_evaluations(status)
@@ -313,13 +320,15 @@ class RunDirectory:
             what is no run.
         """
         check_writable(self.path)
+        status = self.read_status()
+        wrote = status is not None and SPEC in status.files
+        problem: UserError | None = None
+        there: RunSpec | None = None
         try:
             there = self.read_spec()
-        except UserError:
-            if not self.has_status:
-                raise
-            return "unfinished"  # a run whose spec is damaged: it is made again
-        if there is None:
+        except UserError as error:
+            problem = error
+        if there is None and problem is None and not wrote:
             # A run that ends before it could write its spec leaves these
             foreign = [file.name for file in self.path.glob("[!.]*") if file.name not in (LOCK, LOG, STATUS)]
             if foreign:
@@ -329,14 +338,41 @@ class RunDirectory:
                 )
             return "new"
         # Alone or in a population, it is the same experiment
-        if there.model_copy(update={"stacked": spec.stacked}) != spec:
+        if there is None or there.model_copy(update={"stacked": spec.stacked}) != spec:
+            if self._spec_is_damaged and self._was_for(spec):
+                return "unfinished"  # it is made again
+            if there is None or self._spec_is_damaged:
+                raise UserError(
+                    f"{problem or self.path / SPEC} Whether {self.path} holds this run cannot be known. Name "
+                    "another folder with --out, or move that one away; nothing was written."
+                )
             raise UserError(
                 f"{self.path} holds a run of another spec: {describe_difference(there, spec)}. Name another "
                 "folder with --out, or move that one away; nothing was written."
             )
-        status = self.read_status()
         # One that is damaged since is made again
         return "done" if status is not None and status.state == "done" and not self.damage() else "unfinished"
+
+    @property
+    def _spec_is_damaged(self) -> bool:
+        """Whether the spec is missing, or another than an attempt at the run has written."""
+        sealed = self._sealed_spec
+        try:
+            content = (self.path / SPEC).read_bytes()
+        except OSError:
+            return sealed is not None
+        return sealed is not None and hashlib.sha256(content).hexdigest() != sealed
+
+    @property
+    def _sealed_spec(self) -> str | None:
+        """The digest of the spec that an attempt at the run has written, if its status tells."""
+        status = self.read_status()
+        return status.files[SPEC][2] if status is not None and SPEC in status.files else None
+
+    def _was_for(self, spec: RunSpec) -> bool:
+        """Whether an attempt here was at this run, going by its status."""
+        texts = [_as_text(spec.model_copy(update={"stacked": stacked})) for stacked in (False, True)]
+        return self._sealed_spec in [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
     @contextmanager
     def claimed(self, spec: RunSpec, *, keep: bool = False) -> Iterator[Literal["new", "unfinished", "done"]]:
@@ -357,7 +393,7 @@ class RunDirectory:
                 )
             there = self.compare(spec)
             if there != "done":
-                write_text(self.path / SPEC, spec.model_dump_json(indent=1) + "\n")
+                write_text(self.path / SPEC, _as_text(spec))
             if there == "unfinished" and not keep:
                 self.clear()
             yield there
@@ -379,6 +415,10 @@ class RunDirectory:
         except OSError:
             return False
         return False
+
+
+def _as_text(spec: RunSpec) -> str:
+    return spec.model_dump_json(indent=1) + "\n"
 
 
 def _checksum(values: dict[str, Any]) -> str:

@@ -225,7 +225,8 @@ def make_plan(
             if checkpoint_steps(job.path):
                 with suppress(UserError):  # damaged, as was just said
                     spec = directory.read_spec()
-                    begun[job.path] = spec is not None and spec.stacked
+                    if spec is not None:
+                        begun[job.path] = spec.stacked
     plan.tasks = make_tasks(plan.jobs, population, n_jobs, done={job.path for job in plan.done}, begun=begun)
     return plan
 

@@ -94,7 +94,9 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
         directory = RunDirectory(root / path)
         try:
             spec = directory.read_spec()
-        except UserError as error:
+            # What it says would be a run of another experiment
+            directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), directory.read_status())
+        except (UserError, OSError) as error:
             notes.append(_relative(error, root))
             continue
         if spec is not None:
@@ -178,7 +180,7 @@ def _with_parents(path: str) -> list[str]:
     return [path, *(parent.as_posix() for parent in Path(path).parents)]
 
 
-def _relative(error: UserError, root: Path) -> str:
+def _relative(error: Exception, root: Path) -> str:
     """What went wrong with a file, named as it is from the folder that is reported on."""
     return str(error).removeprefix(f"{root}{os.sep}")
 
@@ -200,7 +202,6 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
     evaluations: Evaluations | None = None
     problem = ""
     try:
-        directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), status)
         arrays = directory.read_evaluations(status)
         lengths = arrays.get("ep_lengths")
         same_shape = lengths is not None and lengths.shape == arrays["results"].shape

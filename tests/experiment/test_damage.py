@@ -310,15 +310,17 @@ def test_exported_evaluations_are_those_of_whole_files(name, copied, finished, t
         assert name in ended.out
 
 
-@pytest.mark.parametrize("name", ["evaluations.npz", "progress.csv"])
-def test_page_and_tables_say_which_file_is_damaged(name, copied, tmp_path):
-    root, run, _ = copied("alone")
-    flipped(run / name)
+def test_page_and_tables_say_which_file_is_damaged(copied, tmp_path):
+    root, *runs = copied("alone")
+    damaged = dict(zip(("evaluations.npz", "progress.csv"), runs, strict=True))
+    for name, run in damaged.items():
+        flipped(run / name)
     ended = srl("report", root, "--out", tmp_path / "report", "--reps", 100)
     assert (ended.status, ended.err) == (0, "")
     for written in ("report.html", "table.md"):
-        text = (tmp_path / "report" / written).read_text()
-        assert any(FINISHED["alone"].specs[0].path in line and name in line for line in text.splitlines())
+        lines = (tmp_path / "report" / written).read_text().splitlines()
+        for name, run in damaged.items():
+            assert any(str(run.relative_to(root)) in line and name in line for line in lines)
 
 
 # Finished runs
@@ -347,7 +349,7 @@ def test_sweep_finds_and_names_damage_to_a_finished_run(kind, name, damage, copi
         (kind, name, damage)
         for kind, name in CASES
         if name not in FOR_INFORMATION
-        for damage in ((halved, flipped, removed, folder) if kind == "alone" else (garbled, removed))
+        for damage in ((flipped, removed, folder) if kind == "alone" else (removed,))
     ],
 )
 def test_damaged_finished_run_is_made_again_with_the_same_bytes(kind, name, damage, copied, finished):
@@ -459,14 +461,17 @@ def test_all_files_of_an_unfinished_run_are_among_those_that_are_damaged_here(be
         assert there == {str(only(run, name).relative_to(run)) for name in FILES_UNFINISHED}
 
 
-@pytest.mark.parametrize(
-    ("kind", "damage"),
-    # Half of a file, and random bytes instead of one, are tried in test_resume.py for a run alone
-    [("alone", damage) for damage in (emptied, shortened, flipped, removed, folder)]
-    + [("stacked", damage) for damage in (halved, flipped, removed)],
-)
-@pytest.mark.parametrize("name", FILES_UNFINISHED)
-def test_damaged_unfinished_run_ends_with_the_same_bytes(name, kind, damage, begun, tmp_path):
+def unfinished_cases():
+    """Half of a file, and random bytes instead of one, are tried in test_resume.py for a run alone."""
+    for name in FILES_UNFINISHED:
+        for damage in (removed, folder) if name in NOT_NEEDED else (shortened, flipped, removed, folder):
+            yield "alone", name, damage
+        for damage in () if name in NOT_NEEDED else (halved, removed):
+            yield "stacked", name, damage
+
+
+@pytest.mark.parametrize(("kind", "name", "damage"), unfinished_cases())
+def test_damaged_unfinished_run_ends_with_the_same_bytes(kind, name, damage, begun, tmp_path):
     sweep = UNFINISHED[kind]
     root = shutil.copytree(begun / kind, tmp_path / "sweep")
     run, other = sweep.folders(root)
@@ -484,12 +489,22 @@ def test_damaged_unfinished_run_ends_with_the_same_bytes(name, kind, damage, beg
         assert outcome(path) == outcome(whole)
         assert RunDirectory(path).damage() == []
     notes = troubles(RunDirectory(run).read_status())
-    if by_hand:
-        return  # as was said before
-    if name in NOT_NEEDED or (name, damage) in UNNOTICED:
-        assert all(str(file) in note for note in notes)
-    else:
-        assert any(str(file) in note for note in notes)
+    # What no note needs to name is named at the most; what was taken away by hand was named before
+    whether = all if by_hand or name in NOT_NEEDED or (name, damage) in UNNOTICED else any
+    assert whether(str(file) in note for note in notes)
+
+
+def test_unfinished_run_whose_spec_became_another_one_goes_on(begun, tmp_path):
+    sweep = UNFINISHED["alone"]
+    root = shutil.copytree(begun / "alone", tmp_path / "sweep")
+    run, _ = sweep.folders(root)
+    text = (run / "spec.json").read_text()
+    (run / "spec.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    assert sweep.run(root) == {}
+    assert outcome(run) == outcome(sweep.folders(begun / "whole" / "alone")[0])
+    status = RunDirectory(run).read_status()
+    assert status.resumed_from == 128
+    assert any(str(run / "spec.json") in note for note in troubles(status))
 
 
 @pytest.mark.parametrize(
