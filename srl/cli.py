@@ -154,7 +154,8 @@ class Sweep:
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
     retries: int = 3
-    """How often a run that crashes or is killed is tried again from its checkpoint if it gets no further."""
+    """How often a run that crashes or hangs is tried again from its checkpoint if it gets no further; five
+    times as often one that is killed."""
     stall_timeout: float = 1800.0
     """Seconds without a sign of life after which a run is ended, and tried again."""
     engine: Literal["local", "ray", "slurm"] = "local"
@@ -474,7 +475,13 @@ def sweep(options: Sweep, command: str) -> int:
                 raise
             print(f"srl: {how_full(root, plan.to_do, n_at_once)}", file=sys.stderr)
             return FAILED
-    _print_scores(root, console)
+    try:
+        _print_scores(root, console)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"srl: {how_full(root, [], 0)}", file=sys.stderr)
+        return FAILED
     if failures:
         print(
             f"srl: {len(failures)} of {len(plan.to_do)} runs failed. The same command tries them again.",

@@ -26,7 +26,9 @@ _ELSEWHERE_INTERVAL = 2.0
 #: Seconds that an engine is given to say that a task has ended.
 _PATIENCE = 0.1
 #: How often a population is ended at the same checkpoint before it is divided.
-_TRIES_TOGETHER = 2
+_ENDS_TOGETHER = 3
+#: How many ends from outside count as much as one failure.
+_ENDS_FOR_A_FAILURE = 5
 #: Bytes below which a disk is full, whatever a process could still say.
 _NOTHING = 100_000
 
@@ -35,7 +37,8 @@ _NOTHING = 100_000
 class Persistence:
     """How a sweep goes about what goes wrong."""
 
-    #: How often a run is tried again from where it was, if it does not get any further.
+    #: How often a run is tried again from where it was, if it does not get any further; five times as often
+    #: one whose process is ended from outside, which is mostly not its fault.
     retries: int = 3
     #: Seconds without a sign of life after which a run is ended.
     stall_timeout: float = 1800.0
@@ -75,9 +78,9 @@ def run_sweep(
     """Execute what a plan has to do.
 
     A run that crashes, is killed or shows no sign of life is tried again from its last checkpoint; the
-    reason is in its status. A population that is killed or hangs twice without getting any further is divided
-    in halves, so that one run that cannot be trained does not take others with it. Runs that another process
-    trains are waited for, and taken over if it ends without finishing them.
+    reason is in its status. A population that is killed or hangs thrice without getting any further is
+    divided in halves, so that one run that cannot be trained does not take others with it. Runs that another
+    process trains are waited for, and taken over if it ends without finishing them.
 
     :param plan: The plan, written.
     :param engine: What executes the runs; it is closed at the end.
@@ -124,10 +127,12 @@ class _Execution:
         self._running: list[_Running] = []
         #: Tasks of jobs that another process trains.
         self._elsewhere: list[Task] = []
-        #: How often each run failed at the same checkpoint, was ended with others at it, and which that is.
-        self._tries: Counter[Path] = Counter()
-        self._tries_together: Counter[Path] = Counter()
+        #: The training steps of each run's last checkpoint when it was seen last.
         self._got_to: dict[Path, int] = {}
+        #: What has happened to each since: ends from outside, a failure counting as several, and how often it
+        #: was ended together with others.
+        self._ends: Counter[Path] = Counter()
+        self._ends_together: Counter[Path] = Counter()
         self._n_at_once = 1
         self._statuses: list[list[Status]] = []
         self._next_look = self._next_look_elsewhere = 0.0
@@ -256,12 +261,16 @@ class _Execution:
                 reason = self._reason(directory, status, killed, running)
                 self._stop_if_full(reason)
                 # Which run of a population is at fault is not known, if none says so itself
-                together = bool(killed) and len(ended.task.jobs) > 1
-                if self._tries_again(job, status, reason, together):
+                if killed and len(ended.task.jobs) > 1:
+                    weight = 0
+                else:
+                    from_outside = ended.killed and not running.ended_because
+                    weight = 1 if from_outside else _ENDS_FOR_A_FAILURE
+                if self._tries_again(job, status, reason, weight):
                     again.append(job)
         if elsewhere:
             self._elsewhere.append(Task(tuple(elsewhere)))
-        if max((self._tries_together[job.path] for job in again), default=0) >= _TRIES_TOGETHER:
+        if max((self._ends_together[job.path] for job in again), default=0) >= _ENDS_TOGETHER:
             middle = -(-len(again) // 2)
             self._waiting.extend(Task(tuple(half)) for half in (again[:middle], again[middle:]) if half)
         elif again:
@@ -278,14 +287,16 @@ class _Execution:
             return f"{reason}; and its folder cannot be written: {error}"
         return reason
 
-    def _tries_again(self, job: Job, status: Status | None, reason: str, together: bool) -> bool:
+    def _tries_again(self, job: Job, status: Status | None, reason: str, weight: int) -> bool:
+        """Whether a run is tried again after an end that counts so much; 0 for one together with others."""
         path, retries = job.spec.path, self._persistence.retries
         got_to = max(checkpoint_steps(job.path), default=0)
         if got_to > self._got_to.get(job.path, 0):
-            self._tries[job.path] = self._tries_together[job.path] = 0
+            self._ends[job.path] = self._ends_together[job.path] = 0
         self._got_to[job.path] = got_to
-        (self._tries_together if together else self._tries)[job.path] += 1
-        if (status is not None and status.lasting) or self._tries[job.path] > retries:
+        self._ends[job.path] += weight
+        self._ends_together[job.path] += weight == 0
+        if (status is not None and status.lasting) or self._ends[job.path] > retries * _ENDS_FOR_A_FAILURE:
             self.failures[path] = reason
             self._say(f"failed: {path}: {reason}")
             return False

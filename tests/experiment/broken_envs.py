@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -75,6 +77,44 @@ class Killed(Fine):
         if self.n_steps == 20:
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
+
+
+class Once(Fine):
+    """Something happens in the 40th step of the first process of a sweep's run, and in no later one."""
+
+    def happens(self) -> None:
+        raise NotImplementedError
+
+    def reward(self) -> float:
+        # What a sweep's process prints goes into the run's folder
+        log = Path(os.readlink("/proc/self/fd/1"))
+        mark = log.with_name("mark")
+        if self.n_steps == 40 and log.name == "output.log" and not mark.exists():
+            mark.touch()
+            self.happens()
+        return 1.0
+
+
+class HangsOnce(Once):
+    """The simulator does not answer."""
+
+    def happens(self) -> None:
+        while True:
+            time.sleep(1)
+
+
+class KilledOnce(Once):
+    """The system ends the process."""
+
+    def happens(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class RaisesOnce(Once):
+    """The simulator's driver crashes."""
+
+    def happens(self) -> None:
+        raise ConnectionError("the simulator is gone")
 
 
 class CannotBeMade(Fine):
@@ -149,6 +189,31 @@ class BreaksForOne(Fine):
         return self.damage("reset", observation), info
 
 
+class KilledForOne(Fine):
+    """The process is killed in the 20th step for one seed, each time."""
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = getattr(self, "seed", None) if seed is None else seed
+        return super().reset(seed=seed)
+
+    def reward(self) -> float:
+        if self.seed == BreaksForOne.SEED and self.n_steps == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.0
+
+
+class HangsForOne(KilledForOne):
+    """It hangs in the 20th step for one seed, each time, and does not end when it is told to."""
+
+    def reward(self) -> float:
+        if self.seed == BreaksForOne.SEED and self.n_steps == 20:
+            Path(os.readlink("/proc/self/fd/1")).with_name("mark").touch()
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+            while True:
+                time.sleep(1)
+        return 1.0
+
+
 class HugeRewardForOne(Fine):
     """The loss of the first update is infinite for one seed."""
 
@@ -162,7 +227,7 @@ class HugeRewardForOne(Fine):
 
 for _class in (
     Fine, NanReward, InfObservation, NanInEvaluation, Raises, Killed, CannotBeMade, GlobalRandom, HugeReward,
-    NoisyScore, HugeRewardForOne,
+    NoisyScore, HugeRewardForOne, HangsOnce, KilledOnce, RaisesOnce, KilledForOne, HangsForOne,
 ):  # fmt: skip
     gym.register(f"{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}")
 

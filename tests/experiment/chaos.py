@@ -24,7 +24,7 @@ from srl.experiment.store import RunDirectory, find_runs
 SWEEP = [
     *("continuous_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo"),
     *("--noise", "none", "flip:0.1", "--device", "cpu", "--jobs", "2"),
-    *("--eval-freq", "640", "--eval-episodes", "2", "--checkpoint-every", "0", "--retries", "1000"),
+    *("--eval-freq", "640", "--eval-episodes", "2", "--checkpoint-every", "0"),
     *("--hyperparams", "n_steps=64", "batch_size=64", "n_epochs=2", "n_envs=1"),
 ]
 FILES = ("table.md", "table.csv", "table.tex")
