@@ -275,6 +275,8 @@ class Attempt:
         cut_logs(self.path, state["logs"])
         (self.path / ERROR).unlink(missing_ok=True)
         self.status = replace(self.status, resumed_from=steps)
+        if self.spec.device.startswith("cuda"):
+            self.note(f"gone on with from step {steps:,} on a GPU, where the same bits are not promised")
         return state
 
     def begin_anew(self) -> None:
