@@ -325,6 +325,94 @@ def _peak_memory(algo: str, env: str, n_timesteps: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
+def half_cheetah_checkpoints() -> float:
+    """Percent of the run time that checkpoints take: DSPPO on HalfCheetah-v4."""
+    return _share_of_checkpoints("dsppo", "HalfCheetah-v4", 1, 20_480)
+
+
+def pong_checkpoints() -> float:
+    """Percent of the run time that checkpoints take: SPPO on Pong."""
+    return _share_of_checkpoints("sppo", "PongNoFrameskip-v4", 1, 10_240)
+
+
+def population_checkpoints() -> float:
+    """Percent of the run time that checkpoints take: a population of 16, DSPPO on HalfCheetah-v4."""
+    return _share_of_checkpoints("dsppo", "HalfCheetah-v4", 16, 20_480)
+
+
+def half_cheetah_logs() -> float:
+    """Percent of the run time that logs and statuses take: DSPPO on HalfCheetah-v4."""
+    return _share_of_logs("dsppo", "HalfCheetah-v4", 1, 20_480)
+
+
+def pong_logs() -> float:
+    """Percent of the run time that logs and statuses take: SPPO on Pong."""
+    return _share_of_logs("sppo", "PongNoFrameskip-v4", 1, 10_240)
+
+
+def population_logs() -> float:
+    """Percent of the run time that logs and statuses take: a population of 16, DSPPO on HalfCheetah-v4."""
+    return _share_of_logs("dsppo", "HalfCheetah-v4", 16, 20_480)
+
+
+def _share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
+    """With one after each update, what one takes on average, against the default interval."""
+    from srl.experiment import run
+    from srl.population.train import Population
+
+    if n_runs > 1:
+        clocks = [_clock(Population, "_keep")]
+    else:
+        clocks = [_clock(run, "_state"), _clock(run, "write_checkpoint")]
+    _train(algo, env, n_runs, n_timesteps, checkpoint_every=0)
+    seconds = sum(statistics.mean(clock) for clock in clocks)
+    return 100 * seconds / (run.CHECKPOINT_EVERY + seconds)
+
+
+def _share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
+    from stable_baselines3.common.logger import Logger
+    from stable_baselines3.common.monitor import ResultsWriter
+
+    from srl.experiment.store import RunDirectory
+
+    written = ((Logger, "dump"), (ResultsWriter, "write_row"), (RunDirectory, "write_status"))
+    clocks = [_clock(owner, name) for owner, name in written]
+    return 100 * sum(map(sum, clocks)) / _train(algo, env, n_runs, n_timesteps)
+
+
+def _clock(owner: Any, name: str) -> list[float]:
+    """A list that gets the seconds that each call of a function takes from now on."""
+    function, seconds = getattr(owner, name), []
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    setattr(owner, name, timed)
+    return seconds
+
+
+def _train(algo: str, env: str, n_runs: int, n_timesteps: int, **options: Any) -> float:
+    """Train runs into folders, as a population if they are several; the seconds that takes."""
+    from srl.experiment.run import train_run
+    from srl.experiment.spec import make_run_spec
+    from srl.population.train import train_population
+
+    specs = [make_run_spec(algo, env, seed, n_timesteps=n_timesteps)[0] for seed in range(n_runs)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / str(seed) for seed in range(n_runs)]
+        began = time.perf_counter()
+        if n_runs == 1:
+            train_run(specs[0], paths[0], **options)
+        else:
+            stacked = [spec.model_copy(update={"stacked": True}) for spec in specs]
+            train_population(stacked, paths, **options)
+        return time.perf_counter() - began
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the benchmark."""
@@ -398,6 +486,24 @@ ROWS = {
         sb3_atari_rollout,
         ">= 2.4",
     ),
+    "checkpoints": Row(
+        "checkpoints at the default interval, DSPPO on HalfCheetah-v4",
+        "% of the time",
+        half_cheetah_checkpoints,
+        None,
+        "< 2",
+    ),
+    "checkpoints_atari": Row("the same, SPPO on Pong", "% of the time", pong_checkpoints, None, "< 2"),
+    "checkpoints_population": Row(
+        "the same, a population of 16 on HalfCheetah-v4", "% of the time", population_checkpoints, None, "< 2"
+    ),
+    "logs": Row(
+        "logs and statuses, DSPPO on HalfCheetah-v4", "% of the time", half_cheetah_logs, None, "< 2"
+    ),
+    "logs_atari": Row("the same, SPPO on Pong", "% of the time", pong_logs, None, "< 2"),
+    "logs_population": Row(
+        "the same, a population of 16 on HalfCheetah-v4", "% of the time", population_logs, None, "< 2"
+    ),
     "mujoco_memory": Row("memory of one MuJoCo run", "GiB", mujoco_memory, None, "< 1 GiB"),
     "atari_memory": Row("memory of one Atari PPO run", "GiB", atari_memory, None, "< 3 GiB"),
 }
@@ -452,7 +558,7 @@ def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
 
     :param rows: What to measure; beside the default ones atari_gpu, which needs a GPU, and population_sbx,
         which needs SBX (pip install sbx-rl).
-    :param repetitions: Turns of each ratio; memory is measured once.
+    :param repetitions: Turns of each ratio; memory and percentages are measured once.
     """
     from srl.experiment.run import versions
 

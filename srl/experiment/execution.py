@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srl.errors import UserError
+from srl.experiment.callbacks import beat_interval
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.engines import Ended, Engine, Job, Order, Task
 from srl.experiment.space import FULL, free_bytes, how_full
@@ -215,8 +216,9 @@ class _Execution:
     def _look(self) -> None:
         """See how far runs are, and end those that hang."""
         self._statuses = []
-        limit = self._persistence.stall_timeout
         for running in self._running:
+            # Members of a large population are heard of less often
+            limit = max(self._persistence.stall_timeout, 4 * beat_interval(len(running.task.jobs)))
             statuses = [RunDirectory(job.path).read_status() for job in running.task.jobs]
             # What a folder says may be of an earlier attempt
             own = [
@@ -249,6 +251,8 @@ class _Execution:
         self._next_look = 0.0
         killed = running.ended_because or ended.killed
         again: list[Job] = []
+        #: The same by what there is to say: the step that they go on from, and why they ended.
+        alike: dict[tuple[int, str], list[Job]] = {}
         elsewhere: list[Job] = []
         for job in ended.task.jobs:
             directory = RunDirectory(job.path)
@@ -268,8 +272,15 @@ class _Execution:
                     weight = 1 if from_outside else _ENDS_FOR_A_FAILURE
                 if self._tries_again(job, status, reason, weight):
                     again.append(job)
+                    alike.setdefault((self._got_to[job.path], reason), []).append(job)
+                else:
+                    self.failures[job.spec.path] = reason
+                    self._say(f"failed: {job.spec.path}: {reason}")
         if elsewhere:
             self._elsewhere.append(Task(tuple(elsewhere)))
+        for (steps, reason), jobs in alike.items():
+            from_where = f"from step {steps:,}" if steps else "from the start"
+            self._say(f"tried again {from_where}: {Task(tuple(jobs)).name}: {reason}")
         if max((self._ends_together[job.path] for job in again), default=0) >= _ENDS_TOGETHER:
             middle = -(-len(again) // 2)
             self._waiting.extend(Task(tuple(half)) for half in (again[:middle], again[middle:]) if half)
@@ -289,20 +300,14 @@ class _Execution:
 
     def _tries_again(self, job: Job, status: Status | None, reason: str, weight: int) -> bool:
         """Whether a run is tried again after an end that counts so much; 0 for one together with others."""
-        path, retries = job.spec.path, self._persistence.retries
         got_to = max(checkpoint_steps(job.path), default=0)
         if got_to > self._got_to.get(job.path, 0):
             self._ends[job.path] = self._ends_together[job.path] = 0
         self._got_to[job.path] = got_to
         self._ends[job.path] += weight
         self._ends_together[job.path] += weight == 0
-        if (status is not None and status.lasting) or self._ends[job.path] > retries * _ENDS_FOR_A_FAILURE:
-            self.failures[path] = reason
-            self._say(f"failed: {path}: {reason}")
-            return False
-        from_where = f"from step {got_to:,}" if got_to else "from the start"
-        self._say(f"tried again {from_where}: {path}: {reason}")
-        return True
+        lasting = status is not None and status.lasting
+        return not lasting and self._ends[job.path] <= self._persistence.retries * _ENDS_FOR_A_FAILURE
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""

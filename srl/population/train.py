@@ -30,7 +30,7 @@ from srl.envs.replay import NotRestorable
 from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
-from srl.experiment.callbacks import Episodes, EvaluationLog, check_losses, eval_interval
+from srl.experiment.callbacks import Episodes, EvaluationLog, beat_interval, check_losses, eval_interval
 from srl.experiment.checkpoint import write_checkpoint
 from srl.experiment.logs import log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
@@ -232,8 +232,7 @@ class Population:
         self._gamma = np.array([model.gamma for model in self._models])
         self._gae_lambda = np.array([model.gae_lambda for model in self._models])
         self._active = list(range(len(self._members)))
-        # A status that reaches the disk takes some milliseconds, and there is one for each member
-        self._beat_interval = 1.0 + len(self._members) / 4
+        self._beat_interval = beat_interval(len(self._members))
         self._beat = Heart(lambda: None, self._beat_interval)
         self._timesteps = 0
         self._n_steps_taken = 0
