@@ -364,9 +364,6 @@ def train(options: Train, command: str) -> int:
 
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
-    # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
-    import srl.report.files
-    import srl.report.scores  # noqa: F401
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.choose import engine_of, make_engine
     from srl.experiment.estimate import estimate
@@ -441,6 +438,10 @@ def sweep(options: Sweep, command: str) -> int:
             print(f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps")
         console.print("Dry run: nothing was trained or written.")
         return 0
+    # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
+    import srl.report.files
+    import srl.report.scores  # noqa: F401
+
     failures: dict[str, str] = {}
     if plan.to_do:
         engine = make_engine(engine_options, root)

@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timesteps", type=int, default=6400)
     parser.add_argument("--pause", type=float, default=8.0)
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("--words", nargs=argparse.REMAINDER, default=[], help="more of the command")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     whole, killed = options.folder / "whole", options.folder / "killed"
