@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -16,8 +17,9 @@ from srl.errors import UserError
 from srl.experiment.engines import Job, Order, Task
 from srl.experiment.engines.ray import RayEngine
 from srl.experiment.run import train_run
-from srl.experiment.store import RunDirectory
-from tests.experiment.small_runs import small_spec
+from srl.experiment.store import RunDirectory, find_runs
+from tests.experiment.chaos import compare
+from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
 from tests.experiment.test_resume import outcome
 
 pytest.importorskip("ray")
@@ -99,6 +101,34 @@ def test_tasks_of_a_lost_node_are_done_on_another_to_the_same_bytes(cluster, who
     assert [status(each).state for each in asked] == ["done", "done"]
     assert sorted(status(each).attempts for each in asked) == [1, 2]
     assert [outcome(each.task.jobs[0].path) for each in asked] == whole
+
+
+def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_table(cluster, tmp_path):
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
+        *("--seeds", "0:2", "--timesteps", 3200, "--device", "cpu", "--population", "off", *SMALL_WORDS),
+        *("--checkpoint-every", 0),
+    ]
+    lost = tmp_path / "lost"
+
+    def lose_a_node():
+        until(lambda: lost.exists() and sum(run.in_progress for run in find_runs(lost)) == 2)
+        time.sleep(1)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    losing = Thread(target=lose_a_node)
+    losing.start()
+    try:
+        ended = srl(*words, "--engine", "ray", "--address", cluster.address, "--out", lost)
+    finally:
+        losing.join()
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+    assert ended.status == 0, ended.err
+    statuses = [run.read_status() for run in find_runs(lost)]
+    assert [each.state for each in statuses] == ["done"] * 4
+    assert sorted(each.attempts for each in statuses) == [1, 1, 1, 2]
+    assert srl(*words, "--out", tmp_path / "whole").status == 0
+    compare(lost, tmp_path / "whole")
 
 
 def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):
