@@ -496,16 +496,14 @@ def sweep(options: Sweep, command: str) -> int:
 
 def clean(options: Clean, command: str) -> int:
     """``srl clean``; returns the exit status."""
-    from srl.experiment.clean import find_garbage, remove
+    from srl.experiment.clean import find_garbage, remove, shown
     from srl.experiment.space import size
 
     console = _console()
     garbage = find_garbage(options.dir)
     for item in garbage:
-        line = f"{item.path}  {size(item.n_bytes)}  {item.why}"
-        console.print(
-            line.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
-        )
+        line = f"{shown(item.path)}  {size(item.n_bytes)}  {item.why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not garbage:
         console.print(f"{options.dir}: nothing to remove.", markup=False, soft_wrap=True)
         return 0

@@ -97,14 +97,14 @@ def remove(garbage: Sequence[Garbage]) -> tuple[int, list[str]]:
                 continue
             now = next((found for found in _garbage_near(item.path) if found.path == item.path), None)
             if now is None:
-                problems.append(f"{_shown(item.path)}: left, since it is in use now or has changed")
+                problems.append(f"{shown(item.path)}: left, since it is in use now or has changed")
                 continue
             item.path.unlink()
             freed += now.n_bytes
             if item.path.parent.name == CHECKPOINTS and not any(item.path.parent.iterdir()):
                 item.path.parent.rmdir()
         except OSError as error:
-            problems.append(f"{_shown(item.path)}: {error.strerror or error}")
+            problems.append(f"{shown(item.path)}: {error.strerror or error}")
     return freed, problems
 
 
@@ -211,7 +211,7 @@ def _can_be_read(folder: Path, name: str) -> bool:
     return True
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """A path to print: names may hold line ends, and bytes that are no text."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

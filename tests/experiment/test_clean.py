@@ -18,7 +18,7 @@ from srl.experiment.clean import YOUNG, Garbage, find_garbage, remove
 from srl.experiment.run import train_run
 from srl.experiment.store import RunDirectory, Status, replacing
 from srl.experiment.sweep import make_plan, write_plan
-from tests.experiment.small_runs import contents, small_spec
+from tests.experiment.small_runs import contents, small_spec, srl
 
 RESULTS = ["spec.json", "status.json", "versions.json", "progress.csv", "evaluations.npz", "model.zip"]
 STATE = {"weights": np.arange(100.0)}
@@ -485,3 +485,30 @@ def test_run_that_never_began_is_left_alone(tmp_path):
         pass
     RunDirectory(tmp_path).write_status(Status("failed"))
     assert find_garbage(tmp_path) == []
+
+
+# The command
+
+
+def test_command_says_what_it_would_remove_and_removes_it_when_told(tmp_path):
+    run = tmp_path / "a\nline" / "run"
+    train_run(small_spec(), run)
+    checkpoint = run / "checkpoints" / "32.npz"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(bytes(5000))
+    before = contents(tmp_path)
+    asked = srl("clean", tmp_path)
+    assert asked.status == 0
+    assert f"{ascii(str(checkpoint))}  5.0 kB  a checkpoint of a finished run\n" in asked.out
+    assert "5.0 kB in all; nothing was removed. With --yes it is." in asked.out
+    assert contents(tmp_path) == before
+    told = srl("clean", tmp_path, "--yes")
+    assert (told.status, "Removed: 5.0 kB." in told.out) == (0, True)
+    assert not checkpoint.parent.exists()
+    assert "nothing to remove" in srl("clean", tmp_path).out
+
+
+def test_command_for_a_folder_that_is_not_there_is_a_mistake(tmp_path):
+    ended = srl("clean", tmp_path / "none", "--yes")
+    assert ended.status == 2
+    assert ended.err.startswith(f"srl: {tmp_path / 'none'} does not exist.")
