@@ -2,7 +2,8 @@
 
     python -m tests.experiment.kills FOLDER [NAME ...] [--kills 10] [--seed 0]
 
-ends each with SIGKILL as often as told, the last time before it is done, and goes on with the same command.
+ends each with SIGKILL as often as told, at the most, and goes on with the same command; of a sweep, the
+command or its worker.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from srl.experiment.store import RunDirectory, find_runs
+from tests.experiment.chaos import disturb
 from tests.experiment.test_resume import outcome
 
 _COMMON = ("--device", "cpu", "--checkpoint-every", "1")
@@ -75,11 +77,15 @@ def check(name: str, folder: Path, n_kills: int, generator: np.random.Generator)
     began = time.time()
     run_to_end(command(name, whole), log)
     duration = time.time() - began
-    n_killed = 0
-    for n_left in range(n_kills, 0, -1):
-        # What start-up takes is no progress: most kills must come later
-        n_killed += kill(command(name, killed), log, generator.uniform(1, 8 + duration / n_left / 2))
-    run_to_end(command(name, killed), log)
+    if COMMANDS[name][0] == "sweep":
+        seed = int(generator.integers(2**31))
+        n_killed = sum(disturb(command(name, killed), killed, n_kills, seed, 16 + duration / n_kills))
+    else:
+        n_killed = 0
+        for n_left in range(n_kills, 0, -1):
+            # What start-up takes is no progress: most kills must come later
+            n_killed += kill(command(name, killed), log, generator.uniform(1, 8 + duration / n_left / 2))
+        run_to_end(command(name, killed), log)
     runs = find_runs(whole)
     attempts = []
     for run in runs:

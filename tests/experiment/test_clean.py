@@ -499,7 +499,7 @@ def test_command_says_what_it_would_remove_and_removes_it_when_told(tmp_path):
     before = contents(tmp_path)
     asked = srl("clean", tmp_path)
     assert asked.status == 0
-    assert f"{ascii(str(checkpoint))}  5.0 kB  a checkpoint of a finished run\n" in asked.out
+    assert f"{str(checkpoint)!a}  5.0 kB  a checkpoint of a finished run\n" in asked.out
     assert "5.0 kB in all; nothing was removed. With --yes it is." in asked.out
     assert contents(tmp_path) == before
     told = srl("clean", tmp_path, "--yes")
