@@ -246,6 +246,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
         signal.signal(signal.SIGTERM, _interrupt)
+        # So does one whose terminal is closed, unless nohup said not to
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _interrupt)
         run = {Train: train, Sweep: sweep, Report: report, Status: show_status, Clean: clean}[type(command)]
         status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
     except UserError as error:

@@ -351,6 +351,11 @@ def test_estimate_of_runs_that_break_is_quiet_and_the_others_are_measured(tmp_pa
     assert "1 of 2 runs failed" in ended.stderr
 
 
+def hear_signals():
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def long_sweep(tmp_path):
     """A sweep of three long runs in a process group of its own, two of them training, and their folders."""
@@ -365,7 +370,7 @@ def long_sweep(tmp_path):
         text=True,
         start_new_session=True,
         # The tests may themselves run in the background, where a shell has SIGINT ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_signals,
     )
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
     try:
@@ -386,11 +391,13 @@ def soon(condition, seconds=90.0):
     return condition()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
 def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_sweep, tmp_path):
     process, runs = long_sweep
-    # A terminal sends Ctrl-C to the whole group, kill to the one process
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    # A terminal sends Ctrl-C and its end to the whole group, kill sends to the one process
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped" in err

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -36,6 +36,15 @@ def process_context() -> ForkServerContext:
     use_one_thread()
     context = get_context("forkserver")
     context.set_forkserver_preload(["srl.population.train"])
+    # It must outlive a closed terminal until its runs have ended, as it does Ctrl-C
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGHUP, handler)
     return context
 
 
@@ -146,8 +155,9 @@ def _end_with_the_sweep() -> None:
 
 def _work(order: Order, gpu: str | None) -> None:
     """The process of a task: what it prints goes into the folder of its first run."""
-    # Ctrl-C reaches the whole process group; the sweep ends its runs in order by SIGTERM
+    # Ctrl-C and a closed terminal reach the whole process group; the sweep ends its runs in order by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop_in_order)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
