@@ -255,8 +255,12 @@ def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
     """What a run is, from its spec; None if it has none."""
     try:
         spec = directory.read_spec()
+        if spec is not None:
+            directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), directory.read_status())
     except UserError as error:
         return error
+    except OSError:
+        return None  # it went away since
     return None if spec is None else PlannedRun.of(spec)
 
 

@@ -292,6 +292,9 @@ def test_report_names_a_spec_that_became_another_one(old, new, copied, right):
     assert text.count(old) == 1
     (run / "spec.json").write_text(text.replace(old, new))
     assert_right_or_named(right["alone"], run, root, run / "spec.json")
+    shown = srl("status", root)
+    assert "1 damaged" in shown.out
+    assert "spec.json: damaged: not what the run left" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize("name", FILES["alone"])
@@ -470,7 +473,7 @@ def unfinished_cases():
             yield "stacked", name, damage
 
 
-@pytest.mark.parametrize(("kind", "name", "damage"), unfinished_cases())
+@pytest.mark.parametrize(("kind", "name", "damage"), list(unfinished_cases()))
 def test_damaged_unfinished_run_ends_with_the_same_bytes(kind, name, damage, begun, tmp_path):
     sweep = UNFINISHED[kind]
     root = shutil.copytree(begun / kind, tmp_path / "sweep")
