@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import signal
+import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +57,15 @@ def srl(*words: object) -> Outcome:
     finally:
         signal.signal(signal.SIGTERM, handler)
     return Outcome(exit_.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """Wait until a condition holds; what it gives then."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+    return result
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -23,7 +23,7 @@ from srl.experiment.store import RunDirectory, Status, find_runs
 from srl.experiment.sweep import Plan, make_plan, write_plan
 from tests.experiment import chaos
 from tests.experiment.broken_envs import BreaksForOne
-from tests.experiment.small_runs import BROKEN, SMALL_WORDS, small_spec, srl
+from tests.experiment.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, until
 from tests.experiment.test_resume import outcome
 from tests.population.comparison import assert_same_result
 
@@ -405,10 +405,3 @@ def test_process_that_hangs_while_the_sweep_is_killed_ends_too(tmp_path):
     sweep.wait()
     assert run.in_progress
     until(lambda: not run.in_progress, seconds=30)
-
-
-def until(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.1)

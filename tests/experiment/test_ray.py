@@ -19,7 +19,7 @@ from srl.experiment.engines.ray import RayEngine
 from srl.experiment.run import train_run
 from srl.experiment.store import RunDirectory, find_runs
 from tests.experiment.chaos import compare
-from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
+from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl, until
 from tests.experiment.test_resume import outcome
 
 pytest.importorskip("ray")
@@ -42,14 +42,6 @@ def orders(root):
     return [
         Order(Task((Job(spec, root / str(place)),)), checkpoint_every=0) for place, spec in enumerate(SPECS)
     ]
-
-
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
-    return result
 
 
 def status(order):

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from srl.experiment.engines.slurm import SlurmEngine
 from srl.experiment.run import train_run
 from srl.experiment.store import RunDirectory
 from srl.population.train import train_population
-from tests.experiment.small_runs import BROKEN, small_spec
+from tests.experiment.small_runs import BROKEN, small_spec, until
 from tests.experiment.test_resume import outcome
 
 pytest.importorskip("submitit")
@@ -40,14 +39,6 @@ def order(path, *specs):
     return Order(
         Task(tuple(Job(spec, path / str(place)) for place, spec in enumerate(specs))), checkpoint_every=0
     )
-
-
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.05)
-    return result
 
 
 def status(order, place=0):
