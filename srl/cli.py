@@ -258,6 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = "finishes the sweep" if words[:1] == ["sweep"] else "goes on with the run"
         print(f"srl: stopped. The same command {what}.", file=sys.stderr)
         status = STOPPED
+    except MemoryError:
+        print(
+            "srl: there is too little memory to begin; see `ulimit -v`. The same command goes on.",
+            file=sys.stderr,
+        )
+        status = FAILED
     except BrokenPipeError:
         status = STOPPED
     except OSError as error:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from srl.experiment.engines import Task
-from srl.experiment.engines.local import process_context
+from srl.experiment.engines.local import process_context, start_process
 from srl.experiment.spec import RunSpec
 
 #: Steps of one rollout in the measurement, so that an update is measured too and soon.
@@ -162,8 +163,9 @@ def estimate(
             key, task = waiting.pop(0)
             tell(task.name)
             receiver, sender = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_measure_into, args=(sender, task), daemon=True)
-            process.start()
+            process = start_process(
+                partial(context.Process, target=_measure_into, args=(sender, task), daemon=True)
+            )
             sender.close()
             running.append((key, receiver, process))
         if not running:

@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from srl.errors import UserError
@@ -110,6 +110,8 @@ class _Running:
     since: float
     #: Why it was ended from here; empty if it was not.
     ended_because: str = ""
+    #: Of its runs that have begun: a cluster may let it wait.
+    statuses: list[Status] = field(default_factory=list)
 
 
 class _Execution:
@@ -135,7 +137,6 @@ class _Execution:
         self._ends: Counter[Path] = Counter()
         self._ends_together: Counter[Path] = Counter()
         self._n_at_once = 1
-        self._statuses: list[list[Status]] = []
         self._next_look = self._next_look_elsewhere = 0.0
 
     def step(self) -> bool:
@@ -145,8 +146,10 @@ class _Execution:
             self._settle(ended)
         now = time.monotonic()
         if now >= self._next_look:
-            self._next_look = now + _LOOK_INTERVAL
             self._look()
+            # Where many wait in a cluster's queue, and folders lie far away, looking takes long
+            took = time.monotonic() - now
+            self._next_look = now + max(_LOOK_INTERVAL, 10 * took)
         if now >= self._next_look_elsewhere:
             self._next_look_elsewhere = now + _ELSEWHERE_INTERVAL
             self._look_elsewhere()
@@ -154,19 +157,19 @@ class _Execution:
 
     def progress(self) -> Progress:
         """How far the sweep is."""
-        running = [status for statuses in self._statuses for status in statuses]
+        running = {task.task.name: task.statuses for task in self._running if task.statuses}
+        statuses = [status for each in running.values() for status in each]
         n_elsewhere = sum(len(task.jobs) for task in self._elsewhere)
-        names = [running.task.name for running in self._running]
         ended = [
             job for path, job in self._to_do.items() if path in self._done or job.spec.path in self.failures
         ]
         return Progress(
             done=len(self._done),
             failed=len(self.failures),
-            running=dict(zip(names, self._statuses, strict=False)),
-            to_do=len(self._to_do) - len(ended) - len(running) - n_elsewhere,
+            running=running,
+            to_do=len(self._to_do) - len(ended) - len(statuses) - n_elsewhere,
             elsewhere=n_elsewhere,
-            steps=sum(job.spec.n_timesteps for job in ended) + sum(status.timesteps for status in running),
+            steps=sum(job.spec.n_timesteps for job in ended) + sum(status.timesteps for status in statuses),
             n_steps=sum(job.spec.n_timesteps for job in self._to_do.values()),
         )
 
@@ -203,30 +206,29 @@ class _Execution:
         held: list[Job] = []
         for job in task.jobs:
             directory = RunDirectory(job.path)
-            if directory.in_progress:
-                held.append(job)
-            elif directory.compare(job.spec) == "done":
-                self._done.add(job.path)
-            else:
-                free.append(job)
+            try:
+                if directory.in_progress:
+                    held.append(job)
+                elif directory.compare(job.spec) == "done":
+                    self._done.add(job.path)
+                else:
+                    free.append(job)
+            except UserError as error:  # since the sweep was planned, its folder has become something else
+                self._fail(job, str(error))
         if held:
             self._elsewhere.append(Task(tuple(held)))
         return Task(tuple(free)) if free else None
 
     def _look(self) -> None:
         """See how far runs are, and end those that hang."""
-        self._statuses = []
         for running in self._running:
             # Members of a large population are heard of less often
             limit = max(self._persistence.stall_timeout, 4 * beat_interval(len(running.task.jobs)))
             statuses = [RunDirectory(job.path).read_status() for job in running.task.jobs]
             # What a folder says may be of an earlier attempt
-            own = [
-                status if status is not None and status.state == "running" else Status("running")
-                for status in statuses
-            ]
-            self._statuses.append(own)
-            begun = [status.updated for status in statuses if status and status.updated >= running.since]
+            own = [status for status in statuses if status is not None and status.updated >= running.since]
+            running.statuses = [status for status in own if status.state == "running"]
+            begun = [status.updated for status in own]
             # One that waits in a cluster's queue, for its first turn or again, holds no folder
             there = any(RunDirectory(job.path).in_progress for job in running.task.jobs)
             if begun and there and not running.ended_because and time.time() - max(begun) > limit:
@@ -274,8 +276,7 @@ class _Execution:
                     again.append(job)
                     alike.setdefault((self._got_to[job.path], reason), []).append(job)
                 else:
-                    self.failures[job.spec.path] = reason
-                    self._say(f"failed: {job.spec.path}: {reason}")
+                    self._fail(job, reason)
         if elsewhere:
             self._elsewhere.append(Task(tuple(elsewhere)))
         for (steps, reason), jobs in alike.items():
@@ -308,6 +309,10 @@ class _Execution:
         self._ends_together[job.path] += weight == 0
         lasting = status is not None and status.lasting
         return not lasting and self._ends[job.path] <= self._persistence.retries * _ENDS_FOR_A_FAILURE
+
+    def _fail(self, job: Job, reason: str) -> None:
+        self.failures[job.spec.path] = reason
+        self._say(f"failed: {job.spec.path}: {reason}")
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""

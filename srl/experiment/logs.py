@@ -49,10 +49,10 @@ class ProgressCsv(CSVOutputFormat):
 def make_logger(folder: Path, progress: str = "") -> Logger:
     """The logger of a run.
 
-    :param folder: The run's.
+    :param folder: The run's; it is not made, since one that is gone was removed by somebody.
     :param progress: What ``progress.csv`` has already.
+    :raises OSError: If it is not there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     outputs = [ProgressCsv(folder / PROGRESS, progress), TensorBoardOutputFormat(str(folder))]
     return Logger(str(folder), outputs)  # type: ignore[arg-type]
 

@@ -286,7 +286,12 @@ class Attempt:
         self.status = replace(self.status, resumed_from=0)
 
     def beat(self, timesteps: int) -> None:
-        """Record how far training is."""
+        """Record how far training is.
+
+        :raises RunFailed: If the folder was removed since, and another may have taken its place.
+        """
+        if not self._directory.is_held:
+            raise RunFailed(f"{self.path}: removed while it trained.")
         now = time.time()
         self.status = replace(
             self.status,
@@ -313,6 +318,9 @@ class Attempt:
         # Numbers are the same the next time
         cause = error.__cause__ if isinstance(error, RunFailed) else error
         self.status = replace(self.status, lasting=isinstance(cause, (FloatingPointError, UserError)))
+        if not self._directory.is_held:
+            print(f"{self.path}: {self.status.reason}", file=sys.stderr)
+            return  # what lies there now may be another process'
         # Saying why must not hide the reason itself: the disk may be full
         try:
             self._directory.write_status(self.status)

@@ -162,6 +162,8 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         self.path = path
+        #: The lock, while this holds it.
+        self._lock: IO[str] | None = None
 
     def read_spec(self) -> RunSpec | None:
         """The run's spec; None if the folder holds no run.
@@ -396,7 +398,20 @@ class RunDirectory:
                 write_text(self.path / SPEC, _as_text(spec))
             if there == "unfinished" and not keep:
                 self.clear()
-            yield there
+            self._lock = lock
+            try:
+                yield there
+            finally:
+                self._lock = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the folder is still the one that this has made its process'."""
+        try:
+            there = (self.path / LOCK).stat()
+        except OSError:
+            return False
+        return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
     def clear(self) -> None:
         """Remove what attempts at the run have left."""

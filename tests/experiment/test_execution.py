@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -18,12 +21,12 @@ from srl.experiment.engines import Ended, Job, Order, Task
 from srl.experiment.engines.choose import EngineOptions, engine_of
 from srl.experiment.engines.local import LocalEngine, visible_gpus
 from srl.experiment.execution import OutOfSpace, Persistence, check_numbers, run_sweep
-from srl.experiment.run import train_run
+from srl.experiment.run import RunFailed, train_run
 from srl.experiment.store import RunDirectory, Status, find_runs
 from srl.experiment.sweep import Plan, make_plan, write_plan
 from tests.experiment import chaos
 from tests.experiment.broken_envs import BreaksForOne
-from tests.experiment.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, until
+from tests.experiment.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
 from tests.experiment.test_resume import outcome
 from tests.population.comparison import assert_same_result
 
@@ -141,6 +144,46 @@ def test_population_that_is_killed_is_divided_until_the_run_that_does_it_is_alon
     assert execute(fine, whole, population=3, n_jobs=1) == ({}, [])
     for spec in fine:
         assert_same_result(tmp_path / spec.path, whole / spec.path)
+
+
+def test_sweep_goes_on_when_what_its_processes_are_forked_from_is_killed(tmp_path):
+    engine = LocalEngine(1)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    assert execute([small_spec()], tmp_path, engine=engine) == ({}, [])
+
+
+def test_run_whose_folder_is_removed_is_made_again(tmp_path):
+    spec = small_spec(n_timesteps=1600)
+    path = tmp_path / spec.path
+
+    def remove():
+        until(lambda: (path / "monitor").exists())
+        shutil.rmtree(path)
+
+    removing = Thread(target=remove)
+    removing.start()
+    failures, said = execute([spec], tmp_path)
+    removing.join()
+    assert failures == {}
+    assert len(said) == 1
+    assert RunDirectory(path).damage() == []
+    assert (path / "spec.json").exists()
+
+
+def test_run_does_not_write_its_end_into_a_folder_that_took_the_place_of_its_own(tmp_path):
+    spec, path = small_spec(n_timesteps=320), tmp_path / "run"
+    finished: dict[str, tuple[int, bytes]] = {}
+
+    def replace_folder(status):
+        if not finished:
+            shutil.move(path, tmp_path / "away")
+            train_run(spec, path)
+            finished.update(contents(path))
+
+    with pytest.raises(RunFailed, match="removed while it trained"):
+        train_run(spec, path, tell=replace_folder)
+    assert RunDirectory(path).read_status().state == "done"
+    assert contents(path)["status.json"] == finished["status.json"]
 
 
 # Two at once

@@ -17,7 +17,7 @@ from srl.errors import UserError
 from srl.experiment.engines import Job, Order, Task
 from srl.experiment.engines.ray import RayEngine
 from srl.experiment.run import train_run
-from srl.experiment.store import RunDirectory, find_runs
+from srl.experiment.store import RunDirectory, Status, find_runs
 from tests.experiment.chaos import compare
 from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl, until
 from tests.experiment.test_resume import outcome
@@ -139,6 +139,29 @@ def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(clus
         engine.close()
     assert [status(each).attempts for each in asked] == [2, 2]
     assert [outcome(tmp_path / str(place)) for place in range(2)] == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path):
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
+        *("--seeds", "0:2", "--timesteps", "1000000", "--device", "cpu", "--population", "off", *SMALL_WORDS),
+        *("--engine", "ray", "--address", cluster.address, "--out", str(tmp_path / "out")),
+    ]
+    sweep = subprocess.Popen(
+        [Path(sys.executable).with_name("srl"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(2)]
+    until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs))
+    sweep.send_signal(number)
+    _, err = sweep.communicate(timeout=60)
+    assert (sweep.returncode, err) == (130, "srl: stopped. The same command finishes the sweep.\n")
+    assert [run.read_status().reason for run in runs] == ["the sweep was stopped"] * 2
+    assert not any(run.in_progress for run in runs)
 
 
 def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):

@@ -8,19 +8,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
+from srl.errors import UserError
 from srl.experiment.engines import Ended, Order, Task, execute, log_to_file, why_ended
 
 #: Seconds that a run is given to end in order.
 _GRACE = 10.0
 #: Seconds that a process which is ended at once has to say where it is.
 _LAST_WORDS = 1.0
+#: How often a process is started anew if what it is forked from is killed.
+_STARTS = 5
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -46,6 +50,23 @@ def process_context() -> ForkServerContext:
         if handler is not None:
             signal.signal(signal.SIGHUP, handler)
     return context
+
+
+def start_process(make: Callable[[], BaseProcess]) -> BaseProcess:
+    """Start a process of :func:`process_context`, also when the one that they come from was just killed.
+
+    :param make: Makes it.
+    :raises UserError: If that is killed again and again.
+    """
+    for _ in range(_STARTS):
+        process = make()
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            time.sleep(0.5)  # until the system has noticed; then the next call begins another
+        else:
+            return process
+    raise UserError("no process can be started: the one that they are forked from is killed each time.")
 
 
 def visible_gpus() -> list[str]:
@@ -89,8 +110,7 @@ class LocalEngine:
         """Start tasks; see :class:`srl.experiment.engines.Engine`."""
         for order in orders:
             gpu = self._free_gpu(order.task)
-            process: BaseProcess = self._context.Process(target=_work, args=(order, gpu))
-            process.start()
+            process = start_process(partial(self._context.Process, target=_work, args=(order, gpu)))
             self._running.append(_Running(process, order.task, gpu))
 
     def wait(self, seconds: float) -> list[Ended]:

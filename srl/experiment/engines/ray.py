@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -146,6 +148,8 @@ def _connect(ray: Any, address: str) -> None:
         raise UserError(f"--address {address}: a sweep runs on a node of the cluster; give auto there.")
     if address not in ("auto", "local"):
         _check_answer(address, what_to_do)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         ray.init(
             address=address,
@@ -157,6 +161,12 @@ def _connect(ray: Any, address: str) -> None:
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--address {address}: no Ray cluster: {_first_line(error)} {what_to_do}") from None
+    finally:
+        # Ray puts one for SIGTERM below Python's, which aborts
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _check_answer(address: str, what_to_do: str) -> None:
