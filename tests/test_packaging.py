@@ -22,7 +22,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("run_*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"])
 # Import names that are not the name of their distribution
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "Box2D": "box2d", "PIL": "pillow"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "yaml": "pyyaml",
+    "Box2D": "box2d",
+    "PIL": "pillow",
+    "grpc": "grpcio",
+}
 
 
 def copy_tree(folder: Path) -> Path:

@@ -478,16 +478,17 @@ def in_one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-@cache
 def package_versions() -> dict[str, str | None]:
     """The versions of what a run depends on; None for what is not installed."""
-    packages: dict[str, str | None] = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = None
-    return packages
+    return {name: _version(name) for name in RECORDED_PACKAGES}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def versions(command: str = "") -> dict[str, Any]:

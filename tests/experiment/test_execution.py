@@ -192,16 +192,16 @@ def test_run_does_not_write_its_end_into_a_folder_that_took_the_place_of_its_own
 def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
     words = [
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
-        *("--seeds", "0:4", "--timesteps", 3200, "--device", "cpu", "--jobs", 1, "--population", "off"),
+        *("--seeds", "0:3", "--timesteps", 1600, "--device", "cpu", "--jobs", 1, "--population", "off"),
         *(*SMALL_WORDS, "--out", tmp_path / "both"),
     ]
     processes = [command(*words) for _ in range(2)]
     ended = [process.communicate(timeout=180) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     runs = find_runs(tmp_path / "both")
-    assert len(runs) == 8
+    assert len(runs) == 6
     assert {(run.read_status().state, run.read_status().attempts) for run in runs} == {("done", 1)}
-    assert all("n=4" in out for out, _ in ended)
+    assert all("n=3" in out for out, _ in ended)
     for out, err in ended:
         assert "failed:" not in out
         assert err == ""
@@ -272,7 +272,7 @@ def test_disk_that_is_full_for_sure_stops_it_whatever_the_reason(tmp_path, monke
 
 
 ON_SMALL_DISK = """
-mount -t tmpfs -o size=900k none "$1" || exit 99
+mount -t tmpfs -o size=500k none "$1" || exit 99
 shift
 "$@" --ignore-space; echo "status $?"
 mount -o remount,size=100m "$SMALL_DISK"
@@ -298,7 +298,7 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
     disk.mkdir()
     words = [
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
-        *("--seeds", "0:6", "--timesteps", 320, "--device", "cpu", "--jobs", 2, "--population", "off"),
+        *("--seeds", "0:3", "--timesteps", 320, "--device", "cpu", "--jobs", 2, "--population", "off"),
         *(*SMALL_WORDS, "--checkpoint-every", 0),
     ]
     srl_ = str(Path(sys.executable).with_name("srl"))

@@ -15,7 +15,7 @@ import pytest
 from srl import SA2C, SPPO
 from srl.experiment import run as run_module
 from srl.experiment.checkpoint import checkpoint_steps
-from srl.experiment.run import RunFailed, train_run, versions
+from srl.experiment.run import RunFailed, package_versions, train_run
 from srl.experiment.store import RunDirectory
 from srl.population import train as population
 from srl.population.train import train_population
@@ -196,9 +196,8 @@ def test_run_without_a_whole_checkpoint_begins_anew_and_says_so(interrupted):
 
 def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted, monkeypatch):
     spec, run, whole = interrupted
-    other = versions()
-    other["packages"]["torch"] = "1.0"
-    monkeypatch.setattr(run_module, "versions", lambda command="": other)
+    other = {**package_versions(), "torch": "1.0"}
+    monkeypatch.setattr(run_module, "package_versions", lambda: other)
     status = train_run(spec, run)
     assert status.resumed_from == 0
     assert "made with another packages" in troubles(status)[0]

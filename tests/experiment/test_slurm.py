@@ -99,7 +99,8 @@ def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp
 
 
 def test_job_that_is_ended_says_why_and_one_that_is_closed_stops_in_order(local, tmp_path):
-    first, second = order(tmp_path / "first", LONG), order(tmp_path / "second", LONG)
+    endless = small_spec(n_timesteps=1_000_000)
+    first, second = order(tmp_path / "first", endless), order(tmp_path / "second", endless)
     local.submit([first, second])
     until(lambda: is_beyond(first, 100) and is_beyond(second, 100))
     local.end(first.task)

@@ -15,7 +15,7 @@ import grpc  # type: ignore[import-untyped]
 
 from srl.errors import UserError
 from srl.experiment.engines import Ended, Order, Task, why_ended
-from srl.experiment.engines.remote import absolute, execute_elsewhere, thread_variables
+from srl.experiment.engines.remote import absolute, execute_elsewhere, in_progress, thread_variables
 
 #: Ray queues what there is no place for.
 _ROOM = 100_000
@@ -96,11 +96,16 @@ class RayEngine:
 
     def close(self) -> None:
         """End all tasks in order."""
+        jobs = [job for task in self._running.values() for job in task.jobs]
         for force in (False, True):
             for ref in self._running:
                 self._ray.cancel(ref, force=force)
+            # Ray says that a task has ended before its process has
+            deadline = time.monotonic() + _GRACE
             for ref in self._ended(None, _GRACE):
                 del self._running[ref]
+            while in_progress(jobs) and time.monotonic() < deadline:
+                time.sleep(0.1)
         self._running.clear()
         if self._began_ray:
             self._ray.shutdown()

@@ -35,10 +35,11 @@ def execute_elsewhere(order: Order) -> int:
     log_to_file(order.task)
     deadline = time.monotonic() + _LOCKS
     # The process of a lost node ends some seconds after the cluster has given it up
-    while _in_progress(order.task.jobs) and time.monotonic() < deadline:
+    while in_progress(order.task.jobs) and time.monotonic() < deadline:
         time.sleep(0.5)
     return execute(order)
 
 
-def _in_progress(jobs: Iterable[Job]) -> bool:
+def in_progress(jobs: Iterable[Job]) -> bool:
+    """Whether a process, as far as its lock is seen from here, is at one of some runs."""
     return any(RunDirectory(job.path).in_progress for job in jobs)
