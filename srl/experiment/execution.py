@@ -233,8 +233,8 @@ class _Execution:
             there = any(RunDirectory(job.path).in_progress for job in running.task.jobs)
             if begun and there and not running.ended_because and time.time() - max(begun) > limit:
                 running.ended_because = (
-                    f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); see the end "
-                    f"of {running.task.log}"
+                    f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); see the "
+                    f"end of {running.task.log}"
                 )
                 self._engine.end(running.task)
 
