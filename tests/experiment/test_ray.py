@@ -38,9 +38,10 @@ while True:
 """
 
 
-def orders(root):
+def orders(root, **changes):
+    specs = [spec.model_copy(update=changes) for spec in SPECS]
     return [
-        Order(Task((Job(spec, root / str(place)),)), checkpoint_every=0) for place, spec in enumerate(SPECS)
+        Order(Task((Job(spec, root / str(place)),)), checkpoint_every=0) for place, spec in enumerate(specs)
     ]
 
 
@@ -58,8 +59,16 @@ def all_ended(engine, n):
     return ended
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hears_ctrl_c():
+    """Processes that are begun here hear Ctrl-C, also where the tests run in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(hears_ctrl_c):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -149,7 +158,7 @@ def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path
 
 
 def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):
-    first, second = orders(tmp_path)
+    first, second = orders(tmp_path, n_timesteps=1_000_000)
     on_gpu = Order(
         Task((Job(small_spec().model_copy(update={"device": "cuda"}), tmp_path / "gpu"),)), checkpoint_every=0
     )

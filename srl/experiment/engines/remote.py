@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,6 +35,10 @@ def execute_elsewhere(order: Order) -> int:
     :return: As of :func:`srl.experiment.engines.execute`.
     """
     log_to_file(order.task)
+    # Its cancellation is Ctrl-C, which what was begun in the background does not hear
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     deadline = time.monotonic() + _LOCKS
     # The process of a lost node ends some seconds after the cluster has given it up
     while in_progress(order.task.jobs) and time.monotonic() < deadline:
