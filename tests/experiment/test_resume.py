@@ -327,7 +327,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), how]
     generator = np.random.default_rng(0)
     kills = 0
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         process.stdout.readline()
         time.sleep(generator.uniform(0.2, 1.2))
