@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from srl import __version__
-from srl.errors import UserError
+from srl.errors import OutOfSpace, UserError
 
 #: Exit statuses.
 FAILED, MISTAKE, STOPPED = 1, 2, 130
@@ -258,6 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         what = "finishes the sweep" if words[:1] == ["sweep"] else "goes on with the run"
         print(f"srl: stopped. The same command {what}.", file=sys.stderr)
         status = STOPPED
+    except OutOfSpace as error:
+        print(f"srl: {error}", file=sys.stderr)
+        status = FAILED
     except MemoryError:
         print(
             "srl: there is too little memory to begin; see `ulimit -v`. The same command goes on.",
@@ -301,7 +304,7 @@ def train(options: Train, command: str) -> int:
     from srl.experiment.engines import Job
     from srl.experiment.execution import check_interval
     from srl.experiment.progress import RunDisplay
-    from srl.experiment.space import FULL, check_space, how_full, is_full
+    from srl.experiment.space import check_space, naming_full_disk, out_of_space, says_full
     from srl.experiment.spec import check_run, make_run_spec
     from srl.experiment.store import ERROR, RunDirectory
 
@@ -339,7 +342,7 @@ def train(options: Train, command: str) -> int:
     from srl.experiment.run import RunFailed, train_run
 
     try:
-        with RunDisplay(console, spec) as display:
+        with naming_full_disk(path, jobs, 1), RunDisplay(console, spec) as display:
             train_run(
                 spec,
                 path,
@@ -347,15 +350,9 @@ def train(options: Train, command: str) -> int:
                 tell=display.update,
                 checkpoint_every=options.checkpoint_every,
             )
-    except OSError as error:
-        if not is_full(error):
-            raise
-        print(f"srl: {how_full(path, jobs, 1)}", file=sys.stderr)
-        return FAILED
     except RunFailed as error:
-        if any(words in str(error) for words in FULL):
-            print(f"srl: {how_full(path, jobs, 1)}", file=sys.stderr)
-            return FAILED
+        if says_full(str(error)):
+            raise out_of_space(path, jobs, 1) from None
         print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
         if (path / ERROR).exists():
             print(f"Its traceback is in {path / ERROR}.", file=sys.stderr)
@@ -376,9 +373,9 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.experiment.config_files import find_sweep
     from srl.experiment.engines.choose import engine_of, make_engine
     from srl.experiment.estimate import estimate
-    from srl.experiment.execution import OutOfSpace, check_numbers, held_elsewhere, run_sweep
+    from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
     from srl.experiment.progress import SweepDisplay, duration
-    from srl.experiment.space import check_space, how_full, is_full, size
+    from srl.experiment.space import check_space, naming_full_disk, size
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
 
@@ -466,7 +463,7 @@ def sweep(options: Sweep, command: str) -> int:
                 markup=False,
                 soft_wrap=True,
             )
-        try:
+        with naming_full_disk(root, plan.to_do, n_at_once):
             write_plan(plan)
             with SweepDisplay(console, len(plan.done)) as display:
                 failures = run_sweep(
@@ -477,21 +474,8 @@ def sweep(options: Sweep, command: str) -> int:
                     say=display.say,
                     persistence=persistence,
                 )
-        except OutOfSpace as error:
-            print(f"srl: {error}", file=sys.stderr)
-            return FAILED
-        except OSError as error:
-            if not is_full(error):
-                raise
-            print(f"srl: {how_full(root, plan.to_do, n_at_once)}", file=sys.stderr)
-            return FAILED
-    try:
+    with naming_full_disk(root, [], 0):
         _print_scores(root, console)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        print(f"srl: {how_full(root, [], 0)}", file=sys.stderr)
-        return FAILED
     if failures:
         print(
             f"srl: {len(failures)} of {len(plan.to_do)} runs failed. The same command tries them again.",

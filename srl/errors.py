@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that a user meets as a line of text: a mistake of the user's, and a full disk."""
 
 from __future__ import annotations
 
@@ -28,3 +28,7 @@ def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
     if not matches:
         return ""
     return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?"
+
+
+class OutOfSpace(Exception):
+    """A disk, or a user's share of it, is full; the message says where, and how much is needed."""

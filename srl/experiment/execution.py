@@ -17,7 +17,7 @@ from srl.errors import UserError
 from srl.experiment.callbacks import beat_interval
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.engines import Ended, Engine, Job, Order, Task
-from srl.experiment.space import FULL, free_bytes, how_full
+from srl.experiment.space import free_bytes, out_of_space, says_full
 from srl.experiment.store import RunDirectory, Status
 from srl.experiment.sweep import Plan
 
@@ -61,10 +61,6 @@ class Progress:
     #: Training steps done and in all, finished runs that were skipped not counted.
     steps: int
     n_steps: int
-
-
-class OutOfSpace(Exception):
-    """The disk is full; the message says where, and how much is needed."""
 
 
 def run_sweep(
@@ -316,9 +312,9 @@ class _Execution:
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""
-        if any(words in reason for words in FULL) or free_bytes(self._root) < _NOTHING:
+        if says_full(reason) or free_bytes(self._root) < _NOTHING:
             left = [job for path, job in self._to_do.items() if path not in self._done]
-            raise OutOfSpace(how_full(self._root, left, self._n_at_once))
+            raise out_of_space(self._root, left, self._n_at_once)
 
 
 def check_numbers(retries: int, stall_timeout: float, checkpoint_every: float) -> Persistence:

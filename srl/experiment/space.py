@@ -12,7 +12,8 @@ import heapq
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
@@ -20,7 +21,7 @@ from stat import S_ISDIR
 from gymnasium.envs.registration import registry
 
 from srl.envs.registration import is_atari
-from srl.errors import UserError
+from srl.errors import OutOfSpace, UserError
 from srl.experiment.callbacks import eval_interval
 from srl.experiment.engines import Job
 from srl.experiment.hyperparams import A2CHyperparams
@@ -77,8 +78,9 @@ _GAME_LIMIT, _NO_LIMIT = 27_000, 10_000
 #: Steps in which a run may learn nothing that makes episodes longer, and how much longer they are then.
 _LEARNING, _LEARNED = 200_000, 3
 
-#: How the system says that there is no room, for example in the reason that a run gives.
-FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+#: How the system says that there is no room, to a program and in words.
+_FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
+_FULL = tuple(map(os.strerror, _FULL_NUMBERS))
 
 # Bytes, measured
 _TENSOR = 350  # that torch.save adds
@@ -219,18 +221,32 @@ def check_space(
     return needed, free
 
 
-def is_full(error: OSError) -> bool:
-    """Whether an error says that a disk, or a user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def how_full(root: Path, jobs: Sequence[Job], n_at_once: int) -> str:
-    """What to say when a disk is full; the arguments are :func:`check_space`'s."""
-    return (
+def out_of_space(root: Path, jobs: Sequence[Job], n_at_once: int) -> OutOfSpace:
+    """What to raise when a disk is full; the arguments are :func:`check_space`'s."""
+    return OutOfSpace(
         f"the disk that {root} lies on is full: up to {size(_still_needed(jobs, n_at_once))} more is needed "
         f"for what is to do, and {size(free_bytes(root))} is free. Make room; the same command goes on from "
         "what is there."
     )
+
+
+def says_full(reason: str) -> bool:
+    """Whether a run's reason is that a disk is full."""
+    return any(words in reason for words in _FULL)
+
+
+@contextmanager
+def naming_full_disk(root: Path, jobs: Sequence[Job], n_at_once: int) -> Iterator[None]:
+    """Do something that writes; the arguments are :func:`check_space`'s.
+
+    :raises OutOfSpace: If the disk is full, in place of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL_NUMBERS:
+            raise
+        raise out_of_space(root, jobs, n_at_once) from None
 
 
 def _still_needed(jobs: Sequence[Job], n_at_once: int) -> int:

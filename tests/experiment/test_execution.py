@@ -15,12 +15,12 @@ from threading import Thread
 
 import pytest
 
-from srl.errors import UserError
+from srl.errors import OutOfSpace, UserError
 from srl.experiment import execution
 from srl.experiment.engines import Ended, Job, Order, Task
 from srl.experiment.engines.choose import EngineOptions, engine_of
 from srl.experiment.engines.local import LocalEngine, visible_gpus
-from srl.experiment.execution import OutOfSpace, Persistence, check_numbers, run_sweep
+from srl.experiment.execution import Persistence, check_numbers, run_sweep
 from srl.experiment.run import RunFailed, train_run
 from srl.experiment.store import RunDirectory, Status, find_runs
 from srl.experiment.sweep import Plan, make_plan, write_plan

@@ -1,5 +1,6 @@
 """How much disk space runs take, held against the files of real runs."""
 
+import errno
 import os
 import shutil
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from srl.envs import make_train_env
-from srl.errors import UserError
+from srl.errors import OutOfSpace, UserError
 from srl.experiment import run as run_module
 from srl.experiment import space
 from srl.experiment.config_files import configs_dir
@@ -20,8 +21,10 @@ from srl.experiment.space import (
     checkpoint_bytes,
     finished_bytes,
     free_bytes,
+    naming_full_disk,
     needed_bytes,
     run_bytes,
+    says_full,
     size,
 )
 from srl.experiment.spec import make_run_spec
@@ -245,6 +248,20 @@ def test_as_much_as_is_needed_is_enough(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, needed - 1))
     with pytest.raises(UserError, match="1 byte too little"):
         check_space(tmp_path, jobs(tmp_path, *specs), 1)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_named_with_what_is_needed(number, tmp_path):
+    says = rf"{tmp_path} lies on is full: up to [\d.]+ MB more is needed for what is to do, and .* is free"
+    with pytest.raises(OutOfSpace, match=says), naming_full_disk(tmp_path, jobs(tmp_path, small_spec()), 1):
+        raise OSError(number, os.strerror(number))
+    assert says_full(f"OSError: [Errno {number}] {os.strerror(number)}: '/x/1.npz' (at step 64)")
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError), naming_full_disk(tmp_path, [], 0):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    assert not says_full("PermissionError: [Errno 13] Permission denied")
 
 
 def test_nothing_to_do_needs_nothing(tmp_path, monkeypatch):

@@ -32,14 +32,11 @@ class RayEngine:
     :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or
         ``"local"`` for a cluster of this machine alone that ends with the engine.
     :param tasks_per_gpu: How many tasks on GPUs share one.
-    :param memory_gb: Memory that a task is given room for; None leaves that to Ray.
     :param n_lost: How often Ray does a task again whose node or process is lost, before it is told of.
     :raises UserError: If Ray is not installed, or no cluster answers.
     """
 
-    def __init__(
-        self, address: str, *, tasks_per_gpu: int = 4, memory_gb: float | None = None, n_lost: int = 10
-    ):
+    def __init__(self, address: str, *, tasks_per_gpu: int = 4, n_lost: int = 10):
         # What Ray would else send home, and a warning of each process about GPUs
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -49,7 +46,6 @@ class RayEngine:
             raise UserError("--engine ray needs Ray: pip install 'symmetric-rl[ray]'.") from None
         self._ray = ray
         self._tasks_per_gpu = tasks_per_gpu
-        self._memory_gb = memory_gb
         self._n_lost = n_lost
         self._running: dict[Any, Task] = {}
         self._began_ray = not ray.is_initialized()
@@ -75,8 +71,6 @@ class RayEngine:
             }
             if task.needs_gpu:
                 options["num_gpus"] = 1 / self._tasks_per_gpu
-            if self._memory_gb is not None:
-                options["memory"] = int(self._memory_gb * 1024**3)
             self._running[self._work.options(**options).remote(absolute(order))] = task
 
     def wait(self, seconds: float) -> list[Ended]:
