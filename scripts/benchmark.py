@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -325,38 +326,8 @@ def _peak_memory(algo: str, env: str, n_timesteps: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
-def half_cheetah_checkpoints() -> float:
-    """Percent of the run time that checkpoints take: DSPPO on HalfCheetah-v4."""
-    return _share_of_checkpoints("dsppo", "HalfCheetah-v4", 1, 20_480)
-
-
-def pong_checkpoints() -> float:
-    """Percent of the run time that checkpoints take: SPPO on Pong."""
-    return _share_of_checkpoints("sppo", "PongNoFrameskip-v4", 1, 10_240)
-
-
-def population_checkpoints() -> float:
-    """Percent of the run time that checkpoints take: a population of 16, DSPPO on HalfCheetah-v4."""
-    return _share_of_checkpoints("dsppo", "HalfCheetah-v4", 16, 6_144)
-
-
-def half_cheetah_logs() -> float:
-    """Percent of the run time that logs and statuses take: DSPPO on HalfCheetah-v4."""
-    return _share_of_logs("dsppo", "HalfCheetah-v4", 1, 20_480)
-
-
-def pong_logs() -> float:
-    """Percent of the run time that logs and statuses take: SPPO on Pong."""
-    return _share_of_logs("sppo", "PongNoFrameskip-v4", 1, 10_240)
-
-
-def population_logs() -> float:
-    """Percent of the run time that logs and statuses take: a population of 16, DSPPO on HalfCheetah-v4."""
-    return _share_of_logs("dsppo", "HalfCheetah-v4", 16, 6_144)
-
-
-def _share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
-    """With one after each update, what one takes on average, against the default interval."""
+def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
+    """Percent of the run time that checkpoints take at the default interval, from one after each update."""
     from srl.experiment import run
     from srl.population.train import Population
 
@@ -369,7 +340,8 @@ def _share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) ->
     return 100 * seconds / (run.CHECKPOINT_EVERY + seconds)
 
 
-def _share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
+def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
+    """Percent of the run time that logs and statuses take."""
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import ResultsWriter
 
@@ -425,6 +397,11 @@ class Row:
     theirs: Callable[[], float] | None
     bound: str
 
+
+# Algorithm, environment, runs that train as one, and training steps of each
+_HALF_CHEETAH = ("dsppo", "HalfCheetah-v4", 1, 20_480)
+_PONG = ("sppo", "PongNoFrameskip-v4", 1, 10_240)
+_POPULATION = ("dsppo", "HalfCheetah-v4", 16, 6_144)
 
 ROWS = {
     "cnn_update": Row(
@@ -490,20 +467,34 @@ ROWS = {
     "checkpoints": Row(
         "checkpoints at the default interval, DSPPO on HalfCheetah-v4",
         "% of the time",
-        half_cheetah_checkpoints,
+        partial(share_of_checkpoints, *_HALF_CHEETAH),
         None,
         "< 2",
     ),
-    "checkpoints_atari": Row("the same, SPPO on Pong", "% of the time", pong_checkpoints, None, "< 2"),
+    "checkpoints_atari": Row(
+        "the same, SPPO on Pong", "% of the time", partial(share_of_checkpoints, *_PONG), None, "< 2"
+    ),
     "checkpoints_population": Row(
-        "the same, a population of 16 on HalfCheetah-v4", "% of the time", population_checkpoints, None, "< 2"
+        "the same, a population of 16 on HalfCheetah-v4",
+        "% of the time",
+        partial(share_of_checkpoints, *_POPULATION),
+        None,
+        "< 2",
     ),
     "logs": Row(
-        "logs and statuses, DSPPO on HalfCheetah-v4", "% of the time", half_cheetah_logs, None, "< 2"
+        "logs and statuses, DSPPO on HalfCheetah-v4",
+        "% of the time",
+        partial(share_of_logs, *_HALF_CHEETAH),
+        None,
+        "< 2",
     ),
-    "logs_atari": Row("the same, SPPO on Pong", "% of the time", pong_logs, None, "< 2"),
+    "logs_atari": Row("the same, SPPO on Pong", "% of the time", partial(share_of_logs, *_PONG), None, "< 2"),
     "logs_population": Row(
-        "the same, a population of 16 on HalfCheetah-v4", "% of the time", population_logs, None, "< 2"
+        "the same, a population of 16 on HalfCheetah-v4",
+        "% of the time",
+        partial(share_of_logs, *_POPULATION),
+        None,
+        "< 2",
     ),
     "mujoco_memory": Row("memory of one MuJoCo run", "GiB", mujoco_memory, None, "< 1 GiB"),
     "atari_memory": Row("memory of one Atari PPO run", "GiB", atari_memory, None, "< 3 GiB"),
@@ -549,7 +540,7 @@ def measured(measure: Callable[[], float]) -> float:
     try:
         return float(receiver.recv())
     except EOFError:
-        raise SystemExit(f"{measure.__name__} failed; call it by itself to see why.") from None
+        raise SystemExit(f"{measure} failed; call it by itself to see why.") from None
     finally:
         process.join()
 
