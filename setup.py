@@ -62,8 +62,6 @@ setup(
     ],
     extras_require={
         "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"],
-        # Native MuJoCo and Box2D environments; it has no build for Python 3.10
-        "envpool": ["envpool>=1.2.5,<2; python_version >= '3.11'"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
         # rliable needs arch < 8, which needs pandas < 3

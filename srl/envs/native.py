@@ -1,8 +1,7 @@
-"""Environments that run in C++ threads: the same as those of :mod:`srl.envs.make`, behind the same interface.
+"""Environments that run in C++ threads, with the interface of those in :mod:`srl.envs.make`.
 
-:func:`make_native` picks the source: ale-py's own vector environment for Atari games
-(:mod:`srl.envs.native_atari`), EnvPool for MuJoCo, Box2D and CartPole (:mod:`srl.envs.native_envpool`). What
-remains different from Gymnasium's environments is measured in ``docs/environments.md``.
+Atari games have a native version: ale-py's own vector environment (:mod:`srl.envs.native_atari`). How it
+differs from Gymnasium's games is measured in ``docs/environments.md``.
 """
 
 from __future__ import annotations
@@ -42,27 +41,24 @@ def make_native(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None) 
         it does not take the spec's arguments.
     """
     env_id, _ = resolve_env_id(spec.env_id)
+    if not is_atari(env_id):
+        raise UserError(
+            f"{env_id} has no native version: only Atari games have one. Use env_backend='gymnasium'."
+        )
     if spec.env_kwargs:
         raise UserError(
             f"{env_id} with env_backend='native' takes no env_kwargs, but has {spec.env_kwargs}. Leave them "
             "out, or use env_backend='gymnasium'."
         )
-    if is_atari(env_id):
-        from srl.envs.native_atari import AtariNativeVecEnv
-
-        if spec.bins is not None:
-            raise UserError(
-                f"The actions of {env_id} cannot be discretised: they are Discrete. Leave out the bins."
-            )
-        venv: NativeVecEnv = AtariNativeVecEnv(
-            env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, monitor_dir=monitor_dir
+    if spec.bins is not None:
+        raise UserError(
+            f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
         )
-    else:
-        from srl.envs.native_envpool import EnvpoolVecEnv
+    from srl.envs.native_atari import AtariNativeVecEnv
 
-        venv = EnvpoolVecEnv(
-            env_id, n_envs, bins=spec.bins, n_threads=spec.n_threads, monitor_dir=monitor_dir
-        )
+    venv = AtariNativeVecEnv(
+        env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, monitor_dir=monitor_dir
+    )
     venv.seed(seed)
     return venv
 

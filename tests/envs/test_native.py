@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import gymnasium as gym
@@ -16,16 +15,14 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecEnv,
     VecFrameStack,
-    VecNormalize,
     VecTransposeImage,
 )
 
-from srl.envs.discretize import DiscretizeAction
 from srl.envs.make import EnvSpec, check_spaces, make_eval_env, make_train_env
 from srl.envs.native_atari import AtariNativeVecEnv
 from srl.errors import UserError
 from srl.experiment.spec import check_run
-from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
+from tests.experiment.small_runs import small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
@@ -363,8 +360,6 @@ def test_atari_closes_in_the_middle_of_a_step():
         ({"env_id": "PongNoFrameskip-v4", "env_kwargs": {"mode": 1}}, "takes no env_kwargs"),
         ({"env_id": "Pong-ram-v4"}, "NoFrameskip-v4"),
         ({"env_id": "MountainCar-v0"}, "no native version"),
-        ({"env_id": "HalfCheetah-v5"}, "Did you mean HalfCheetah-v4"),
-        ({"env_id": "CartPole-v1", "bins": 3}, "cannot be discretised"),
         ({"env_id": "CartPole-v1", "backend": "natve"}, "Did you mean native"),
         ({"env_id": "CartPole-v1", "n_threads": 0}, "n_threads is 0"),
     ],
@@ -376,9 +371,8 @@ def test_mistake_is_a_user_error_before_a_run_starts(changes, says):
     assert says in str(error.value)
 
 
-def test_missing_envpool_is_a_user_error_that_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "envpool", None)
-    with pytest.raises(UserError, match=r"pip install 'symmetric-rl\[envpool\]'"):
+def test_environment_without_native_version_is_a_user_error():
+    with pytest.raises(UserError, match=r"Hopper-v4 has no native version.*gymnasium"):
         check_run(small_spec("ppo", "Hopper-v4", env_backend="native"))
 
 
@@ -391,201 +385,3 @@ def test_run_hands_its_backend_and_threads_to_its_environments():
     spec = small_spec(env_backend="native", threads=3).env_spec()
     assert (spec.backend, spec.n_threads) == ("native", 3)
     assert small_spec().env_spec().backend == "gymnasium"
-
-
-# ---------------------------------------------------------------------------------------------- EnvPool
-
-#: Largest difference after one step from the same state, of observations and of rewards.
-ONE_STEP = {
-    "HalfCheetah-v4": (1e-12, 1e-6),
-    "Hopper-v4": (1e-12, 1e-6),
-    "Walker2d-v4": (1e-12, 1e-6),
-    "Swimmer-v4": (1e-12, 1e-6),
-    "InvertedPendulum-v4": (1e-12, 1e-6),
-    "InvertedDoublePendulum-v4": (1e-12, 1e-5),
-    "Reacher-v4": (1e-12, 1e-6),
-    # Their contacts are solved less exactly
-    "Ant-v4": (1e-3, 1e-4),
-    "Humanoid-v4": (1e-2, 1e-3),
-    "HumanoidStandup-v4": (5e-1, 1e-3),
-}
-BOX2D = ("BipedalWalker-v3", "LunarLander-v3", "LunarLanderContinuous-v3")
-#: How many of the first positions are not part of the observation.
-HIDDEN = {"HalfCheetah": 1, "Hopper": 1, "Walker2d": 1, "InvertedPendulum": 0}
-
-
-@pytest.fixture
-def envpool() -> Any:
-    return pytest.importorskip("envpool", reason="EnvPool has no build for Python 3.10")
-
-
-def physics_state(env_id: str, observation: np.ndarray, n_positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and velocities of a MuJoCo task at its start, from what is observed."""
-    o, name = observation, env_id.split("-")[0]
-    if name == "InvertedDoublePendulum":
-        return np.array([o[0], np.arctan2(o[1], o[3]), np.arctan2(o[2], o[4])]), o[5:8]
-    if name == "Reacher":
-        return np.array([np.arctan2(o[2], o[0]), np.arctan2(o[3], o[1]), *o[4:6]]), np.array([*o[6:8], 0, 0])
-    hidden = HIDDEN.get(name, 2)
-    shown = n_positions - hidden
-    n_velocities = {"Ant": 14, "Humanoid": 23, "HumanoidStandup": 23}.get(name, n_positions)
-    return np.concatenate([np.zeros(hidden), o[:shown]]), o[shown : shown + n_velocities]
-
-
-@pytest.mark.parametrize("env_id", ONE_STEP)
-def test_mujoco_task_steps_as_gymnasiums_does_from_the_same_state(env_id, envpool):
-    reference = gym.make(env_id)
-    venv = native(env_id, 1)
-    of_observation, of_reward = ONE_STEP[env_id]
-    assert venv.observation_space == reference.observation_space
-    assert venv.action_space == reference.action_space
-    for seed in range(4):
-        venv.seed(seed)
-        start = venv.reset()[0]
-        reference.reset(seed=0)
-        task = reference.unwrapped
-        task.set_state(*physics_state(env_id, start, task.model.nq))
-        assert np.abs(task._get_obs() - start).max() < 1e-12
-        assert start.dtype == np.float64
-        reference.action_space.seed(seed)
-        for _ in range(2):
-            action = reference.action_space.sample()
-            observations, rewards, dones, infos = venv.step(action[None])
-            expected, reward, terminated, _, _ = reference.step(action)
-            assert dones[0] == terminated
-            last = infos[0].get("terminal_observation", observations[0])
-            assert np.abs(last - expected).max() < of_observation
-            assert rewards[0] == pytest.approx(reward, abs=of_reward)
-            if terminated:
-                break
-
-
-@pytest.mark.parametrize("env_id", [*BOX2D, "CartPole-v1", "Walker2d-v4", "Ant-v4"])
-def test_starts_are_drawn_from_gymnasiums_distribution(env_id, envpool):
-    reference = gym.make(env_id)
-    venv = native(env_id, 20)
-    assert venv.observation_space == reference.observation_space
-    assert venv.action_space == reference.action_space
-    starts = np.concatenate([venv.reset() for _ in range(15)])
-    expected = np.array([reference.reset(seed=seed)[0] for seed in range(300)])
-    assert starts.dtype == expected.dtype
-    spread = expected.std(0) + 1e-4
-    assert (np.abs(starts.mean(0) - expected.mean(0)) < 0.5 * spread).all()
-    assert (np.abs(starts.std(0) - expected.std(0)) < 0.4 * spread).all()
-
-
-@pytest.mark.parametrize(
-    ("env_id", "limit"), [("HalfCheetah-v4", 1000), ("Reacher-v4", 50), ("BipedalWalker-v3", 1600)]
-)
-def test_time_limit_shows_as_truncation_with_the_last_observation(env_id, limit, envpool):
-    venv = native(env_id, 4, seed=0)
-    assert gym.spec(env_id).max_episode_steps == limit
-    venv.reset()
-    at_limit = [
-        (info, observations[index])
-        for observations, _, dones, infos in play(venv, limit)
-        for index, info in enumerate(infos)
-        if dones[index] and info["episode"]["l"] == limit
-    ]
-    assert at_limit
-    for info, first in at_limit:
-        assert info["TimeLimit.truncated"] is True
-        assert (info["terminal_observation"] != first).any()
-
-
-def test_fall_shows_as_termination_and_the_next_episode_begins_in_the_same_step(envpool, tmp_path):
-    spec = EnvSpec("Hopper-v4", seed=0, n_envs=3, backend="native")
-    venv = make_train_env(spec, monitor_dir=str(tmp_path))
-    venv.reset()
-    length, total, episodes = np.zeros(3, int), np.zeros(3), []
-    for observations, rewards, dones, infos in play(venv, 150):
-        length += 1
-        total += rewards
-        for index, info in enumerate(infos):
-            assert ("terminal_observation" in info) == dones[index]
-            if not dones[index]:
-                assert info == {}
-                continue
-            assert info["TimeLimit.truncated"] is False
-            assert info["episode"]["l"] == length[index]
-            assert info["episode"]["r"] == pytest.approx(total[index], abs=1e-4)
-            last = info["terminal_observation"]
-            assert last[0] < 0.7 or abs(last[1]) > 0.2 or (np.abs(last[1:]) > 100).any()
-            assert np.abs(observations[index, 1:]).max() < 0.0051
-            assert observations[index, 0] == pytest.approx(1.25, abs=0.0051)
-            episodes.append((info["episode"]["r"], info["episode"]["l"]))
-            length[index] = total[index] = 0
-    venv.close()
-    recorded = load_results(str(tmp_path))
-    assert sorted(zip(recorded["r"], recorded["l"], strict=True)) == sorted(episodes)
-    assert len(episodes) > 5
-
-
-@pytest.mark.parametrize("env_id", ["Hopper-v4", "LunarLander-v3", "BipedalWalker-v3", "CartPole-v1"])
-def test_results_depend_on_the_seed_and_not_on_the_number_of_threads(env_id, envpool):
-    def history(seed: int, n_threads: int) -> list[Step]:
-        venv = native(env_id, 4, seed, n_threads=n_threads)
-        venv.reset()
-        return play(venv, 150)
-
-    first = history(4, 1)
-    assert same(first, history(4, 3))
-    assert not same(first, history(5, 1))
-
-
-def test_environment_i_of_a_run_has_the_seed_plus_i_and_seed_and_reset_start_anew(envpool):
-    both, second = native("Hopper-v4", 2, 8), native("Hopper-v4", 1, 9)
-    start = both.reset()
-    assert (start[1] == second.reset()[0]).all()
-    history = play(both, 60)
-    assert (both.reset() != start).any()
-    both.seed(8)
-    assert (both.reset() == start).all()
-    assert same(play(both, 60), history)
-
-
-def test_seed_beyond_a_c_int_is_taken(envpool):
-    for env_id in ("Hopper-v4", "PongNoFrameskip-v4"):
-        native(env_id, 2, 2**31 - 1).reset()
-
-
-def test_bins_stand_for_the_same_actions(envpool):
-    binned, plain = native("Walker2d-v4", 2, bins=11), native("Walker2d-v4", 2)
-    reference = DiscretizeAction(gym.make("Walker2d-v4"), 11)
-    assert binned.action_space == reference.action_space
-    assert (binned.reset() == plain.reset()).all()
-    for _ in range(10):
-        chosen = np.array([binned.action_space.sample() for _ in range(2)])
-        step = binned.step(chosen)
-        expected = plain.step(np.array([reference.action(action) for action in chosen]))
-        assert same([step], [expected])
-
-
-def test_action_that_there_is_not_is_an_error(envpool):
-    venv = native("LunarLander-v3", 1)
-    venv.reset()
-    with pytest.raises(IndexError):
-        venv.step(np.array([4]))
-
-
-def test_wrappers_stand_around_native_environments(envpool):
-    venv = native("HalfCheetah-v4", 2, normalize={}, frame_stack=2)
-    assert isinstance(venv, VecNormalize)
-    assert venv.reset().shape == (2, 34)
-    assert venv.get_attr("spec")[0].max_episode_steps == 1000
-    with pytest.raises(AttributeError):
-        venv.get_attr("gravity")
-
-
-def test_command_trains_on_native_environments(envpool, tmp_path):
-    words = ["--env", "CartPole-v1", "--timesteps", 64, "--env-backend", "native", "--out", tmp_path / "run"]
-    outcome = srl("train", "--algo", "sppo", *words, *SMALL_WORDS)
-    assert outcome.status == 0, outcome.err
-    assert '"env_backend": "native"' in (tmp_path / "run" / "spec.json").read_text()
-
-
-def test_sweep_hands_the_backend_to_its_runs(tmp_path):
-    words = ["--envs", "MountainCar-v0", "--seeds", 0, "--env-backend", "native", "--out", tmp_path]
-    outcome = srl("sweep", "discrete_srl", *words, "--dry-run")
-    assert outcome.status == 2
-    assert "MountainCar-v0 has no native version" in outcome.err
