@@ -33,12 +33,9 @@ from srl.envs.native import make_native
 from srl.envs.registration import check_rom, explained_failures, is_atari, is_mujoco, resolve_env_id
 from srl.envs.replay import Replayable
 from srl.envs.reward_noise import VecRewardNoise, parse_noise
+from srl.envs.seeding import Stream, seed_sequence
 from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
-
-# Environment i of a run's training has the seed `seed + i`. Evaluation starts far above, so that it never
-# plays an episode that was trained on.
-EVAL_SEED_OFFSET = 1_000_000
 
 # `training` is no one's choice: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
@@ -53,7 +50,7 @@ class EnvSpec:
     """What the environment of a run is.
 
     :param env_id: A Gymnasium id; renamed ones are resolved when the environment is made.
-    :param seed: Seed of the run, 0 or above: training environment ``i`` gets ``seed + i``.
+    :param seed: Seed of the run, 0 or above; :mod:`srl.envs.seeding` derives the streams from it.
     :param n_envs: Environments side by side in training.
     :param bins: Values per action dimension, see :class:`~srl.envs.discretize.DiscretizeAction`; None
         leaves the action space as it is.
@@ -125,7 +122,7 @@ def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
         take ``env_kwargs``, or does not go with the bins, the frame stack or the normalisation.
     """
-    venv = _make_stack(spec, n_envs=1, seed=spec.seed)
+    venv = _make_stack(spec, n_envs=1)
     venv.close()
     return venv.observation_space, venv.action_space
 
@@ -140,9 +137,11 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
     :return: ``spec.n_envs`` environments, seeded; reward noise, where there is any, is outermost.
     :raises UserError: As :func:`check_env`.
     """
-    venv = _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, append=append)
+    venv = _make_stack(spec, spec.n_envs, monitor_dir, append=append)
     noise = parse_noise(spec.noise)
-    return venv if noise is None else VecRewardNoise(venv, noise, spec.seed)
+    if noise is None:
+        return venv
+    return VecRewardNoise(venv, noise, seed_sequence(spec.seed, Stream.REWARD_NOISE))
 
 
 def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
@@ -156,10 +155,10 @@ def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
 
     :param spec: What to make.
     :param n_envs: Environments side by side, each playing its share of the evaluation's episodes.
-    :return: The environments, seeded apart from those of training.
+    :return: The environments, with streams of their own.
     :raises UserError: As :func:`check_env`.
     """
-    return _make_stack(spec, n_envs, spec.seed + EVAL_SEED_OFFSET, training=False)
+    return _make_stack(spec, n_envs, training=False)
 
 
 def make_member_env(
@@ -183,8 +182,8 @@ def make_member_env(
     """
     spec = replace(spec, normalize=None)
     if n_eval_envs is None:
-        return _make_stack(spec, spec.n_envs, spec.seed, monitor_dir, watch=False, append=append)
-    return _make_stack(spec, n_eval_envs, spec.seed + EVAL_SEED_OFFSET, training=False, watch=False)
+        return _make_stack(spec, spec.n_envs, monitor_dir, watch=False, append=append)
+    return _make_stack(spec, n_eval_envs, training=False, watch=False)
 
 
 def without_reward_noise(venv: VecEnv) -> VecEnv:
@@ -201,7 +200,6 @@ def without_reward_noise(venv: VecEnv) -> VecEnv:
 def _make_stack(
     spec: EnvSpec,
     n_envs: int,
-    seed: int,
     monitor_dir: str | None = None,
     training: bool = True,
     watch: bool = True,
@@ -210,11 +208,16 @@ def _make_stack(
     """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
     try:
         native = spec.backend == "native"
+        stream = Stream.TRAIN_ENV if training else Stream.EVAL_ENV
+        sequences = [seed_sequence(spec.seed, stream, index) for index in range(n_envs)]
         venv: VecEnv
         if native:
-            venv = make_native(spec, n_envs, seed, monitor_dir)
+            venv = make_native(spec, n_envs, monitor_dir)
+            venv.start_streams(sequences)
         else:
-            venv = _make_monitored(spec, n_envs, seed, monitor_dir, append)
+            monitored = _make_monitored(spec, n_envs, monitor_dir, append)
+            monitored.start_streams(sequences)
+            venv = monitored
         if watch:
             venv = VecCheckFinite(venv)
         # Native Atari games give stacked frames, with channels first, at less cost
@@ -238,8 +241,8 @@ def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
 
 
 def _make_monitored(
-    spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None, append: bool = False
-) -> VecEnv:
+    spec: EnvSpec, n_envs: int, monitor_dir: str | None, append: bool = False
+) -> SerialVecEnv:
     """Make the environments themselves, each in its Monitor, with its actions or frames preprocessed."""
     env_id, _ = resolve_env_id(spec.env_id)
     check_rom(env_id)
@@ -256,16 +259,19 @@ def _make_monitored(
     with explained_failures(env_id), quiet_mujoco, warnings.catch_warnings():
         # The version is the experiment's choice, not an oversight
         warnings.filterwarnings("ignore", message=".*is out of date")
-        return make_vec_env(
+        venv = make_vec_env(
             env_id,
             n_envs=n_envs,
-            seed=seed,
+            # Given any, it draws none; the streams replace it
+            seed=0,
             monitor_dir=monitor_dir,
             vec_env_cls=SerialVecEnv,
             wrapper_class=_preprocessing(spec),
             env_kwargs=env_kwargs,
             monitor_kwargs={"override_existing": not append},
         )
+    assert isinstance(venv, SerialVecEnv)
+    return venv
 
 
 def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:

@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from srl.envs.registration import is_atari, resolve_env_id
+from srl.envs.seeding import small_seed
 from srl.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +30,11 @@ if TYPE_CHECKING:
 N_SEEDS = 2**31
 
 
-def make_native(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None) -> NativeVecEnv:
+def make_native(spec: EnvSpec, n_envs: int, monitor_dir: str | None) -> NativeVecEnv:
     """Make the environments of a spec in C++ threads, each as if it had its Monitor and its preprocessing.
 
     :param spec: What to make; ``n_threads`` says how many threads step the environments.
     :param n_envs: Environments side by side.
-    :param seed: Environment ``i`` gets ``seed + i``.
     :param monitor_dir: Folder for the records of episodes, ``i.monitor.csv``; None writes none.
     :return: Stacked frames, channels first, for an Atari game; else the observations as they are.
     :raises UserError: If there is no native version of the environment, its package is not installed, or
@@ -56,11 +56,9 @@ def make_native(spec: EnvSpec, n_envs: int, seed: int, monitor_dir: str | None) 
         )
     from srl.envs.native_atari import AtariNativeVecEnv
 
-    venv = AtariNativeVecEnv(
+    return AtariNativeVecEnv(
         env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, monitor_dir=monitor_dir
     )
-    venv.seed(seed)
-    return venv
 
 
 class NativeVecEnv(VecEnv):
@@ -112,6 +110,13 @@ class NativeVecEnv(VecEnv):
         if self._writers:
             self._writers[index].write_row(episode)
         return episode
+
+    def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
+        """Start a random stream in each environment at the next reset, unless ``seed`` is called before.
+
+        :param sequences: Of each environment; the C++ generators take 31 bits of it.
+        """
+        self._seeds = [small_seed(sequence) for sequence in sequences]
 
     def _take_seeds(self) -> list[int | None]:
         """Return the seeds of the coming reset, or None for each that has none, and forget them."""

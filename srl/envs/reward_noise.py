@@ -181,11 +181,17 @@ class VecRewardNoise(VecEnvWrapper):
 
     :param venv: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`parse_noise` reads it.
-    :param seed: Seed of the noise, 0 or above. None takes fresh entropy: no two runs are the same.
+    :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
+        two runs are the same.
     :raises UserError: If the noise is none, or mistaken, or the seed is.
     """
 
-    def __init__(self, venv: VecEnv, noise: RewardNoiseProcess | str, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        venv: VecEnv,
+        noise: RewardNoiseProcess | str,
+        seed: int | np.random.SeedSequence | None = None,
+    ) -> None:
         super().__init__(venv)
         self.noise = _as_process(noise)
         self.rng = noise_rng(seed)
@@ -283,10 +289,10 @@ def _as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
     return process
 
 
-def noise_rng(seed: int | None) -> np.random.Generator:
+def noise_rng(seed: int | np.random.SeedSequence | None) -> np.random.Generator:
     """Seed a generator that is independent of all others seeded with the same number."""
-    if seed is None:
-        return np.random.default_rng()
+    if seed is None or isinstance(seed, np.random.SeedSequence):
+        return np.random.default_rng(seed)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise UserError(f"The seed of the reward noise is {seed!r} but must be a whole number, 0 or above.")
     return np.random.default_rng(np.random.SeedSequence([int(seed), NOISE_STREAM]))

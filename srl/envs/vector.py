@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from srl.envs.seeding import seed_env
 
 
 class SerialVecEnv(DummyVecEnv):
@@ -13,6 +17,29 @@ class SerialVecEnv(DummyVecEnv):
     SB3's deep copy of the infos takes as long as a MuJoCo step. Gymnasium's environments give a new info at
     each step, so that there is nothing to protect; observations are copied once, into an array of the step.
     """
+
+    #: Of each environment's stream, until the reset that starts it.
+    _sequences: Sequence[np.random.SeedSequence] = ()
+
+    def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
+        """Start a random stream in each environment at the next reset, unless :meth:`seed` is called before.
+
+        :param sequences: Of each environment.
+        """
+        self._sequences = sequences
+        self._reset_seeds()
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the environments as SB3 does, in place of their streams."""
+        self._sequences = ()
+        return super().seed(seed)
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments, at first at the start of their streams."""
+        sequences, self._sequences = self._sequences, ()
+        for env, sequence in zip(self.envs, sequences, strict=False):
+            seed_env(env, sequence)
+        return super().reset()
 
     def step_wait(self) -> VecEnvStepReturn:
         if self.keys != [None]:  # observations in several parts

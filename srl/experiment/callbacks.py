@@ -20,11 +20,9 @@ from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from srl.envs import make_eval_env
 from srl.envs.make import without_reward_noise
+from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import EVALUATIONS, replacing
-
-#: Tells the random stream of sampled actions in evaluations from training's.
-_EVALUATION_STREAM = 2_000_000
 
 
 @dataclass
@@ -95,9 +93,9 @@ class EvaluationLog:
         """Whether the evaluation that every finished run ends with is still to be made."""
         return not self.timesteps or self.timesteps[-1] < n_timesteps
 
-    def seed(self, spec: RunSpec) -> int:
-        """The seed of the next evaluation's random stream, which is apart from training's."""
-        return spec.seed + _EVALUATION_STREAM + len(self.timesteps)
+    def seed_sequence(self, spec: RunSpec) -> np.random.SeedSequence:
+        """The seed sequence of the next evaluation's actions."""
+        return seed_sequence(spec.seed, Stream.EVAL_ACTIONS, len(self.timesteps))
 
 
 class Evaluation(BaseCallback):
@@ -115,6 +113,7 @@ class Evaluation(BaseCallback):
     def __init__(self, spec: RunSpec, directory: Path, heartbeat: Heartbeat | None = None):
         super().__init__()
         self._heartbeat = heartbeat
+        seed_globals(seed_sequence(spec.seed, Stream.SETUP, 1))
         self.eval_env = make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs)
         self.log = EvaluationLog(directory)
         self._spec = spec
@@ -133,10 +132,10 @@ class Evaluation(BaseCallback):
     def _evaluate(self) -> None:
         spec = self._spec
         devices = [self.model.device] if self.model.device.type == "cuda" else []
-        # An environment may draw from the global generators, and training goes on from them
+        # An environment may draw from the global generators, which training continues with
         python_state, numpy_state = random.getstate(), np.random.get_state()
         with th.random.fork_rng(devices=devices):
-            th.manual_seed(self.log.seed(spec))
+            seed_globals(self.log.seed_sequence(spec), self.model.device)
             self.in_progress = True
             if self.model.get_vec_normalize_env() is not None:
                 sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)

@@ -33,6 +33,7 @@ from srl import SA2C, SPPO
 from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
 from srl.envs.replay import NotRestorable
+from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat, check_losses
@@ -101,20 +102,30 @@ def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
     :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is SB3's to the bit
         and logs the same figures.
     :param env: Its training environment.
-    :return: The algorithm, untrained.
+    :return: The algorithm, untrained, with the global random generators at the starts of the streams that
+        it draws actions and minibatches from.
     """
+    seed_globals(seed_sequence(spec.seed, Stream.WEIGHTS), spec.device)
     kwargs = spec.hyperparams.algorithm_kwargs()
     for name in ("learning_rate", "clip_range", "clip_range_vf"):
         if isinstance(kwargs.get(name), str):
             kwargs[name] = LinearSchedule(float(kwargs[name].removeprefix("lin_")), 0.0, 1.0)
-    return _ALGORITHM_CLASSES[spec.algorithm.family](
+    model = _ALGORITHM_CLASSES[spec.algorithm.family](
         spec.hyperparams.policy,
         env,
         policy_kwargs=policy_kwargs(spec.hyperparams.policy_kwargs),
-        seed=spec.seed,
         device=spec.device,
         **kwargs,
     )
+    # For the record: given to the constructor, it would seed the environments as SB3 does
+    model.seed = spec.seed
+    model._flip_rng = stream_rng(spec.seed, Stream.ADVANTAGE_FLIPS)
+    seed_globals(seed_sequence(spec.seed, Stream.ACTIONS), spec.device)
+    seed_numpy(seed_sequence(spec.seed, Stream.MINIBATCHES))
+    if spec.device.startswith("cuda"):
+        # As SB3's set_random_seed
+        th.backends.cudnn.deterministic, th.backends.cudnn.benchmark = True, False
+    return model
 
 
 def train_run(
@@ -345,6 +356,7 @@ def _train(attempt: Attempt, checkpoint_every: float) -> int:
 def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every: float) -> int:
     """Train from a checkpoint's state, or from the start."""
     spec, path = attempt.spec, attempt.path
+    seed_globals(seed_sequence(spec.seed, Stream.SETUP))
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
     heartbeat = Heartbeat(attempt.beat)
     evaluation = Evaluation(spec, path, heartbeat)

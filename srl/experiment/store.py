@@ -516,6 +516,8 @@ def check_writable(path: Path) -> None:
 
 def describe_difference(there: RunSpec, asked: RunSpec) -> str:
     """The first few keys in which two specs differ, with both values."""
+    if there.format < asked.format:
+        return "an earlier version of srl made it, whose random streams were other ones"
     left, right = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
     different = [key for key in left | right if left.get(key) != right.get(key)]
     shown = [f"{key} is {left.get(key)!r} there and {right.get(key)!r} here" for key in different[:3]]

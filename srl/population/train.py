@@ -27,7 +27,8 @@ from srl import SA2C, SPPO
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import make_member_env, normalize_arguments
 from srl.envs.replay import NotRestorable
-from srl.envs.reward_noise import RewardNoiseProcess, noise_rng, parse_noise
+from srl.envs.reward_noise import RewardNoiseProcess, parse_noise
+from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.experiment.callbacks import Episodes, EvaluationLog, beat_interval, check_losses, eval_interval
@@ -198,17 +199,21 @@ class Population:
         with ExitStack() as on_error:
             on_error.push(self._resources)
             env_specs = [attempt.spec.env_spec() for attempt in attempts]
-            venvs = [
-                make_member_env(env_spec, monitor_dir=str(attempt.path / MONITOR), append=bool(states))
-                for env_spec, attempt in zip(env_specs, attempts, strict=True)
-            ]
+            venvs = []
+            for env_spec, attempt in zip(env_specs, attempts, strict=True):
+                seed_globals(seed_sequence(env_spec.seed, Stream.SETUP))
+                venvs.append(
+                    make_member_env(env_spec, monitor_dir=str(attempt.path / MONITOR), append=bool(states))
+                )
             self._envs = MemberEnvs(venvs)
             self._resources.callback(self._envs.close)
             progress = [state["logs"]["progress"] for state in states] or [""] * len(venvs)
             self._members = [self._member(*each) for each in zip(attempts, venvs, progress, strict=True)]
-            self._eval_envs = MemberEnvs(
-                [make_member_env(env_spec, n_eval_envs=spec.n_eval_envs) for env_spec in env_specs]
-            )
+            eval_venvs = []
+            for env_spec in env_specs:
+                seed_globals(seed_sequence(env_spec.seed, Stream.SETUP, 1))
+                eval_venvs.append(make_member_env(env_spec, n_eval_envs=spec.n_eval_envs))
+            self._eval_envs = MemberEnvs(eval_venvs)
             self._resources.callback(self._eval_envs.close)
             on_error.pop_all()
         self._models = [member.model for member in self._members]
@@ -313,10 +318,7 @@ class Population:
         # Alone, the run would go on from here with PyTorch's and NumPy's global generators
         generator = th.Generator(model.device)
         permutations = np.random.RandomState()
-        if model.device.type == "cpu":
-            generator.set_state(th.get_rng_state())
-        else:
-            generator.manual_seed(spec.seed)
+        seed_torch(generator, seed_sequence(spec.seed, Stream.ACTIONS))
         permutations.set_state(np.random.get_state())  # noqa: NPY002
         model.set_logger(make_logger(attempt.path, progress))
         self._resources.callback(model.logger.close)
@@ -332,7 +334,7 @@ class Population:
             generator,
             permutations,
             EvaluationLog(attempt.path),
-            None if noise is None else (noise, noise_rng(spec.seed)),
+            None if noise is None else (noise, stream_rng(spec.seed, Stream.REWARD_NOISE)),
         )
 
     def __enter__(self) -> Population:
@@ -518,10 +520,9 @@ class Population:
         def where(_: Exception) -> str:
             return f" (in the evaluation at step {timesteps:,})"
 
-        generators = [
-            th.Generator(self._device).manual_seed(member.evaluations.seed(member.spec))
-            for member in self._members
-        ]
+        generators = [th.Generator(self._device) for _ in self._members]
+        for generator, member in zip(generators, self._members, strict=True):
+            seed_torch(generator, member.evaluations.seed_sequence(member.spec))
         # As SB3's evaluate_policy spreads episodes over environments
         targets = np.array([(spec.n_eval_episodes + i) // envs.n_envs for i in range(envs.n_envs)])
         counts = np.zeros((len(self._members), envs.n_envs), dtype=int)

@@ -25,7 +25,6 @@ from srl.envs import make as make_module
 from srl.envs.discretize import DiscretizeAction
 from srl.envs.finite import NonFiniteError, VecCheckFinite
 from srl.envs.make import (
-    EVAL_SEED_OFFSET,
     EnvSpec,
     check_env,
     make_eval_env,
@@ -136,14 +135,6 @@ def test_algorithm_with_the_runs_seed_starts_the_same_streams(spec):
 def test_environments_of_one_run_and_of_its_evaluation_are_different(spec):
     starts = [*make_train_env(spec).unwrapped.reset(), *make_eval_env(spec, 3).unwrapped.reset()]
     assert len(np.unique(starts, axis=0)) == 5
-
-
-def test_environments_are_seeded_one_after_the_other():
-    first, _ = gym.make("CartPole-v1").reset(seed=7)
-    second, _ = gym.make("CartPole-v1").reset(seed=8)
-    assert np.allclose(make_train_env(replaced(CARTPOLE, seed=7)).reset(), [first, second])
-    evaluated, _ = gym.make("CartPole-v1").reset(seed=7 + EVAL_SEED_OFFSET)
-    assert np.allclose(make_eval_env(replaced(CARTPOLE, seed=7), 1).reset(), [evaluated])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from srl.envs.make import EVAL_SEED_OFFSET
+from srl.envs.seeding import Stream, seed_sequence, small_seed
 
 
 class Fine(gym.Env):
@@ -162,7 +162,8 @@ class BreaksForOne(Fine):
     ) -> None:
         super().__init__(render_mode)
         self.method, self.error, self.at_step = method, error, step
-        self.bad_seed = self.SEED + (EVAL_SEED_OFFSET if in_evaluation else 0)
+        stream = Stream.EVAL_ENV if in_evaluation else Stream.TRAIN_ENV
+        self.bad_seed = small_seed(seed_sequence(self.SEED, stream))
         self.seed: int | None = None
         self.in_reset = False
 
@@ -189,6 +190,10 @@ class BreaksForOne(Fine):
         return self.damage("reset", observation), info
 
 
+#: What the first training environment of that run is reset with.
+BAD_ENV_SEED = small_seed(seed_sequence(BreaksForOne.SEED, Stream.TRAIN_ENV))
+
+
 class KilledForOne(Fine):
     """The process is killed in the 20th step for one seed, each time."""
 
@@ -197,7 +202,7 @@ class KilledForOne(Fine):
         return super().reset(seed=seed)
 
     def reward(self) -> float:
-        if self.seed == BreaksForOne.SEED and self.n_steps == 20:
+        if self.seed == BAD_ENV_SEED and self.n_steps == 20:
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
 
@@ -206,7 +211,7 @@ class HangsForOne(KilledForOne):
     """It hangs in the 20th step for one seed, each time, and does not end when it is told to."""
 
     def reward(self) -> float:
-        if self.seed == BreaksForOne.SEED and self.n_steps == 20:
+        if self.seed == BAD_ENV_SEED and self.n_steps == 20:
             Path(os.readlink("/proc/self/fd/1")).with_name("mark").touch()
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
             while True:
@@ -222,7 +227,7 @@ class HugeRewardForOne(Fine):
         return super().reset(seed=seed)
 
     def reward(self) -> float:
-        return 1e30 if self.seed == BreaksForOne.SEED else 1.0
+        return 1e30 if self.seed == BAD_ENV_SEED else 1.0
 
 
 for _class in (

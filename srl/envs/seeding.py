@@ -1,0 +1,132 @@
+"""All random streams of a run, and how the run's seed starts each of them.
+
+A stream is ``numpy.random.SeedSequence(seed, spawn_key=(stream, index))``: streams of different seeds, names
+or indices are independent. Library users who call ``SPPO(seed=...)`` have SB3's seeding instead.
+"""
+
+from __future__ import annotations
+
+import random
+from enum import IntEnum
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+
+
+class Stream(IntEnum):
+    """What draws random numbers in a run.
+
+    The numbers are part of the definition of a run's result: a new stream takes a new number, and the number
+    of a removed one is not used again.
+    """
+
+    #: A training environment; the index is its position.
+    TRAIN_ENV = 0
+    #: An evaluation environment; the index is its position.
+    EVAL_ENV = 1
+    #: Noise on the rewards of training.
+    REWARD_NOISE = 2
+    #: Sign flips of advantages.
+    ADVANTAGE_FLIPS = 3
+    #: Initial weights of the networks.
+    WEIGHTS = 4
+    #: Actions in training.
+    ACTIONS = 5
+    #: The order of samples in minibatches.
+    MINIBATCHES = 6
+    #: Actions in an evaluation; the index counts evaluations.
+    EVAL_ACTIONS = 7
+    #: Constructors of environments that draw from global generators; index 0 for training, 1 for evaluation.
+    SETUP = 8
+
+
+def seed_sequence(seed: int, stream: Stream, index: int = 0) -> np.random.SeedSequence:
+    """Return the seed sequence of a stream.
+
+    :param seed: Seed of the run, 0 or above.
+    :param stream: What draws from it.
+    :param index: Which one, of several of the kind.
+    """
+    return np.random.SeedSequence(seed, spawn_key=(stream, index))
+
+
+def stream_rng(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:
+    """Return a new generator at the start of a stream; the parameters are those of :func:`seed_sequence`."""
+    return np.random.default_rng(seed_sequence(seed, stream, index))
+
+
+def small_seed(sequence: np.random.SeedSequence) -> int:
+    """Return a seed in [0, 2^31) for a generator that takes no larger one, such as those of C++ environments.
+
+    :param sequence: Of the stream.
+    """
+    return int(sequence.generate_state(1)[0] >> 1)
+
+
+def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
+    """Start an environment's random stream; the next ``reset()`` draws its first numbers.
+
+    ``reset(seed=...)`` seeds whatever the environment draws from with 31 bits, which any environment takes.
+    If ``np_random`` is a NumPy Generator, as in Gymnasium's own environments, it then gets the whole stream,
+    so that no two environments of any two seeds share an episode.
+
+    :param env: The environment, in any wrappers.
+    :param sequence: Of its stream.
+    """
+    seed = small_seed(sequence)
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    if isinstance(getattr(env.unwrapped, "np_random", None), np.random.Generator):
+        env.unwrapped.np_random = np.random.default_rng(sequence)
+
+
+def seed_torch(generator: th.Generator, sequence: np.random.SeedSequence) -> None:
+    """Start a stream in a generator of PyTorch.
+
+    :param generator: On any device.
+    :param sequence: Of the stream.
+    """
+    if generator.device.type == "cpu":
+        generator.set_state(_torch_cpu_state(sequence))
+    else:
+        generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+
+def seed_numpy(sequence: np.random.SeedSequence) -> None:
+    """Start a stream in NumPy's global generator, from which SB3 draws the order of minibatches.
+
+    :param sequence: Of the stream.
+    """
+    np.random.set_state(dict(np.random.MT19937(sequence).state))  # noqa: NPY002
+
+
+def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cpu") -> None:
+    """Start a stream in the global generators: PyTorch's gets the stream, NumPy's and Python's its children.
+
+    :param sequence: Of the stream.
+    :param device: The device of the run, whose generator is seeded too.
+    """
+    children = np.random.SeedSequence(sequence.entropy, spawn_key=sequence.spawn_key).spawn(2)
+    seed_torch(th.default_generator, sequence)
+    device = th.device(device)
+    if device.type == "cuda":
+        index = th.cuda.current_device() if device.index is None else device.index
+        th.cuda.init()  # type: ignore[no-untyped-call]
+        seed_torch(th.cuda.default_generators[index], sequence)
+    seed_numpy(children[0])
+    random.seed(int.from_bytes(children[1].generate_state(8).tobytes(), "little"))
+
+
+def _torch_cpu_state(sequence: np.random.SeedSequence) -> th.Tensor:
+    """Return the state of PyTorch's Mersenne Twister for a stream.
+
+    ``manual_seed`` keeps 32 bits of a seed, too few to keep the streams of all seeds apart. So the words of
+    the state are those that NumPy's Mersenne Twister has for the stream.
+    """
+    words = np.random.MT19937(sequence).state["state"]["key"]
+    # A header of three numbers, the words as 64-bit numbers, and the rest of a normal draw
+    state = th.Generator().manual_seed(0).get_state().numpy().view(np.uint64).copy()
+    state[3 : 3 + len(words)] = words
+    return th.from_numpy(state.view(np.uint8))
