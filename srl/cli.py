@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -58,17 +59,7 @@ class LossOptions:
 
         :raises UserError: If one does not parse, or stands twice.
         """
-        values: dict[str, Any] = {}
-        for text in self.hyperparams:
-            name, equals, value = text.partition("=")
-            if not equals or not name or not value:
-                raise UserError(f"--hyperparams {text}: must be NAME=VALUE, for example n_steps=1024.")
-            if name in values:
-                raise UserError(f"--hyperparams {name}: stands twice.")
-            try:
-                values[name] = yaml.safe_load(value)
-            except (yaml.YAMLError, ValueError):
-                raise UserError(f"--hyperparams {text}: {value!r} is not a YAML value.") from None
+        values = parse_assignments("--hyperparams", self.hyperparams)
         for name in values.keys() & vars(self).keys():
             if getattr(self, name) is not None:
                 option = name.replace("_", "-")
@@ -80,6 +71,32 @@ class LossOptions:
 
 
 @dataclass
+class EnvOptions:
+    """The environment, and code of your own. The current directory is on Python's path."""
+
+    gym_packages: tuple[str, ...] = ()
+    """Modules to import first, which register environments with Gymnasium."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment's constructor, as NAME=VALUE, for example size=5."""
+    env_wrapper: tuple[str, ...] = ()
+    """Wrappers around the environment, the innermost first: module:Class, or
+    'module:Class: {ARGUMENT: VALUE}'."""
+    max_episode_steps: int | None = None
+    """Time limit of an episode in steps of the agent; the environment's own if not given."""
+    hyperparams_file: Path | None = None
+    """A hyperparameter file in the format of rl-baselines3-zoo, in place of srl's own."""
+    trust_config: bool = False
+    """Import Python code that the sweep's file or the hyperparameter file names."""
+
+    def wrappers(self) -> list[Any]:
+        """Return the wrappers as a hyperparameter file has them.
+
+        :raises UserError: If one is not YAML.
+        """
+        return [_yaml("--env-wrapper", text, text) for text in self.env_wrapper]
+
+
+@dataclass
 class Train:
     """Train one run into a directory of its own."""
 
@@ -88,6 +105,7 @@ class Train:
     env: str
     """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
+    environment: tyro.conf.OmitArgPrefixes[EnvOptions]
     seed: int = 0
     """Seed of everything that is random."""
     noise: str = "none"
@@ -121,6 +139,7 @@ class Sweep:
     config: tyro.conf.Positional[Path]
     """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
+    environment: tyro.conf.OmitArgPrefixes[EnvOptions]
     envs: tuple[str, ...] | None = None
     """Environments in place of the file's."""
     algos: tuple[str, ...] | None = None
@@ -289,6 +308,39 @@ def _check_given_once(words: Sequence[str]) -> None:
             raise UserError(f"{option} stands {count} times. Name all its values after one {option}.")
 
 
+def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read values by name.
+
+    :param option: The option, for messages.
+    :param texts: ``NAME=VALUE`` or ``NAME:VALUE``; values are YAML.
+    :raises UserError: If one has another form, or a name is given twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        found = re.fullmatch(r"(\w+)[=:](.+)", text, re.DOTALL)
+        if found is None:
+            raise UserError(f"{option} {text}: must be NAME=VALUE, for example n_steps=1024.")
+        name, value = found.groups()
+        if name in values:
+            raise UserError(f"{option} {name}: is given twice.")
+        values[name] = _yaml(option, text, value)
+    return values
+
+
+def _yaml(option: str, text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{option} {text}: {value!r} is not a YAML value.") from None
+
+
+def _put_current_directory_on_path() -> None:
+    """Make modules of the current directory importable as ``python -m`` does, in child processes too."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+
+
 def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
     """An option's values, which may be separated by commas too; None for an option that was not given."""
     if values is None:
@@ -310,6 +362,9 @@ def train(options: Train, command: str) -> int:
 
     console = _console()
     check_interval(options.checkpoint_every)
+    _put_current_directory_on_path()
+    environment = options.environment
+    wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
     spec, notes = make_run_spec(
         options.algo,
         options.env,
@@ -323,7 +378,12 @@ def train(options: Train, command: str) -> int:
         env_backend=options.env_backend,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
-        overrides=options.loss.others() | options.loss.symmetric(),
+        gym_packages=environment.gym_packages,
+        env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
+        max_episode_steps=environment.max_episode_steps,
+        hyperparams_file=environment.hyperparams_file,
+        trust_file=environment.trust_config,
+        overrides=options.loss.others() | options.loss.symmetric() | wrappers,
     )
     path = options.out or Path("runs") / spec.path
     there = RunDirectory(path).compare(spec)
@@ -395,9 +455,17 @@ def sweep(options: Sweep, command: str) -> int:
         time=options.time,
     )
     persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
+    _put_current_directory_on_path()
+    environment = options.environment
     sweep_options = load_sweep(
         config,
         quick=options.quick,
+        trust=environment.trust_config,
+        gym_packages=list(environment.gym_packages) or None,
+        env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs) or None,
+        env_wrapper=environment.wrappers() or None,
+        max_episode_steps=environment.max_episode_steps,
+        hyperparams_file=environment.hyperparams_file,
         envs=_split("--envs", options.envs),
         algos=_split("--algos", options.algos),
         noise=_split("--noise", options.noise),
@@ -411,7 +479,7 @@ def sweep(options: Sweep, command: str) -> int:
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
-    specs, notes = expand(sweep_options, device=options.device)
+    specs, notes = expand(sweep_options, device=options.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
     plan = make_plan(specs, root, population=parse_population(options.population), n_jobs=n_jobs)
     for note in notes:

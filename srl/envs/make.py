@@ -1,7 +1,7 @@
 """From a description of an environment to the vectorised environment that an algorithm trains on.
 
 From the inside out: Gymnasium's environment, ``Monitor`` (raw rewards, whole episodes), the Atari
-preprocessing or discretised actions, :class:`~srl.envs.vector.SerialVecEnv`,
+preprocessing, the user's wrappers, discretized actions, :class:`~srl.envs.vector.SerialVecEnv`,
 :class:`~srl.envs.finite.VecCheckFinite`, ``VecFrameStack``, ``VecNormalize``, ``VecTransposeImage``, and in
 training :class:`~srl.envs.reward_noise.VecRewardNoise`. With native environments, :mod:`srl.envs.native` has
 what is inside of ``VecCheckFinite``, and the stacked and transposed frames of Atari games.
@@ -30,7 +30,15 @@ from srl.envs.discretize import DiscretizeAction, check_bins
 from srl.envs.finite import VecCheckFinite
 from srl.envs.mujoco_log import without_deprecation_messages
 from srl.envs.native import make_native
-from srl.envs.registration import check_rom, explained_failures, is_atari, is_mujoco, resolve_env_id
+from srl.envs.registration import (
+    check_rom,
+    explained_failures,
+    import_object,
+    import_packages,
+    is_atari,
+    is_mujoco,
+    resolve_env_id,
+)
 from srl.envs.replay import Replayable
 from srl.envs.reward_noise import VecRewardNoise, parse_noise
 from srl.envs.seeding import Stream, seed_sequence
@@ -40,6 +48,9 @@ from srl.errors import UserError, nearest
 # `training` is no one's choice: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
 
+
+#: Frames of a game that an action is repeated for, as in SB3's AtariWrapper.
+FRAME_SKIP = 4
 
 # Where environments come from: see docs/environments.md
 BACKENDS = ("gymnasium", "native")
@@ -60,7 +71,12 @@ class EnvSpec:
         returns; a ``gamma`` in ``normalize`` goes before it.
     :param frame_stack: How many of the latest observations the algorithm sees as one; 1 is no stacking.
     :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
-    :param env_kwargs: Further arguments of ``gymnasium.make``.
+    :param env_kwargs: Further arguments of the environment's constructor.
+    :param max_episode_steps: Time limit of an episode in steps of the agent, in place of the environment's;
+        None keeps that.
+    :param wrappers: Wrappers of the user around the environment and its ``Monitor``, the innermost first: the
+        name of each as ``module:Class`` and its arguments.
+    :param packages: Modules to import first, which register environments with Gymnasium.
     :param backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads, see
         :mod:`srl.envs.native`.
     :param n_threads: Threads of the native environments; they change the speed alone.
@@ -78,6 +94,9 @@ class EnvSpec:
     frame_stack: int = 1
     noise: str = "none"
     env_kwargs: dict[str, Any] | None = None
+    max_episode_steps: int | None = None
+    wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
+    packages: tuple[str, ...] = ()
     backend: str = "gymnasium"
     n_threads: int = 1
 
@@ -86,6 +105,8 @@ class EnvSpec:
         _check_whole("n_envs", self.n_envs, at_least=1)
         _check_whole("frame_stack", self.frame_stack, at_least=1)
         _check_whole("n_threads", self.n_threads, at_least=1)
+        if self.max_episode_steps is not None:
+            _check_whole("max_episode_steps", self.max_episode_steps, at_least=1)
         if self.backend not in BACKENDS:
             hint = nearest(str(self.backend), BACKENDS)
             raise UserError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}.{hint}")
@@ -207,6 +228,7 @@ def _make_stack(
 ) -> VecEnv:
     """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
     try:
+        import_packages(spec.packages)
         native = spec.backend == "native"
         stream = Stream.TRAIN_ENV if training else Stream.EVAL_ENV
         sequences = [seed_sequence(spec.seed, stream, index) for index in range(n_envs)]
@@ -247,6 +269,9 @@ def _make_monitored(
     env_id, _ = resolve_env_id(spec.env_id)
     check_rom(env_id)
     env_kwargs = dict(spec.env_kwargs or {})
+    if spec.max_episode_steps is not None:
+        # Gymnasium's limit counts frames of a game
+        env_kwargs["max_episode_steps"] = spec.max_episode_steps * (FRAME_SKIP if spec.atari else 1)
     if spec.atari:
         # AtariWrapper skips frames itself. The NoFrameskip games leave that to it; for the others
         # (ALE/Pong-v5 skips 4 frames, Pong-v4 2 to 4) SB3 would skip on top, and only one frame
@@ -259,6 +284,8 @@ def _make_monitored(
     with explained_failures(env_id), quiet_mujoco, warnings.catch_warnings():
         # The version is the experiment's choice, not an oversight
         warnings.filterwarnings("ignore", message=".*is out of date")
+        # SB3 asks for images, which not every environment has
+        warnings.filterwarnings("ignore", message=".*render_mode='rgb_array'")
         venv = make_vec_env(
             env_id,
             n_envs=n_envs,
@@ -276,12 +303,18 @@ def _make_monitored(
 
 def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
     """Return what wraps each single environment, outside its Monitor."""
+    wrappers = [(name, import_object(name), kwargs) for name, kwargs in spec.wrappers]
 
     def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if isinstance(env.unwrapped, BipedalWalker):
             env = FreshWorld(env)
         if spec.atari:
-            env = AtariWrapper(env)
+            env = AtariWrapper(env, frame_skip=FRAME_SKIP)
+        for name, wrapper, kwargs in wrappers:
+            wrapped = wrapper(env, **kwargs)
+            if not isinstance(wrapped, gym.Env):
+                raise UserError(f"The wrapper {name} returns {type(wrapped).__name__}, no environment.")
+            env = wrapped
         if spec.bins is not None:
             env = DiscretizeAction(env, spec.bins)
         return Replayable(env)

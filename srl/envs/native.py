@@ -50,14 +50,24 @@ def make_native(spec: EnvSpec, n_envs: int, monitor_dir: str | None) -> NativeVe
             f"{env_id} with env_backend='native' takes no env_kwargs, but has {spec.env_kwargs}. Leave them "
             "out, or use env_backend='gymnasium'."
         )
+    if spec.wrappers:
+        raise UserError(
+            f"{env_id} with env_backend='native' takes no wrappers, but has {spec.wrappers[0][0]}. Leave it "
+            "out, or use env_backend='gymnasium'."
+        )
     if spec.bins is not None:
         raise UserError(
             f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
         )
-    from srl.envs.native_atari import AtariNativeVecEnv
+    from srl.envs.native_atari import FRAME_SKIP, AtariNativeVecEnv
 
     return AtariNativeVecEnv(
-        env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, monitor_dir=monitor_dir
+        env_id,
+        n_envs,
+        spec.frame_stack,
+        n_threads=spec.n_threads,
+        max_frames=None if spec.max_episode_steps is None else spec.max_episode_steps * FRAME_SKIP,
+        monitor_dir=monitor_dir,
     )
 
 

@@ -6,8 +6,9 @@ Importing this module registers the Atari games of ale-py with Gymnasium.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ale_py
 import gymnasium as gym
@@ -33,7 +34,9 @@ def resolve_env_id(env_id: str) -> tuple[str, str | None]:
     :return: The id to use, and where it differs from ``env_id`` one line that says so.
     :raises UserError: If there is no such environment, or it was withdrawn, or the module fails to import.
     """
-    module, name = _import_module_of(env_id)
+    module, name = _split_id(env_id)
+    if module:
+        import_packages([module.rstrip(":")], needed_by=env_id)
     if name in RENAMED:
         current = RENAMED[name]
         return module + current, f"Gymnasium has renamed {name} to {current}; {current} is used."
@@ -55,21 +58,53 @@ def resolve_env_id(env_id: str) -> tuple[str, str | None]:
 
 
 def is_atari(env_id: str) -> bool:
-    """Say whether an environment is one of ale-py's games.
+    """Say whether an environment is one of ale-py's games. Nothing is imported.
 
-    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
-    :raises UserError: As :func:`resolve_env_id` does.
+    :param env_id: A Gymnasium id, known to its registry or not.
     """
     return _entry_point(env_id).startswith("ale_py")
 
 
 def is_mujoco(env_id: str) -> bool:
-    """Say whether an environment is one of Gymnasium's own MuJoCo tasks.
+    """Say whether an environment is one of Gymnasium's own MuJoCo tasks. Nothing is imported.
 
-    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
-    :raises UserError: As :func:`resolve_env_id` does.
+    :param env_id: A Gymnasium id, known to its registry or not.
     """
     return _entry_point(env_id).startswith("gymnasium.envs.mujoco")
+
+
+def import_packages(names: Iterable[str], *, needed_by: str = "--gym-packages") -> None:
+    """Import a user's packages, which register their environments with Gymnasium.
+
+    Only what the user named for training is imported, never a name that a run directory holds.
+
+    :param names: As in an ``import`` statement.
+    :param needed_by: What names them, for the message.
+    :raises UserError: If an import fails.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module can fail in any way
+            raise UserError(f"{needed_by} needs the module {name!r}: {_one_line(error)}") from error
+
+
+def import_object(name: str) -> Any:
+    """Import a user's class or function.
+
+    :param name: ``package.module:Name``, or ``package.module.Name`` as in rl-baselines3-zoo's files.
+    :return: The object.
+    :raises UserError: If there is none.
+    """
+    module, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not module or not attribute:
+        raise UserError(f"{name!r} does not name an object of a module; write package.module:Name.")
+    import_packages([module], needed_by=name)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        hint = nearest(attribute, dir(importlib.import_module(module)))
+        raise UserError(f"The module {module!r} has no {attribute!r}.{hint}") from None
 
 
 def check_rom(env_id: str) -> None:
@@ -80,7 +115,8 @@ def check_rom(env_id: str) -> None:
     """
     if not is_atari(env_id):
         return
-    game = _registered(env_id).kwargs["game"]
+    current, _ = resolve_env_id(env_id)
+    game = registry[current.rpartition(":")[2]].kwargs["game"]
     try:
         found = roms.get_rom_path(game) is not None
         reason = "ale-py does not support it"
@@ -114,31 +150,26 @@ def explained_failures(env_id: str) -> Iterator[None]:
         raise UserError(f"{env_id} cannot be made with these env_kwargs: {_one_line(error)}") from error
 
 
-def _import_module_of(env_id: str) -> tuple[str, str]:
-    """Split ``module:Name-v0`` into ``"module:"`` and ``"Name-v0"``, and import the module.
-
-    :return: The prefix, empty where there is no module, and the id as Gymnasium's registry has it.
-    """
+def _split_id(env_id: str) -> tuple[str, str]:
+    """Split ``module:Name-v0`` into ``"module:"``, empty where there is no module, and ``"Name-v0"``."""
     if not isinstance(env_id, str) or env_id.count(":") > 1:
         raise UserError(f"{env_id!r} is not an environment id; ids look like CartPole-v1.")
     module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a module can fail in any way
-            raise UserError(f"{env_id} needs the module {module!r}: {_one_line(error)}") from error
     return module + colon, name
 
 
-def _registered(env_id: str) -> gym.envs.registration.EnvSpec:
-    """Look up Gymnasium's entry for an id."""
-    current, _ = resolve_env_id(env_id)
-    return registry[current.rpartition(":")[2]]
-
-
 def _entry_point(env_id: str) -> str:
-    """Name the code of an environment: where Gymnasium imports it from."""
-    entry_point = _registered(env_id).entry_point
+    """Name where Gymnasium imports an environment's code from; empty for one that it does not know."""
+    name = str(env_id).rpartition(":")[2]
+    entry = registry.get(RENAMED.get(name, name))
+    if entry is None:
+        try:
+            namespace, base, version = parse_env_id(name)
+        except gym.error.Error:
+            return ""
+        latest = find_highest_version(namespace, base) if version is None else None
+        entry = None if latest is None else registry.get(get_env_id(namespace, base, latest))
+    entry_point = None if entry is None else entry.entry_point
     return entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
 
 

@@ -7,6 +7,7 @@ plain YAML. The models here hold SB3's own defaults, so that a resolved entry sa
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,11 +22,11 @@ from pydantic import (
 )
 
 from srl.envs.registration import is_atari
-from srl.errors import UserError
+from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm
 from srl.experiment.config_files import configs_dir, first_mistake, read_config
 
-_ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
+ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 
 #: Hyperparameters that mean something only with a reverse loss.
 _REVERSE_LOSS = ("beta", "z", "reverse_loss", "importance_weighting")
@@ -112,6 +113,8 @@ class PolicyOptions(Strict):
     squash_output: bool | None = None
     share_features_extractor: bool | None = None
     normalize_images: bool | None = None
+    features_extractor_class: Annotated[str, Field(pattern=r"^[\w.]+[:.]\w+$")] | None = None
+    features_extractor_kwargs: dict[str, Any] | None = None
     optimizer_class: Literal["Adam", "AdamW", "RMSprop", "RMSpropTFLike", "SGD"] | None = None
     optimizer_kwargs: dict[str, Number | bool | list[Number]] | None = None
 
@@ -136,7 +139,8 @@ class Hyperparams(Strict):
     n_envs: Positive = 1
     normalize: NormalizeOptions | None = None
     frame_stack: Positive = 1
-    env_wrapper: list[Literal["stable_baselines3.common.atari_wrappers.AtariWrapper"]] | None = None
+    #: Wrappers by name, each alone or as a mapping to its arguments, the innermost first.
+    env_wrapper: list[str | dict[str, dict[str, Any]]] | None = None
     policy_kwargs: PolicyOptions = PolicyOptions()
 
     learning_rate: Schedule
@@ -179,10 +183,31 @@ class Hyperparams(Strict):
     @field_validator("env_wrapper", mode="before")
     @classmethod
     def _wrapper_list(cls, value: Any) -> Any:
-        wrappers = [value] if isinstance(value, str) else value
-        if isinstance(wrappers, list) and any(wrapper != _ATARI_WRAPPER for wrapper in wrappers):
-            raise ValueError(f"only {_ATARI_WRAPPER} is known; other code is not loaded from a configuration")
-        return wrappers
+        wrappers = value if isinstance(value, list) else [] if value is None else [value]
+        checked: list[str | dict[str, dict[str, Any]]] = []
+        for wrapper in wrappers:
+            items = list(wrapper.items()) if isinstance(wrapper, dict) else [(wrapper, {})]
+            if len(items) != 1 or not isinstance(items[0][0], str):
+                raise ValueError("each wrapper is a name, or a mapping of one name to its arguments")
+            ((name, kwargs),) = items
+            kwargs = {} if kwargs is None else kwargs
+            if not isinstance(kwargs, dict) or not all(isinstance(key, str) for key in kwargs):
+                raise ValueError(f"the arguments of {name} must be a mapping of names to values")
+            if name == ATARI_WRAPPER and kwargs:
+                raise ValueError(f"{name} has SB3's defaults in srl; leave out its arguments")
+            checked.append({name: kwargs} if kwargs else name)
+        return checked or None
+
+    def user_wrappers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Names and arguments of the wrappers, without the one that each Atari game has anyway."""
+        named = [(w, {}) if isinstance(w, str) else next(iter(w.items())) for w in self.env_wrapper or ()]
+        return tuple((name, kwargs) for name, kwargs in named if name != ATARI_WRAPPER)
+
+    def named_code(self) -> dict[str, str]:
+        """What the user's own Python code is named by: the key of each name."""
+        names = {name: "env_wrapper" for name, _ in self.user_wrappers()}
+        extractor = self.policy_kwargs.features_extractor_class
+        return names if extractor is None else {**names, extractor: "policy_kwargs.features_extractor_class"}
 
     def algorithm_kwargs(self) -> dict[str, Any]:
         """The arguments of the algorithm's constructor, schedules and classes still as text."""
@@ -225,6 +250,11 @@ class PPOHyperparams(Hyperparams):
 FAMILIES: dict[str, type[Hyperparams]] = {"a2c": A2CHyperparams, "ppo": PPOHyperparams}
 
 
+def untrusted(name: object) -> str:
+    """Say that a file names code which the command line does not allow to import."""
+    return f"names Python code, {name!r}, which is imported only with --trust-config."
+
+
 def of_family(family: str, values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters without those that only other families have, for a sweep over several."""
     others = {name for model in FAMILIES.values() for name in model.model_fields}
@@ -233,6 +263,14 @@ def of_family(family: str, values: dict[str, Any]) -> dict[str, Any]:
         for name, value in values.items()
         if name in FAMILIES[family].model_fields or name not in others
     }
+
+
+def of_algorithm(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters without those that only other families, or only symmetric algorithms, have."""
+    values = of_family(algorithm.family, values)
+    if algorithm.symmetric:
+        return values
+    return {name: value for name, value in values.items() if name not in ("alpha", *_REVERSE_LOSS)}
 
 
 def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperparams:
@@ -255,20 +293,34 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperpara
 
 
 def resolve_hyperparams(
-    algorithm: Algorithm, env_id: str, *, overrides: dict[str, Any], profile: str = "controlled"
+    algorithm: Algorithm,
+    env_id: str,
+    *,
+    overrides: dict[str, Any],
+    profile: str = "controlled",
+    path: Path | None = None,
+    trust: bool = False,
+    n_timesteps: int | None = None,
 ) -> tuple[Hyperparams, int, list[str]]:
-    """The hyperparameters of a run: its entry in ``configs/hyperparams``, then what the user overrides.
+    """Resolve the hyperparameters of a run: its entry in a file, then what the user overrides.
 
     :param algorithm: The algorithm.
     :param env_id: The environment; one without an entry takes ``atari`` or ``default``.
-    :param overrides: Hyperparameters by name that stand before the file's.
+    :param overrides: Hyperparameters by name that take precedence over the file's.
     :param profile: ``"controlled"``, or another set of deviations that entries name under ``profiles``.
+    :param path: A file of the user's own, which all algorithms of a sweep share: keys that another family or
+        only symmetric algorithms have are left out. None takes the algorithm's in ``configs/hyperparams``.
+    :param trust: Whether this file may name Python code of the user's, to be imported for training.
+    :param n_timesteps: Training steps that take precedence over the file's.
     :return: The hyperparameters, the number of training steps, and lines to tell the user.
     :raises UserError: For a mistake in the file or an override, saying where.
     """
-    file = read_config(configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml")
+    shipped = configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml"
+    file = read_config(shipped if path is None else path)
     notes = []
     key = env_id if env_id in file.data else "atari" if is_atari(env_id) else "default"
+    if path is not None and key not in file.data:
+        raise UserError(f"{path} has no entry {env_id} and no {key}. Add one.{nearest(env_id, file.data)}")
     if key == "default":
         notes.append(
             f"{env_id} has no entry in {file.path.name}: its hyperparameters are those of `default`."
@@ -283,15 +335,21 @@ def resolve_hyperparams(
     ):
         raise file.error([key, "profiles"], "must be a mapping of names to mappings of hyperparameters.")
     values |= profiles.get(profile, {})
+    if path is not None:
+        values = of_algorithm(algorithm, values)
+    own_timesteps = values.pop("n_timesteps", None)
     try:
-        n_timesteps = _positive_steps(values.pop("n_timesteps", None))
+        n_timesteps = _positive_steps(n_timesteps if own_timesteps is None else own_timesteps)
     except ValueError as error:
         raise file.error([key, "n_timesteps"], str(error)) from None
     known = FAMILIES[algorithm.family].model_fields
     try:
-        check_hyperparams(algorithm, values)
+        in_file = check_hyperparams(algorithm, values)
     except ValidationError as error:
         raise file.validation_error(error, known, [key]) from None
+    for name, where in in_file.named_code().items():
+        if not trust:
+            raise file.error([key, *where.split(".")], untrusted(name))
     try:
         return check_hyperparams(algorithm, values | overrides), n_timesteps, notes
     except ValidationError as error:

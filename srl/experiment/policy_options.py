@@ -6,8 +6,10 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from srl.envs.registration import import_object
 from srl.errors import UserError
 from srl.experiment.hyperparams import PolicyOptions
 
@@ -29,12 +31,24 @@ _OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
 
 
 def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
-    """The options with classes in place of their names; those that were not given are left out."""
+    """The options with classes in place of their names; those that were not given are left out.
+
+    :param options: From a hyperparameter file or the command line.
+    :raises UserError: If they name a class that there is not, or none that SB3 takes.
+    """
     kwargs = options.model_dump(exclude_none=True)
     if "activation_fn" in kwargs:
         kwargs["activation_fn"] = _ACTIVATIONS[kwargs["activation_fn"]]
     if "optimizer_class" in kwargs:
         kwargs["optimizer_class"] = _OPTIMIZERS[kwargs["optimizer_class"]]
+    if "features_extractor_class" in kwargs:
+        name = kwargs["features_extractor_class"]
+        kwargs["features_extractor_class"] = extractor = import_object(name)
+        if not (isinstance(extractor, type) and issubclass(extractor, BaseFeaturesExtractor)):
+            raise UserError(
+                f"Hyperparameter policy_kwargs.features_extractor_class: {name} is no subclass of "
+                "stable_baselines3.common.torch_layers.BaseFeaturesExtractor."
+            )
     return kwargs
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gymnasium import spaces
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_validator, model_validator
 from stable_baselines3.common.preprocessing import is_image_space
 
 from srl.envs import EnvSpec, parse_noise, resolve_env_id
 from srl.envs.make import BACKENDS, check_spaces
-from srl.envs.registration import is_atari
+from srl.envs.registration import import_packages, is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
 from srl.experiment.config_files import first_mistake
 from srl.experiment.hyperparams import (
+    ATARI_WRAPPER,
     FAMILIES,
     PROFILES,
     Hyperparams,
@@ -23,7 +26,7 @@ from srl.experiment.hyperparams import (
     WholeNumber,
     resolve_hyperparams,
 )
-from srl.experiment.policy_options import check_optimizer
+from srl.experiment.policy_options import check_optimizer, policy_kwargs
 
 #: Values per action dimension that the paper discretises into.
 DEFAULT_BINS = 11
@@ -43,6 +46,12 @@ class RunSpec(Strict):
     format: Literal[1, 2] = 2
     algo: str
     env: str
+    #: Modules of the user's own to import before the environment is made; they register it with Gymnasium.
+    gym_packages: list[str] = Field(default_factory=list)
+    #: Arguments of the environment's constructor.
+    env_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    #: Time limit of an episode in steps of the agent; None keeps the environment's own.
+    max_episode_steps: Positive | None = None
     noise: str = "none"
     seed: Seed
     n_timesteps: Positive
@@ -105,6 +114,10 @@ class RunSpec(Strict):
             gamma=self.hyperparams.gamma,
             frame_stack=self.hyperparams.frame_stack,
             noise=self.noise,
+            env_kwargs=self.env_kwargs,
+            max_episode_steps=self.max_episode_steps,
+            wrappers=self.hyperparams.user_wrappers(),
+            packages=tuple(self.gym_packages),
             backend=self.env_backend,
             n_threads=self.threads,
         )
@@ -131,6 +144,11 @@ def make_run_spec(
     env_backend: str = "gymnasium",
     eval_freq: int | None = None,
     n_eval_episodes: int = 10,
+    gym_packages: Sequence[str] = (),
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+    hyperparams_file: Path | None = None,
+    trust_file: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> tuple[RunSpec, list[str]]:
     """Complete a run from what a user names.
@@ -147,11 +165,18 @@ def make_run_spec(
     :param env_backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
-    :param overrides: Hyperparameters that stand before the file's.
+    :param gym_packages: Modules to import, which register environments with Gymnasium.
+    :param env_kwargs: Arguments of the environment's constructor; plain data.
+    :param max_episode_steps: Time limit of an episode in steps of the agent; None keeps the environment's.
+    :param hyperparams_file: Hyperparameters in the format of rl-baselines3-zoo's files; None takes those
+        that srl ships.
+    :param trust_file: Whether Python code that this file names is imported.
+    :param overrides: Hyperparameters that take precedence over the file's.
     :return: The spec, and lines to tell the user.
     :raises UserError: For whatever is wrong in that.
     """
     algorithm = get_algorithm(algo)
+    import_packages(gym_packages)
     env_id, renamed = resolve_env_id(env)
     if profile not in PROFILES:
         raise UserError(
@@ -168,17 +193,26 @@ def make_run_spec(
             "discretised actions, or leave bins out."
         )
     hyperparams, file_timesteps, notes = resolve_hyperparams(
-        algorithm, env_id, overrides=overrides or {}, profile=profile
+        algorithm,
+        env_id,
+        overrides=overrides or {},
+        profile=profile,
+        path=hyperparams_file,
+        trust=trust_file,
+        n_timesteps=n_timesteps,
     )
     atari = is_atari(env_id)
-    if hyperparams.env_wrapper and not atari:
-        raise UserError(f"env_wrapper={hyperparams.env_wrapper[0]}: {env_id} is no Atari game. Leave it out.")
+    if ATARI_WRAPPER in (hyperparams.env_wrapper or ()) and not atari:
+        raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is no Atari game. Leave it out.")
     try:
         spec = RunSpec(
             algo=algorithm.name,
             env=env_id,
             noise=noise,
             seed=seed,
+            gym_packages=list(gym_packages),
+            env_kwargs=env_kwargs or {},
+            max_episode_steps=max_episode_steps,
             n_timesteps=file_timesteps if n_timesteps is None else n_timesteps,
             bins=(DEFAULT_BINS if bins is None else bins) if algorithm.discretised else None,
             profile=profile,
@@ -215,6 +249,7 @@ def check_run(spec: RunSpec) -> None:
             f"{policy} does not go with the observations of {spec.env}, {observation_space}. Use "
             f"--hyperparams policy={fitting[-1]}."
         )
+    policy_kwargs(spec.hyperparams.policy_kwargs)
     uses_rmsprop = getattr(spec.hyperparams, "use_rms_prop", False)
     check_optimizer(spec.hyperparams.policy_kwargs, default="RMSprop" if uses_rmsprop else "Adam")
     if spec.hyperparams.use_sde and not isinstance(action_space, spaces.Box):

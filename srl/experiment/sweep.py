@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from srl.envs import parse_noise
-from srl.errors import UserError
+from srl.errors import UserError, nearest
 from srl.experiment.algorithms import get_algorithm
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import ConfigFile
 from srl.experiment.engines import Job, Task
-from srl.experiment.hyperparams import Positive, Strict, of_family
+from srl.experiment.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, of_family, untrusted
 from srl.experiment.spec import RunSpec, check_run, make_run_spec
 from srl.experiment.store import (
     PLAN,
@@ -31,6 +31,7 @@ from srl.experiment.store import (
 )
 from srl.experiment.tasks import Population, make_tasks
 
+_HYPERPARAMETERS = {name for model in FAMILIES.values() for name in model.model_fields}
 _PLAN_LOCK = ".sweep.lock"
 #: Options of the command line that are named otherwise than the keys of a sweep's file.
 _OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
@@ -77,7 +78,15 @@ class SweepOptions(Strict):
     bins: Annotated[int, Field(ge=2)] | None = None
     profile: str = "controlled"
     env_backend: str = "gymnasium"
-    #: Hyperparameters of every run; those that only one family has go to that one.
+    #: Of all environments; see :class:`~srl.experiment.spec.RunSpec`.
+    gym_packages: list[str] = Field(default_factory=list)
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    env_wrapper: Any = None
+    max_episode_steps: Positive | None = None
+    #: A path; in a sweep's file it is relative to that.
+    hyperparams_file: Path | None = None
+    #: Hyperparameters of every run, or under an environment's name of its runs; those that only one family
+    #: has go to that one.
     overrides: dict[str, Any] = Field(default_factory=dict)
     #: Hyperparameters of the symmetric algorithms alone.
     symmetric_overrides: dict[str, Any] = Field(default_factory=dict)
@@ -100,12 +109,14 @@ class SweepOptions(Strict):
         return [get_algorithm(name).name for name in value]
 
 
-def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptions:
+def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **changes: Any) -> SweepOptions:
     """Read a sweep's file.
 
     :param path: A YAML file with the keys of :class:`SweepOptions`, and under ``quick`` those that differ in
         the small version.
     :param quick: Whether to take the small version.
+    :param trust: Whether the file may name Python code of the user's. Modules that ``gym_packages`` of
+        ``changes`` names are trusted anyway.
     :param changes: Keys that stand before the file's; None changes nothing.
     :raises UserError: For a mistake, saying in which line or option.
     """
@@ -123,7 +134,13 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
             keys = error.errors()[0]["loc"]
             prefix = prefix if keys and keys[0] in small else []
             raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
+    if not trust:
+        for prefix, part in (([], values), (["quick"], small)):
+            _check_code(file, prefix, part, allowed=changes.get("gym_packages") or ())
+    _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
     values |= small if quick else {}
+    if values.get("hyperparams_file"):
+        values["hyperparams_file"] = path.parent / values["hyperparams_file"]
     for key, value in changes.items():
         if isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
@@ -139,11 +156,60 @@ def load_sweep(path: Path, *, quick: bool = False, **changes: Any) -> SweepOptio
         raise UserError(f"--{option} {detail['input']}: {message}") from None
 
 
-def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec], list[str]]:
+def _check_code(
+    file: ConfigFile, prefix: list[str], values: dict[str, Any], allowed: Collection[str]
+) -> None:
+    """See that a part of a sweep's file names no Python code that the command line does not allow.
+
+    :param prefix: The keys above the part.
+    :param values: What it says.
+    :param allowed: Modules that the command line names.
+    :raises UserError: If it does.
+    """
+    modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
+    modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
+    named = [(keys, name) for keys, name in modules if name not in allowed]
+    places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
+    for key in ("overrides", "symmetric_overrides"):
+        places.append(([key], values.get(key, {})))
+        places += [([key, env], part) for env, part in values.get(key, {}).items() if _is_of_env(env, part)]
+    for keys, part in places:
+        if part.get("env_wrapper") not in (None, [], ATARI_WRAPPER, [ATARI_WRAPPER]):
+            named.append(([*keys, "env_wrapper"], part["env_wrapper"]))
+        options = part.get("policy_kwargs")
+        if isinstance(options, dict) and options.get("features_extractor_class") is not None:
+            where = [*keys, "policy_kwargs", "features_extractor_class"]
+            named.append((where, options["features_extractor_class"]))
+    for keys, name in named:
+        raise file.error([*prefix, *keys], untrusted(name))
+
+
+def _is_of_env(key: str, value: Any) -> bool:
+    """Whether an entry of a sweep's overrides holds those of one environment."""
+    return isinstance(value, dict) and key not in _HYPERPARAMETERS
+
+
+def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[str]) -> None:
+    """See that overrides by environment are for environments of the sweep.
+
+    :raises UserError: If not.
+    """
+    for key, value in values.get("overrides", {}).items():
+        if _is_of_env(key, value) and key not in envs:
+            hint = nearest(key, [*envs, *_HYPERPARAMETERS])
+            raise file.error(
+                ["overrides", key], f"is neither a hyperparameter nor one of the sweep's envs.{hint}"
+            )
+
+
+def expand(
+    options: SweepOptions, *, device: str = "auto", trust_file: bool = False
+) -> tuple[list[RunSpec], list[str]]:
     """All runs of a sweep, checked: each environment is made once.
 
     :param options: What to compare.
     :param device: See :func:`srl.experiment.spec.make_run_spec`.
+    :param trust_file: Whether Python code that the hyperparameter file names is imported.
     :return: The runs, seed by seed, so that a table fills evenly; and lines to tell the user.
     :raises UserError: For anything that is wrong with any of them.
     """
@@ -152,7 +218,13 @@ def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec
     cells = [(env, algo, noise) for env in options.envs for algo in options.algos for noise in options.noise]
     for env, algo, noise in cells:
         algorithm = get_algorithm(algo)
-        overrides = options.overrides | (options.symmetric_overrides if algorithm.symmetric else {})
+        overrides = {
+            key: value for key, value in options.overrides.items() if not _is_of_env(key, value)
+        } | options.overrides.get(env, {})
+        if options.env_wrapper is not None:
+            overrides["env_wrapper"] = options.env_wrapper
+        if algorithm.symmetric:
+            overrides |= options.symmetric_overrides
         spec, lines = make_run_spec(
             algo,
             env,
@@ -165,6 +237,11 @@ def expand(options: SweepOptions, *, device: str = "auto") -> tuple[list[RunSpec
             env_backend=options.env_backend,
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
+            gym_packages=options.gym_packages,
+            env_kwargs=options.env_kwargs,
+            max_episode_steps=options.max_episode_steps,
+            hyperparams_file=options.hyperparams_file,
+            trust_file=trust_file,
             overrides=of_family(algorithm.family, overrides),
         )
         notes |= dict.fromkeys(lines)

@@ -53,13 +53,15 @@ def population_key(spec: RunSpec) -> str | None:
 
     :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalised images or separate features extractors.
+        divergence, observations in several parts, normalised images, separate features extractors or one of
+        the user's own.
     """
     hyperparams = spec.hyperparams
     alone = (
         hyperparams.use_sde
         or hyperparams.policy == "MultiInputPolicy"
         or hyperparams.policy_kwargs.share_features_extractor is False
+        or hyperparams.policy_kwargs.features_extractor_class is not None
         or (hyperparams.policy == "CnnPolicy" and hyperparams.normalize is not None)
     )
     has_clip_range_vf = False

@@ -1,0 +1,5 @@
+"""``python -m srl`` is the command ``srl``."""
+
+from srl.cli import main
+
+main()

@@ -1,0 +1,235 @@
+"""A user's own environments, wrappers, networks and hyperparameter files, and what is never imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srl.experiment.store import RunDirectory
+from tests.experiment.small_runs import SMALL_WORDS, contents
+
+PACKAGE = """
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+Path(__file__).with_name("imported").touch()
+
+
+class Walk(gym.Env):
+    "Its reward is its size; it ends after 50 steps."
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, size):
+        self.size = size
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        observation = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return observation, float(self.size), self.t >= 50, False, {}
+
+
+class Shout(gym.Wrapper):
+    "Says with what it was made."
+
+    def __init__(self, env, word="plain"):
+        super().__init__(env)
+        with Path("shouts").open("a") as file:
+            file.write(word + "\\n")
+
+
+class Net(BaseFeaturesExtractor):
+    def __init__(self, observation_space, width=3):
+        super().__init__(observation_space, width)
+        self.layer = th.nn.Linear(2, width)
+
+    def forward(self, observations):
+        return self.layer(observations)
+
+
+class NoEnv:
+    def __init__(self, env):
+        pass
+
+
+gym.register("MyWalk-v0", entry_point=Walk)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with a package of the user's, which is the current one."""
+    (tmp_path / "mypkg").mkdir()
+    (tmp_path / "mypkg" / "__init__.py").write_text(PACKAGE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    return tmp_path
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "srl", *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+TRAIN = ("train", "--algo", "sppo", "--gym-packages", "mypkg", "--env", "MyWalk-v0", "--timesteps", 64)
+
+
+def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(project):
+    done = command(
+        *(*TRAIN, "--env-kwargs", "size=5", "--max-episode-steps", 7, "--out", "run"),
+        *("--env-wrapper", "mypkg:Shout", "mypkg:Shout: {word: loud}", *SMALL_WORDS),
+        "policy_kwargs={features_extractor_class: mypkg:Net, features_extractor_kwargs: {width: 4}}",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    evaluations = RunDirectory(project / "run").read_evaluations()
+    assert (evaluations["ep_lengths"] == 7).all()
+    assert (evaluations["results"] == 35).all()
+    assert set((project / "shouts").read_text().split()) == {"plain", "loud"}
+    spec = json.loads((project / "run" / "spec.json").read_text())
+    assert spec["gym_packages"] == ["mypkg"]
+    assert spec["env_kwargs"] == {"size": 5}
+    assert spec["max_episode_steps"] == 7
+    assert spec["hyperparams"]["env_wrapper"] == ["mypkg:Shout", {"mypkg:Shout": {"word": "loud"}}]
+
+
+def test_commands_that_read_results_import_nothing_by_name(project):
+    words = ("train", "--algo", "sppo", "--env", "mypkg:MyWalk-v0", "--env-kwargs", "size=5")
+    assert command(*words, "--timesteps", 64, "--out", "runs/a", *SMALL_WORDS).returncode == 0
+    imported = project / "mypkg" / "imported"
+    imported.unlink()
+    for words in (
+        ("report", "runs", "--reps", 100),
+        ("report", "runs", "--format", "json"),
+        ("status", "runs"),
+        ("clean", "runs"),
+    ):
+        done = command(*words)
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert not imported.exists(), words
+
+
+SWEEP = """
+envs: [MyWalk-v0, CartPole-v1]
+algos: [ppo, sppo]
+noise: [none]
+seeds: [0]
+n_timesteps: 64
+eval_freq: 32
+n_eval_episodes: 2
+gym_packages: [mypkg]
+max_episode_steps: 9
+overrides:
+  n_steps: 32
+  batch_size: 32
+  MyWalk-v0: {n_epochs: 2, env_wrapper: "mypkg:Shout"}
+"""
+
+
+def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
+    Path("mine.yml").write_text(SWEEP.replace("[MyWalk-v0, CartPole-v1]", "[MyWalk-v0]"))
+    words = ("sweep", "mine.yml", "--env-kwargs", "size=2", "--out", "runs", "--jobs", 1)
+    done = command(*words, "--trust-config")
+    assert (done.returncode, done.stderr) == (0, "")
+    for algo in ("ppo", "sppo"):
+        directory = RunDirectory(project / "runs" / "MyWalk-v0" / algo / "none" / "seed-0")
+        assert (directory.read_evaluations()["results"] == 18).all()
+        spec = json.loads((directory.path / "spec.json").read_text())
+        assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["n_epochs"]) == (32, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("gym_packages: [mypkg]", ["line 9", "gym_packages", "'mypkg'", "--trust-config"]),
+        ("", ["line 14", "overrides.MyWalk-v0.env_wrapper", "'mypkg:Shout'", "--trust-config"]),
+    ],
+)
+def test_code_that_a_sweep_names_needs_the_command_lines_word(line, says, project):
+    before = contents(project)
+    Path("mine.yml").write_text(SWEEP.replace("gym_packages: [mypkg]", line))
+    done = command("sweep", "mine.yml", "--out", "runs")
+    assert done.returncode == 2
+    assert all(word in done.stderr for word in says), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert contents(project).keys() == before.keys() | {"mine.yml"}
+
+
+def test_hyperparameter_file_of_ones_own(project):
+    Path("mine.yml").write_text(
+        "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"
+    )
+    words = ("--eval-freq", 32, "--eval-episodes", 2, "--hyperparams-file", "mine.yml")
+    for algo in ("sppo", "a2c"):
+        done = command("train", "--algo", algo, "--env", "CartPole-v1", "--out", algo, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+    spec = json.loads((project / "sppo" / "spec.json").read_text())
+    assert (spec["n_timesteps"], spec["hyperparams"]["n_steps"], spec["hyperparams"]["beta"]) == (64, 16, 3)
+    spec = json.loads((project / "a2c" / "spec.json").read_text())
+    assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["beta"]) == (16, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--gym-packages", "no_such"], "no_such"),
+        (["--env-kwargs", "size"], "NAME=VALUE"),
+        (["--env-kwargs", "size=1", "wings=2"], "wings"),
+        (["--env-kwargs", "size=1", "--env-wrapper", "mypkg:Shut"], "Did you mean Shout"),
+        (["--env-kwargs", "size=1", "--env-wrapper", "mypkg"], "module:Name"),
+        (["--env-kwargs", "size=1", "--env-wrapper", "mypkg:NoEnv"], "returns NoEnv"),
+        (["--env-kwargs", "size=1", "--env-wrapper", "mypkg:Shout: {volume: 3}"], "volume"),
+        (["--env-kwargs", "size=1", "--max-episode-steps", "0"], "max_episode_steps"),
+        (["--env-kwargs", "size=1", "--hyperparams-file", "no.yml"], "no.yml"),
+        (["--env-kwargs", "size=1", "--hyperparams-file", "other.yml"], "no entry MyWalk-v0"),
+        (["--env-kwargs", "size=1", "--hyperparams-file", "code.yml"], "--trust-config"),
+        (
+            ["--env-kwargs", "size=1", "--hyperparams", "policy_kwargs={features_extractor_class: mypkg:X}"],
+            "has no 'X'",
+        ),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_mistake_is_one_line_before_anything_is_written(words, says, project):
+    Path("other.yml").write_text("CartPole-v1: {n_timesteps: 5}\n")
+    Path("code.yml").write_text("MyWalk-v0:\n  n_timesteps: 5\n  env_wrapper: mypkg:Shout\n")
+    given = [str(word) for word in TRAIN if word != "mypkg" or "--gym-packages" not in words]
+    if "--gym-packages" in words:
+        given.remove("--gym-packages")
+    done = command(*given, *words, "--out", "run")
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_time_limit_of_an_atari_game_counts_the_agents_steps(tmp_path):
+    from srl.envs.make import EnvSpec, make_eval_env
+
+    for backend in ("gymnasium", "native"):
+        spec = EnvSpec("PongNoFrameskip-v4", seed=0, max_episode_steps=40, backend=backend)
+        venv = make_eval_env(spec, n_envs=1)
+        venv.reset()
+        lengths = []
+        for step in range(1, 100):
+            _, _, dones, infos = venv.step(np.zeros(1, dtype=int))
+            if dones[0]:
+                assert infos[0]["TimeLimit.truncated"]
+                lengths.append(step)
+        # Gymnasium's limit counts the frames before the agent's first action too
+        assert 30 <= lengths[0] <= 40
