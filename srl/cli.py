@@ -143,7 +143,10 @@ class Sweep:
     envs: tuple[str, ...] | None = None
     """Environments in place of the file's."""
     algos: tuple[str, ...] | None = None
-    """Algorithms in place of the file's."""
+    """Algorithms, and variants of the file, in place of all of the file's."""
+    grid: tuple[str, ...] = ()
+    """Values of hyperparameters, as beta=0,1,5,20 alpha=0.5,1: each algorithm becomes a column for each
+    combination."""
     noise: tuple[str, ...] | None = None
     """Reward noises in place of the file's."""
     seeds: tuple[str, ...] | None = None
@@ -315,16 +318,28 @@ def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
     :param texts: ``NAME=VALUE`` or ``NAME:VALUE``; values are YAML.
     :raises UserError: If one has another form, or a name is given twice.
     """
-    values: dict[str, Any] = {}
+    given = _assignments(option, texts)
+    return {name: _yaml(option, f"{name}={value}", value) for name, value in given.items()}
+
+
+def _assignments(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Read texts by name; see :func:`parse_assignments`."""
+    values: dict[str, str] = {}
     for text in texts:
         found = re.fullmatch(r"(\w+)[=:](.+)", text, re.DOTALL)
         if found is None:
             raise UserError(f"{option} {text}: must be NAME=VALUE, for example n_steps=1024.")
-        name, value = found.groups()
-        if name in values:
-            raise UserError(f"{option} {name}: is given twice.")
-        values[name] = _yaml(option, text, value)
+        if found[1] in values:
+            raise UserError(f"{option} {found[1]}: is given twice.")
+        values[found[1]] = found[2]
     return values
+
+
+def _grid(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Read ``--grid``; None if it was not given."""
+    given = _assignments("--grid", texts)
+    grid = {key: [_yaml("--grid", part, part) for part in values.split(",")] for key, values in given.items()}
+    return grid or None
 
 
 def _yaml(option: str, text: str, value: str) -> Any:
@@ -468,6 +483,7 @@ def sweep(options: Sweep, command: str) -> int:
         hyperparams_file=environment.hyperparams_file,
         envs=_split("--envs", options.envs),
         algos=_split("--algos", options.algos),
+        grid=_grid(options.grid),
         noise=_split("--noise", options.noise),
         seeds=_split("--seeds", options.seeds),
         n_timesteps=options.timesteps,

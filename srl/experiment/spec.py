@@ -27,6 +27,7 @@ from srl.experiment.hyperparams import (
     resolve_hyperparams,
 )
 from srl.experiment.policy_options import check_optimizer, policy_kwargs
+from srl.experiment.variants import NAME
 
 #: Values per action dimension that the paper discretises into.
 DEFAULT_BINS = 11
@@ -45,6 +46,8 @@ class RunSpec(Strict):
     #: them from the seed in another way, so that its results differ.
     format: Literal[1, 2] = 2
     algo: str
+    #: The name of the column that it is in, if that is not the algorithm's.
+    variant: Annotated[str, Field(pattern=NAME)] | None = None
     env: str
     #: Modules of the user's own to import before the environment is made; they register it with Gymnasium.
     gym_packages: list[str] = Field(default_factory=list)
@@ -99,8 +102,9 @@ class RunSpec(Strict):
 
     @property
     def path(self) -> str:
-        """The run's folder inside a sweep's: environment, algorithm, noise, seed."""
-        return "/".join([safe_name(self.env), self.algo, safe_name(self.noise), f"seed-{self.seed}"])
+        """The run's folder inside a sweep's: environment, algorithm or variant, noise, seed."""
+        column = safe_name(self.variant or self.algo)
+        return "/".join([safe_name(self.env), column, safe_name(self.noise), f"seed-{self.seed}"])
 
     def env_spec(self) -> EnvSpec:
         """What :mod:`srl.envs` needs to make the run's environments."""
@@ -135,6 +139,7 @@ def make_run_spec(
     env: str,
     seed: int,
     *,
+    variant: str | None = None,
     noise: str = "none",
     n_timesteps: int | None = None,
     bins: int | None = None,
@@ -156,6 +161,7 @@ def make_run_spec(
     :param algo: The algorithm's name.
     :param env: The environment's id, also one that Gymnasium has renamed.
     :param seed: The seed of everything that is random in the run.
+    :param variant: The name of the column that the run is in, if that is not the algorithm's.
     :param noise: Reward noise in training, see :func:`srl.envs.parse_noise`.
     :param n_timesteps: Training steps; None takes the hyperparameter file's.
     :param bins: Values per action dimension for a discretised algorithm; None takes 11.
@@ -207,6 +213,7 @@ def make_run_spec(
     try:
         spec = RunSpec(
             algo=algorithm.name,
+            variant=variant,
             env=env_id,
             noise=noise,
             seed=seed,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from srl.experiment.store import (
     write_text,
 )
 from srl.experiment.tasks import Population, make_tasks
+from srl.experiment.variants import Variant, VariantError, check_comparisons, make_variants
 
 _HYPERPARAMETERS = {name for model in FAMILIES.values() for name in model.model_fields}
 _PLAN_LOCK = ".sweep.lock"
@@ -65,10 +67,18 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
 
 
 class SweepOptions(Strict):
-    """What a sweep compares. Every combination of ``envs``, ``algos``, ``noise`` and ``seeds`` is a run."""
+    """What a sweep compares. Every combination of ``envs``, columns, ``noise`` and ``seeds`` is a run; the
+    columns are ``algos`` and ``variants``.
+    """
 
     envs: Annotated[list[str], Field(min_length=1)]
-    algos: Annotated[list[str], Field(min_length=1)]
+    algos: list[str] = Field(default_factory=list)
+    #: Named variants of algorithms: ``algo``, and the hyperparameters in which they differ from it.
+    variants: dict[str, Any] = Field(default_factory=dict)
+    #: Values by hyperparameter; each of ``algos`` is expanded into a variant for each combination.
+    grid: dict[str, Any] = Field(default_factory=dict)
+    #: Pairs of columns that reports compare; without any, symmetric algorithms with their baselines.
+    compare: list[list[str]] = Field(default_factory=list)
     noise: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)]
     #: None takes the hyperparameter files'.
@@ -108,6 +118,17 @@ class SweepOptions(Strict):
     def _algos(cls, value: list[str]) -> list[str]:
         return [get_algorithm(name).name for name in value]
 
+    def columns(self) -> list[Variant]:
+        """Return what is compared.
+
+        :raises VariantError: If something in it is wrong.
+        """
+        columns = make_variants(self.algos, self.variants, self.grid)
+        if not columns:
+            raise VariantError(["algos"], "at least one algorithm or variant is needed.")
+        check_comparisons(self.compare, columns)
+        return columns
+
 
 def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **changes: Any) -> SweepOptions:
     """Read a sweep's file.
@@ -138,22 +159,50 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         for prefix, part in (([], values), (["quick"], small)):
             _check_code(file, prefix, part, allowed=changes.get("gym_packages") or ())
     _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
+    for part in (values, values | small):
+        try:
+            SweepOptions(**part).columns()
+        except VariantError as error:
+            inside = part is not values and error.keys[0] in small
+            raise file.error([*(["quick"] if inside else []), *error.keys], error.message) from None
     values |= small if quick else {}
     if values.get("hyperparams_file"):
         values["hyperparams_file"] = path.parent / values["hyperparams_file"]
+    if changes.get("algos") is not None:
+        # Of the file's variants, those that the command line names
+        values["variants"] = {
+            name: value for name, value in values.get("variants", {}).items() if name in changes["algos"]
+        }
+        changes["algos"] = [name for name in changes["algos"] if name not in values["variants"]]
     for key, value in changes.items():
-        if isinstance(value, dict):
+        if key == "grid" and value is not None:
+            values[key] = value
+        elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
         elif value is not None:
             values[key] = value
+    # What the command line leaves out of the columns is not compared either
+    chosen = changes.get("algos") is not None or changes.get("grid") is not None
     try:
-        return SweepOptions(**values)
+        options = SweepOptions(**values)
+        if chosen:
+            options = _without_absent_comparisons(options)
+        options.columns()
+        return options
+    except VariantError as error:
+        option, *keys = map(str, error.keys)
+        raise UserError(f"--{option}{' ' if keys else ''}{'.'.join(keys)}: {error.message}") from None
     except ValidationError as error:
         detail = error.errors()[0]
         message = detail["msg"].removeprefix("Value error, ")
         name = str(detail["loc"][0])
         option = _OPTIONS.get(name, name).replace("_", "-")
         raise UserError(f"--{option} {detail['input']}: {message}") from None
+
+
+def _without_absent_comparisons(options: SweepOptions) -> SweepOptions:
+    names = {variant.name for variant in options.model_copy(update={"compare": []}).columns()}
+    return options.model_copy(update={"compare": [pair for pair in options.compare if set(pair) <= names]})
 
 
 def _check_code(
@@ -215,9 +264,9 @@ def expand(
     """
     specs: list[RunSpec] = []
     notes: dict[str, None] = {}
-    cells = [(env, algo, noise) for env in options.envs for algo in options.algos for noise in options.noise]
-    for env, algo, noise in cells:
-        algorithm = get_algorithm(algo)
+    cells = list(product(options.envs, options.columns(), options.noise))
+    for env, variant, noise in cells:
+        algorithm = get_algorithm(variant.algo)
         overrides = {
             key: value for key, value in options.overrides.items() if not _is_of_env(key, value)
         } | options.overrides.get(env, {})
@@ -226,7 +275,7 @@ def expand(
         if algorithm.symmetric:
             overrides |= options.symmetric_overrides
         spec, lines = make_run_spec(
-            algo,
+            variant.algo,
             env,
             options.seeds[0],
             noise=noise,
@@ -242,14 +291,17 @@ def expand(
             max_episode_steps=options.max_episode_steps,
             hyperparams_file=options.hyperparams_file,
             trust_file=trust_file,
-            overrides=of_family(algorithm.family, overrides),
+            variant=variant.label,
+            overrides=of_family(algorithm.family, overrides) | variant.overrides,
         )
         notes |= dict.fromkeys(lines)
         specs.append(spec)
     for path, count in Counter(spec.path for spec in specs).items():
         if count > 1:
             cell = Path(path).parent
-            raise UserError(f"{cell} stands more than once; name each environment, algorithm and noise once.")
+            raise UserError(
+                f"{cell} is there twice; name each environment, algorithm, variant and noise once."
+            )
     # Making environments takes time, and most cells differ in what does not matter to them
     kinds = {}
     for spec in specs:
@@ -268,6 +320,8 @@ class Plan:
 
     root: Path
     jobs: list[Job]
+    #: Pairs of columns that reports compare.
+    compare: list[list[str]] = field(default_factory=list)
     #: Jobs whose run is finished.
     done: list[Job] = field(default_factory=list)
     #: Jobs still to run, those that failed or were interrupted before included.

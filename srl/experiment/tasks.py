@@ -19,7 +19,7 @@ from srl.experiment.spec import RunSpec
 Population = int | Literal["auto", "off"]
 
 #: What may differ between members: what each has to itself, and numbers.
-_OF_A_MEMBER = {"algo", "noise", "seed", "profile", "stacked"}
+_OF_A_MEMBER = {"algo", "variant", "noise", "seed", "profile", "stacked"}
 _NUMBERS = {
     "alpha", "beta", "z", "learning_rate", "ent_coef", "vf_coef", "max_grad_norm", "gamma", "gae_lambda",
     "clip_range", "clip_range_vf", "advantage_flip_prob",
