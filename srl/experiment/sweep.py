@@ -190,8 +190,8 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         options.columns()
         return options
     except VariantError as error:
-        option, *keys = map(str, error.keys)
-        raise UserError(f"--{option}{' ' if keys else ''}{'.'.join(keys)}: {error.message}") from None
+        option, *parts = map(str, error.keys)
+        raise UserError(f"--{option}{' ' if parts else ''}{'.'.join(parts)}: {error.message}") from None
     except ValidationError as error:
         detail = error.errors()[0]
         message = detail["msg"].removeprefix("Value error, ")
