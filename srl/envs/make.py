@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from srl.envs.box2d_world import FreshWorld
 from srl.envs.discretize import DiscretizeAction, check_bins
 from srl.envs.finite import VecCheckFinite
+from srl.envs.minatar import FreshGame, is_minatar
 from srl.envs.mujoco_log import without_deprecation_messages
 from srl.envs.native import make_native
 from srl.envs.registration import (
@@ -308,6 +309,8 @@ def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, 
     def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         if isinstance(env.unwrapped, BipedalWalker):
             env = FreshWorld(env)
+        if is_minatar(env):
+            env = FreshGame(env)
         if spec.atari:
             env = AtariWrapper(env, frame_skip=FRAME_SKIP)
         for name, wrapper, kwargs in wrappers:

@@ -1,6 +1,7 @@
 """Environment ids: which there are, what they are called today, and what they need to run.
 
-Importing this module registers the Atari games of ale-py with Gymnasium.
+Importing this module registers the Atari games of ale-py and the games of MinAtar with Gymnasium; the
+package ``minatar`` itself is imported when a game is made.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from gymnasium.envs.registration import find_highest_version, get_env_id, parse_
 from srl.errors import UserError, nearest
 
 gym.register_envs(ale_py)
+
+for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
+    # Under the ids that `minatar` has, with the actions that make a difference in the game
+    gym.register(
+        f"MinAtar/{_game.title().replace('_', '')}-v1",
+        entry_point="minatar.gym:BaseEnv",
+        kwargs={"game": _game, "use_minimal_action_set": True},
+    )
 
 # Ids of the paper's protocol whose environment Gymnasium goes on offering under a new version number.
 RENAMED = {
@@ -142,7 +151,9 @@ def explained_failures(env_id: str) -> Iterator[None]:
     try:
         yield
     except (gym.error.Error, ImportError) as error:
-        raise UserError(f"{env_id} cannot be made: {_one_line(error)}") from error
+        package = str(getattr(error, "name", "")).partition(".")[0]
+        hint = " Run `pip install 'symmetric-rl[minatar]'`." if package == "minatar" else ""
+        raise UserError(f"{env_id} cannot be made: {_one_line(error)}{hint}") from error
     except TypeError as error:
         # Gymnasium marks so what the environment's constructor raised; another TypeError is a bug.
         if "was raised from the environment creator" not in str(error):

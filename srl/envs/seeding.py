@@ -69,8 +69,8 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     """Start an environment's random stream; the next ``reset()`` draws its first numbers.
 
     ``reset(seed=...)`` seeds whatever the environment draws from with 31 bits, which any environment takes.
-    If ``np_random`` is a NumPy Generator, as in Gymnasium's own environments, it then gets the whole stream,
-    so that no two environments of any two seeds share an episode.
+    If ``np_random`` is a NumPy Generator, as in Gymnasium's own environments, a RandomState or Python's
+    Random, it then gets the whole stream, so that no two environments of any two seeds share an episode.
 
     :param env: The environment, in any wrappers.
     :param sequence: Of its stream.
@@ -78,8 +78,14 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     seed = small_seed(sequence)
     env.reset(seed=seed)
     env.action_space.seed(seed)
-    if isinstance(getattr(env.unwrapped, "np_random", None), np.random.Generator):
+    generator: Any = getattr(env.unwrapped, "np_random", None)
+    if isinstance(generator, np.random.Generator):
         env.unwrapped.np_random = np.random.default_rng(sequence)
+    elif isinstance(generator, np.random.RandomState):
+        # In place, since the environment may hold it under another name too
+        generator.set_state(_mersenne_twister(sequence))
+    elif isinstance(generator, random.Random):
+        generator.seed(_large_seed(sequence))
 
 
 def seed_torch(generator: th.Generator, sequence: np.random.SeedSequence) -> None:
@@ -99,7 +105,7 @@ def seed_numpy(sequence: np.random.SeedSequence) -> None:
 
     :param sequence: Of the stream.
     """
-    np.random.set_state(dict(np.random.MT19937(sequence).state))  # noqa: NPY002
+    np.random.set_state(_mersenne_twister(sequence))  # noqa: NPY002
 
 
 def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cpu") -> None:
@@ -116,7 +122,17 @@ def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cp
         th.cuda.init()  # type: ignore[no-untyped-call]
         seed_torch(th.cuda.default_generators[index], sequence)
     seed_numpy(children[0])
-    random.seed(int.from_bytes(children[1].generate_state(8).tobytes(), "little"))
+    random.seed(_large_seed(children[1]))
+
+
+def _large_seed(sequence: np.random.SeedSequence) -> int:
+    """Return a seed of 256 bits, which Python's generator takes whole."""
+    return int.from_bytes(sequence.generate_state(8).tobytes(), "little")
+
+
+def _mersenne_twister(sequence: np.random.SeedSequence) -> dict[str, Any]:
+    """Return the state of NumPy's Mersenne Twister for a stream."""
+    return dict(np.random.MT19937(sequence).state)
 
 
 def _torch_cpu_state(sequence: np.random.SeedSequence) -> th.Tensor:
@@ -125,7 +141,7 @@ def _torch_cpu_state(sequence: np.random.SeedSequence) -> th.Tensor:
     ``manual_seed`` keeps 32 bits of a seed, too few to keep the streams of all seeds apart. So the words of
     the state are those that NumPy's Mersenne Twister has for the stream.
     """
-    words = np.random.MT19937(sequence).state["state"]["key"]
+    words = _mersenne_twister(sequence)["state"]["key"]
     # A header of three numbers, the words as 64-bit numbers, and the rest of a normal draw
     state = th.Generator().manual_seed(0).get_state().numpy().view(np.uint64).copy()
     state[3 : 3 + len(words)] = words
