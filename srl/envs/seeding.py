@@ -13,6 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
+from stable_baselines3.common.env_util import unwrap_wrapper
 
 
 class Stream(IntEnum):
@@ -78,6 +80,10 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     seed = small_seed(sequence)
     env.reset(seed=seed)
     env.action_space.seed(seed)
+    life: Any = unwrap_wrapper(env, EpisodicLifeEnv)
+    if life is not None:
+        # Else the next reset would go on with the game that this one has begun
+        life.was_real_done = True
     generator: Any = getattr(env.unwrapped, "np_random", None)
     if isinstance(generator, np.random.Generator):
         env.unwrapped.np_random = np.random.default_rng(sequence)

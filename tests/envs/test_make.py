@@ -124,13 +124,6 @@ def test_same_spec_gives_the_same_observations_and_rewards_and_another_seed_othe
     assert (first[0] != other[0]).any()
 
 
-@every_kind
-def test_algorithm_with_the_runs_seed_starts_the_same_streams(spec):
-    untouched, seeded = make_train_env(spec), make_train_env(spec)
-    seeded.seed(spec.seed)  # what SB3's algorithms do when they are set up
-    assert (rollout(untouched, 8)[1] == rollout(seeded, 8)[1]).all()
-
-
 @pytest.mark.parametrize("spec", [CARTPOLE, LANDER, PENDULUM], ids=lambda spec: spec.env_id)
 def test_environments_of_one_run_and_of_its_evaluation_are_different(spec):
     starts = [*make_train_env(spec).unwrapped.reset(), *make_eval_env(spec, 3).unwrapped.reset()]

@@ -163,13 +163,15 @@ class BreaksForOne(Fine):
         super().__init__(render_mode)
         self.method, self.error, self.at_step = method, error, step
         stream = Stream.EVAL_ENV if in_evaluation else Stream.TRAIN_ENV
-        self.bad_seed = small_seed(seed_sequence(self.SEED, stream))
+        # Of the run with that seed the first environment, and of the one before it the second
+        places = ((self.SEED, 0), (self.SEED - 1, 1))
+        self.bad_seeds = {small_seed(seed_sequence(seed, stream, index)) for seed, index in places}
         self.seed: int | None = None
         self.in_reset = False
 
     def damage(self, method: str, value):
         is_time = self.n_steps >= self.at_step if method == "reset" else self.n_steps == self.at_step
-        if self.seed != self.bad_seed or self.method != method or not is_time:
+        if self.seed not in self.bad_seeds or self.method != method or not is_time:
             return value
         if self.error == "raises":
             raise KeyError("broken | for <b>one</b> and\na second line")

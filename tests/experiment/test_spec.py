@@ -124,7 +124,7 @@ def test_spec_is_complete_and_survives_json():
     ("change", "says"),
     [
         (dict(algo="spo"), "sppo"),
-        (dict(format=2), "format"),
+        (dict(format=3), "format"),
         (dict(extra=1), "extra"),
         (dict(hyperparams={"z": 1.0}), "z"),
         (dict(hyperparams=None), "hyperparams"),

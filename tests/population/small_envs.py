@@ -8,6 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from srl.envs.seeding import Stream, seed_sequence, small_seed
+
 #: Environments of this module, by their ids.
 SMALL_ENVS = "tests.population.small_envs:"
 
@@ -92,7 +94,7 @@ class Table(Small):
 
 
 class TwoWays(Small):
-    """In the 14th step, an episode's last, one seed gets an infinite reward and another a NaN to see."""
+    """In the 14th step, an episode's last, one run's seed gets an infinite reward and another a NaN to see."""
 
     seed: int | None = None
 
@@ -103,9 +105,9 @@ class TwoWays(Small):
     def step(self, action):
         observation, reward, *_, info = super().step(action)
         is_end = self.n_steps % 7 == 0
-        if self.n_steps == 14 and self.seed == 10:
+        if self.n_steps == 14 and self.seed == small_seed(seed_sequence(10, Stream.TRAIN_ENV)):
             reward = float("inf")
-        if self.n_steps == 14 and self.seed == 20:
+        if self.n_steps == 14 and self.seed == small_seed(seed_sequence(20, Stream.TRAIN_ENV)):
             observation = observation * np.float32("nan")
         return observation, reward, False, is_end, info
 

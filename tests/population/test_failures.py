@@ -78,7 +78,7 @@ def test_step_at_which_a_member_failed_is_that_of_its_run_alone(env, tmp_path):
 
 @pytest.mark.parametrize("env", ["NanRewardForOne-v0", "InfObservationForOne-v0", "RaisesForOne-v0"])
 def test_one_of_a_members_environments_breaks_and_is_named(env, tmp_path):
-    # With two environments the run of seed 9 has the one with the bad seed too, as its second
+    # With two environments the second of the run before breaks too
     specs = [
         small_spec("sa2c", BROKEN + env, seed, n_timesteps=160, overrides=dict(n_envs=2, n_steps=8))
         for seed in (0, BAD - 1, 20)
