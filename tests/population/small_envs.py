@@ -94,7 +94,7 @@ class Table(Small):
 
 
 class TwoWays(Small):
-    """In the 14th step, an episode's last, one run's seed gets an infinite reward and another a NaN to see."""
+    """In the 14th step, an episode's last, one run gets an infinite reward and another a NaN to see."""
 
     seed: int | None = None
 
