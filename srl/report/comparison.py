@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from srl.experiment.algorithms import get_algorithm
-from srl.report.intervals import CONFIDENCE, Array, Estimate
+from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import Task
 from srl.report.runs import Cell
-from srl.report.statistics import probability_of_improvement, smallest_p_value
-from srl.report.tables import column_order
+from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
+from srl.report.statistics import probability_of_improvement
+from srl.report.tables import column_order, noise_order
 
 
 @dataclass(frozen=True)
@@ -128,18 +129,24 @@ class Improvement:
     estimate: Estimate
     n_seeds: int
     tasks: tuple[Task, ...]
+    #: Of the exact test of this comparison alone; NaN with fewer than two seeds.
+    p_value: float = float("nan")
+    #: Adjusted by Holm for the comparisons of its family, see :func:`compare_pairs`.
+    adjusted_p_value: float = float("nan")
+    #: The adjusted p-value if in all comparisons of the family every run of one side scored above all others.
+    smallest_p_value: float = float("nan")
 
     @property
     def can_show(self) -> bool:
-        """Whether so many runs could show a difference, if it were as large as can be."""
-        return smallest_p_value(self.n_seeds, self.n_seeds, len(self.tasks)) <= 1 - CONFIDENCE
+        """Whether so many runs can show a difference among so many comparisons."""
+        return self.smallest_p_value <= ALPHA
 
     @property
     def shown(self) -> int:
         """1 if it is shown to be better, -1 for worse, 0 if neither is shown."""
-        if not self.can_show or not self.estimate.has_interval:
+        if not self.adjusted_p_value <= ALPHA:
             return 0
-        return int(self.estimate.low > 0.5) - int(self.estimate.high < 0.5)
+        return 1 if self.estimate.value > 0.5 else -1
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,8 @@ class Comparison:
     noise: str
     symmetric: str
     baseline: str
-    #: Over the environments and seeds that both have finished; None if there are none.
+    #: Over the environments and seeds that both have finished; None if there are none. With one environment,
+    #: the same as in ``per_task``.
     overall: Improvement | None
     #: In each environment, with all seeds that both have finished there.
     per_task: dict[Task, Improvement]
@@ -162,33 +170,86 @@ class Comparison:
         return f"{self.symmetric} over {self.baseline}"
 
 
-def compare_pairs(cells: Sequence[Cell], noise: str, *, reps: int) -> list[Comparison]:
+def compare_pairs(cells: Sequence[Cell], *, reps: int) -> list[Comparison]:
     """Every symmetric algorithm beside every one that differs from it in nothing but the reverse loss.
 
+    P-values are adjusted in two families, see :func:`family_sizes`.
+
     :param cells: All that is reported.
-    :param noise: Of those, the ones with this noise.
     :param reps: Bootstrap samples.
+    :return: The comparisons, noise by noise.
     """
-    columns = by_column([cell for cell in cells if cell.noise == noise])
     algorithms = {cell.column: get_algorithm(cell.algo) for cell in cells}
-    return [
-        _compare(noise, symmetric, baseline, {name: columns[name] for name in (symmetric, baseline)}, reps)
-        for baseline in columns
-        for symmetric in columns
-        if algorithms[symmetric].symmetric
-        and not algorithms[baseline].symmetric
-        and algorithms[symmetric].family == algorithms[baseline].family
-        and algorithms[symmetric].discretised == algorithms[baseline].discretised
-    ]
+    found = []
+    for noise in sorted({cell.noise for cell in cells}, key=noise_order):
+        columns = by_column([cell for cell in cells if cell.noise == noise])
+        found += [
+            _compare(
+                noise, symmetric, baseline, {name: columns[name] for name in (symmetric, baseline)}, reps
+            )
+            for baseline in columns
+            for symmetric in columns
+            if algorithms[symmetric].symmetric
+            and not algorithms[baseline].symmetric
+            and algorithms[symmetric].family == algorithms[baseline].family
+            and algorithms[symmetric].discretised == algorithms[baseline].discretised
+        ]
+    return _adjusted(found)
+
+
+def family_sizes(comparisons: Sequence[Comparison]) -> tuple[int, int]:
+    """The number of tests in the two families of a report, of all pairs and all noises.
+
+    :return: Comparisons over several environments, and comparisons in one environment. Those of fewer than
+        two seeds have no test and do not count.
+    """
+    overall, single = (sum(one.n_seeds > 1 for one in family.values()) for family in _families(comparisons))
+    return overall, single
+
+
+#: The place of a comparison in a list, and the environment; None over several environments.
+_Key = tuple[int, Task | None]
+
+
+def _families(comparisons: Sequence[Comparison]) -> tuple[dict[_Key, Improvement], dict[_Key, Improvement]]:
+    overall: dict[_Key, Improvement] = {}
+    single: dict[_Key, Improvement] = {}
+    for number, comparison in enumerate(comparisons):
+        if comparison.overall is not None and len(comparison.overall.tasks) > 1:
+            overall[number, None] = comparison.overall
+        for task, improvement in comparison.per_task.items():
+            single[number, task] = improvement
+    return overall, single
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values adjusted within each family."""
+    overall, single = (_adjusted_family(family) for family in _families(comparisons))
+    result = []
+    for number, one in enumerate(comparisons):
+        per_task = {task: single[number, task] for task in one.per_task}
+        in_one = per_task[one.overall.tasks[0]] if one.overall else None
+        result.append(replace(one, overall=overall.get((number, None), in_one), per_task=per_task))
+    return result
+
+
+def _adjusted_family(family: Mapping[_Key, Improvement]) -> dict[_Key, Improvement]:
+    tests = family.values()
+    adjusted = holm([one.p_value for one in tests])
+    smallest = holm([smallest_p_value(one.n_seeds, one.n_seeds, len(one.tasks)) for one in tests])
+    return {
+        key: replace(one, adjusted_p_value=p, smallest_p_value=bound)
+        for (key, one), p, bound in zip(family.items(), adjusted, smallest, strict=True)
+    }
 
 
 def _compare(
     noise: str, symmetric: str, baseline: str, sides: Mapping[str, Mapping[Task, Cell]], reps: int
 ) -> Comparison:
     def improvement(matched: Matched) -> Improvement:
-        scores = matched.scores
-        estimate = probability_of_improvement(scores[symmetric], scores[baseline], reps=reps)
-        return Improvement(estimate, len(matched.seeds), matched.tasks)
+        x, y = matched.scores[symmetric], matched.scores[baseline]
+        estimate = probability_of_improvement(x, y, reps=reps)
+        return Improvement(estimate, len(matched.seeds), matched.tasks, p_value(x, y))
 
     every = match(sides)
     shared = sorted(set(sides[symmetric]) & set(sides[baseline]))

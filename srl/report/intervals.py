@@ -28,15 +28,6 @@ class Estimate:
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
 
-def mean_interval(values: Array) -> Estimate:
-    """The mean with Student's t interval.
-
-    :param values: Shape (n,); fewer than two have no interval.
-    """
-    mean, half = t_interval(values[:, None])
-    return Estimate(float(mean[0]), float(mean[0] - half[0]), float(mean[0] + half[0]))
-
-
 def t_interval(values: Array) -> tuple[Array, Array]:
     """The mean over the first dimension, and half of the width of Student's t interval around it.
 

@@ -20,6 +20,7 @@ from srl.report.markup import one_line
 from srl.report.normalisation import NAMES
 from srl.report.report import Report
 from srl.report.runs import Run
+from srl.report.significance import ALPHA
 from srl.report.statistics import BOOTSTRAP_SEED
 from srl.report.tables import Row
 
@@ -180,13 +181,18 @@ def _method(report: Report) -> list[str]:
         "Intervals of interquartile means, aggregates, profiles and probabilities of improvement are "
         f"stratified percentile bootstraps by rliable, {report.reps:,} samples each, NumPy's generator "
         f"seeded with {BOOTSTRAP_SEED} before each (Agarwal et al., NeurIPS 2021, arXiv 2108.13264).",
-        "Means ± standard errors use the unbiased deviation; in bold is a best score whose 95% interval lies "
-        "above all others of its row (Student's t for means).",
+        "Means ± standard errors use the unbiased deviation. A best score is bold if it is shown to score "
+        "higher than every other column of its row, after Holm's correction for the number of rows.",
         f"Scores over environments are {' and '.join(kinds) or 'in no aggregate'}.",
         "The probability of improvement is that of a run of the first scoring above a run of the second in "
         "the same environment, averaged over environments; both sides have the same environments, steps, "
-        "noise and seeds. A difference is called shown if the 95% interval excludes 0.5 and the runs are "
-        "enough for the most extreme outcome to have a p-value of at most 0.05.",
+        "noise and seeds.",
+        "The test of a difference is a two-sided permutation test of the probability of improvement, "
+        "stratified by environment. Its null distribution is exact, ties included. The null hypothesis is "
+        "that both sides have the same distribution of scores in every environment.",
+        "P-values are adjusted by Holm's method in two families: the comparisons over several environments, "
+        "and the comparisons in one environment, each of all pairs and noises. A difference is called shown "
+        f"if its adjusted p-value is at most {ALPHA:g}. Intervals play no part in this.",
     ]
 
 

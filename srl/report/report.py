@@ -11,22 +11,15 @@ from typing import Any
 import numpy as np
 
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
-from srl.report.comparison import Comparison, Improvement, Matched, compare_pairs, task_name
-from srl.report.intervals import CONFIDENCE, Estimate
+from srl.report.comparison import Comparison, Matched, compare_pairs, family_sizes, task_name
+from srl.report.intervals import CONFIDENCE, Array, Estimate
 from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
 from srl.report.runs import Cell
 from srl.report.scores import Scores, read_scores
+from srl.report.significance import ALPHA, best_of_rows
 from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean
 from srl.report.summary import describe_runs, summarise
-from srl.report.tables import (
-    Entry,
-    Row,
-    Table,
-    best_of,
-    noise_order,
-    rows_of,
-    with_interval,
-)
+from srl.report.tables import BOLD, Entry, Row, Table, rows_of, with_interval, with_p_values
 
 
 @dataclass(frozen=True)
@@ -72,11 +65,8 @@ def make_report(
     tell("Computing intervals over environments")
     scales, notes = find_scales(cells, normalisation)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
-    noises = sorted({cell.noise for cell in cells}, key=noise_order)
-    comparisons: list[Comparison] = []
-    for noise in noises:
-        tell(f"Comparing algorithms {describe_noise(noise)}")
-        comparisons += compare_pairs(cells, noise, reps=reps)
+    tell("Comparing algorithms")
+    comparisons = compare_pairs(cells, reps=reps)
     tell("Computing intervals of each environment")
     tables = [
         scores.table,
@@ -115,8 +105,8 @@ def _robust_table(
         n_envs: int,
         kind: str,
         found: Mapping[str, tuple[Estimate, int]],
+        best: str | None,
     ) -> None:
-        best = best_of({column: estimate for column, (estimate, _) in found.items()})
         normalised = kind != "none"
         entries = {
             column: Entry(
@@ -145,28 +135,44 @@ def _robust_table(
             for column, (estimate, n) in found.items()
         )
 
-    for aggregate in aggregates:
+    over_envs = [
+        {column: (figures["iqm"], one.scores[column]) for column, figures in one.figures.items()}
+        for one in aggregates
+    ]
+    for aggregate, figures, best in zip(aggregates, over_envs, _bests(over_envs), strict=True):
         n_envs, n = len(aggregate.matched.tasks), len(aggregate.matched.seeds)
         name = f"{n_envs} environment{'' if n_envs == 1 else 's'}, {NAMES[aggregate.kind]}"
-        found = {column: (figures["iqm"], n) for column, figures in aggregate.figures.items()}
-        add(name, aggregate.noise, None, n_envs, aggregate.kind, found)
-    for (env, noise, steps), row in rows_of(cells, columns):
-        found = {
-            column: (interquartile_mean(np.array(cell.values)[:, None], reps=reps), len(cell.values))
+        found = {column: (iqm, n) for column, (iqm, _) in figures.items()}
+        add(name, aggregate.noise, None, n_envs, aggregate.kind, found, best)
+    places = rows_of(cells, columns)
+    in_env = [
+        {
+            column: (interquartile_mean(scores := np.array(cell.values)[:, None], reps=reps), scores)
             for column, cell in row.items()
             if cell.values
         }
-        add(env, noise, steps, 1, "none", found)
+        for _, row in places
+    ]
+    for ((env, noise, steps), _), figures, best in zip(places, in_env, _bests(in_env), strict=True):
+        found = {column: (iqm, len(scores)) for column, (iqm, scores) in figures.items()}
+        add(env, noise, steps, 1, "none", found, best)
     title = "Interquartile mean [95% interval] of final scores, n seeds"
     note = (
         "Rows over environments compare matched runs: the seeds that every algorithm has finished in each of "
         "the environments. Rows of one environment show all finished seeds."
     )
-    return Table("robust", title, columns, rows, records, [note])
+    bold = f"{BOLD} Rows over environments and rows of one environment are corrected separately."
+    return Table("robust", title, columns, rows, records, [note, bold] if len(columns) > 1 else [note])
+
+
+def _bests(rows: Sequence[Mapping[str, tuple[Estimate, Array]]]) -> list[str | None]:
+    return best_of_rows(
+        [{column: (iqm.value, scores) for column, (iqm, scores) in row.items()} for row in rows]
+    )
 
 
 def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
-    """Probabilities of improvement with 95% intervals, over environments and in each."""
+    """Probabilities of improvement with 95% intervals and p-values, over environments and in each."""
     columns = list(dict.fromkeys(comparison.name for comparison in comparisons))
     rows: list[Row] = []
     records: list[dict[str, Any]] = []
@@ -181,8 +187,9 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
                 continue
             # Bold is what is shown to differ from 1/2, whichever side it is on
             entries[comparison.name] = Entry(
-                with_interval(improvement.estimate, _decimals(improvement)),
+                with_interval(improvement.estimate, 2),
                 n=improvement.n_seeds,
+                p_values=with_p_values(improvement.p_value, improvement.adjusted_p_value),
                 best=improvement.shown != 0,
                 value=improvement.estimate.value,
             )
@@ -198,6 +205,8 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
                     "low": improvement.estimate.low,
                     "high": improvement.estimate.high,
                     "n_seeds": improvement.n_seeds,
+                    "p_value": improvement.p_value,
+                    "adjusted_p_value": improvement.adjusted_p_value,
                     "shown": improvement.shown,
                 }
             )
@@ -205,14 +214,14 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
             name = "all environments in common" if task is None else task_name(task, tasks)
             rows.append(Row(name, noise, task[1] if task else None, entries))
     title = "Probability of improvement [95% interval] over the baseline, n matched seeds on each side"
-    note = "Bold where a difference is shown: the interval leaves out 0.5, and the runs are enough for that."
+    n_overall, n_single = family_sizes(comparisons)
+    note = (
+        "p: two-sided p-value of the exact permutation test stratified by environment. Adjusted: by Holm's "
+        f"method for the comparisons of all pairs and noises, separately for the {n_overall} over several "
+        f"environments and the {n_single} in one environment. Bold: a difference is shown (adjusted p at "
+        f"most {ALPHA:g}). The bootstrap intervals play no part in this."
+    )
     return Table("improvement", title, columns, rows, records, [note] if rows else [])
-
-
-def _decimals(improvement: Improvement) -> int:
-    """Two, unless a bound that leaves out 0.5 would be rounded to it."""
-    bounds = improvement.estimate.low, improvement.estimate.high
-    return 3 if improvement.shown and any(f"{bound:.2f}" == "0.50" for bound in bounds) else 2
 
 
 def statistics(report: Report) -> dict[str, Any]:
@@ -220,6 +229,7 @@ def statistics(report: Report) -> dict[str, Any]:
 
     Score matrices have the shape (n_seeds, n_environments).
     """
+    n_comparisons = family_sizes(report.comparisons)
     return {
         "format": 1,
         "last": report.last,
@@ -227,6 +237,8 @@ def statistics(report: Report) -> dict[str, Any]:
         "reps": report.reps,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "confidence": CONFIDENCE,
+        "significance": ALPHA,
+        "n_comparisons": dict(zip(("several_environments", "one_environment"), n_comparisons, strict=True)),
         "runs": dict(Counter(run.state for run in report.scores.runs)),
         "scales": [
             {"environment": env, "n_timesteps": steps, "kind": s.kind, "zero": s.zero, "one": s.one}
@@ -265,6 +277,10 @@ def statistics(report: Report) -> dict[str, Any]:
                 "seeds": list(comparison.seeds),
                 "left_out": list(comparison.left_out),
                 "probability_of_improvement": _estimate(comparison.overall.estimate)
+                if comparison.overall
+                else None,
+                "p_value": _plain(comparison.overall.p_value) if comparison.overall else None,
+                "adjusted_p_value": _plain(comparison.overall.adjusted_p_value)
                 if comparison.overall
                 else None,
             }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from srl.experiment.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
-from srl.report.comparison import Comparison, Improvement, task_name
+from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
 from srl.report.normalisation import Task
 from srl.report.runs import UNFINISHED, Cell, Run
-from srl.report.tables import noise_order
+from srl.report.significance import ALPHA
+from srl.report.tables import noise_order, p_text, with_interval
 
 #: In how many of 100 cases a 95% bootstrap interval of the interquartile mean of so many normally distributed
 #: scores holds the true one; simulated, see docs/reports.md.
@@ -62,22 +64,35 @@ def _describe(comparison: Comparison) -> list[str]:
 
 def _verdict(comparison: Comparison, improvement: Improvement) -> str:
     symmetric, baseline = comparison.symmetric, comparison.baseline
-    estimate = improvement.estimate
-    extent = f"{_count(len(improvement.tasks), 'environment')}, {_count(improvement.n_seeds, 'seed')} each"
-    if len(improvement.tasks) == 1:
-        extent = f"{improvement.tasks[0][0]}, {_count(improvement.n_seeds, 'seed')} each"
-    interval = f"95% interval {estimate.low:.2f} to {estimate.high:.2f}; " if estimate.has_interval else ""
-    figure = (
-        f"a run of {symmetric} scores above one of {baseline} with probability {estimate.value:.2f} "
-        f"({interval}{extent})"
-    )
+    figure = f"a run of {symmetric} scores above one of {baseline} with probability {_figure(improvement)}"
     if not improvement.can_show:
-        return f"{figure}; these are too few runs to show a difference, however the scores fall."
-    if not estimate.has_interval:
-        return f"{figure}; from one seed there is no interval, so that no difference is shown."
+        return f"{symmetric} and {baseline} have too few runs to show a difference: {figure}."
     if improvement.shown == 0:
-        return f"no difference between {symmetric} and {baseline} is shown: {figure}, and 0.5 is within it."
-    return f"{symmetric} scores {'higher' if improvement.shown > 0 else 'lower'} than {baseline}: {figure}."
+        return f"no difference between {symmetric} and {baseline} is shown: {figure}."
+    higher = f"{symmetric} scores {'higher' if improvement.shown > 0 else 'lower'} than {baseline}"
+    n_envs = len(improvement.tasks)
+    if n_envs == 1:
+        return f"{higher}: {figure}."
+    verdicts = [one.shown for one in comparison.per_task.values()]
+    if improvement.shown in verdicts:
+        n_alone = verdicts.count(improvement.shown)
+        return f"{higher} over {n_envs} environments together, and in {n_alone} of them alone: {figure}."
+    alone = "the opposite is shown in some of them" if any(verdicts) else "in none of them alone"
+    return (
+        f"a difference between {symmetric} and {baseline} is shown over {n_envs} environments together, but "
+        f"{alone}: {figure}."
+    )
+
+
+def _figure(improvement: Improvement) -> str:
+    """The probability of improvement with its interval, p-value and extent."""
+    estimate, (env, _), n_envs = improvement.estimate, improvement.tasks[0], len(improvement.tasks)
+    details = [f"95% interval {estimate.low:.2f} to {estimate.high:.2f}"] if estimate.has_interval else []
+    if not math.isnan(improvement.adjusted_p_value):
+        details.append(f"adjusted p {p_text(improvement.adjusted_p_value)}")
+    where = env if n_envs == 1 else _count(n_envs, "environment")
+    details.append(f"{where}, {_count(improvement.n_seeds, 'seed')} each")
+    return f"{estimate.value:.2f} ({'; '.join(details)})"
 
 
 def _describe_tasks(comparison: Comparison) -> str:
@@ -90,48 +105,39 @@ def _describe_tasks(comparison: Comparison) -> str:
         f"{len(names)}{f' ({_join(names)})' if 0 < len(names) <= 4 else ''}"
         for names in (by_verdict[1], by_verdict[-1], by_verdict[0])
     )
+    few = sum(not improvement.can_show for improvement in comparison.per_task.values())
     return (
         f"By environment, {describe_noise(comparison.noise)}: of {len(tasks)}, {comparison.symmetric} "
         f"is shown to score higher than {comparison.baseline} in {higher}, lower in {lower}, and neither "
-        f"in {neither}."
+        f"in {neither}.{f' {few} of them have too few runs to show a difference.' if few else ''}"
     )
 
 
 def _noise_effects(comparisons: Sequence[Comparison]) -> list[str]:
-    """Whether an improvement is larger or smaller with noise than without."""
+    """An improvement with noise next to the one without."""
     lines = []
     clean = {comparison.name: comparison.overall for comparison in comparisons if comparison.noise == "none"}
     for comparison in comparisons:
         without, noisy = clean.get(comparison.name), comparison.overall
         if comparison.noise == "none" or without is None or noisy is None:
             continue
-        both = (without, noisy)
-        if not all(one.can_show and one.estimate.has_interval for one in both):
-            continue
-        larger = noisy.estimate.low > without.estimate.high
-        smaller = noisy.estimate.high < without.estimate.low
-        shown = "larger" if larger else "smaller"
-        finding = (
-            f"is {shown} than without it" if larger or smaller else "is not shown to differ from that without"
-        )
+        with_noise, clean_figure = (with_interval(one.estimate, 2) for one in (noisy, without))
         lines.append(
-            f"The probability of improvement of {comparison.name} {describe_noise(comparison.noise)} "
-            f"{finding}: {_interval(noisy)} with, {_interval(without)} without."
+            f"The probability of improvement of {comparison.name} is {with_noise} "
+            f"{describe_noise(comparison.noise)} and {clean_figure} without noise. Whether the two differ is "
+            "not tested."
         )
     return lines
 
 
-def _interval(improvement: Improvement) -> str:
-    estimate = improvement.estimate
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
-
-
 def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[str]:
     lines = []
-    if any(len(comparison.per_task) > 1 for comparison in comparisons):
+    n_overall, n_single = family_sizes(comparisons)
+    if n_overall + n_single > 1:
         lines.append(
-            "Findings are at 95% each and not corrected for their number: of 20 comparisons of equals, one "
-            "is expected to show a difference."
+            f"A difference is called shown if its adjusted p-value is at most {ALPHA:g}. P-values are "
+            f"adjusted by Holm's method, separately for {_count(n_overall, 'comparison')} over several "
+            f"environments and {_count(n_single, 'comparison')} in one environment."
         )
     numbers = [len(cell.values) for cell in cells if cell.values]
     if numbers:

@@ -16,10 +16,16 @@ from rich.table import Table as RichTable
 
 from srl.experiment.algorithms import ALGORITHMS
 from srl.report import markup
-from srl.report.intervals import Estimate, mean_interval
+from srl.report.intervals import Estimate
 from srl.report.published import Published
 from srl.report.runs import UNFINISHED, Cell
+from srl.report.significance import ALPHA, best_of_rows
 
+#: What bold means where columns of a row are compared.
+BOLD = (
+    "Bold: the best of a row, if it is shown to score higher than every other column (exact permutation "
+    f"test, p at most {ALPHA:g} after Holm's correction for the number of rows)."
+)
 #: Marks of footnotes, in the order of their use; after these, numbers in brackets.
 _MARKS = ("†", "‡", "§", "¶")
 
@@ -32,8 +38,10 @@ class Entry:
     figure: str = "-"
     #: Over how many seeds; None where that is not said.
     n: int | None = None
-    #: Whether it is the best of its row, and shown to be.
+    #: Whether it is shown to be the best of its row; of a comparison, whether it shows a difference.
     best: bool = False
+    #: The p-values of a comparison.
+    p_values: str = ""
     #: Runs that are not finished, in words.
     unfinished: str = ""
     #: The published figure, with the marks of what differs.
@@ -45,7 +53,7 @@ class Entry:
     def lines(self) -> list[str]:
         """The entry in one to three lines."""
         first = self.figure if self.n is None else f"{self.figure} (n={self.n})"
-        return [line for line in (first, self.unfinished, self.published) if line]
+        return [line for line in (first, self.p_values, self.unfinished, self.published) if line]
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,8 @@ def score_table(
 ) -> Table:
     """The paper's table: mean ± standard error over seeds.
 
-    The best of a row is marked if its 95% interval (Student's t) lies above all others'.
+    The best of a row is marked if it is shown to score higher than every other one, see
+    :func:`srl.report.significance.best_of_rows`.
 
     :param cells: What to show.
     :param columns: Their columns, in order.
@@ -93,11 +102,14 @@ def score_table(
     sources: dict[str, None] = {}
     rows: list[Row] = []
     records: list[dict[str, Any]] = []
-    for (env, noise, steps), row_cells in rows_of(cells, columns):
-        intervals = {
-            column: mean_interval(np.array(cell.values)) for column, cell in row_cells.items() if cell.values
-        }
-        best = best_of(intervals)
+    places = rows_of(cells, columns)
+    bests = best_of_rows(
+        [
+            {c: (cell.mean, np.array(cell.values)[:, None]) for c, cell in row.items() if cell.values}
+            for _, row in places
+        ]
+    )
+    for ((env, noise, steps), row_cells), best in zip(places, bests, strict=True):
         entries = {}
         for column, cell in row_cells.items():
             beside = None if cell.variant else published.get((env, noise, cell.algo))
@@ -113,7 +125,8 @@ def score_table(
         columns,
         rows,
         records,
-        [f"{mark} {text}." for text, mark in marks.items()]
+        ([BOLD] if len(columns) > 1 else [])
+        + [f"{mark} {text}." for text, mark in marks.items()]
         + [f"[published] {source}." for source in sources],
     )
 
@@ -180,13 +193,18 @@ def noise_order(noise: str) -> tuple[bool, str]:
     return noise != "none", noise
 
 
-def best_of(estimates: Mapping[str, Estimate]) -> str | None:
-    """The key whose interval lies above all others; None without others, or where one has no interval."""
-    if len(estimates) < 2 or not all(estimate.has_interval for estimate in estimates.values()):
-        return None
-    best = max(estimates, key=lambda key: estimates[key].value)
-    others = max(estimate.high for key, estimate in estimates.items() if key != best)
-    return best if estimates[best].low > others else None
+def with_p_values(p: float, adjusted: float) -> str:
+    """A p-value, and the same adjusted for the number of comparisons; empty where there is no test."""
+    return "" if math.isnan(p) else f"p {p_text(p)}, adjusted {p_text(adjusted)}"
+
+
+def p_text(p: float) -> str:
+    """A p-value with its sign: ``= 0.013``, ``< 0.0001``."""
+    if p < 1e-4:
+        return "< 0.0001"
+    # As many digits as it takes to see on which side of ALPHA it is
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return f"= {next(text for text in texts if (float(text) <= ALPHA) == (p <= ALPHA))}"
 
 
 def with_error(mean: float, standard_error: float) -> str:
@@ -326,7 +344,7 @@ def to_latex(table: Table) -> str:
         entries = [by_noise.get(noise, {}).get(name, Entry()) for noise, names in columns for name in names]
         start = [markup.latex(env)] + ([f"{n_timesteps:,}" if n_timesteps else ""] if len(steps) > 1 else [])
         body.append(_latex_row(start + [_latex_figure(entry, len(counts) > 1) for entry in entries]))
-        for line in ("unfinished", "published"):
+        for line in ("p_values", "unfinished", "published"):
             texts = [getattr(entry, line) for entry in entries]
             if any(texts):
                 small = [f"{{\\scriptsize {markup.latex(text)}}}" if text else "" for text in texts]

@@ -17,7 +17,6 @@ from srl.report.intervals import Estimate
 from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
 from srl.report.runs import Run, group, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
-from srl.report.tables import best_of
 from tests.experiment.small_runs import small_spec
 from tests.report.made_runs import lay_down
 
@@ -35,8 +34,9 @@ def cells_of(root, last=1):
 
 
 def compare(root, noise="none", last=1):
-    """All comparisons by their names."""
-    return {found.name: found for found in compare_pairs(cells_of(root, last), noise, reps=REPS)}
+    """All comparisons under a noise by their names."""
+    found = compare_pairs(cells_of(root, last), reps=REPS)
+    return {comparison.name: comparison for comparison in found if comparison.noise == noise}
 
 
 def made_run(env, algo, seed, score):
@@ -419,7 +419,7 @@ def test_probability_of_improvement_is_rliables_over_the_matched_runs(tmp_path):
         (2, "AB", 0),
         (3, "AB", 1),
         (2, "ABC", 1),
-        # One seed has no interval, in however many environments
+        # One seed has no test, in however many environments
         (1, "A", 0),
         (1, "ABCDEFG", 0),
     ],
@@ -432,51 +432,29 @@ def test_too_few_seeds_show_nothing_even_if_all_are_better(n_seeds, envs, shown,
     assert overall.estimate.value == 1.0
     assert overall.estimate.has_interval == (n_seeds > 1)
     assert overall.shown == shown
-    if len(envs) == 1:
-        assert overall.can_show == bool(shown)
+    assert overall.can_show == bool(shown)
 
 
 @pytest.mark.parametrize(
-    ("interval", "shown"),
-    [
-        ((0.7, 0.51, 0.9), 1),
-        ((0.3, 0.1, 0.49), -1),
-        ((0.7, 0.5, 0.9), 0),
-        ((0.3, 0.1, 0.5), 0),
-        ((0.6, 0.3, 0.8), 0),
-        ((0.5, 0.5, 0.5), 0),
-        ((1.0,), 0),
-    ],
+    ("value", "adjusted", "shown"),
+    [(0.7, 0.05, 1), (0.3, 0.05, -1), (0.9, 0.0501, 0), (0.1, 1.0, 0), (1.0, float("nan"), 0)],
 )
-def test_difference_is_shown_if_the_interval_leaves_out_one_half(interval, shown):
-    tasks = tuple((env, 32) for env in "ABCDEFGHI")
-    assert Improvement(Estimate(*interval), 10, tasks).shown == shown
-    assert Improvement(Estimate(*interval), 3, tasks[:1]).shown == 0
+def test_difference_is_shown_if_the_adjusted_p_value_is_at_most_5_percent(value, adjusted, shown):
+    # Whatever its interval says
+    for interval in ((value,), (value, 0.2, 0.9), (value, value, value)):
+        assert Improvement(Estimate(*interval), 10, (("A", 32),), 0.001, adjusted, 0.001).shown == shown
 
 
-@pytest.mark.parametrize(
-    ("intervals", "best"),
-    [
-        ({"a": (1, 0, 2), "b": (5, 4, 6)}, "b"),
-        ({"a": (-1, -2, 0), "b": (-5, -6, -4)}, "a"),
-        ({"a": (1, 0, 2), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, "b"),
-        # One of the others reaches into it, though it is not the second best
-        ({"a": (1, -5, 4.5), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, None),
-        ({"a": (1, 0, 2), "b": (1.5, 1, 2)}, None),
-        ({"a": (1, 0, 2), "b": (3, 2, 4)}, None),
-        ({"a": (1, 1, 1), "b": (1, 1, 1)}, None),
-        ({"a": (1, 1, 1), "b": (2, 2, 2)}, "b"),
-        # Without others, or where one of them has no interval, nothing is shown
-        ({"b": (5, 4, 6)}, None),
-        ({}, None),
-        ({"a": (1,), "b": (5, 4, 6)}, None),
-        ({"a": (1, 0, 2), "b": (5,)}, None),
-        ({"a": (1,), "b": (5, 4, 6), "c": (3, 2.5, 3.9)}, None),
-    ],
-)
-def test_best_is_what_lies_above_all_others(intervals, best):
-    assert best_of({name: Estimate(*own) for name, own in intervals.items()}) == best
-    assert best_of({name: Estimate(*own) for name, own in reversed(intervals.items())}) == best
+def test_as_many_runs_as_show_a_difference_alone_are_too_few_among_many(tmp_path):
+    for env in "AB":
+        finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(4)}, env)
+        finish(tmp_path, "ppo", range(4), env)
+    found = compare(tmp_path)["SPPO over PPO"]
+    for own in found.per_task.values():
+        # All above all of 4 and 4 runs is 2 / 70, which is enough once and not twice
+        assert (own.p_value, own.adjusted_p_value) == pytest.approx((2 / 70, 4 / 70))
+        assert (own.smallest_p_value, own.can_show, own.shown) == (pytest.approx(4 / 70), False, 0)
+    assert (found.overall.p_value, found.overall.shown) == (pytest.approx(2 / 4900), 1)
 
 
 # One scale

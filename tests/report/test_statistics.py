@@ -8,7 +8,7 @@ import scipy.stats
 from rliable import library, metrics
 
 from srl.report import statistics
-from srl.report.intervals import Estimate, mean_interval, t_interval
+from srl.report.intervals import Estimate, t_interval
 from srl.report.statistics import (
     AGGREGATES,
     DEFAULT_REPS,
@@ -16,7 +16,6 @@ from srl.report.statistics import (
     interquartile_mean,
     performance_profile,
     probability_of_improvement,
-    smallest_p_value,
 )
 
 #: Bootstrap samples where it does not matter how many.
@@ -265,7 +264,6 @@ def test_single_run_has_no_interval():
         probability_of_improvement(one, one, reps=REPS),
         probability_of_improvement(one, many, reps=REPS),
         probability_of_improvement(many, one, reps=REPS),
-        mean_interval(np.array([3.0])),
     ]
     for estimate in estimates:
         assert not estimate.has_interval
@@ -274,23 +272,6 @@ def test_single_run_has_no_interval():
     # The figure itself is there: median 0.4, IQM and mean 0.4, gap 0.6; two thirds above 0.2, one above 0.5
     values = [estimate.value for estimate in estimates]
     assert values[:8] == pytest.approx([0.4, 0.4, 0.4, 0.6, 0.4, 2 / 3, 1 / 3, 0.5])
-    assert values[-1] == 3.0
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 30])
-def test_interval_of_a_mean_is_students(n):
-    values = np.random.default_rng(n).normal(100.0, 15.0, n)
-    low, high = scipy.stats.t.interval(0.95, n - 1, values.mean(), scipy.stats.sem(values))
-    ours = mean_interval(values)
-    assert (ours.value, ours.low, ours.high) == pytest.approx((values.mean(), low, high), rel=1e-12)
-
-
-def test_interval_of_a_mean_worked_out_by_hand():
-    # Mean 20, deviation 10, error 10 / sqrt(3) = 5.7735; 4.3027 is the 97.5% quantile of t with 2 degrees
-    interval = mean_interval(np.array([10.0, 20.0, 30.0]))
-    assert (interval.value, interval.low, interval.high) == pytest.approx((20.0, -4.841, 44.841), abs=1e-3)
-    same = mean_interval(np.array([7.0, 7.0]))
-    assert same == Estimate(7.0, 7.0, 7.0)
 
 
 def test_interval_along_a_curve_is_students_at_each_point():
@@ -304,26 +285,3 @@ def test_interval_along_a_curve_is_students_at_each_point():
     mean, half = t_interval(values[:1])
     assert mean.tolist() == values[0].tolist()
     assert np.isnan(half).all()
-
-
-@pytest.mark.parametrize(("n_x", "n_y"), [(1, 1), (2, 2), (3, 3), (4, 4), (3, 6), (10, 1), (10, 10)])
-def test_smallest_p_value_is_that_of_all_above_all(n_x, n_y):
-    x, y = np.arange(n_x) + 100.0, np.arange(n_y) + 0.0
-    expected = scipy.stats.mannwhitneyu(x, y, alternative="two-sided", method="exact").pvalue
-    assert smallest_p_value(n_x, n_y, 1) == pytest.approx(expected, rel=1e-12)
-    # No scores have a smaller one
-    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(n_x + n_y), (200, 1)), axis=1)
-    others = scipy.stats.mannwhitneyu(ranks[:, :n_x], ranks[:, n_x:], method="exact", axis=1).pvalue
-    assert others.min() >= expected * (1 - 1e-12)
-
-
-def test_smallest_p_value_of_several_tasks_is_worked_out_by_hand():
-    # 3 of 6 can be chosen in 20 ways, one of which is the most extreme on each side: 2 / 20; in two tasks
-    # both must fall so, on the same side: 2 / (20 * 20)
-    assert smallest_p_value(3, 3, 1) == pytest.approx(0.1)
-    assert smallest_p_value(3, 3, 2) == pytest.approx(2 / 400)
-    # 2 of 4 can be chosen in 6 ways: 2 / 36 is too much for 95%, 2 / 216 is not
-    assert smallest_p_value(2, 2, 2) == pytest.approx(1 / 18)
-    assert smallest_p_value(2, 2, 3) == pytest.approx(1 / 108)
-    # More runs than a float can count the ways of
-    assert smallest_p_value(2000, 2000, 9) == 0

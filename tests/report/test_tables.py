@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -9,11 +10,13 @@ import subprocess
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from srl.report.files import write_tables
 from srl.report.report import make_report
 from srl.report.scores import read_scores
 from srl.report.tables import Entry, Row, Table, to_csv, to_latex, to_markdown, to_rich
+from srl.report.write import write_report
 from tests.report.hostile import NAMES, PUNCTUATION, parse
 from tests.report.made_runs import lay_down
 
@@ -42,24 +45,24 @@ def bold(table):
     return found
 
 
-def test_best_is_bold_where_its_interval_lies_above_all_others(tmp_path):
-    lay_scores(tmp_path, [1.0, 2.0, 3.0], algo="ppo")
-    lay_scores(tmp_path, [21.0, 22.0, 23.0], algo="sppo")
-    lay_scores(tmp_path, [11.0, 12.0, 13.0], algo="a2c")
+def test_best_is_bold_where_all_its_runs_are_above_all_others(tmp_path):
+    lay_scores(tmp_path, [1.0, 2.0, 3.0, 4.0], algo="ppo")
+    lay_scores(tmp_path, [21.0, 22.0, 23.0, 24.0], algo="sppo")
+    lay_scores(tmp_path, [11.0, 12.0, 13.0, 14.0], algo="a2c")
     assert bold(read_scores(tmp_path).table) == ["SPPO"]
 
 
-def test_nothing_is_bold_where_intervals_overlap(tmp_path):
-    # Two seeds that are 10 apart, with standard errors of 0.5: Student's t makes that half widths of 6.4
-    lay_scores(tmp_path, [0.0, 1.0], algo="ppo")
-    lay_scores(tmp_path, [10.0, 11.0], algo="sppo")
+def test_nothing_is_bold_where_runs_are_too_few(tmp_path):
+    # Far apart, but of 3 and 3 runs all are above all in one of 10 cases
+    lay_scores(tmp_path, [0.0, 0.1, 0.2], algo="ppo")
+    lay_scores(tmp_path, [10.0, 10.1, 10.2], algo="sppo")
     assert bold(read_scores(tmp_path).table) == []
 
 
-def test_nothing_is_bold_where_the_worst_has_an_interval_that_reaches_the_best(tmp_path):
-    lay_scores(tmp_path, [20.0, 20.1, 20.2], algo="sppo")
-    lay_scores(tmp_path, [10.0, 10.1, 10.2], algo="a2c")
-    lay_scores(tmp_path, [-30.0, 0.0, 30.0], algo="ppo")
+def test_nothing_is_bold_where_the_worst_has_runs_that_are_above_the_best(tmp_path):
+    lay_scores(tmp_path, [20.0, 20.1, 20.2, 20.3], algo="sppo")
+    lay_scores(tmp_path, [10.0, 10.1, 10.2, 10.3], algo="a2c")
+    lay_scores(tmp_path, [-30.0, -30.0, 0.0, 30.0], algo="ppo")
     assert bold(read_scores(tmp_path).table) == []
 
 
@@ -76,11 +79,61 @@ def test_nothing_is_bold_where_there_is_one_algorithm(tmp_path):
 
 
 def test_what_is_bold_is_decided_in_each_row(tmp_path):
-    lay_scores(tmp_path, [1.0, 1.1, 1.2], algo="ppo")
-    lay_scores(tmp_path, [5.0, 5.1, 5.2], algo="sppo")
-    lay_scores(tmp_path, [5.0, 5.1, 5.2], algo="ppo", noise="flip:0.1")
-    lay_scores(tmp_path, [1.0, 1.1, 1.2], algo="sppo", noise="flip:0.1")
+    low, high = [1.0, 1.1, 1.2, 1.3, 1.4], [5.0, 5.1, 5.2, 5.3, 5.4]
+    for noise, (ppo, sppo) in {"none": (low, high), "flip:0.1": (high, low)}.items():
+        lay_scores(tmp_path, ppo, algo="ppo", noise=noise)
+        lay_scores(tmp_path, sppo, algo="sppo", noise=noise)
     assert bold(read_scores(tmp_path).table) == ["SPPO", "PPO"]
+
+
+def test_bold_is_corrected_for_the_number_of_rows(tmp_path):
+    # All of 4 above all of 4 is one of 35 cases: in one row it is bold, in two it is not
+    for noise in ("none", "flip:0.1"):
+        lay_scores(tmp_path, [1.0, 1.1, 1.2, 1.3], algo="ppo", noise=noise)
+        lay_scores(tmp_path, [5.0, 5.1, 5.2, 5.3], algo="sppo", noise=noise)
+    assert bold(read_scores(tmp_path).table) == []
+
+
+def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
+    # Each interval reaches from the lower score to the higher one, in a third of all cases apart
+    lay_scores(tmp_path, [1.0, 2.0], algo="ppo")
+    lay_scores(tmp_path, [3.0, 4.0], algo="sppo")
+    _, robust, _ = make_report(tmp_path, reps=200).tables
+    assert [record["best"] for record in robust.records] == [False] * 4
+
+
+def test_p_values_of_improvements_are_in_every_format(tmp_path):
+    # In A all above all: 2 / 252; in B a tie, and three of the others above: worked out by SciPy
+    scores = {"A": ([6.0, 7, 8, 9, 10], [1.0, 2, 3, 4, 5]), "B": ([1.0, 2, 3, 3, 9], [3.0, 4, 5, 6, 7])}
+    for env, (sppo, ppo) in scores.items():
+        lay_scores(tmp_path, sppo, algo="sppo", env=env)
+        lay_scores(tmp_path, ppo, algo="ppo", env=env)
+    out = tmp_path / "out"
+    write_report(make_report(tmp_path, reps=200), out)
+
+    def above(x, y):
+        return np.mean(np.sign(x[:, None] - y) + 1) / 2
+
+    p_b = scipy.stats.permutation_test(scores["B"], above, n_resamples=np.inf).pvalue
+    expected = {"A": (2 / 252, 4 / 252, 1), "B": (p_b, p_b, 0)}
+    records = list(csv.DictReader(io.StringIO((out / "improvement.csv").read_text())))
+    assert [record["environment"] for record in records] == ["", "A", "B"]
+    for record in records[1:]:
+        p, adjusted, shown = expected[record["environment"]]
+        assert float(record["p_value"]) == pytest.approx(p, rel=1e-9)
+        assert float(record["adjusted_p_value"]) == pytest.approx(adjusted, rel=1e-9)
+        assert int(record["shown"]) == shown
+    # Over both environments there is one comparison
+    assert records[0]["p_value"] == records[0]["adjusted_p_value"]
+    plain = json.loads((out / "statistics.json").read_text())
+    assert [str(one["p_value"]) for one in plain["improvement"]] == [one["p_value"] for one in records]
+    assert str(plain["comparisons"][0]["adjusted_p_value"]) == records[0]["adjusted_p_value"]
+    assert plain["n_comparisons"] == {"several_environments": 1, "one_environment": 2}
+    for file in ("improvement.md", "improvement.tex", "report.html"):
+        text = (out / file).read_text()
+        assert "p = 0.0079, adjusted = 0.016" in text
+        assert f"p = {p_b:.2g}, adjusted = {p_b:.2g}" in text
+        assert "separately for the 1 over several environments and the 2 in one environment" in text
 
 
 def test_csv_gives_back_every_figure_and_name_exactly(tmp_path):
@@ -228,9 +281,9 @@ def test_no_row_in_latex_begins_with_what_the_line_break_before_it_takes():
 
 def test_latex_table_has_groups_of_noises_and_rules(tmp_path):
     for noise in ("none", "gaussian:0.05"):
-        lay_scores(tmp_path, [1.0, 1.1, 1.2], algo="ppo", noise=noise)
-        lay_scores(tmp_path, [5.0, 5.1, 5.2], algo="sppo", noise=noise)
-    lay_scores(tmp_path, [7.0, 7.1, 7.2], algo="a2c", noise="gaussian:0.05")
+        lay_scores(tmp_path, [1.0, 1.1, 1.2, 1.3, 1.4], algo="ppo", noise=noise)
+        lay_scores(tmp_path, [5.0, 5.1, 5.2, 5.3, 5.4], algo="sppo", noise=noise)
+    lay_scores(tmp_path, [7.0, 7.1, 7.2, 7.3, 7.4], algo="a2c", noise="gaussian:0.05")
     text = to_latex(read_scores(tmp_path).table)
     lines = text.splitlines()
     assert [line for line in lines if line.endswith("rule")] == ["\\toprule", "\\midrule", "\\bottomrule"]
@@ -241,13 +294,13 @@ def test_latex_table_has_groups_of_noises_and_rules(tmp_path):
     (row,) = latex_rows(text)
     assert row == [
         "CartPole-v1",
-        "1.100 $\\pm$ 0.058",
-        "\\textbf{5.100 $\\pm$ 0.058}",
-        "\\textbf{7.100 $\\pm$ 0.058}",
-        "1.100 $\\pm$ 0.058",
-        "5.100 $\\pm$ 0.058",
+        "1.200 $\\pm$ 0.071",
+        "\\textbf{5.200 $\\pm$ 0.071}",
+        "\\textbf{7.200 $\\pm$ 0.071}",
+        "1.200 $\\pm$ 0.071",
+        "5.200 $\\pm$ 0.071",
     ]
-    assert "over 3 seeds, after 64 training steps" in text
+    assert "over 5 seeds, after 64 training steps" in text
 
 
 def check_balance(text):
