@@ -497,7 +497,13 @@ def sweep(options: Sweep, command: str) -> int:
     )
     specs, notes = expand(sweep_options, device=options.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
-    plan = make_plan(specs, root, population=parse_population(options.population), n_jobs=n_jobs)
+    plan = make_plan(
+        specs,
+        root,
+        compare=sweep_options.compare,
+        population=parse_population(options.population),
+        n_jobs=n_jobs,
+    )
     for note in notes:
         console.print(note, markup=False)
     n_cells = len(specs) // len(sweep_options.seeds)

@@ -468,11 +468,13 @@ class PlannedRun:
     noise: str
     seed: int
     n_timesteps: int
+    #: The name of its column, if that is not the algorithm's.
+    variant: str | None = None
 
     @classmethod
     def of(cls, spec: RunSpec) -> PlannedRun:
         """The plan's entry of a run."""
-        return cls(spec.path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps)
+        return cls(spec.path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps, spec.variant)
 
 
 def read_plan(root: Path) -> list[PlannedRun]:
@@ -492,6 +494,15 @@ def read_plan(root: Path) -> list[PlannedRun]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: not the plan of a sweep: {what}. Remove it to go on without.") from None
+
+
+def read_comparisons(root: Path) -> list[tuple[str, str]]:
+    """Return the pairs of columns that the sweeps in a folder compare; empty without any, or a plan."""
+    try:
+        pairs = json.loads((root / PLAN).read_text(encoding="utf-8")).get("compare", [])
+        return TypeAdapter(list[tuple[str, str]]).validate_python(pairs)
+    except (OSError, ValueError, AttributeError):
+        return []  # `read_plan` says what is wrong with it
 
 
 def check_writable(path: Path) -> None:

@@ -27,6 +27,7 @@ from srl.experiment.store import (
     PlannedRun,
     RunDirectory,
     check_writable,
+    read_comparisons,
     read_plan,
     write_text,
 )
@@ -333,19 +334,25 @@ class Plan:
 
 
 def make_plan(
-    specs: Sequence[RunSpec], root: Path, *, population: Population = "off", n_jobs: int = 1
+    specs: Sequence[RunSpec],
+    root: Path,
+    *,
+    compare: Sequence[Sequence[str]] = (),
+    population: Population = "off",
+    n_jobs: int = 1,
 ) -> Plan:
     """Hold the runs of a sweep against what its folder holds; nothing is written.
 
     :param specs: The runs.
     :param root: The sweep's folder.
+    :param compare: Pairs of columns that reports compare.
     :param population: Whether runs that can train as one do: the most members of a population, or ``"auto"``,
         see :func:`~srl.experiment.tasks.make_tasks`.
     :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
     :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place.
     """
     check_writable(root)
-    plan = Plan(root, [Job(spec, root / spec.path) for spec in specs])
+    plan = Plan(root, [Job(spec, root / spec.path) for spec in specs], [list(pair) for pair in compare])
     begun: dict[Path, bool] = {}
     for job in plan.jobs:
         directory = RunDirectory(job.path)
@@ -370,5 +377,6 @@ def write_plan(plan: Plan) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = {run.path: run for run in read_plan(plan.root)}
         runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
-        content = {"format": 1, "runs": [asdict(run) for run in runs.values()]}
+        compare = dict.fromkeys([*read_comparisons(plan.root), *map(tuple, plan.compare)])
+        content = {"format": 1, "compare": list(compare), "runs": [asdict(run) for run in runs.values()]}
         write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")

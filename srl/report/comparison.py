@@ -124,7 +124,7 @@ def by_column(cells: Sequence[Cell]) -> dict[str, dict[Task, Cell]]:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The probability that a symmetric algorithm improves upon its baseline."""
+    """The probability that a column improves upon its baseline."""
 
     estimate: Estimate
     n_seeds: int
@@ -151,10 +151,10 @@ class Improvement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A symmetric algorithm and its baseline under one noise."""
+    """A column and its baseline under one noise."""
 
     noise: str
-    symmetric: str
+    column: str
     baseline: str
     #: Over the environments and seeds that both have finished; None if there are none. With one environment,
     #: the same as in ``per_task``.
@@ -167,32 +167,40 @@ class Comparison:
     @property
     def name(self) -> str:
         """As a table names it."""
-        return f"{self.symmetric} over {self.baseline}"
+        return f"{self.column} over {self.baseline}"
 
 
-def compare_pairs(cells: Sequence[Cell], *, reps: int) -> list[Comparison]:
-    """Every symmetric algorithm beside every one that differs from it in nothing but the reverse loss.
+def compare_pairs(
+    cells: Sequence[Cell], chosen: Sequence[tuple[str, str]] = (), *, reps: int
+) -> list[Comparison]:
+    """Compare columns with their baselines.
 
     P-values are adjusted in two families, see :func:`family_sizes`.
 
     :param cells: All that is reported.
+    :param chosen: The names of the columns to compare, each with its baseline's. Without any it is every
+        symmetric algorithm with every one that differs from it in nothing but the reverse loss.
     :param reps: Bootstrap samples.
     :return: The comparisons, noise by noise.
     """
+    names = {cell.column: cell.name for cell in cells}
     algorithms = {cell.column: get_algorithm(cell.algo) for cell in cells}
+
+    def are_compared(column: str, baseline: str) -> bool:
+        if chosen:
+            return (names[column], names[baseline]) in chosen
+        one, other = algorithms[column], algorithms[baseline]
+        alike = (one.family, one.discretised) == (other.family, other.discretised)
+        return one.symmetric and not other.symmetric and alike
+
     found = []
     for noise in sorted({cell.noise for cell in cells}, key=noise_order):
         columns = by_column([cell for cell in cells if cell.noise == noise])
         found += [
-            _compare(
-                noise, symmetric, baseline, {name: columns[name] for name in (symmetric, baseline)}, reps
-            )
+            _compare(noise, column, baseline, {name: columns[name] for name in (column, baseline)}, reps)
             for baseline in columns
-            for symmetric in columns
-            if algorithms[symmetric].symmetric
-            and not algorithms[baseline].symmetric
-            and algorithms[symmetric].family == algorithms[baseline].family
-            and algorithms[symmetric].discretised == algorithms[baseline].discretised
+            for column in columns
+            if are_compared(column, baseline)
         ]
     return _adjusted(found)
 
@@ -244,19 +252,19 @@ def _adjusted_family(family: Mapping[_Key, Improvement]) -> dict[_Key, Improveme
 
 
 def _compare(
-    noise: str, symmetric: str, baseline: str, sides: Mapping[str, Mapping[Task, Cell]], reps: int
+    noise: str, column: str, baseline: str, sides: Mapping[str, Mapping[Task, Cell]], reps: int
 ) -> Comparison:
     def improvement(matched: Matched) -> Improvement:
-        x, y = matched.scores[symmetric], matched.scores[baseline]
+        x, y = matched.scores[column], matched.scores[baseline]
         estimate = probability_of_improvement(x, y, reps=reps)
         return Improvement(estimate, len(matched.seeds), matched.tasks, p_value(x, y))
 
     every = match(sides)
-    shared = sorted(set(sides[symmetric]) & set(sides[baseline]))
+    shared = sorted(set(sides[column]) & set(sides[baseline]))
     single = {task: match({name: {task: cells[task]} for name, cells in sides.items()}) for task in shared}
     return Comparison(
         noise,
-        symmetric,
+        column,
         baseline,
         improvement(every) if every else None,
         {task: improvement(matched) for task, matched in single.items() if matched},

@@ -62,6 +62,7 @@ def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
                 "run": path.encode(errors="backslashreplace").decode(),
                 "environment": run.env,
                 "algorithm": run.algo,
+                "name": run.name,
                 "variant": cell.variant,
                 "noise": run.noise,
                 "seed": run.seed,
@@ -150,7 +151,7 @@ def _write_zoo(scores: Scores, folder: Path) -> Path:
         partial = Path(temporary) / folder.name
         for top, run in runs:
             name = f"{safe_name(run.env)}_{run.seed}"
-            place = partial / top / run.algo / name
+            place = partial / top / safe_name(run.name) / name
             number = 1
             while place.exists():  # another environment of the same safe name
                 number += 1

@@ -39,6 +39,8 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "dppo": ("#3DB892", "--", "<"),
     "dsppo": ("#0B4F36", "-", "X"),
 }
+#: Colours of variants whose names begin with no algorithm.
+_OTHER_COLORS = ("#D55E00", "#999933", "#882255", "#44AA99", "#332288", "#DDCC77")
 #: Dashes of what differs in a hyperparameter from a column of the same algorithm.
 _VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
@@ -91,6 +93,10 @@ def style(column: str, columns: Sequence[str]) -> Style:
     :param columns: All columns of the report.
     """
     algorithm = _algorithm(column)
+    others_named = list(dict.fromkeys(n for n in map(_algorithm, columns) if n not in _STYLES))
+    if algorithm in others_named:
+        place = others_named.index(algorithm)
+        return Style(_OTHER_COLORS[place % len(_OTHER_COLORS)], "-", _MARKERS[place % len(_MARKERS)])
     color, dashes, marker = _STYLES[algorithm]
     place = [other for other in columns if _algorithm(other) == algorithm].index(column)
     if not place:
@@ -100,7 +106,10 @@ def style(column: str, columns: Sequence[str]) -> Style:
 
 
 def _algorithm(column: str) -> str:
-    return column.partition(" (")[0].lower()
+    """The algorithm that a column's name begins with; else its whole name."""
+    name = column.partition(" (")[0].lower()
+    first = name.partition("-")[0]
+    return first if first in _STYLES else name
 
 
 assert _STYLES.keys() == ALGORITHMS.keys()
@@ -241,7 +250,7 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
     rows = [
-        (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.symmetric, comparison.overall)
+        (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.column, comparison.overall)
         for comparison in comparisons
     ]
     with _settings():
@@ -269,7 +278,7 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
         handles: dict[str, Any] = {}
         for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
             for number, comparison in enumerate(own):
-                look = style(comparison.symmetric, columns)
+                look = style(comparison.column, columns)
                 shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
                 for place, task in enumerate(tasks):
                     if task in comparison.per_task:

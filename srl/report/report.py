@@ -66,7 +66,7 @@ def make_report(
     scales, notes = find_scales(cells, normalisation)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
     tell("Comparing algorithms")
-    comparisons = compare_pairs(cells, reps=reps)
+    comparisons = compare_pairs(cells, scores.compare, reps=reps)
     tell("Computing intervals of each environment")
     tables = [
         scores.table,
@@ -199,7 +199,7 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
                     "n_environments": len(improvement.tasks),
                     "noise": noise,
                     "n_timesteps": task[1] if task else None,
-                    "symmetric": comparison.symmetric,
+                    "column": comparison.column,
                     "baseline": comparison.baseline,
                     "probability": improvement.estimate.value,
                     "low": improvement.estimate.low,
@@ -269,7 +269,7 @@ def statistics(report: Report) -> dict[str, Any]:
         "comparisons": [
             {
                 "noise": comparison.noise,
-                "symmetric": comparison.symmetric,
+                "column": comparison.column,
                 "baseline": comparison.baseline,
                 "environments": [list(task) for task in comparison.overall.tasks]
                 if comparison.overall

@@ -54,7 +54,10 @@ class Run:
     #: Its folder, below the one that is reported on.
     path: str
     env: str
+    #: The algorithm.
     algo: str
+    #: The name of its column: the algorithm's, or that of a variant.
+    name: str
     noise: str
     seed: int
     n_timesteps: int
@@ -72,8 +75,8 @@ class Run:
 
     @property
     def place(self) -> tuple[str, str, int, str]:
-        """Its place in a table: environment, noise, steps, algorithm."""
-        return self.env, self.noise, self.n_timesteps, self.algo
+        """Its place in a table: environment, noise, steps, name of the column."""
+        return self.env, self.noise, self.n_timesteps, self.name
 
 
 def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
@@ -114,8 +117,9 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
             where = (Path(path) / run.path).as_posix()
             planned.append(where)
             if where not in there:
+                name = run.variant or run.algo
                 runs.append(
-                    Run(where, run.env, run.algo, run.noise, run.seed, run.n_timesteps, state="missing")
+                    Run(where, run.env, run.algo, name, run.noise, run.seed, run.n_timesteps, state="missing")
                 )
     notes += _foreign(found, planned)
     if not runs:
@@ -223,6 +227,7 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
         path,
         spec.env,
         spec.algo,
+        spec.variant or spec.algo,
         spec.noise,
         spec.seed,
         spec.n_timesteps,
@@ -254,20 +259,27 @@ def _judge(
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one environment, noise, number of steps and algorithm over seeds."""
+    """The runs of one environment, noise, number of steps and column over seeds."""
 
     env: str
     noise: str
     n_timesteps: int
-    algo: str
+    #: The name of the column: the algorithm's, or that of a variant.
+    name: str
     #: In what it differs from another cell of the same place, as ``beta=2.0``; usually empty.
     variant: str
     runs: tuple[Run, ...]
 
     @property
+    def algo(self) -> str:
+        """The algorithm."""
+        return self.runs[0].algo
+
+    @property
     def column(self) -> str:
-        """The algorithm as a table names it."""
-        return self.algo.upper() + (f" ({self.variant})" if self.variant else "")
+        """The column as a table names it."""
+        name = self.name.upper() if self.name == self.algo else self.name
+        return name + (f" ({self.variant})" if self.variant else "")
 
     @property
     def done(self) -> dict[int, float]:

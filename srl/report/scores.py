@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from srl.experiment.store import PLAN, read_comparisons
 from srl.report.published import read_published
 from srl.report.runs import Cell, Run, State, group, read_runs
 from srl.report.tables import Table, column_order, score_table
@@ -23,6 +24,8 @@ class Scores:
     table: Table
     #: Lines on what is left out of everything.
     left_out: list[str]
+    #: Names of columns to compare, each with its baseline's; empty for the usual comparisons.
+    compare: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_scores(root: Path, *, last: int = 1) -> Scores:
@@ -33,10 +36,12 @@ def read_scores(root: Path, *, last: int = 1) -> Scores:
     :raises UserError: If there is nothing to report on, or a published figure's file is malformed.
     """
     runs, left_out = read_runs(root, last=last)
+    plans = sorted(file.parent for file in root.rglob(PLAN))
+    compare = list(dict.fromkeys(pair for folder in plans for pair in read_comparisons(folder)))
     cells = group(runs)
     columns = column_order(cells)
     table = score_table(cells, columns, read_published(), last)
-    return Scores(root, runs, cells, columns, table, left_out + _unfinished(runs))
+    return Scores(root, runs, cells, columns, table, left_out + _unfinished(runs), compare)
 
 
 def _unfinished(runs: Sequence[Run]) -> list[str]:

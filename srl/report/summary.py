@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from srl.experiment.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
 from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
@@ -37,21 +39,21 @@ def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
 def summarise(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[str]:
     """Sentences on each comparison, and on what they leave open.
 
-    :param comparisons: Symmetric algorithms beside their baselines.
+    :param comparisons: Columns with their baselines.
     :param cells: All that is reported.
     """
     lines = [line for comparison in comparisons for line in _describe(comparison)]
     if not comparisons:
         lines.append(
-            "There are no finished runs of a symmetric algorithm and of its baseline under the same noise: "
-            "nothing is compared."
+            "There are no finished runs of a column and of its baseline under the same noise: nothing is "
+            "compared."
         )
     lines += _noise_effects(comparisons)
     return lines + _caveats(comparisons, cells)
 
 
 def _describe(comparison: Comparison) -> list[str]:
-    pair = f"{comparison.symmetric} and {comparison.baseline}"
+    pair = f"{comparison.column} and {comparison.baseline}"
     where = _capital(describe_noise(comparison.noise))
     overall = comparison.overall
     if overall is None:
@@ -63,13 +65,13 @@ def _describe(comparison: Comparison) -> list[str]:
 
 
 def _verdict(comparison: Comparison, improvement: Improvement) -> str:
-    symmetric, baseline = comparison.symmetric, comparison.baseline
-    figure = f"a run of {symmetric} scores above one of {baseline} with probability {_figure(improvement)}"
+    column, baseline = comparison.column, comparison.baseline
+    figure = f"a run of {column} scores above one of {baseline} with probability {_figure(improvement)}"
     if not improvement.can_show:
-        return f"{symmetric} and {baseline} have too few runs to show a difference: {figure}."
+        return f"{column} and {baseline} have too few runs to show a difference: {figure}."
     if improvement.shown == 0:
-        return f"no difference between {symmetric} and {baseline} is shown: {figure}."
-    higher = f"{symmetric} scores {'higher' if improvement.shown > 0 else 'lower'} than {baseline}"
+        return f"no difference between {column} and {baseline} is shown: {figure}."
+    higher = f"{column} scores {'higher' if improvement.shown > 0 else 'lower'} than {baseline}"
     n_envs = len(improvement.tasks)
     if n_envs == 1:
         return f"{higher}: {figure}."
@@ -79,7 +81,7 @@ def _verdict(comparison: Comparison, improvement: Improvement) -> str:
         return f"{higher} over {n_envs} environments together, and in {n_alone} of them alone: {figure}."
     alone = "the opposite is shown in some of them" if any(verdicts) else "in none of them alone"
     return (
-        f"a difference between {symmetric} and {baseline} is shown over {n_envs} environments together, but "
+        f"a difference between {column} and {baseline} is shown over {n_envs} environments together, but "
         f"{alone}: {figure}."
     )
 
@@ -107,7 +109,7 @@ def _describe_tasks(comparison: Comparison) -> str:
     )
     few = sum(not improvement.can_show for improvement in comparison.per_task.values())
     return (
-        f"By environment, {describe_noise(comparison.noise)}: of {len(tasks)}, {comparison.symmetric} "
+        f"By environment, {describe_noise(comparison.noise)}: of {len(tasks)}, {comparison.column} "
         f"is shown to score higher than {comparison.baseline} in {higher}, lower in {lower}, and neither "
         f"in {neither}.{f' {few} of them have too few runs to show a difference.' if few else ''}"
     )
@@ -159,20 +161,21 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
         lines.append(
             "Not all runs are finished; figures and findings may change with those that are missing."
         )
-    confounded = [comparison for comparison in comparisons if _differs_in_coefficient(comparison, cells)]
+    confounded = [comparison for comparison in comparisons if _differs_in_coefficients(comparison, cells)]
     if confounded:
         names = dict.fromkeys(comparison.name for comparison in confounded)
         lines.append(
-            f"{_join(list(names))}: the policy gradient of SPPO is PPO's times alpha + beta |z|, and the "
-            "baseline here has another coefficient. A difference does not tell the reverse loss from a "
-            "larger policy coefficient; a baseline with --alpha of that size would."
+            f"{_join(list(names))}: the policy gradient of SPPO is PPO's times c = alpha + beta |z|, and the "
+            "baseline here has another balance of c with vf_coef, ent_coef and max_grad_norm. A difference "
+            "does not tell the reverse loss from other coefficients; a baseline with these three and Adam's "
+            "eps divided by c would."
         )
     return lines
 
 
-def _differs_in_coefficient(comparison: Comparison, cells: Sequence[Cell]) -> bool:
-    """Whether the policy coefficients of a PPO and an SPPO differ in some environment."""
-    coefficients: dict[tuple[str, Task], float] = {}
+def _differs_in_coefficients(comparison: Comparison, cells: Sequence[Cell]) -> bool:
+    """Whether a PPO and an SPPO are not rescalings of one another in some environment."""
+    scaled: dict[tuple[str, Task], list[float]] = {}
     for cell in cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)
         if cell.noise != comparison.noise or spec is None or get_algorithm(cell.algo).family != "ppo":
@@ -180,12 +183,15 @@ def _differs_in_coefficient(comparison: Comparison, cells: Sequence[Cell]) -> bo
         loss = spec.hyperparams
         if not getattr(loss, "importance_weighting", True):
             continue
-        weight = 2.0 if loss.reverse_loss == "mae" else abs(loss.z)
-        coefficients[cell.column, (cell.env, cell.n_timesteps)] = loss.alpha + loss.beta * weight
+        c = loss.alpha + loss.beta * (2.0 if loss.reverse_loss == "mae" else abs(loss.z))
+        scaled[cell.column, (cell.env, cell.n_timesteps)] = [
+            coefficient / c for coefficient in (loss.vf_coef, loss.ent_coef, loss.max_grad_norm)
+        ]
+    pairs = [((comparison.column, task), (comparison.baseline, task)) for task in comparison.per_task]
     return any(
-        abs(coefficients[comparison.symmetric, task] - coefficients[comparison.baseline, task]) > 1e-9
-        for task in comparison.per_task
-        if (comparison.symmetric, task) in coefficients and (comparison.baseline, task) in coefficients
+        not np.allclose(scaled[one], scaled[other], rtol=1e-3)
+        for one, other in pairs
+        if one in scaled and other in scaled
     )
 
 

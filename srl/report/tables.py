@@ -112,7 +112,8 @@ def score_table(
     for ((env, noise, steps), row_cells), best in zip(places, bests, strict=True):
         entries = {}
         for column, cell in row_cells.items():
-            beside = None if cell.variant else published.get((env, noise, cell.algo))
+            plain = cell.name == cell.algo and not cell.variant
+            beside = published.get((env, noise, cell.algo)) if plain else None
             entries[column] = _score_entry(cell, column == best, beside, last, marks)
             if beside:
                 sources[beside.source] = None
@@ -158,6 +159,7 @@ def _score_record(cell: Cell, best: bool, published: Published | None) -> dict[s
         "noise": cell.noise,
         "n_timesteps": cell.n_timesteps,
         "algorithm": cell.algo,
+        "name": cell.name,
         "variant": cell.variant,
         "mean": cell.mean,
         "standard_error": cell.standard_error,
@@ -173,8 +175,17 @@ def _score_record(cell: Cell, best: bool, published: Published | None) -> dict[s
 def column_order(cells: Sequence[Cell]) -> list[str]:
     """The columns of tables, in the order of the paper's."""
     order = list(ALGORITHMS)
-    ordered = sorted(cells, key=lambda cell: (order.index(cell.algo), cell.variant))
-    return list(dict.fromkeys(cell.column for cell in ordered))
+
+    def key(cell: Cell) -> tuple[int, bool, list[tuple[bool, str | float]], str]:
+        return order.index(cell.algo), cell.name != cell.algo, _by_value(cell.name), cell.variant
+
+    return list(dict.fromkeys(cell.column for cell in sorted(cells, key=key)))
+
+
+def _by_value(name: str) -> list[tuple[bool, str | float]]:
+    """A key by which numbers in names are in the order of their values."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
 
 
 def rows_of(

@@ -41,7 +41,9 @@ def compare(root, noise="none", last=1):
 
 def made_run(env, algo, seed, score):
     """A finished run without a folder."""
-    return Run(f"{env}/{algo}/{seed}", env, algo, "none", seed, 32, "done", score, settings=(("algo", algo),))
+    return Run(
+        f"{env}/{algo}/{seed}", env, algo, algo, "none", seed, 32, "done", score, settings=(("algo", algo),)
+    )
 
 
 def aggregate(root, how="auto"):
@@ -329,7 +331,7 @@ def test_every_symmetric_algorithm_is_compared_with_the_baseline_that_has_its_up
     names = ["SA2C over A2C", "DSA2C over DA2C", "SPPO over PPO", "DSPPO over DPPO"]
     found = compare(tmp_path)
     assert list(found) == names
-    assert [f"{one.symmetric} over {one.baseline}" for one in found.values()] == names
+    assert [f"{one.column} over {one.baseline}" for one in found.values()] == names
 
 
 @pytest.mark.parametrize("algos", [("sppo", "dppo"), ("sppo", "a2c"), ("sa2c", "da2c"), ("ppo", "a2c")])

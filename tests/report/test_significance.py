@@ -150,6 +150,7 @@ def compared(x, y):
             f"{env}/{algo}/{seed}",
             f"E{env}",
             algo,
+            algo,
             "none",
             seed,
             32,
@@ -201,6 +202,7 @@ def test_over_environments_and_in_each_are_two_families():
         Run(
             f"{env}/{algo}/{noise}/{seed}",
             env,
+            algo,
             algo,
             noise,
             seed,

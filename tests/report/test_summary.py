@@ -13,7 +13,7 @@ from tests.report.made_runs import lay_down
 
 REPS = 200
 #: Parts of sentences that tell one from another.
-COEFFICIENT = "the policy gradient of SPPO is PPO's times alpha + beta |z|"
+COEFFICIENT = "the policy gradient of SPPO is PPO's times c = alpha + beta |z|"
 FEW = "Some figures stand on"
 UNFINISHED = "Not all runs are finished"
 MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
@@ -386,7 +386,7 @@ def test_another_policy_coefficient_is_said(prefix, sppo, ppo, same, tmp_path):
     assert len(lines) == (not same)
     if lines:
         name = f"{prefix.upper()}SPPO over {prefix.upper()}PPO"
-        assert lines[0].startswith(f"{name}: {COEFFICIENT}, and the baseline here has another coefficient.")
+        assert lines[0].startswith(f"{name}: {COEFFICIENT}, and the baseline here has another balance of c")
 
 
 def test_another_policy_coefficient_in_one_environment_is_enough(tmp_path):
@@ -436,7 +436,7 @@ def test_runs_without_a_counterpart_are_said_to_be_compared_with_nothing(algos, 
     for algo in algos:
         finish(tmp_path, algo, range(10))
     assert summary(tmp_path) == [
-        "There are no finished runs of a symmetric algorithm and of its baseline under the same noise: "
+        "There are no finished runs of a column and of its baseline under the same noise: "
         "nothing is compared."
     ]
 
