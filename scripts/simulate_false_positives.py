@@ -55,6 +55,13 @@ def shared_streams(generator: np.random.Generator, shape: tuple[int, ...]) -> Ar
     return scores
 
 
+def spread(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Normal scores; those of X have three times the standard deviation. The null hypothesis is false."""
+    scores = generator.normal(size=shape)
+    scores[..., 0, :, :] *= 3.0
+    return scores
+
+
 def shifted(generator: np.random.Generator, shape: tuple[int, ...]) -> Array:
     """Normal scores; X scores higher by one standard deviation in every environment."""
     scores = generator.normal(size=shape)
@@ -139,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--families", type=int, default=5000, help="of each cell (default: 5000)")
     parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: 0)")
     options = parser.parse_args(arguments)
+    if options.families < 1:
+        parser.error(f"--families {options.families}: must be at least 1.")
 
     def simulate_all(draw: Draw) -> dict[tuple[int, int], Rates]:
         cells = [(n_seeds, n_envs) for n_seeds in N_SEEDS for n_envs in N_ENVS]
@@ -157,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates = simulate_all(shared_streams)
     show(
         f"Equal algorithms, shared random streams, simulated: {both}", rates, "simulated", "simulated_family"
+    )
+    show(
+        "X has three times the standard deviation: percent of comparisons", simulate_all(spread), "simulated"
     )
     show("X higher by one standard deviation: percent of comparisons", simulate_all(shifted), "simulated")
     print(table("Smallest p-value (and the largest number of comparisons in which it is enough)", attainable))
