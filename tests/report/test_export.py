@@ -17,7 +17,7 @@ from tests.report.hostile import NAMES, SCRIPT
 from tests.report.made_runs import lay_down
 
 NAMES_OF_COLUMNS = [
-    *("run", "environment", "algorithm", "variant", "noise", "seed", "n_timesteps", "state"),
+    *("run", "environment", "algorithm", "name", "variant", "noise", "seed", "n_timesteps", "state"),
     *("evaluation", "timesteps", "mean_return", "std_return", "n_episodes", "mean_ep_length"),
 ]
 
