@@ -8,9 +8,11 @@ for the device. The classes here are subclasses, so that SB3's policies take the
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -21,6 +23,8 @@ from stable_baselines3.common.distributions import (
 from torch.distributions import Bernoulli, Categorical, Normal
 from torch.nn import functional as F
 
+from srl.spaces import start_of
+
 #: Numbers in the widest vector of a CPU; a multiple of it for every narrower one.
 VECTOR = 16
 
@@ -28,11 +32,31 @@ SelfBatched = TypeVar("SelfBatched", bound="BatchedMultiCategoricalDistribution"
 
 
 class UncheckedCategoricalDistribution(CategoricalDistribution):
-    """SB3's CategoricalDistribution without argument checks; results are the same to the bit."""
+    """SB3's CategoricalDistribution without argument checks; results are bitwise identical.
+
+    :param action_dim: Number of discrete actions.
+    :param start: The smallest action, see :mod:`srl.spaces`.
+    """
+
+    def __init__(self, action_dim: int, start: int = 0):
+        super().__init__(action_dim)
+        self._start = start
 
     def proba_distribution(self, action_logits: th.Tensor) -> UncheckedCategoricalDistribution:
         self.distribution = Categorical(logits=action_logits, validate_args=False)
         return self
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return super().log_prob(actions - self._start if self._start else actions)
+
+    def sample(self) -> th.Tensor:
+        return self._shifted(super().sample())
+
+    def mode(self) -> th.Tensor:
+        return self._shifted(super().mode())
+
+    def _shifted(self, choices: th.Tensor) -> th.Tensor:
+        return choices + self._start if self._start else choices
 
     def draws(self, generator: th.Generator) -> th.Tensor:
         """What :meth:`sample` would draw from a generator for :meth:`choose`; as torch's multinomial does.
@@ -46,7 +70,7 @@ class UncheckedCategoricalDistribution(CategoricalDistribution):
 
         :return: Shape ``(batch_size,)``.
         """
-        return (self.distribution.probs / draws).argmax(-1)
+        return self._shifted((self.distribution.probs / draws).argmax(-1))
 
 
 class UncheckedBernoulliDistribution(BernoulliDistribution):
@@ -109,10 +133,13 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
     unequal size are padded to the largest with logits that give probability zero.
 
     :param action_dims: Sizes of the discrete dimensions.
+    :param start: The smallest action of each dimension, shape ``(n_dims,)``, see :mod:`srl.spaces`; None for
+        zeros.
     """
 
-    def __init__(self, action_dims: list[int]):
+    def __init__(self, action_dims: list[int], start: np.ndarray | None = None):
         super().__init__(action_dims)
+        self._start = None if start is None else th.as_tensor(start)
         self._n_dims, self._largest = len(action_dims), max(action_dims)
         # Where each logit stands in the padded table, flattened; None when there is nothing to pad
         self._positions: th.Tensor | None = None
@@ -160,7 +187,10 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         :param actions: Shape ``(batch_size, n_dims)``.
         :return: Shape ``(batch_size,)``.
         """
-        choices = actions.long().t().unsqueeze(1)
+        choices = actions.long()
+        if self._start is not None:
+            choices = choices - self._start_on(actions.device)
+        choices = choices.t().unsqueeze(1)
         chosen = self._log_probs[..., : len(actions)].gather(1, choices)
         return chosen.squeeze(1).t().contiguous().sum(-1)
 
@@ -199,27 +229,37 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         cumulative = self._log_probs.exp().cumsum(1)[..., : len(draws)]
         # In (0, total], so that the first sum to reach it belongs to a choice that is possible
         height = (1 - draws).t().unsqueeze(1) * cumulative[:, -1:]
-        return (cumulative < height).sum(1).t()
+        return self._shifted((cumulative < height).sum(1).t())
 
     def mode(self) -> th.Tensor:
         """The likeliest choice of each dimension.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
-        return self._log_probs.argmax(dim=1).t()[: len(self._logits)]
+        return self._shifted(self._log_probs.argmax(dim=1).t()[: len(self._logits)])
+
+    def _shifted(self, choices: th.Tensor) -> th.Tensor:
+        return choices if self._start is None else choices + self._start_on(choices.device)
+
+    def _start_on(self, device: th.device) -> th.Tensor:
+        assert self._start is not None
+        self._start = self._start.to(device)
+        return self._start
 
 
-def without_checks(distribution: Distribution) -> Distribution:
+def without_checks(distribution: Distribution, action_space: spaces.Space[Any]) -> Distribution:
     """The faster distribution with the same parameters.
 
     :param distribution: A distribution that SB3's ``make_proba_distribution`` gave.
+    :param action_space: The space of its actions.
     :return: Its counterpart here; the distribution itself where there is none (gSDE).
     """
+    start = start_of(action_space)
     # Exact types: a user's own subclass is a choice to keep
     if type(distribution) is MultiCategoricalDistribution:
-        return BatchedMultiCategoricalDistribution(list(distribution.action_dims))
+        return BatchedMultiCategoricalDistribution(list(distribution.action_dims), start)
     if type(distribution) is CategoricalDistribution:
-        return UncheckedCategoricalDistribution(distribution.action_dim)
+        return UncheckedCategoricalDistribution(distribution.action_dim, 0 if start is None else int(start))
     if type(distribution) is BernoulliDistribution:
         return UncheckedBernoulliDistribution(distribution.action_dims)
     if type(distribution) is DiagGaussianDistribution:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import torch as th
 from stable_baselines3.common import policies as sb3
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from srl.distributions import BatchedMultiCategoricalDistribution, without_checks
+from srl.errors import UserError
+from srl.spaces import has_start, subtract_start
 
 
-class _UncheckedDistributionMixin(sb3.ActorCriticPolicy):
+class PolicyMixin(sb3.ActorCriticPolicy):
+    """The faster distributions, and spaces with ``start != 0`` (see :mod:`srl.spaces`)."""
+
     def _build(self, lr_schedule: Schedule) -> None:
-        self.action_dist = without_checks(self.action_dist)
+        self._has_start = has_start(self.observation_space, self.action_space)
+        self.action_dist = without_checks(self.action_dist, self.action_space)
         # Fused Adam takes a third of the time and differs in the last bit. Where the batched distribution's
         # random draws differ from SB3's anyway that costs nothing; elsewhere results stay SB3's to the bit.
         if (
@@ -26,16 +33,48 @@ class _UncheckedDistributionMixin(sb3.ActorCriticPolicy):
             self.optimizer_kwargs = {**self.optimizer_kwargs, "fused": True}
         super()._build(lr_schedule)
 
+    def subtract_start(self, obs: PyTorchObs) -> PyTorchObs:
+        """Observations as SB3's preprocessing needs them, with values from 0.
 
-class ActorCriticPolicy(_UncheckedDistributionMixin, sb3.ActorCriticPolicy):
+        :param obs: A batch of observations, or a dictionary of batches.
+        """
+        return subtract_start(obs, self.observation_space) if self._has_start else obs
+
+    # SB3's policy extracts features in these three methods
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        return super().extract_features(self.subtract_start(obs), features_extractor)
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        return super().get_distribution(self.subtract_start(obs))
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        return super().predict_values(self.subtract_start(obs))
+
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        try:
+            return super().make_features_extractor()
+        except RuntimeError as error:
+            if "Kernel size can't be greater than actual input size" not in str(error):
+                raise
+            raise UserError(
+                f"The images of the observation space {self.observation_space} are too small for SB3's "
+                "NatureCNN, which needs at least 36 x 36 pixels, and channels first if they are not of type "
+                "uint8. Resize them, for example with gymnasium.wrappers.ResizeObservation, or flatten them "
+                "and use MlpPolicy."
+            ) from error
+
+
+class ActorCriticPolicy(PolicyMixin, sb3.ActorCriticPolicy):
     """SB3's ``ActorCriticPolicy`` (``"MlpPolicy"``), same arguments."""
 
 
-class ActorCriticCnnPolicy(_UncheckedDistributionMixin, sb3.ActorCriticCnnPolicy):
+class ActorCriticCnnPolicy(PolicyMixin, sb3.ActorCriticCnnPolicy):
     """SB3's ``ActorCriticCnnPolicy`` (``"CnnPolicy"``), same arguments."""
 
 
-class MultiInputActorCriticPolicy(_UncheckedDistributionMixin, sb3.MultiInputActorCriticPolicy):
+class MultiInputActorCriticPolicy(PolicyMixin, sb3.MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy`` (``"MultiInputPolicy"``), same arguments."""
 
 

@@ -30,6 +30,7 @@ from srl.distributions import (
     UncheckedDiagGaussianDistribution,
 )
 from srl.errors import UserError
+from srl.spaces import subtract_start
 
 #: Modules that treat each number by itself, and so a stack as they treat one network's.
 _ELEMENTWISE = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Identity)
@@ -123,7 +124,7 @@ class StackedPolicy:
         if self._flat:
             return observations.float()
         rows = preprocess_obs(
-            observations.flatten(0, 1),
+            subtract_start(observations.flatten(0, 1), self._policy.observation_space),
             self._policy.observation_space,
             normalize_images=self._policy.normalize_images,
         )
