@@ -24,10 +24,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.core import ActType, ObsType
 from gymnasium.utils import RecordConstructorArgs
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from srl.errors import UserError, nearest
+from srl.evaluation import TrainingOnlyWrapper
 
 # Seeded together with a run's seed, so that the noise shares no stream with the other generators that
 # are seeded with that same number (NumPy's global one, the environments', PyTorch's).
@@ -165,8 +166,11 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
     return process(value)  # type: ignore[call-arg]
 
 
-class VecRewardNoise(VecEnvWrapper):
+class VecRewardNoise(TrainingOnlyWrapper):
     """Add noise to the rewards of a vectorised environment; the outermost wrapper, in training alone.
+
+    Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` takes an
+    evaluation environment without this wrapper.
 
     Observations, dones and infos pass unchanged, so the episode returns that ``Monitor`` writes into the
     infos stay clean. Draws are independent per environment and step.
@@ -196,11 +200,11 @@ class VecRewardNoise(VecEnvWrapper):
         self.noise = _as_process(noise)
         self.rng = noise_rng(seed)
 
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
-
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
+        # Processes give integers in a step in which all rewards are whole numbers
+        if rewards.dtype.kind != "f":
+            rewards = rewards.astype(np.float32)
         return observations, self.noise.apply(rewards, self.rng), dones, infos
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -265,7 +269,12 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
 
     def step(self, action: ActType) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        noisy = self.noise.apply(np.array([reward], dtype=np.float64), self.rng)
+        clean = np.array(reward, dtype=np.float64)
+        if clean.size != 1:
+            raise UserError(
+                f"A reward of the environment is an array of shape {clean.shape}, and must be a number."
+            )
+        noisy = self.noise.apply(clean.reshape(1), self.rng)
         return observation, float(noisy[0]), terminated, truncated, info
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from srl import SA2C
 from srl.envs.reward_noise import (
     NOISE_PROCESSES,
     GaussianNoise,
@@ -308,3 +309,60 @@ def test_single_noise_is_made_again_from_its_spec():
     env.reset()
     copy.reset()
     assert copy.step(0)[1] == env.step(0)[1]
+
+
+class IntegerRewards(VecEnvWrapper):
+    """Whole numbers as rewards, as processes give them in a step in which none is a fraction."""
+
+    def __init__(self, venv: VecEnv, dtype: type) -> None:
+        super().__init__(venv)
+        self.dtype = dtype
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards.astype(self.dtype), dones, infos
+
+
+@pytest.mark.parametrize("process", ALL, ids=str)
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.uint8])
+def test_integer_rewards_become_float_before_they_get_noise(process, dtype):
+    ours, theirs = (
+        VecRewardNoise(IntegerRewards(cartpoles(), dtype), process, 0),
+        VecRewardNoise(cartpoles(), process, 0),
+    )
+    ours, theirs = rollout(ours), rollout(theirs)
+    assert ours[1].dtype == np.float32
+    assert (ours[1] == theirs[1]).all()
+
+
+@pytest.mark.slow
+def test_environments_in_processes_with_integer_rewards_are_learned_from():
+    env = SubprocVecEnv([lambda: gym.make("FrozenLake-v1")] * 2)
+    try:
+        SA2C("MlpPolicy", VecRewardNoise(env, "gaussian:0.1", 0), device="cpu").learn(40)
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize(
+    "reward", [1, np.int64(1), True, np.array([1.0]), np.array(1.0), np.float32(1)], ids=repr
+)
+def test_reward_of_one_environment_is_a_number_with_noise(reward):
+    env = gym.wrappers.TransformReward(gym.make("CartPole-v1").unwrapped, lambda _: reward)
+    noisy = RewardNoise(env, UniformNoise(0.25), 0)
+    noisy.reset(seed=0)
+    value = noisy.step(0)[1]
+    assert type(value) is float
+    assert 0.75 <= value <= 1.25
+
+
+def test_several_rewards_in_one_step_are_refused():
+    noisy = RewardNoise(
+        gym.wrappers.TransformReward(gym.make("CartPole-v1").unwrapped, lambda _: np.zeros(2)), ALL[0]
+    )
+    noisy.reset(seed=0)
+    with pytest.raises(UserError, match=r"reward .* of shape \(2,\)"):
+        noisy.step(0)
