@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.vec_env import VecEnv
 
 from srl.advantages import ADVANTAGE_TRANSFORMS, PreparedAdvantages, prepare_advantages
 from srl.errors import UserError, nearest
+from srl.evaluation import eval_callbacks, match_wrappers
 from srl.losses import REVERSE_LOSSES, A2CLosses, LossWeights, PPOLosses
+from srl.policies import PolicyMixin
+from srl.rewards import explained
+from srl.spaces import check_supported, has_start
 
 #: Tells the flip noise's random stream from others that start from the same seed.
 _FLIP_NOISE_STREAM = 1
@@ -34,9 +44,9 @@ def check_symmetric_loss(
         transform, or a probability outside [0, 1].
     """
     for name, weight in (("alpha", alpha), ("beta", beta)):
-        if not (math.isfinite(weight) and weight >= 0):
+        if not (_is_finite(weight) and weight >= 0):
             raise UserError(f"{name}={weight} is not a finite number >= 0; it is the weight of a loss.")
-    if not (math.isfinite(z) and z < 0):
+    if not (_is_finite(z) and z < 0):
         raise UserError(f"z={z} is not a finite number < 0; it stands for log 0, and the paper uses -1.")
     for name, value, known in (
         ("reverse_loss", reverse_loss, REVERSE_LOSSES),
@@ -44,8 +54,12 @@ def check_symmetric_loss(
     ):
         if value not in known:
             raise UserError(f"{name}={value!r} is not one of {', '.join(known)}.{nearest(str(value), known)}")
-    if not 0 <= advantage_flip_prob <= 1:
+    if not (_is_finite(advantage_flip_prob) and 0 <= advantage_flip_prob <= 1):
         raise UserError(f"advantage_flip_prob={advantage_flip_prob} is not a probability in [0, 1].")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 class UpdateStatistics:
@@ -122,7 +136,10 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
             setattr(self, name, value)
         self._flip_rng = np.random.default_rng()
 
-    def _setup_model(self) -> None:
+    def _check_symmetric_loss(self) -> None:
+        """Check the parameters again, which ``load`` and users set as attributes, and the action space."""
+        names = ("alpha", "beta", "z", "reverse_loss", "advantage_transform", "advantage_flip_prob")
+        check_symmetric_loss(**{name: getattr(self, name) for name in names})
         if self.beta != 0 and isinstance(self.action_space, spaces.Box):
             raise UserError(
                 f"{type(self).__name__} with beta={self.beta} needs the probability of an action, and the "
@@ -130,7 +147,80 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
                 "example with srl.envs.DiscretizeAction(env, bins=11) or `srl train --algo "
                 f"d{type(self).__name__.lower()}`, or set beta=0."
             )
+
+    def _setup_model(self) -> None:
+        self._check_symmetric_loss()
+        if has_start(self.observation_space, self.action_space):
+            name = self.policy_class.__name__
+            if not issubclass(self.policy_class, PolicyMixin):
+                raise UserError(
+                    f"The policy {name} counts actions and observations from 0, and the spaces are "
+                    f"{self.observation_space} and {self.action_space}. Derive {name} from the policies of "
+                    "srl.policies, or use spaces with start=0."
+                )
+        if self.policy_kwargs.get("squash_output") and not self.use_sde:
+            raise UserError(
+                "squash_output=True has no effect without gSDE. Set use_sde=True, or leave it out."
+            )
         super()._setup_model()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        self._check_symmetric_loss()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        assert self.env is not None
+        for evaluation in eval_callbacks(callback):
+            evaluation.eval_env = match_wrappers(evaluation.eval_env, self.env)
+        return super()._init_callback(callback, progress_bar)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env.action_space, spaces.Space):  # SB3 converts environments of OpenAI Gym
+            check_supported(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        try:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except (TypeError, ValueError) as error:
+            reason = explained(error)
+            if reason is error:
+                raise
+            raise reason from error
+
+    def set_parameters(
+        self,
+        load_path_or_dict: str | TensorDict,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """Load parameters of the networks and the optimizer, as SB3 does.
+
+        :param load_path_or_dict: A saved model, or a dictionary as :meth:`get_parameters` returns it.
+        :param exact_match: Whether every network must be given, with all of its parameters.
+        :param device: Device on which a file is loaded.
+        :raises UserError: If a name is not that of a network or an optimizer, such as ``"alpha"``, or the
+            parameters of the symmetric loss are out of range.
+        """
+        self._check_symmetric_loss()
+        if isinstance(load_path_or_dict, dict):
+            for name in load_path_or_dict:
+                if not isinstance(recursive_getattr(self, name, None), th.nn.Module | th.optim.Optimizer):
+                    raise UserError(
+                        f"set_parameters: {name!r} is not a network or an optimizer. Pass hyperparameters to "
+                        f"{type(self).__name__}() or to {type(self).__name__}.load()."
+                    )
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed the random generators, that of the advantage flip noise included.

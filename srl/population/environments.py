@@ -15,6 +15,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl.envs.finite import check_finite
+from srl.rewards import explained
 
 
 class MemberEnvs:
@@ -109,7 +110,7 @@ class MemberEnvs:
             self._fail(member, error)
 
     def _fail(self, member: int, error: Exception) -> None:
-        self.failures[member] = error
+        self.failures[member] = explained(error)
         if self._observations.size:
             self._observations[member] = 0
         self._rewards[member] = 0
