@@ -273,6 +273,69 @@ def test_box_actions_need_discretising_unless_beta_is_0(cls):
     cls("MlpPolicy", "Pendulum-v1", beta=0.0, device="cpu", **small(cls)).learn(32)
 
 
+WRONG = [dict(alpha=-3), dict(beta="1"), dict(z=0.0), dict(reverse_loss="rcee"), dict(advantage_flip_prob=2)]
+
+
+@pytest.mark.parametrize("cls", [SPPO, SA2C])
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_parameters_are_checked_wherever_they_are_set(cls, wrong, tmp_path):
+    model = cls("MlpPolicy", "CartPole-v1", device="cpu", **small(cls))
+    model.save(tmp_path / "model")
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name}="):
+        cls.load(tmp_path / "model", **wrong)
+    parameters = model.get_parameters()
+    setattr(model, name, value)
+    with pytest.raises(UserError, match=f"{name}="):
+        model.learn(32)
+    with pytest.raises(UserError, match=f"{name}="):
+        model.set_parameters(parameters)
+
+
+@pytest.mark.parametrize("cls", [SPPO, SA2C])
+def test_box_actions_are_checked_when_a_model_is_loaded(cls, tmp_path):
+    cls("MlpPolicy", "Pendulum-v1", beta=0.0, device="cpu", **small(cls)).save(tmp_path / "model")
+    with pytest.raises(UserError, match="DiscretizeAction"):
+        cls.load(tmp_path / "model", env=gym.make("Pendulum-v1"), beta=1)
+
+
+def test_set_parameters_takes_networks_and_nothing_else():
+    model = SPPO("MlpPolicy", "CartPole-v1", device="cpu", **small(SPPO))
+    with pytest.raises(UserError, match=r"'alpha' is not a network .* SPPO.load"):
+        model.set_parameters({"alpha": -3}, exact_match=False)
+    assert model.alpha == 0.5
+    model.set_parameters({"policy": model.policy.state_dict()}, exact_match=False)
+
+
+def test_optimizer_arguments_are_added_to_those_of_rmsprop():
+    given = {"optimizer_kwargs": {"alpha": 0.9}}
+    model = SA2C("MlpPolicy", "CartPole-v1", rms_prop_eps=1e-3, policy_kwargs=given, device="cpu")
+    group = model.policy.optimizer.param_groups[0]
+    assert type(model.policy.optimizer) is th.optim.RMSprop
+    assert (group["alpha"], group["eps"]) == (0.9, 1e-3)
+    assert given == {"optimizer_kwargs": {"alpha": 0.9}}
+    for kwargs in ({}, dict(use_rms_prop=False), dict(policy_kwargs=dict(optimizer_class=th.optim.SGD))):
+        ours, theirs = (
+            cls("MlpPolicy", "CartPole-v1", device="cpu", **kwargs).policy.optimizer for cls in (SA2C, A2C)
+        )
+        assert type(ours) is type(theirs)
+        assert ours.defaults == theirs.defaults
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        (dict(use_rms_prop=False), "use_rms_prop is False"),
+        (dict(policy_kwargs={"optimizer_class": th.optim.SGD}), "names an optimizer_class"),
+        (dict(policy_kwargs={"optimizer_kwargs": {"eps": 1e-4}}), "has eps=0.0001"),
+    ],
+    ids=["adam", "class", "eps"],
+)
+def test_epsilon_that_no_optimizer_takes_is_refused(kwargs, reason):
+    with pytest.raises(UserError, match=f"rms_prop_eps=0.001 has no effect, .*{reason}"):
+        SA2C("MlpPolicy", "CartPole-v1", rms_prop_eps=1e-3, **kwargs)
+
+
 def test_package_is_typed():
     import srl
 

@@ -12,11 +12,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 
+from srl.errors import UserError
 from srl.losses import a2c_losses
 from srl.policies import POLICY_ALIASES
 from srl.symmetric import SymmetricLossMixin, UpdateStatistics
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
+
+#: SB3's default of ``rms_prop_eps``.
+_RMS_PROP_EPS = 1e-5
 
 
 class SA2C(SymmetricLossMixin, A2C):
@@ -40,7 +44,8 @@ class SA2C(SymmetricLossMixin, A2C):
     :param vf_coef: Value function coefficient for the loss calculation
     :param max_grad_norm: The maximum value for the gradient clipping
     :param rms_prop_eps: RMSProp epsilon
-    :param use_rms_prop: Whether to use RMSprop (default) or Adam as optimizer
+    :param use_rms_prop: Whether to use RMSprop (default) or Adam as optimizer. ``optimizer_kwargs`` in
+        ``policy_kwargs`` are added to RMSprop's arguments, where SB3's A2C ignores them
     :param use_sde: Whether to use generalized State Dependent Exploration (Box actions, ``beta=0``)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
@@ -63,8 +68,8 @@ class SA2C(SymmetricLossMixin, A2C):
         minibatch's extremes), applied last
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
-    :raises UserError: (a ``ValueError``) for a parameter out of range, or a Box action space with
-        ``beta != 0``
+    :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
+        spaces that are not supported, or an ``rms_prop_eps`` that no optimizer takes
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
@@ -80,7 +85,7 @@ class SA2C(SymmetricLossMixin, A2C):
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
-        rms_prop_eps: float = 1e-5,
+        rms_prop_eps: float = _RMS_PROP_EPS,
         use_rms_prop: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -101,6 +106,7 @@ class SA2C(SymmetricLossMixin, A2C):
         advantage_transform: str = "none",
         advantage_flip_prob: float = 0.0,
     ):
+        policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps, use_rms_prop)
         super().__init__(
             policy,
             env,
@@ -196,3 +202,32 @@ class SA2C(SymmetricLossMixin, A2C):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+
+def _with_rms_prop(
+    policy_kwargs: dict[str, Any] | None, rms_prop_eps: float, use_rms_prop: bool
+) -> dict[str, Any]:
+    """Add RMSprop's arguments to those in ``policy_kwargs``, which SB3's A2C would drop.
+
+    :return: A new dictionary, since SB3's A2C changes the one that it is given.
+    :raises UserError: If ``rms_prop_eps`` is given and has no effect.
+    """
+    policy_kwargs = dict(policy_kwargs or {})
+    optimizer_kwargs = policy_kwargs.get("optimizer_kwargs") or {}
+    reason = None
+    if "optimizer_class" in policy_kwargs:
+        reason = "policy_kwargs names an optimizer_class"
+    elif not use_rms_prop:
+        reason = "use_rms_prop is False"
+    elif optimizer_kwargs.get("eps", rms_prop_eps) != rms_prop_eps:
+        reason = f"optimizer_kwargs has eps={optimizer_kwargs['eps']}"
+    if reason is not None and rms_prop_eps != _RMS_PROP_EPS:
+        raise UserError(
+            f"rms_prop_eps={rms_prop_eps} has no effect, because {reason}. Leave it out, and set eps in the "
+            "optimizer_kwargs of policy_kwargs."
+        )
+    if use_rms_prop and optimizer_kwargs and "optimizer_class" not in policy_kwargs:
+        defaults = {"alpha": 0.99, "eps": rms_prop_eps, "weight_decay": 0}
+        policy_kwargs["optimizer_class"] = th.optim.RMSprop
+        policy_kwargs["optimizer_kwargs"] = {**defaults, **optimizer_kwargs}
+    return policy_kwargs
