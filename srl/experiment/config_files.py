@@ -148,6 +148,17 @@ def _read_config(path: Path, changed: int) -> ConfigFile:
     return ConfigFile(path)
 
 
+#: What a value must be, by pydantic's names of mistakes whose messages name Python types.
+_MUST_BE = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), "a mapping"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a finite number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+}
+
+
 def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[list[str | int], str]:
     """Where pydantic found the first mistake, and what it says of it with the value.
 
@@ -155,14 +166,19 @@ def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[li
     :param known: The keys that would have been right, to name the nearest.
     """
     detail = error.errors()[0]
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = "there is no such key." + nearest(str(detail["loc"][-1]), known)
-    elif detail["type"] == "missing":
+    kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
+    # Pydantic's names of types and of alternatives, such as "list[int]", are not keys of the user's
+    keys = [key for key in detail["loc"] if not (isinstance(key, str) and "[" in key)]
+    if kind == "extra_forbidden":
+        message = "there is no such key." + nearest(str(keys[-1]), known)
+    elif kind == "missing":
         message = "is missing."
-    elif detail["loc"]:
-        message = f"{detail['input']!r}: {message}"
-    return list(detail["loc"]), message
+    else:
+        if kind in _MUST_BE:
+            message = f"must be {_MUST_BE[kind]}"
+        message = message.replace("Input should be", "must be")
+        message = f"{detail['input']!r}: {message}" if keys else message
+    return keys, message
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:

@@ -7,6 +7,8 @@ plain YAML. The models here hold SB3's own defaults, so that a resolved entry sa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     field_validator,
     model_validator,
@@ -65,7 +68,7 @@ def _schedule(value: Any) -> Any:
         return f"lin_{start!r}"
     try:
         number = float(_number(value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("must be a number, or lin_ and a number as in lin_2.5e-4") from None
     if not 0 <= number < float("inf"):
         raise ValueError("must be a finite number >= 0")
@@ -76,6 +79,55 @@ def _not_zero(value: Any) -> Any:
     if value == 0:
         raise ValueError("must be above 0")
     return value
+
+
+def _layers(value: Any) -> list[int]:
+    """The sizes of hidden layers."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of layer sizes such as [64, 64]")
+    sizes = [_whole_number(size) for size in value]
+    if not all(isinstance(size, int | float) and 1 <= size < 2**31 and size == int(size) for size in sizes):
+        raise ValueError("layer sizes must be whole numbers of at least 1")
+    return [int(size) for size in sizes]
+
+
+def _net_arch(value: Any) -> list[int] | dict[str, list[int]] | None:
+    """Hidden layers: of both networks, or of each by name."""
+    if value is None:
+        return None
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        # Layers in front of the mapping were shared by both networks
+        shared = [part for part in value if not isinstance(part, dict)]
+        own = next(part for part in value if isinstance(part, dict))
+        sizes = {name: own[name] if isinstance(own.get(name), list) else [] for name in ("pi", "vf")}
+        layers = ", ".join(f"{name}: {shared + sizes[name]}" for name in sizes)
+        raise ValueError(f"this form is that of SB3 before version 1.8. Write net_arch: {{{layers}}}")
+    if isinstance(value, dict):
+        if set(value) != {"pi", "vf"}:
+            raise ValueError("must name the layers of both pi and vf, as in {pi: [64, 64], vf: [64, 64]}")
+        return {name: _layers(layers) for name, layers in value.items()}
+    return _layers(value)
+
+
+def _optimizer_kwargs(value: Any) -> dict[str, Any] | None:
+    """Arguments of an optimizer: numbers, lists of numbers, true and false."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("must be a mapping such as {weight_decay: 0.01}")
+    return {str(name): _optimizer_argument(str(name), argument) for name, argument in value.items()}
+
+
+def _optimizer_argument(name: str, value: Any) -> bool | float | list[float]:
+    if isinstance(value, bool):
+        return value
+    try:
+        numbers = [float(number) for number in (value if isinstance(value, list) else [value])]
+    except (TypeError, ValueError, OverflowError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be a finite number, a list of these, true or false")
+    return numbers if isinstance(value, list) else numbers[0]
 
 
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
@@ -99,12 +151,14 @@ class NormalizeOptions(Strict):
     clip_obs: Annotated[Number, Field(gt=0)] = 10.0
     clip_reward: Annotated[Number, Field(gt=0)] = 10.0
     epsilon: Annotated[Number, Field(gt=0)] = 1e-8
+    #: Keys of a Dict observation space that are normalised; None for all.
+    norm_obs_keys: list[str] | None = None
 
 
 class PolicyOptions(Strict):
     """Arguments of SB3's actor-critic policies that plain YAML can express."""
 
-    net_arch: list[Positive] | dict[Literal["pi", "vf"], list[Positive]] | None = None
+    net_arch: Annotated[list[int] | dict[str, list[int]] | None, PlainValidator(_net_arch)] = None
     activation_fn: Literal["tanh", "relu", "elu", "leaky_relu", "gelu", "silu"] | None = None
     ortho_init: bool | None = None
     log_std_init: Number | None = None
@@ -116,20 +170,13 @@ class PolicyOptions(Strict):
     features_extractor_class: Annotated[str, Field(pattern=r"^[\w.]+[:.]\w+$")] | None = None
     features_extractor_kwargs: dict[str, Any] | None = None
     optimizer_class: Literal["Adam", "AdamW", "RMSprop", "RMSpropTFLike", "SGD"] | None = None
-    optimizer_kwargs: dict[str, Number | bool | list[Number]] | None = None
+    optimizer_kwargs: Annotated[dict[str, Any] | None, PlainValidator(_optimizer_kwargs)] = None
 
     @field_validator("activation_fn", mode="before")
     @classmethod
     def _zoo_name(cls, value: Any) -> Any:
         names = {"nn.Tanh": "tanh", "nn.ReLU": "relu", "nn.ELU": "elu", "nn.LeakyReLU": "leaky_relu"}
         return names.get(value, value) if isinstance(value, str) else value
-
-    @field_validator("net_arch")
-    @classmethod
-    def _both_networks(cls, value: Any) -> Any:
-        if isinstance(value, dict) and set(value) != {"pi", "vf"}:
-            raise ValueError("must name the layers of both pi and vf")
-        return value
 
 
 class Hyperparams(Strict):
@@ -214,6 +261,44 @@ class Hyperparams(Strict):
         about_the_env = {"n_envs", "normalize", "frame_stack", "env_wrapper", "policy", "policy_kwargs"}
         return self.model_dump(exclude=about_the_env)
 
+    def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
+        """Values that change nothing beside the others, so that a run's record would be wrong to have them.
+
+        :param given: The hyperparameters as the user gave them, by name.
+        :return: The reason for each, by its name with dots; defaults are not among them.
+        """
+        options, normalize = self.policy_kwargs, self.normalize
+        reasons: dict[str, str] = {}
+        if not self.use_sde:
+            values = {
+                "sde_sample_freq": self.sde_sample_freq != -1,
+                "policy_kwargs.full_std": options.full_std is False,
+                "policy_kwargs.use_expln": options.use_expln is True,
+                "policy_kwargs.squash_output": options.squash_output is True,
+            }
+            reasons |= {name: "use_sde is false" for name, is_set in values.items() if is_set}
+        if normalize is not None and not normalize.norm_obs:
+            values = {
+                "normalize.clip_obs": normalize.clip_obs != 10,
+                "normalize.norm_obs_keys": normalize.norm_obs_keys is not None,
+            }
+            reasons |= {name: "norm_obs is false" for name, is_set in values.items() if is_set}
+        if normalize is not None and not normalize.norm_reward and normalize.clip_reward != 10:
+            reasons["normalize.clip_reward"] = "norm_reward is false"
+        if options.activation_fn not in (None, "tanh") and not self._has_hidden_layers:
+            reasons["policy_kwargs.activation_fn"] = "the networks have no hidden layers (net_arch)"
+        if self.reverse_loss == "mae" and self.z != -1:
+            reasons["z"] = "reverse_loss is mae"
+        return reasons
+
+    @property
+    def _has_hidden_layers(self) -> bool:
+        """Whether there are any besides those of SB3's network for images, which are always ReLU."""
+        arch = self.policy_kwargs.net_arch
+        if arch is None:
+            return self.policy != "CnnPolicy"
+        return any(arch.values()) if isinstance(arch, dict) else bool(arch)
+
 
 class A2CHyperparams(Hyperparams):
     """Those of A2C and SA2C."""
@@ -222,8 +307,43 @@ class A2CHyperparams(Hyperparams):
     n_steps: Positive = 5
     gae_lambda: Probability = 1.0
     normalize_advantage: bool = False
-    rms_prop_eps: Annotated[Number, Field(gt=0)] = 1e-5
-    use_rms_prop: bool = True
+    #: Epsilon of RMSprop, 1e-5 if not given; None if the optimizer is another or is named in policy_kwargs.
+    rms_prop_eps: Annotated[Number, Field(gt=0)] | None = None
+    #: Whether the optimizer is RMSprop, true if not given; None if it is named in policy_kwargs.
+    use_rms_prop: bool | None = None
+
+    @model_validator(mode="after")
+    def _record_what_is_used(self) -> A2CHyperparams:
+        options = self.policy_kwargs
+        use_rms_prop = rms_prop_eps = None
+        if options.optimizer_class is None:
+            use_rms_prop = self.use_rms_prop is not False
+            if use_rms_prop:
+                rms_prop_eps = (options.optimizer_kwargs or {}).get("eps", self.rms_prop_eps or 1e-5)
+        object.__setattr__(self, "use_rms_prop", use_rms_prop)
+        object.__setattr__(self, "rms_prop_eps", rms_prop_eps)
+        return self
+
+    def algorithm_kwargs(self) -> dict[str, Any]:
+        kwargs = super().algorithm_kwargs()
+        unused = [name for name in ("rms_prop_eps", "use_rms_prop") if kwargs[name] is None]
+        return {name: value for name, value in kwargs.items() if name not in unused}
+
+    def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
+        reasons = super().without_effect(given)
+        name = self.policy_kwargs.optimizer_class
+        eps, use_rms_prop = given.get("rms_prop_eps"), given.get("use_rms_prop")
+        if name is not None:
+            why = f"the optimizer is {name} of policy_kwargs.optimizer_class"
+            if use_rms_prop is not None and bool(use_rms_prop) != name.startswith("RMSprop"):
+                reasons["use_rms_prop"] = why
+            if eps is not None:
+                reasons["rms_prop_eps"] = f"{why}, whose eps is one of policy_kwargs.optimizer_kwargs"
+        elif eps is not None and not self.use_rms_prop:
+            reasons["rms_prop_eps"] = "use_rms_prop is false"
+        elif eps is not None and float(eps) != self.rms_prop_eps:
+            reasons["rms_prop_eps"] = f"policy_kwargs.optimizer_kwargs has eps={self.rms_prop_eps}"
+        return reasons
 
 
 class PPOHyperparams(Hyperparams):
@@ -344,18 +464,27 @@ def resolve_hyperparams(
         raise file.error([key, "n_timesteps"], str(error)) from None
     known = FAMILIES[algorithm.family].model_fields
     try:
-        in_file = check_hyperparams(algorithm, values)
+        of_file = check_hyperparams(algorithm, values)
     except ValidationError as error:
         raise file.validation_error(error, known, [key]) from None
-    for name, where in in_file.named_code().items():
+    for name, where in of_file.named_code().items():
         if not trust:
             raise file.error([key, *where.split(".")], untrusted(name))
+    for name, reason in of_file.without_effect(values).items():
+        raise file.error([key, *name.split(".")], _no_effect(reason))
     try:
-        return check_hyperparams(algorithm, values | overrides), n_timesteps, notes
+        hyperparams = check_hyperparams(algorithm, values | overrides)
     except ValidationError as error:
         keys, message = first_mistake(error, known)
         where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"
         raise UserError(f"{where}: {message}") from None
+    for name, reason in hyperparams.without_effect(values | overrides).items():
+        raise UserError(f"Hyperparameter {name}: {_no_effect(reason)}")
+    return hyperparams, n_timesteps, notes
+
+
+def _no_effect(reason: str) -> str:
+    return f"has no effect, because {reason}. Leave it out, or change that."
 
 
 def _positive_steps(value: Any) -> int:

@@ -1,6 +1,7 @@
 """Hyperparameter files, profiles, overrides, and the sweeps that are shipped."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from srl.errors import UserError
 from srl.experiment import hyperparams as hyperparams_module
 from srl.experiment.algorithms import ALGORITHMS, get_algorithm
 from srl.experiment.config_files import configs_dir
-from srl.experiment.hyperparams import resolve_hyperparams
+from srl.experiment.hyperparams import FAMILIES, NormalizeOptions, PolicyOptions, resolve_hyperparams
 from srl.experiment.spec import RunSpec, make_run_spec
 from srl.experiment.sweep import expand, load_sweep
 
@@ -211,6 +212,58 @@ def test_policy_kwargs_of_the_zoo_can_be_written_as_plain_yaml():
     assert options.net_arch == {"pi": [8], "vf": [16, 16]}
 
 
+def test_old_form_of_net_arch_is_answered_with_the_new_one():
+    with pytest.raises(UserError) as error:
+        resolve("sppo", policy_kwargs={"net_arch": [{"pi": [32], "vf": [64, 64]}]})
+    assert str(error.value).startswith("Hyperparameter policy_kwargs.net_arch: [{'pi'")
+    assert str(error.value).endswith("Write net_arch: {pi: [32], vf: [64, 64]}")
+    with pytest.raises(UserError, match=r"Write net_arch: \{pi: \[8, 32\], vf: \[8\]\}"):
+        resolve("sppo", policy_kwargs={"net_arch": [8, {"pi": [32]}]})
+
+
+WRONG = [
+    "x",
+    "",
+    [1],
+    ["x"],
+    [None],
+    [["x"]],
+    [{}],
+    {"a": 1},
+    {"pi": "x", "vf": [1]},
+    {1: 2},
+    -1,
+    1.5,
+    True,
+    None,
+]
+WRONG += [float("nan"), 10**400]
+
+
+def mistakes():
+    """The message of each wrong value of each hyperparameter."""
+    cases = [(algo, {name: value}) for algo in ("sppo", "sa2c") for name in FAMILIES[algo[1:]].model_fields
+             for value in WRONG]  # fmt: skip
+    for part, model in (("policy_kwargs", PolicyOptions), ("normalize", NormalizeOptions)):
+        cases += [("sppo", {part: {name: value}}) for name in model.model_fields for value in WRONG]
+    cases += [("sppo", {"policy_kwargs": {"optimizer_kwargs": {"eps": value}}}) for value in WRONG]
+    for algo, overrides in cases:
+        try:
+            resolve(algo, **overrides)
+        except UserError as error:
+            yield str(error)
+
+
+def test_no_message_shows_how_values_are_checked():
+    messages = list(mistakes())
+    assert len(messages) > 500
+    for message in messages:
+        assert not re.search(
+            r"pydantic|function-|\[key\]|Options|literal|Input should|instance of|list\[", message
+        )
+        assert re.match(r"Hyperparameter [\w.]+: ", message), message
+
+
 @pytest.fixture
 def sppo_file(tmp_path, monkeypatch):
     """A folder of configurations with a file of sppo's that a test writes."""
@@ -236,6 +289,11 @@ def sppo_file(tmp_path, monkeypatch):
             "key CartPole-v1.policy_kwargs",
         ),
         ("CartPole-v1:\n  n_timesteps: 10\n  policy_kwargs:\n    net_arc: [8]\n", 4, "policy_kwargs.net_arc"),
+        (
+            "CartPole-v1:\n  n_timesteps: 10\n  sde_sample_freq: 4\n",
+            3,
+            "key CartPole-v1.sde_sample_freq: has no effect, because use_sde is false",
+        ),
         ("CartPole-v1:\n  n_timesteps: 10\n  n_timesteps: 20\n", 3, "'n_timesteps' stands twice"),
         ("CartPole-v1:\n  n_timesteps: 10\n  1: 2\n", 3, "1"),
         ("Other-v0:\n  n_timesteps: 10\n", None, "key default"),

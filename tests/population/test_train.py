@@ -11,6 +11,7 @@ from srl.errors import UserError
 from srl.experiment.spec import make_run_spec
 from srl.experiment.store import RunDirectory
 from srl.population import train_population
+from tests.envs.unusual_spaces import UNUSUAL
 from tests.experiment.small_runs import contents, small_spec
 from tests.population.comparison import (
     assert_close,
@@ -98,6 +99,18 @@ CASES = {
     "dials of unequal size, A2C": lambda: [
         small("sa2c", "Dials-v0", 1, overrides=dict(n_envs=2, n_steps=5)),
         small("a2c", "Dials-v0", 2, overrides=dict(n_envs=2, n_steps=5)),
+    ],
+    "spaces that do not start at 0": lambda: [
+        small_spec("sppo", UNUSUAL + "DialsStart-v0", seed) for seed in (1, 2)
+    ],
+    "spaces that do not start at 0, A2C": lambda: [
+        small_spec("sa2c", UNUSUAL + "RoomsStart-v0", seed, overrides=dict(n_envs=2, n_steps=5))
+        for seed in (1, 2)
+    ],
+    "float images": lambda: [
+        small_spec("sppo", UNUSUAL + "FloatImage-v0", seed, n_eval_episodes=1, overrides=dict(
+            policy="CnnPolicy", policy_kwargs={"normalize_images": False}, n_steps=16, batch_size=16))
+        for seed in (1, 2)
     ],
     "numbers of rooms": lambda: [small("sppo", "Rooms-v0", 1), small("ppo", "Rooms-v0", 2)],
     "rows and columns": lambda: [
@@ -189,6 +202,12 @@ CASES = {
     "SGD": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(learning_rate=rate, policy_kwargs=dict(
             optimizer_class="SGD", optimizer_kwargs=dict(momentum=0.9))))
+        for seed, rate in ((1, 1e-3), (2, 1e-2))
+    ],
+    "A2C with RMSprop's arguments": lambda: [
+        small("sa2c", "Small-v0", seed, overrides=dict(
+            learning_rate=rate, rms_prop_eps=1e-3, policy_kwargs=dict(
+                optimizer_kwargs=dict(momentum=0.5, alpha=0.9))))
         for seed, rate in ((1, 1e-3), (2, 1e-2))
     ],
     "A2C with Adam": lambda: [
