@@ -368,11 +368,12 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
+    from srl.experiment.check import check_run
     from srl.experiment.engines import Job
     from srl.experiment.execution import check_interval
     from srl.experiment.progress import RunDisplay
     from srl.experiment.space import check_space, naming_full_disk, out_of_space, says_full
-    from srl.experiment.spec import check_run, make_run_spec
+    from srl.experiment.spec import make_run_spec
     from srl.experiment.store import ERROR, RunDirectory
 
     console = _console()

@@ -14,15 +14,17 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import ale_py
 import gymnasium as gym
+import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.box2d import BipedalWalker
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from srl.envs.box2d_world import FreshWorld
@@ -45,6 +47,7 @@ from srl.envs.reward_noise import VecRewardNoise, parse_noise
 from srl.envs.seeding import Stream, seed_sequence
 from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
+from srl.spaces import check_supported
 
 # `training` is no one's choice: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
@@ -245,8 +248,10 @@ def _make_stack(
             venv = VecCheckFinite(venv)
         # Native Atari games give stacked frames, with channels first, at less cost
         if spec.frame_stack > 1 and not (native and spec.atari):
-            venv = VecFrameStack(venv, n_stack=spec.frame_stack)
+            order = _channels_order(venv.observation_space)
+            venv = VecFrameStack(venv, n_stack=spec.frame_stack, channels_order=order)
         if spec.normalize is not None:
+            _check_normalised_keys(spec, venv.observation_space)
             venv = VecNormalize(venv, training=training, **normalize_arguments(spec, training))
         # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
@@ -255,6 +260,33 @@ def _make_stack(
     except Exception as error:
         # SB3's wrappers and environments' constructors refuse what does not go together in any way they like
         raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error
+
+
+def _channels_order(space: spaces.Space[Any]) -> Literal["first"] | None:
+    """How frames are stacked: SB3 knows images of type uint8 alone, and would make others wider."""
+    if isinstance(space, spaces.Box) and len(space.shape) == 3 and not is_image_space(space):
+        return "first" if np.argmin(space.shape) == 0 else None
+    return None
+
+
+def _check_normalised_keys(spec: EnvSpec, space: spaces.Space[Any]) -> None:
+    """Check that the parts of a Dict observation space that are to be normalised exist and are Box spaces."""
+    normalize = spec.normalize or {}
+    if not isinstance(space, spaces.Dict) or not normalize.get("norm_obs", True):
+        return
+    keys = normalize.get("norm_obs_keys")
+    boxes = [key for key, part in space.items() if isinstance(part, spaces.Box)]
+    for key in space if keys is None else keys:
+        if key not in space.spaces:
+            raise UserError(
+                f"normalize: norm_obs_keys names {key!r}, and {spec.env_id} has the observations "
+                f"{', '.join(space)}.{nearest(str(key), space)}"
+            )
+        if key not in boxes:
+            raise UserError(
+                f"normalize: the observations {key!r} of {spec.env_id} are {space[key]}, and only Box spaces "
+                f"can be normalised. Set norm_obs_keys to some of [{', '.join(boxes)}]."
+            )
 
 
 def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
@@ -320,6 +352,10 @@ def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, 
             env = wrapped
         if spec.bins is not None:
             env = DiscretizeAction(env, spec.bins)
+        try:
+            check_supported(env.observation_space, env.action_space)
+        except UserError as error:
+            raise UserError(f"{spec.env_id}: {error}") from None
         return Replayable(env)
 
     return wrap

@@ -116,6 +116,14 @@ def import_object(name: str) -> Any:
         raise UserError(f"The module {module!r} has no {attribute!r}.{hint}") from None
 
 
+def is_builtin(env_id: str) -> bool:
+    """Say whether an environment is one of those that Gymnasium and ale-py bring.
+
+    :param env_id: A Gymnasium id, known to its registry or not.
+    """
+    return _entry_point(env_id).startswith(("gymnasium.", "ale_py"))
+
+
 def check_rom(env_id: str) -> None:
     """Make sure that an Atari game's ROM is there; any other environment passes.
 

@@ -52,19 +52,26 @@ def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
     return kwargs
 
 
-def check_optimizer(options: PolicyOptions, default: str) -> None:
-    """See that the optimizer takes its arguments.
+def checking_optimizer(optimizer: type[th.optim.Optimizer]) -> type[th.optim.Optimizer]:
+    """An optimizer that checks its arguments as another one does, and takes no parameters.
 
-    :param options: The policy's options.
-    :param default: The optimizer where they name none.
-    :raises UserError: If it does not.
+    PyTorch's first optimizer of a process with parameters imports modules for most of a second.
+
+    :param optimizer: The other one.
+    :return: A class whose constructor raises :class:`~srl.errors.UserError` for wrong arguments.
     """
-    name = options.optimizer_class or default
-    arguments = options.optimizer_kwargs or {}
-    if not arguments:
-        return  # making the first optimizer of a process takes seconds
-    optimizer: Any = _OPTIMIZERS[name]
-    try:
-        optimizer([nn.Parameter(th.zeros(1))], lr=1e-3, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"Hyperparameter policy_kwargs.optimizer_kwargs: {arguments}: {error}.") from None
+
+    class CheckingOptimizer(optimizer):  # type: ignore[misc, valid-type]
+        def __init__(self, params: Any, **arguments: Any):
+            try:
+                super().__init__(params, **arguments)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"Hyperparameter policy_kwargs.optimizer_kwargs: {optimizer.__name__} does not take "
+                    f"{arguments}: {error}."
+                ) from error
+
+        def add_param_group(self, param_group: dict[str, Any]) -> None:
+            pass
+
+    return CheckingOptimizer

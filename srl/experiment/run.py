@@ -96,12 +96,13 @@ class RunFailed(Exception):
     """A run ended before its last step; its message is the reason in one line."""
 
 
-def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
+def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO:
     """The run's algorithm on its environment.
 
     :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is SB3's to the bit
         and logs the same figures.
     :param env: Its training environment.
+    :param build: Whether to build the networks and the rollout buffer.
     :return: The algorithm, untrained, with the global random generators at the starts of the streams that
         it draws actions and minibatches from.
     """
@@ -115,6 +116,7 @@ def make_model(spec: RunSpec, env: VecEnv) -> SA2C | SPPO:
         env,
         policy_kwargs=policy_kwargs(spec.hyperparams.policy_kwargs),
         device=spec.device,
+        _init_setup_model=build,
         **kwargs,
     )
     # For the record: given to the constructor, it would seed the environments as SB3 does

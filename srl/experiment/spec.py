@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gymnasium import spaces
 from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_validator, model_validator
-from stable_baselines3.common.preprocessing import is_image_space
 
 from srl.envs import EnvSpec, parse_noise, resolve_env_id
-from srl.envs.make import BACKENDS, check_spaces
+from srl.envs.make import BACKENDS
 from srl.envs.registration import import_packages, is_atari
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
@@ -26,7 +24,6 @@ from srl.experiment.hyperparams import (
     WholeNumber,
     resolve_hyperparams,
 )
-from srl.experiment.policy_options import check_optimizer, policy_kwargs
 from srl.experiment.variants import NAME
 
 #: Values per action dimension that the paper discretises into.
@@ -236,37 +233,6 @@ def make_run_spec(
         keys, message = first_mistake(error)
         raise UserError(f"{'.'.join(map(str, keys))}: {message}" if keys else message) from None
     return spec, ([renamed] if renamed else []) + notes
-
-
-def check_run(spec: RunSpec) -> None:
-    """Make the run's environment once and see that the policy and the algorithm go with it.
-
-    :raises UserError: If the environment cannot be made, its observations need another policy, the
-        algorithm needs discretised actions, or the optimizer does not take its arguments.
-    """
-    observation_space, action_space = check_spaces(spec.env_spec())
-    policy = spec.hyperparams.policy
-    fitting = ["MlpPolicy"]
-    if isinstance(observation_space, spaces.Dict):
-        fitting = ["MultiInputPolicy"]
-    elif is_image_space(observation_space):
-        fitting += ["CnnPolicy"]
-    if policy not in fitting:
-        raise UserError(
-            f"{policy} does not go with the observations of {spec.env}, {observation_space}. Use "
-            f"--hyperparams policy={fitting[-1]}."
-        )
-    policy_kwargs(spec.hyperparams.policy_kwargs)
-    uses_rmsprop = getattr(spec.hyperparams, "use_rms_prop", False)
-    check_optimizer(spec.hyperparams.policy_kwargs, default="RMSprop" if uses_rmsprop else "Adam")
-    if spec.hyperparams.use_sde and not isinstance(action_space, spaces.Box):
-        raise UserError(f"use_sde=True needs a Box action space, and {spec.env} has {action_space} here.")
-    if isinstance(action_space, spaces.Box) and spec.hyperparams.beta != 0:
-        raise UserError(
-            f"{spec.algorithm.label} with beta={spec.hyperparams.beta:g} needs the probability of an action, "
-            f"and {spec.env} has the action space {action_space}, which has only a density. Discretise the "
-            f"actions with --algo d{spec.algo}, or use --algo {spec.algorithm.family}."
-        )
 
 
 def resolve_device(device: str, policy: str) -> str:

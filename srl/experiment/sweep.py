@@ -17,11 +17,12 @@ from pydantic import Field, ValidationError, field_validator
 from srl.envs import parse_noise
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import get_algorithm
+from srl.experiment.check import check_runs
 from srl.experiment.checkpoint import checkpoint_steps
-from srl.experiment.config_files import ConfigFile
+from srl.experiment.config_files import ConfigFile, first_mistake
 from srl.experiment.engines import Job, Task
 from srl.experiment.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, of_family, untrusted
-from srl.experiment.spec import RunSpec, check_run, make_run_spec
+from srl.experiment.spec import RunSpec, make_run_spec
 from srl.experiment.store import (
     PLAN,
     PlannedRun,
@@ -194,11 +195,9 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         option, *parts = map(str, error.keys)
         raise UserError(f"--{option}{' ' if parts else ''}{'.'.join(parts)}: {error.message}") from None
     except ValidationError as error:
-        detail = error.errors()[0]
-        message = detail["msg"].removeprefix("Value error, ")
-        name = str(detail["loc"][0])
-        option = _OPTIONS.get(name, name).replace("_", "-")
-        raise UserError(f"--{option} {detail['input']}: {message}") from None
+        wrong, message = first_mistake(error)
+        option = _OPTIONS.get(str(wrong[0]), str(wrong[0])).replace("_", "-")
+        raise UserError(f"--{option}: {message}") from None
 
 
 def _without_absent_comparisons(options: SweepOptions) -> SweepOptions:
@@ -255,7 +254,7 @@ def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[st
 def expand(
     options: SweepOptions, *, device: str = "auto", trust_file: bool = False
 ) -> tuple[list[RunSpec], list[str]]:
-    """All runs of a sweep, checked: each environment is made once.
+    """All runs of a sweep, checked: each environment and each model is built once.
 
     :param options: What to compare.
     :param device: See :func:`srl.experiment.spec.make_run_spec`.
@@ -300,17 +299,8 @@ def expand(
     for path, count in Counter(spec.path for spec in specs).items():
         if count > 1:
             cell = Path(path).parent
-            raise UserError(
-                f"{cell} is there twice; name each environment, algorithm, variant and noise once."
-            )
-    # Making environments takes time, and most cells differ in what does not matter to them
-    kinds = {}
-    for spec in specs:
-        hyperparams = spec.hyperparams
-        kind = (spec.env, spec.bins, hyperparams.beta != 0, hyperparams.policy, hyperparams.frame_stack)
-        kinds[kind] = spec
-    for spec in kinds.values():
-        check_run(spec)
+            raise UserError(f"{cell} is there twice; name each environment, column and noise once.")
+    check_runs(specs)
     # The rest of a spec does not depend on the seed
     return [spec.model_copy(update={"seed": seed}) for seed in options.seeds for spec in specs], list(notes)
 

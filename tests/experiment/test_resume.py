@@ -20,6 +20,7 @@ from srl.experiment.store import RunDirectory
 from srl.population import train as population
 from srl.population.train import train_population
 from srl.population.update import Updater
+from tests.envs.unusual_spaces import UNUSUAL
 from tests.experiment.small_runs import small_spec
 from tests.population.comparison import assert_same_result
 
@@ -33,10 +34,15 @@ SPECS = {
     "Pong with flips": small_spec(
         "sppo", "PongNoFrameskip-v4", noise="flip:0.1", n_timesteps=160, eval_freq=100, n_eval_episodes=1
     ),
+    "spaces that do not start at 0": small_spec("sppo", UNUSUAL + "RoomsStart-v0", n_timesteps=320),
+    "Dict observations": small_spec(
+        "sppo", UNUSUAL + "DictStart-v0", n_timesteps=320,
+        overrides={"policy": "MultiInputPolicy", "normalize": {"norm_obs_keys": ["place"]}},
+    ),
     "gSDE": small_spec(
         "ppo", "Pendulum-v1", n_timesteps=320, eval_freq=96, overrides={"use_sde": True, "sde_sample_freq": 4}
     ),
-}
+}  # fmt: skip
 DAMAGED = small_spec(noise="gaussian:0.1", n_timesteps=320, eval_freq=96, overrides={"normalize": True})
 TIMES = ("time/fps", "time/time_elapsed")
 

@@ -6,7 +6,8 @@ import pytest
 import torch as th
 
 from srl.errors import UserError
-from srl.experiment.spec import RunSpec, check_run, make_run_spec, resolve_device, safe_name
+from srl.experiment.check import check_run
+from srl.experiment.spec import RunSpec, make_run_spec, resolve_device, safe_name
 from tests.experiment.small_runs import BROKEN, small_spec
 
 
