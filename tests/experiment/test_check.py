@@ -73,7 +73,7 @@ def test_sweep_checks_every_combination_in_any_order(algos, env, overrides, symm
     values = dict(envs=[env], algos=algos, noise=["none"], seeds=[0])
     values |= dict(overrides=overrides, symmetric_overrides=symmetric)
     (tmp_path / "mine.yml").write_text(json.dumps(values))
-    outcome = srl("sweep", tmp_path / "mine.yml", "--out", tmp_path / "out")
+    outcome = srl("sweep", tmp_path / "mine.yml", "--trust-config", "--out", tmp_path / "out")
     assert outcome.status == 2
     assert says in outcome.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yml"]

@@ -178,7 +178,7 @@ def test_overrides_reach_all_runs_and_symmetric_ones_the_symmetric(mine):
     ids=str,
 )
 def test_what_stands_twice_is_refused(mine, changes):
-    with pytest.raises(UserError, match="stands more than once"):
+    with pytest.raises(UserError, match="is there twice"):
         expand(load_sweep(mine, **changes))
 
 
@@ -247,8 +247,8 @@ def test_table_of_the_sweep_counts_what_failed(swept):
     # One environment is killed, one gives a NaN
     assert len(re.findall(r"│ +2 failed │\n", outcome.out)) == 2
     table = (root / "table.csv").read_text()
-    assert f"{FINE},none,64,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
-    assert f"{NAN},none,64,sppo,,,,0,0,0,0,2,0,0,0" in table
+    assert f"{FINE},none,64,sppo,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
+    assert f"{NAN},none,64,sppo,sppo,,,,0,0,0,0,2,0,0,0" in table
 
 
 def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
