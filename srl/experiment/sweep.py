@@ -62,7 +62,7 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
         seeds += range(first, end)
     repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
     if repeated:
-        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} stands more than once.")
+        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} is there twice.")
     if not seeds:
         raise UserError("seeds: at least one is needed.")
     return seeds

@@ -40,9 +40,9 @@ def test_seeds_are_numbers_and_ranges_without_their_end(texts, seeds):
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["1", "1"], "1 stands more than once"),
-        (["1:5", "3"], "3 stands more than once"),
-        (["01", "1"], "1 stands more than once"),
+        (["1", "1"], "1 is there twice"),
+        (["1:5", "3"], "3 is there twice"),
+        (["01", "1"], "1 is there twice"),
         (["5:5"], "'5:5' is empty"),
         (["5:1"], "'5:1' is empty"),
         (["a"], "'a' is neither"),
@@ -98,7 +98,7 @@ def change(file, old, new):
         ("[none]", "[flip:1.5]", 3, r"key noise: .*flip:PROB"),
         ("[none]", "[null]", 3, "key noise"),
         ("[none]", "none", 3, "key noise"),
-        ('["0:2"]', "[0, 1, 0]", 4, "key seeds: .*0 stands more than once"),
+        ('["0:2"]', "[0, 1, 0]", 4, "key seeds: .*0 is there twice"),
         ('["0:2"]', "[x]", 4, "key seeds: .*'x' is neither"),
         ('["0:2"]', "", 4, "key seeds"),
         ("[CartPole-v1]", "[]", 1, "key envs"),
