@@ -1,13 +1,11 @@
-"""Environments that can be put back where they were, in another process, without being serialised.
+"""Environments whose state can be restored in another process without serializing them.
 
-An environment is what its random generator, as it stood at the last full reset, and the actions since make
-of it. Both are small, and playing them again takes no longer than the episode did.
+The state of an environment follows from the state of its random generator at the last full reset and from the
+actions since then. Both are small, and replaying them takes as long as the episode did.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -18,66 +16,99 @@ from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 
+from srl.envs.generators import env_generator, read_generator, write_generator
+
+#: Steps of an episode that are recorded at most. Registered environments stay below: an Atari game has 27,000
+#: steps at most. A longer record would take memory, disk space and time to replay without limit.
+MAX_RECORDED_STEPS = 50_000
+
 
 class NotRestorable(RuntimeError):
     """An environment whose state cannot be kept, or not be reached again; the message says which and why."""
 
 
-#: In place of an action: a reset that is none, since a lost life ended the episode and the game goes on.
-_GOES_ON = None
-
-
 class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
-    """Remembers how the environment came to be where it is.
+    """Records what is needed to bring another environment to the same state.
 
-    :param env: An environment with all its wrappers. Besides its actions it draws from
-        ``env.unwrapped.np_random`` alone.
+    The environment gets a copy of each action, and returns copies of observations and infos, so that nothing
+    it does to these arrays later reaches the record or the algorithm.
+
+    :param env: An environment with all its wrappers. Its episodes must depend only on the actions and on
+        ``env.unwrapped.np_random``.
     """
 
     def __init__(self, env: gym.Env[ObsType, ActType]):
         super().__init__(env)
         self._life = unwrap_wrapper(env, EpisodicLifeEnv)
+        self._monitor = unwrap_wrapper(env, Monitor)
+        self._was_reset = False
         self._seed: int | None = None
+        #: State of the random generator before the last full reset; None if it cannot be read.
         self._generator: dict[str, Any] | None = None
         #: Of the emulator of an Atari game, which draws sticky actions itself.
         self._emulator: bytes | None = None
-        self._actions: list[Any] = []
+        self._n_steps = 0
+        self._actions = _Actions()
+        #: The number of actions before each reset after a lost life, which goes on with the game.
+        self._goes_on: list[int] = []
         self._observation: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ObsType, dict[str, Any]]:
         if self._life is None or self._life.was_real_done:  # type: ignore[attr-defined]
+            self._was_reset = True
             self._seed = seed
-            self._generator = dict(copy.deepcopy(self.unwrapped.np_random.bit_generator.state))
+            self._generator = read_generator(env_generator(self))
             self._emulator = self._emulator_state()
-            self._actions = []
+            self._n_steps = 0
+            self._actions.clear()
+            self._goes_on = []
         else:
-            self._actions.append(_GOES_ON)
-        self._observation, info = self.env.reset(seed=seed, options=options)
-        return self._observation, info
+            self._goes_on.append(self._n_steps)
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._observation = _copied(observation)
+        return self._observation, dict(info)
 
     def step(self, action: ActType) -> tuple[ObsType, Any, bool, bool, dict[str, Any]]:
-        self._actions.append(action)
-        result = self.env.step(action)
-        self._observation = result[0]
-        return result
+        self._n_steps += 1
+        if self._n_steps <= MAX_RECORDED_STEPS:
+            self._actions.append(action)
+        observation, reward, terminated, truncated, info = self.env.step(_copied(action))
+        self._observation = _copied(observation)
+        result = dict(info)
+        if "episode" in info and self._monitor is not None and self._monitor.needs_reset:  # type: ignore[attr-defined]
+            # An environment that returns the same info each step would report this episode at each step
+            del info["episode"]
+        return self._observation, reward, terminated, truncated, result
 
     def history(self) -> dict[str, Any]:
-        """How the environment came to be where it is: numbers, texts and arrays.
+        """Return what another environment needs for :meth:`replay`: numbers, strings and arrays.
 
         :raises RuntimeError: Before the first reset.
+        :raises NotRestorable: If the state of the random generator cannot be read, or the episode is longer
+            than :data:`MAX_RECORDED_STEPS`; after the next reset this may be different.
         """
-        if self._generator is None:
+        if not self._was_reset:
             raise RuntimeError("An environment that was not reset yet has no history.")
-        taken = [action for action in self._actions if action is not _GOES_ON]
+        if self._generator is None:
+            kind = type(env_generator(self)).__name__
+            raise NotRestorable(
+                f"the state of {self.unwrapped}.np_random ({kind}) cannot be saved; it must be a NumPy "
+                "Generator or RandomState or a random.Random of the environment's own."
+            )
+        if self._n_steps > MAX_RECORDED_STEPS:
+            raise NotRestorable(
+                f"an episode of {self.unwrapped} is longer than {MAX_RECORDED_STEPS:,} steps, the most that "
+                "are recorded. After its end there are checkpoints again."
+            )
         return {
             "seed": self._seed,
             "generator": self._generator,
             "emulator": None if self._emulator is None else np.frombuffer(self._emulator, np.uint8),
-            "actions": np.array(taken),
-            "observation": copy.deepcopy(self._observation),
-            "goes_on": [place for place, action in enumerate(self._actions) if action is _GOES_ON],
+            "actions": self._actions.array(),
+            "goes_on": list(self._goes_on),
+            "observation": _as_arrays(self._observation),
         }
 
     def replay(self, history: dict[str, Any]) -> None:
@@ -86,35 +117,42 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         :param history: Of an environment of the same kind.
         :raises NotRestorable: If it does not get there.
         """
-        monitor = unwrap_wrapper(self.env, Monitor)
-        writer = getattr(monitor, "results_writer", None)
-        if monitor is not None:
+        writer = getattr(self._monitor, "results_writer", None)
+        if self._monitor is not None:
             # These episodes are in its file already
-            monitor.results_writer = None  # type: ignore[attr-defined]
+            self._monitor.results_writer = None  # type: ignore[attr-defined]
         try:
             self._replay(history)
         finally:
-            if monitor is not None:
-                monitor.results_writer = writer  # type: ignore[attr-defined]
+            if self._monitor is not None:
+                self._monitor.results_writer = writer  # type: ignore[attr-defined]
         if not _equal(self._observation, history["observation"]):
             raise NotRestorable(
-                f"{self.unwrapped} draws from more than its own random generator: played again from its last "
-                "reset, it did not come to where it was."
+                f"{self.unwrapped} did not return the recorded observation when the actions since its last "
+                "reset were repeated. Its episodes depend on something besides the actions and np_random, "
+                "such as another random generator, earlier episodes or the time."
             )
 
     def _replay(self, history: dict[str, Any]) -> None:
         if self._life is not None:
             self._life.was_real_done = True  # type: ignore[attr-defined]
-        self.unwrapped.np_random.bit_generator.state = history["generator"]
+        generator = env_generator(self)
+        if not write_generator(generator, history["generator"]):
+            raise NotRestorable(
+                f"{self.unwrapped}.np_random is a {type(generator).__name__}, where a "
+                f"{history['generator']['kind']} was recorded."
+            )
         if history["emulator"] is not None:
             state = ALEState.__new__(ALEState)
             state.__setstate__(history["emulator"].tobytes())
             self.unwrapped.ale.restoreState(state)  # type: ignore[attr-defined]
         self.reset(seed=history["seed"])
-        for action in _events(history["actions"], history["goes_on"]):
-            if action is _GOES_ON:
-                self.reset()
-            else:
+        life, *others = np.split(history["actions"], history["goes_on"])
+        for action in life:
+            self.step(action)
+        for life in others:
+            self.reset()
+            for action in life:
                 self.step(action)
 
     def _emulator_state(self) -> bytes | None:
@@ -131,8 +169,45 @@ def _equal(one: Any, other: Any) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def _events(actions: np.ndarray[Any, Any], goes_on: Sequence[int]) -> list[Any]:
-    events: list[Any] = list(actions)
-    for place in goes_on:
-        events.insert(place, _GOES_ON)
-    return events
+class _Actions:
+    """The actions of an episode, in an array that doubles when it is full."""
+
+    def __init__(self) -> None:
+        self._array: np.ndarray[Any, Any] = np.empty(0)
+        self._n = 0
+
+    def clear(self) -> None:
+        """Forget all actions."""
+        self._n = 0
+
+    def append(self, action: Any) -> None:
+        """Add a copy of an action; all have the same shape and dtype."""
+        if self._n == len(self._array):
+            example = np.asarray(action)
+            larger = np.empty((max(2 * self._n, 64), *example.shape), example.dtype)
+            if self._n:
+                larger[: self._n] = self._array
+            self._array = larger
+        self._array[self._n] = action
+        self._n += 1
+
+    def array(self) -> np.ndarray[Any, Any]:
+        """Return the actions, shape ``(n, *action.shape)``."""
+        actions: np.ndarray[Any, Any] = self._array[: self._n].copy()
+        return actions
+
+
+def _as_arrays(observation: Any) -> Any:
+    """An observation as an array, or as arrays by their keys."""
+    if isinstance(observation, dict):
+        return {key: _as_arrays(item) for key, item in observation.items()}
+    return np.array(observation)
+
+
+def _copied(value: Any) -> Any:
+    """An observation or action that shares no array with the original, in the same memory layout."""
+    if isinstance(value, np.ndarray):
+        return value.copy(order="K")
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return value

@@ -12,10 +12,10 @@ from srl.envs.seeding import seed_env
 
 
 class SerialVecEnv(DummyVecEnv):
-    """``DummyVecEnv`` that does not copy what nobody else holds; results are the same to the bit.
+    """``DummyVecEnv`` without its deep copies; results are bitwise identical.
 
-    SB3's deep copy of the infos takes as long as a MuJoCo step. Gymnasium's environments give a new info at
-    each step, so that there is nothing to protect; observations are copied once, into an array of the step.
+    SB3's deep copy of the infos takes as long as a MuJoCo step. :class:`~srl.envs.replay.Replayable`, the
+    outermost wrapper of each environment, returns a new info and its own observation at each step.
     """
 
     #: Of each environment's stream, until the reset that starts it.

@@ -10,21 +10,58 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 
+from srl.envs.replay import NotRestorable
 from srl.errors import UserError
 from srl.experiment.store import CHECKPOINTS, replacing
 
-FORMAT = 2
+FORMAT = 3
 
 #: The name of the structure among the arrays of a file.
 _TREE = "tree"
-#: What stands in the structure for an array, a tensor and a tuple.
-_ARRAY, _TENSOR, _TUPLE = "__array__", "__tensor__", "__tuple__"
+#: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
+_ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"
+
+
+class CheckpointTimer:
+    """Writes a checkpoint at most once per interval, as long as the environments can be restored.
+
+    :param interval: Seconds between two checkpoints; with 0 each call of :meth:`keep` writes one.
+    :param note: Is given the reason why there are no checkpoints, once for each reason.
+    """
+
+    def __init__(self, interval: float, note: Callable[[str], None]):
+        self._interval = interval
+        self._note = note
+        self._noted: set[str] = set()
+        self._due = time.monotonic() + interval
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval since the last checkpoint has passed."""
+        return time.monotonic() >= self._due
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint and start the next interval.
+
+        :param write: Writes it. On :class:`~srl.envs.replay.NotRestorable` the existing checkpoints are
+            kept, and the next attempt follows after the interval.
+        """
+        try:
+            write()
+        except NotRestorable as error:
+            reason = str(error)
+            if reason not in self._noted:
+                self._noted.add(reason)
+                self._note(f"keeps no checkpoints: {reason}")
+        self._due = time.monotonic() + self._interval
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -95,7 +132,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _taken_apart(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     """A value as JSON has it; arrays go to ``arrays``, and their names stand in their places."""
-    if isinstance(value, (th.Tensor, np.ndarray, np.generic)):
+    if isinstance(value, np.generic):
+        return {_SCALAR: _taken_apart(np.asarray(value), arrays)}
+    if isinstance(value, (th.Tensor, np.ndarray)):
         kind = _TENSOR if isinstance(value, th.Tensor) else _ARRAY
         name = str(len(arrays))
         array = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
@@ -130,6 +169,8 @@ def _put_together(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
             np.argsort(value["axes"])
         )
         return array if _ARRAY in value else th.from_numpy(array)
+    if _SCALAR in value:
+        return _put_together(value[_SCALAR], arrays)[()]
     if _TUPLE in value:
         return tuple(_put_together(item, arrays) for item in value[_TUPLE])
     # Equal names are one object, as in a program's text: pickle writes those once

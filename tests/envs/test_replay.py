@@ -1,12 +1,16 @@
 """Environments brought back to where they were, in an environment that was made anew."""
 
+import tracemalloc
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from srl.envs import replay
 from srl.envs.make import EnvSpec, make_eval_env, make_train_env
 from srl.envs.replay import NotRestorable, Replayable
 from srl.envs.state import env_state, restore_env
+from tests.envs.unusual_envs import LegacyRandom, NeverEnds, PythonRandom
 
 KINDS = {
     "HalfCheetah": EnvSpec("HalfCheetah-v4", seed=7, n_envs=2, bins=11, normalize={}, noise="gaussian:0.1"),
@@ -111,7 +115,40 @@ def test_environment_that_draws_from_elsewhere_is_found_out():
     first.reset(seed=0)
     first.step(0)
     second.reset(seed=0)
-    with pytest.raises(NotRestorable, match="more than its own random generator"):
+    with pytest.raises(NotRestorable, match="something besides the actions and np_random"):
+        second.replay(first.history())
+
+
+def test_record_of_a_step_takes_a_few_bytes_and_ends_at_its_limit(monkeypatch):
+    monkeypatch.setattr(replay, "MAX_RECORDED_STEPS", 20_000)
+    env = Replayable(NeverEnds())
+    env.reset(seed=0)
+    actions = np.zeros(1_000, int)
+
+    def growth(n_steps):
+        """Bytes that so many steps leave behind."""
+        tracemalloc.start()
+        for _ in range(n_steps // len(actions)):
+            for action in actions:
+                env.step(action)
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return size
+
+    assert growth(20_000) < 20 * 20_000
+    assert len(env.history()["actions"]) == 20_000
+    assert growth(10_000) < 10_000
+    with pytest.raises(NotRestorable, match="longer than 20,000 steps"):
+        env.history()
+    env.reset()
+    assert len(env.history()["actions"]) == 0
+
+
+def test_environment_with_another_kind_of_generator_is_not_restored():
+    first, second = Replayable(LegacyRandom()), Replayable(PythonRandom())
+    first.reset()
+    second.reset()
+    with pytest.raises(NotRestorable, match="np_random is a Random, where a RandomState was recorded"):
         second.replay(first.history())
 
 
