@@ -122,6 +122,9 @@ class Train:
     """Training steps between evaluations; 10,000 on Atari and 5,000 elsewhere if not given."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is truncated; 50,000 if not given, or the environment's
+    time limit if that is higher."""
     threads: int = 1
     """Threads of torch, and of native environments."""
     env_backend: str = "gymnasium"
@@ -171,6 +174,9 @@ class Sweep:
     """Training steps between evaluations."""
     eval_episodes: int | None = None
     """Episodes of an evaluation."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is truncated; 50,000 if not given, or the environment's
+    time limit if that is higher."""
     env_backend: str | None = None
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
     checkpoint_every: float = 180.0
@@ -394,6 +400,7 @@ def train(options: Train, command: str) -> int:
         env_backend=options.env_backend,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
+        eval_max_episode_steps=options.eval_max_episode_steps,
         gym_packages=environment.gym_packages,
         env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
         max_episode_steps=environment.max_episode_steps,
@@ -435,9 +442,16 @@ def train(options: Train, command: str) -> int:
         return FAILED
     evaluations = RunDirectory(path).read_evaluations()
     final = evaluations["results"][-1]
+    n_truncated = int(evaluations["reached_max_steps"][-1].sum()) if "reached_max_steps" in evaluations else 0
+    truncated = (
+        f", {n_truncated} of which were truncated after {spec.eval_max_episode_steps:,} steps "
+        "(--eval-max-episode-steps)"
+        if n_truncated
+        else ""
+    )
     console.print(
         f"Final evaluation at step {evaluations['timesteps'][-1]:,}: mean return {final.mean():.1f} over "
-        f"{len(final)} episodes. The run is in {path}.",
+        f"{len(final)} episodes{truncated}. The run is in {path}.",
         markup=False,
         soft_wrap=True,
     )
@@ -492,6 +506,7 @@ def sweep(options: Sweep, command: str) -> int:
         profile=options.profile,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
+        eval_max_episode_steps=options.eval_max_episode_steps,
         env_backend=options.env_backend,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,

@@ -40,6 +40,7 @@ from srl.envs.registration import (
     import_packages,
     is_atari,
     is_mujoco,
+    registered,
     resolve_env_id,
 )
 from srl.envs.replay import Replayable
@@ -49,12 +50,12 @@ from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
 from srl.spaces import check_supported
 
+#: Frames to a step of the agent in SB3's AtariWrapper.
+ATARI_FRAME_SKIP = 4
+
 # `training` is no one's choice: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
 
-
-#: Frames of a game that an action is repeated for, as in SB3's AtariWrapper.
-FRAME_SKIP = 4
 
 # Where environments come from: see docs/environments.md
 BACKENDS = ("gymnasium", "native")
@@ -84,6 +85,8 @@ class EnvSpec:
     :param backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads, see
         :mod:`srl.envs.native`.
     :param n_threads: Threads of the native environments; they change the speed alone.
+    :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
+        None for no limit besides the environment's own.
     :raises UserError: If a value is out of its range; what depends on the environment, :func:`check_env`
         checks.
     """
@@ -103,6 +106,7 @@ class EnvSpec:
     packages: tuple[str, ...] = ()
     backend: str = "gymnasium"
     n_threads: int = 1
+    eval_max_episode_steps: int | None = None
 
     def __post_init__(self) -> None:
         _check_whole("seed", self.seed, at_least=0)
@@ -111,6 +115,8 @@ class EnvSpec:
         _check_whole("n_threads", self.n_threads, at_least=1)
         if self.max_episode_steps is not None:
             _check_whole("max_episode_steps", self.max_episode_steps, at_least=1)
+        if self.eval_max_episode_steps is not None:
+            _check_whole("eval_max_episode_steps", self.eval_max_episode_steps, at_least=1)
         if self.backend not in BACKENDS:
             hint = nearest(str(self.backend), BACKENDS)
             raise UserError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}.{hint}")
@@ -236,12 +242,13 @@ def _make_stack(
         native = spec.backend == "native"
         stream = Stream.TRAIN_ENV if training else Stream.EVAL_ENV
         sequences = [seed_sequence(spec.seed, stream, index) for index in range(n_envs)]
+        limit = _episode_limit(spec) if training else eval_episode_limit(spec) or _episode_limit(spec)
         venv: VecEnv
         if native:
-            venv = make_native(spec, n_envs, monitor_dir)
+            venv = make_native(spec, n_envs, monitor_dir, limit)
             venv.start_streams(sequences)
         else:
-            monitored = _make_monitored(spec, n_envs, monitor_dir, append)
+            monitored = _make_monitored(spec, n_envs, monitor_dir, append, limit)
             monitored.start_streams(sequences)
             venv = monitored
         if watch:
@@ -295,16 +302,47 @@ def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
     return arguments if training else {**arguments, "norm_reward": False}
 
 
+def _episode_limit(spec: EnvSpec) -> int | None:
+    """Return ``max_episode_steps`` in the steps that ``Monitor`` counts, which are frames on Atari."""
+    if spec.max_episode_steps is None:
+        return None
+    return spec.max_episode_steps * (ATARI_FRAME_SKIP if spec.atari else 1)
+
+
+def eval_episode_limit(spec: EnvSpec) -> int | None:
+    """Return the length at which ``eval_max_episode_steps`` truncates an episode of an evaluation.
+
+    :param spec: What to make.
+    :return: In the steps that ``Monitor`` counts, which are frames on Atari; None if there is no limit, or
+        the environment's own is not above it.
+    """
+    if spec.eval_max_episode_steps is None:
+        return None
+    entry, env_kwargs = registered(spec.env_id), spec.env_kwargs or {}
+    chosen = _episode_limit(spec)
+    own = [env_kwargs.get("max_episode_steps", entry.max_episode_steps) if chosen is None else chosen]
+    limit = spec.eval_max_episode_steps
+    if spec.atari:
+        limit *= ATARI_FRAME_SKIP
+        frames = "max_num_frames_per_episode"
+        own.append(env_kwargs.get(frames, entry.kwargs[frames]))
+    # Neither 0 nor -1 is a limit
+    return None if any(steps is not None and 0 < steps <= limit for steps in own) else limit
+
+
 def _make_monitored(
-    spec: EnvSpec, n_envs: int, monitor_dir: str | None, append: bool = False
+    spec: EnvSpec,
+    n_envs: int,
+    monitor_dir: str | None,
+    append: bool = False,
+    limit: int | None = None,
 ) -> SerialVecEnv:
     """Make the environments themselves, each in its Monitor, with its actions or frames preprocessed."""
     env_id, _ = resolve_env_id(spec.env_id)
     check_rom(env_id)
     env_kwargs = dict(spec.env_kwargs or {})
-    if spec.max_episode_steps is not None:
-        # Gymnasium's limit counts frames of a game
-        env_kwargs["max_episode_steps"] = spec.max_episode_steps * (FRAME_SKIP if spec.atari else 1)
+    if limit is not None:
+        env_kwargs["max_episode_steps"] = limit  # of Gymnasium's TimeLimit, inside of Monitor
     if spec.atari:
         # AtariWrapper skips frames itself. The NoFrameskip games leave that to it; for the others
         # (ALE/Pong-v5 skips 4 frames, Pong-v4 2 to 4) SB3 would skip on top, and only one frame
@@ -344,7 +382,7 @@ def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, 
         if is_minatar(env):
             env = FreshGame(env)
         if spec.atari:
-            env = AtariWrapper(env, frame_skip=FRAME_SKIP)
+            env = AtariWrapper(env, frame_skip=ATARI_FRAME_SKIP)
         for name, wrapper, kwargs in wrappers:
             wrapped = wrapper(env, **kwargs)
             if not isinstance(wrapped, gym.Env):

@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 N_SEEDS = 2**31
 
 
-def make_native(spec: EnvSpec, n_envs: int, monitor_dir: str | None) -> NativeVecEnv:
+def make_native(
+    spec: EnvSpec, n_envs: int, monitor_dir: str | None, limit: int | None = None
+) -> NativeVecEnv:
     """Make the environments of a spec in C++ threads, each as if it had its Monitor and its preprocessing.
 
     :param spec: What to make; ``n_threads`` says how many threads step the environments.
     :param n_envs: Environments side by side.
     :param monitor_dir: Folder for the records of episodes, ``i.monitor.csv``; None writes none.
+    :param limit: Length after which an episode is truncated, in frames on Atari; None for the environment's.
     :return: Stacked frames, channels first, for an Atari game; else the observations as they are.
     :raises UserError: If there is no native version of the environment, its package is not installed, or
         it does not take the spec's arguments.
@@ -59,14 +62,14 @@ def make_native(spec: EnvSpec, n_envs: int, monitor_dir: str | None) -> NativeVe
         raise UserError(
             f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
         )
-    from srl.envs.native_atari import FRAME_SKIP, AtariNativeVecEnv
+    from srl.envs.native_atari import AtariNativeVecEnv
 
     return AtariNativeVecEnv(
         env_id,
         n_envs,
         spec.frame_stack,
         n_threads=spec.n_threads,
-        max_frames=None if spec.max_episode_steps is None else spec.max_episode_steps * FRAME_SKIP,
+        max_frames=limit,
         monitor_dir=monitor_dir,
     )
 

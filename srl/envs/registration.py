@@ -132,8 +132,7 @@ def check_rom(env_id: str) -> None:
     """
     if not is_atari(env_id):
         return
-    current, _ = resolve_env_id(env_id)
-    game = registry[current.rpartition(":")[2]].kwargs["game"]
+    game = registered(env_id).kwargs["game"]
     try:
         found = roms.get_rom_path(game) is not None
         reason = "ale-py does not support it"
@@ -175,6 +174,16 @@ def _split_id(env_id: str) -> tuple[str, str]:
         raise UserError(f"{env_id!r} is not an environment id; ids look like CartPole-v1.")
     module, colon, name = env_id.rpartition(":")
     return module + colon, name
+
+
+def registered(env_id: str) -> gym.envs.registration.EnvSpec:
+    """Look up Gymnasium's entry for an id.
+
+    :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
+    :raises UserError: As :func:`resolve_env_id` does.
+    """
+    current, _ = resolve_env_id(env_id)
+    return registry[current.rpartition(":")[2]]
 
 
 def _entry_point(env_id: str) -> str:

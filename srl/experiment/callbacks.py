@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from srl.envs import make_eval_env
-from srl.envs.make import without_reward_noise
+from srl.envs.make import eval_episode_limit, without_reward_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import EVALUATIONS, replacing
@@ -31,18 +31,45 @@ class Episodes:
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    #: Whether each reached its goal, for environments that say so.
+    #: ``is_success`` of each episode's last info; False where it is missing.
     successes: list[bool] = field(default_factory=list)
+    #: Whether each was truncated by ``eval_max_episode_steps``.
+    reached_max_steps: list[bool] = field(default_factory=list)
+    #: Whether any of them had ``is_success``.
+    reports_success: bool = False
+
+    def add(self, info: Mapping[str, Any], max_length: int | None) -> bool:
+        """Record the end of an episode.
+
+        :param info: The info of a step that ended an episode.
+        :param max_length: See :func:`~srl.envs.make.eval_episode_limit`.
+        :return: Whether the episode counts; a lost life of an Atari game is not the end of an episode.
+        """
+        episode = info.get("episode")
+        if episode is None:
+            return False
+        success = info.get("is_success")
+        self.reports_success |= success is not None
+        self.successes.append(bool(success))
+        self.returns.append(episode["r"])
+        self.lengths.append(episode["l"])
+        at_limit = max_length is not None and episode["l"] >= max_length
+        self.reached_max_steps.append(at_limit and bool(info.get("TimeLimit.truncated")))
+        return True
 
 
 class EvaluationLog:
     """What evaluations gave, in ``evaluations.npz`` and the run's logger as SB3's EvalCallback writes it.
 
+    :param spec: The run.
     :param directory: The run's folder.
+    :param note: Is given a line on the first evaluation that had episodes truncated.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, spec: RunSpec, directory: Path, note: Callable[[str], None]):
+        self._spec = spec
         self._file = directory / EVALUATIONS
+        self._note = note
         self._evaluations: list[Episodes] = []
         #: Training steps at each evaluation.
         self.timesteps: list[int] = []
@@ -56,9 +83,17 @@ class EvaluationLog:
         """
         self.timesteps.append(timesteps)
         self._evaluations.append(episodes)
-        if episodes.successes:
+        if any(evaluation.reports_success for evaluation in self._evaluations):
             logger.record("eval/success_rate", np.mean(episodes.successes))
         self._write()
+        n_truncated = [sum(evaluation.reached_max_steps) for evaluation in self._evaluations]
+        if n_truncated[-1] and not any(n_truncated[:-1]):
+            limit = f"{self._spec.eval_max_episode_steps:,} steps (--eval-max-episode-steps)"
+            self._note(
+                f"evaluation at step {timesteps:,}: {n_truncated[-1]} of {len(episodes.returns)} episodes "
+                f"were truncated after {limit}; their returns count up to there. Later evaluations are not "
+                "noted here; `srl report` counts all such episodes."
+            )
         logger.record("eval/mean_reward", float(np.mean(episodes.returns)))
         logger.record("eval/mean_ep_length", np.mean(episodes.lengths))
         logger.record("time/total_timesteps", timesteps, exclude="tensorboard")
@@ -70,8 +105,10 @@ class EvaluationLog:
             "results": [evaluation.returns for evaluation in self._evaluations],
             "ep_lengths": [evaluation.lengths for evaluation in self._evaluations],
         }
-        if self._evaluations[-1].successes:
+        if any(evaluation.reports_success for evaluation in self._evaluations):
             columns["successes"] = [evaluation.successes for evaluation in self._evaluations]
+        if any(any(evaluation.reached_max_steps) for evaluation in self._evaluations):
+            columns["reached_max_steps"] = [evaluation.reached_max_steps for evaluation in self._evaluations]
         with replacing(self._file) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # type: ignore[arg-type]
 
@@ -106,16 +143,18 @@ class Evaluation(BaseCallback):
     its end, so that every finished run has a final evaluation.
 
     :param spec: The run.
-    :param directory: The run's folder.
+    :param log: Where the results go.
     :param heartbeat: Beats during evaluations too, which can take minutes.
     """
 
-    def __init__(self, spec: RunSpec, directory: Path, heartbeat: Heartbeat | None = None):
+    def __init__(self, spec: RunSpec, log: EvaluationLog, heartbeat: Heartbeat):
         super().__init__()
         self._heartbeat = heartbeat
         seed_globals(seed_sequence(spec.seed, Stream.SETUP, 1))
-        self.eval_env = make_eval_env(spec.env_spec(), n_envs=spec.n_eval_envs)
-        self.log = EvaluationLog(directory)
+        env_spec = spec.env_spec()
+        self.eval_env = make_eval_env(env_spec, n_envs=spec.n_eval_envs)
+        self._max_length = eval_episode_limit(env_spec)
+        self.log = log
         self._spec = spec
         #: Whether an evaluation is running.
         self.in_progress = False
@@ -140,29 +179,38 @@ class Evaluation(BaseCallback):
             if self.model.get_vec_normalize_env() is not None:
                 sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)
             episodes = Episodes()
+            n_steps = 0
 
-            def note_success(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
-                if self._heartbeat is not None:
-                    self._heartbeat.beat()
-                success = local_variables["info"].get("is_success")
-                if local_variables["done"] and success is not None:
-                    episodes.successes.append(success)
+            def on_step(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+                nonlocal n_steps
+                n_steps += 1
+                self._heartbeat.beat(lambda: evaluation_progress([episodes], spec, n_steps))
+                if local_variables["done"]:
+                    episodes.add(local_variables["info"], self._max_length)
 
-            returns, lengths = evaluate_policy(
+            evaluate_policy(
                 self.model,
                 self.eval_env,
                 n_eval_episodes=spec.n_eval_episodes,
                 deterministic=spec.eval_deterministic,
-                return_episode_rewards=True,
-                callback=note_success,
+                callback=on_step,
             )
-            assert isinstance(returns, list)
-            assert isinstance(lengths, list)
-            episodes.returns, episodes.lengths = returns, lengths
             self.in_progress = False
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         self.log.add(self.num_timesteps, episodes, self.logger)
+
+
+def evaluation_progress(episodes: Sequence[Episodes], spec: RunSpec, n_steps: int) -> str:
+    """How far an evaluation is, for example ``"3/10 episodes, 12,300 steps"``.
+
+    :param episodes: The finished episodes of each run that is evaluated.
+    :param spec: One of the runs.
+    :param n_steps: Steps played by all of them.
+    """
+    n_done = sum(len(one.returns) for one in episodes)
+    n_episodes = len(episodes) * spec.n_eval_episodes
+    return f"{n_done}/{n_episodes} episodes, {n_steps:,} steps"
 
 
 def eval_interval(spec: RunSpec) -> int:
@@ -205,11 +253,11 @@ def beat_interval(n_runs: int) -> float:
 class Heartbeat(BaseCallback):
     """Tells how far training is, about once a second.
 
-    :param tell: Is given the number of training steps done.
+    :param tell: Is given the number of training steps done, and the progress of an evaluation in words.
     :param interval: Seconds between two tellings.
     """
 
-    def __init__(self, tell: Callable[[int], None], interval: float = 1.0):
+    def __init__(self, tell: Callable[[int, str], None], interval: float = 1.0):
         super().__init__()
         self._tell = tell
         self._interval = interval
@@ -219,9 +267,12 @@ class Heartbeat(BaseCallback):
         self.beat()
         return True
 
-    def beat(self) -> None:
-        """Tell it, if it is time."""
+    def beat(self, evaluation: Callable[[], str] = str) -> None:
+        """Tell it, if it is time.
+
+        :param evaluation: Returns the progress of an evaluation in words, empty for none.
+        """
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
-            self._tell(self.num_timesteps)
+            self._tell(self.num_timesteps, evaluation())

@@ -91,6 +91,8 @@ class RunDisplay(_Display):
         """Show a new status."""
         left = (status.n_timesteps - status.timesteps) / max(status.steps_per_second, 1e-9)
         rate = f"{status.steps_per_second:,.0f} steps/s, {duration(left)} left"
+        if status.evaluation:
+            rate = f"evaluating: {status.evaluation}"
         self._bar.update(self._task, completed=status.timesteps, rate=rate)
         if self._live is not None:
             self._live.update(self._bar)
@@ -136,7 +138,11 @@ class SweepDisplay(_Display):
             share = sum(status.timesteps / max(status.n_timesteps, 1) for status in statuses) / len(statuses)
             speed = sum(status.steps_per_second for status in statuses)
             started = any(status.started for status in statuses)
-            running.add_row(escape(name), f"{share:.0%}", f"{speed:,.0f} steps/s" if started else "starting")
+            evaluation = next((status.evaluation for status in statuses if status.evaluation), "")
+            pace = f"{speed:,.0f} steps/s" if started else "starting"
+            if evaluation:
+                pace = f"evaluating: {evaluation}"
+            running.add_row(escape(name), f"{share:.0%}", escape(pace))
         if len(progress.running) > _SHOWN:
             running.add_row(f"and {len(progress.running) - _SHOWN} more")
         self._live.update(Group(running, self._bar))

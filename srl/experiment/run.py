@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -36,8 +36,9 @@ from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
-from srl.experiment.callbacks import Evaluation, FiniteTraining, Heartbeat, check_losses
+from srl.experiment.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
 from srl.experiment.checkpoint import (
+    CheckpointTimer,
     checkpoint_steps,
     read_checkpoint,
     remove_checkpoints,
@@ -298,9 +299,11 @@ class Attempt:
         write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
         self.status = replace(self.status, resumed_from=0)
 
-    def beat(self, timesteps: int) -> None:
+    def beat(self, timesteps: int, evaluation: str = "") -> None:
         """Record how far training is.
 
+        :param timesteps: Training steps so far.
+        :param evaluation: The progress of the evaluation that is running, in words; empty for none.
         :raises RunFailed: If the folder was removed since, and another may have taken its place.
         """
         if not self._directory.is_held:
@@ -309,6 +312,7 @@ class Attempt:
         self.status = replace(
             self.status,
             timesteps=min(timesteps, self.spec.n_timesteps),
+            evaluation=evaluation,
             updated=now,
             steps_per_second=(timesteps - self.status.resumed_from) / max(now - self.status.started, 1e-9),
         )
@@ -361,7 +365,7 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
     seed_globals(seed_sequence(spec.seed, Stream.SETUP))
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
     heartbeat = Heartbeat(attempt.beat)
-    evaluation = Evaluation(spec, path, heartbeat)
+    evaluation = Evaluation(spec, EvaluationLog(spec, path, attempt.note), heartbeat)
     try:
         model = make_model(spec, env)
         model.set_logger(make_logger(path, state["logs"]["progress"] if state else ""))
@@ -405,8 +409,7 @@ def _learn(
     iteration = 0
     if state is not None:
         iteration = _restore(model, evaluation, state)
-    keeps_state = True
-    due = time.monotonic() + checkpoint_every
+    checkpoints = CheckpointTimer(checkpoint_every, attempt.note)
     while model.num_timesteps < n_timesteps:
         model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
         iteration += 1
@@ -414,22 +417,15 @@ def _learn(
         if iteration % log_interval == 0:
             model.dump_logs(iteration)
         model.train()
-        if keeps_state and time.monotonic() >= due:
+        if checkpoints.is_due:
             check_losses(model.logger)
-            try:
-                write_checkpoint(
-                    attempt.path, model.num_timesteps, _state(attempt, model, evaluation, iteration)
-                )
-            except NotRestorable as error:
-                attempt.note(f"keeps no checkpoints: {error}")
-                keeps_state = False
-            due = time.monotonic() + checkpoint_every
+            checkpoints.keep(partial(_write_checkpoint, attempt, model, evaluation, iteration))
     callback.on_training_end()
 
 
-def _state(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> dict[str, Any]:
+def _write_checkpoint(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> None:
     assert model.env is not None
-    return {
+    state = {
         "origin": attempt.origin(),
         "iteration": iteration,
         "model": model_state(model),
@@ -439,6 +435,7 @@ def _state(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iterati
         "evaluations": evaluation.log.state(),
         "logs": log_state(attempt.path, model.logger),
     }
+    write_checkpoint(attempt.path, model.num_timesteps, state)
 
 
 def _restore(model: SA2C | SPPO, evaluation: Evaluation, state: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_va
 
 from srl.envs import EnvSpec, parse_noise, resolve_env_id
 from srl.envs.make import BACKENDS
-from srl.envs.registration import import_packages, is_atari
+from srl.envs.registration import import_packages, is_atari, registered
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
 from srl.experiment.config_files import first_mistake
@@ -28,6 +28,9 @@ from srl.experiment.variants import NAME
 
 #: Values per action dimension that the paper discretises into.
 DEFAULT_BINS = 11
+#: Above every time limit of Gymnasium and ale-py, whose games have 27,000 steps at most. Not above
+#: :data:`srl.envs.replay.MAX_RECORDED_STEPS`, so that runs have checkpoints whose evaluations are truncated.
+DEFAULT_EVAL_MAX_EPISODE_STEPS = 50_000
 
 Seed = Annotated[WholeNumber, Field(ge=0, lt=2**31)]
 
@@ -64,6 +67,8 @@ class RunSpec(Strict):
     #: Environments that play the evaluation's episodes side by side.
     n_eval_envs: Positive = 10
     eval_deterministic: bool = True
+    #: Steps of the agent after which an episode of an evaluation is truncated.
+    eval_max_episode_steps: Positive = DEFAULT_EVAL_MAX_EPISODE_STEPS
     device: str = "cpu"
     #: Threads of torch, where they change sums in the last bits, and of native environments.
     threads: Positive = 1
@@ -121,6 +126,7 @@ class RunSpec(Strict):
             packages=tuple(self.gym_packages),
             backend=self.env_backend,
             n_threads=self.threads,
+            eval_max_episode_steps=self.eval_max_episode_steps,
         )
 
 
@@ -146,6 +152,7 @@ def make_run_spec(
     env_backend: str = "gymnasium",
     eval_freq: int | None = None,
     n_eval_episodes: int = 10,
+    eval_max_episode_steps: int | None = None,
     gym_packages: Sequence[str] = (),
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
@@ -168,6 +175,8 @@ def make_run_spec(
     :param env_backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
+    :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
+        None takes 50,000, or the time limit that the environment is registered with if that is higher.
     :param gym_packages: Modules to import, which register environments with Gymnasium.
     :param env_kwargs: Arguments of the environment's constructor; plain data.
     :param max_episode_steps: Time limit of an episode in steps of the agent; None keeps the environment's.
@@ -223,6 +232,11 @@ def make_run_spec(
             eval_freq=(10_000 if atari else 5_000) if eval_freq is None else eval_freq,
             n_eval_episodes=n_eval_episodes,
             n_eval_envs=min(10, n_eval_episodes),
+            eval_max_episode_steps=(
+                max(DEFAULT_EVAL_MAX_EPISODE_STEPS, registered(env_id).max_episode_steps or 0)
+                if eval_max_episode_steps is None
+                else eval_max_episode_steps
+            ),
             eval_deterministic=not atari,
             device=resolve_device(device, hyperparams.policy),
             threads=threads,

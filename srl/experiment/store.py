@@ -13,6 +13,9 @@
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
 
+Besides, ``evaluations.npz`` has ``successes`` if an episode reported ``is_success``, and
+``reached_max_steps`` if one was truncated by ``eval_max_episode_steps``: bool, (n_evaluations, n_episodes).
+
 Logs grow line by line; every other file is written whole or not at all.
 """
 
@@ -124,6 +127,8 @@ class Status:
     state: State
     timesteps: int = 0
     n_timesteps: int = 0
+    #: The progress of the evaluation that is running, such as "3/10 episodes, 12,300 steps"; empty for none.
+    evaluation: str = ""
     #: Training steps per second of wall clock, evaluations included.
     steps_per_second: float = 0.0
     #: Seconds since 1970; 0 for not yet.

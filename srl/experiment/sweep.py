@@ -87,6 +87,7 @@ class SweepOptions(Strict):
     n_timesteps: Positive | None = None
     eval_freq: Positive | None = None
     n_eval_episodes: Positive = 10
+    eval_max_episode_steps: Positive | None = None
     bins: Annotated[int, Field(ge=2)] | None = None
     profile: str = "controlled"
     env_backend: str = "gymnasium"
@@ -286,6 +287,7 @@ def expand(
             env_backend=options.env_backend,
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
+            eval_max_episode_steps=options.eval_max_episode_steps,
             gym_packages=options.gym_packages,
             env_kwargs=options.env_kwargs,
             max_episode_steps=options.max_episode_steps,

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +26,21 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.envs.finite import NonFiniteError
-from srl.envs.make import make_member_env, normalize_arguments
+from srl.envs.make import eval_episode_limit, make_member_env, normalize_arguments
 from srl.envs.replay import NotRestorable
 from srl.envs.reward_noise import RewardNoiseProcess, parse_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
-from srl.experiment.callbacks import Episodes, EvaluationLog, beat_interval, check_losses, eval_interval
-from srl.experiment.checkpoint import write_checkpoint
+from srl.experiment.callbacks import (
+    Episodes,
+    EvaluationLog,
+    beat_interval,
+    check_losses,
+    eval_interval,
+    evaluation_progress,
+)
+from srl.experiment.checkpoint import CheckpointTimer, write_checkpoint
 from srl.experiment.logs import log_state, make_logger, restore_logger
 from srl.experiment.memory import keep_freed_memory
 from srl.experiment.resume import generator_state, model_state, restore_model
@@ -333,7 +341,7 @@ class Population:
             model,
             generator,
             permutations,
-            EvaluationLog(attempt.path),
+            EvaluationLog(spec, attempt.path, attempt.note),
             None if noise is None else (noise, stream_rng(spec.seed, Stream.REWARD_NOISE)),
         )
 
@@ -355,8 +363,7 @@ class Population:
             self._drop_failed(self._envs, self._at_step)
             self._observations = self._normalized_at_reset(observations)
         log_interval = LOG_INTERVAL[self._spec.algorithm.family]
-        keeps_state = True
-        due = time.monotonic() + checkpoint_every
+        checkpoints = CheckpointTimer(checkpoint_every, self._note)
         while self._timesteps < self._spec.n_timesteps and self._active:
             rollout = self._collect()
             self._iteration += 1
@@ -367,13 +374,8 @@ class Population:
                     model.dump_logs(self._iteration)
                 model._update_learning_rate(model.policy.optimizer)
             self._update(rollout)
-            if keeps_state and self._active and time.monotonic() >= due:
-                try:
-                    self._keep()
-                except NotRestorable as error:
-                    self._members[self._active[0]].attempt.note(f"keeps no checkpoints: {error}")
-                    keeps_state = False
-                due = time.monotonic() + checkpoint_every
+            if self._active and checkpoints.is_due:
+                checkpoints.keep(self._keep)
         if self._active and self._members[self._active[0]].evaluations.due_at_end(self._spec.n_timesteps):
             self._evaluate()
         self._save()
@@ -470,9 +472,15 @@ class Population:
                 self._end_episodes(index, rewards)
         return rewards
 
-    def _tell_alive(self) -> None:
+    def _note(self, text: str) -> None:
+        """Record something about the whole population in the status of each member."""
+        for index in self._active:
+            self._members[index].attempt.note(text)
+
+    def _tell_alive(self, evaluation: Callable[[], str] = str) -> None:
         if self._beat.is_due():
-            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps))
+            words = evaluation()
+            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps, words))
 
     def _end_episodes(self, index: int, rewards: np.ndarray) -> None:
         """Note what episodes gave, and bootstrap those that a time limit ended, as SB3 does."""
@@ -527,6 +535,8 @@ class Population:
         targets = np.array([(spec.n_eval_episodes + i) // envs.n_envs for i in range(envs.n_envs)])
         counts = np.zeros((len(self._members), envs.n_envs), dtype=int)
         episodes = [Episodes() for _ in self._members]
+        max_length = eval_episode_limit(spec.env_spec())
+        n_steps = 0
         observations = envs.reset(self._active)
         self._drop_failed(envs, where)
         playing = list(self._active)
@@ -538,17 +548,13 @@ class Population:
                 )
             observations, dones = self._evaluation_step(observations, playing, draws)
             self._drop_failed(envs, where)
-            self._tell_alive()
+            n_steps += int((counts[playing] < targets).sum())
+            self._tell_alive(partial(evaluation_progress, episodes, spec, n_steps))
             for index, env in np.argwhere(dones):
                 info = envs.infos[index][env]
                 if counts[index, env] >= targets[env]:
                     continue
-                if info.get("is_success") is not None:
-                    episodes[index].successes.append(info["is_success"])
-                if "episode" in info:  # on Atari a lost life is none
-                    episodes[index].returns.append(info["episode"]["r"])
-                    episodes[index].lengths.append(info["episode"]["l"])
-                    counts[index, env] += 1
+                counts[index, env] += episodes[index].add(info, max_length)
             playing = [
                 index for index in playing if index in self._active and (counts[index] < targets).any()
             ]

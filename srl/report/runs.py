@@ -39,6 +39,8 @@ class Evaluations:
     returns: np.ndarray[Any, Any]
     #: Lengths of the episodes in steps, of the same shape; None if they were not recorded.
     lengths: np.ndarray[Any, Any] | None = None
+    #: Episodes of all evaluations that ``eval_max_episode_steps`` truncated.
+    n_truncated: int = 0
 
     @property
     def means(self) -> np.ndarray[Any, Any]:
@@ -209,7 +211,13 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
         arrays = directory.read_evaluations(status)
         lengths = arrays.get("ep_lengths")
         same_shape = lengths is not None and lengths.shape == arrays["results"].shape
-        evaluations = Evaluations(arrays["timesteps"], arrays["results"], lengths if same_shape else None)
+        reached = arrays.get("reached_max_steps")
+        evaluations = Evaluations(
+            arrays["timesteps"],
+            arrays["results"],
+            lengths if same_shape else None,
+            int(reached.sum()) if reached is not None and reached.dtype == bool else 0,
+        )
     except UserError as error:
         problem = _relative(error, root)
     state: State

@@ -536,6 +536,9 @@ def _running_table(processes: Sequence[Sequence[Run]], now: float, width: int | 
         left = [run.seconds_left for run in members]
         known = [seconds for seconds in left if seconds is not None]
         when = duration(max(known)) if known else "starting"
+        evaluation = next((run.status.evaluation for run in members if run.status is not None), "")
+        if evaluation:
+            when = f"evaluating {evaluation.partition(' ')[0]}"
         texts = [
             first.env,
             get_algorithm(first.algo).label,

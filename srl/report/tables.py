@@ -128,8 +128,22 @@ def score_table(
         records,
         ([BOLD] if len(columns) > 1 else [])
         + [f"{mark} {text}." for text, mark in marks.items()]
-        + [f"[published] {source}." for source in sources],
+        + [f"[published] {source}." for source in sources]
+        + [line for cell in cells for line in _truncations(cell)],
     )
+
+
+def _truncations(cell: Cell) -> list[str]:
+    """A line on the evaluation episodes that ``eval_max_episode_steps`` truncated, if there are any."""
+    runs = [run for run in cell.runs if run.evaluations is not None and run.evaluations.n_truncated]
+    n_episodes = sum(run.evaluations.n_truncated for run in runs if run.evaluations)
+    limits = {run.spec.eval_max_episode_steps for run in runs if run.spec}
+    return [
+        f"{cell.env}, {cell.noise}, {cell.column}: {n_episodes:,} evaluation episodes in {len(runs)} of "
+        f"{len(cell.runs)} runs were truncated after {limit:,} steps (eval_max_episode_steps); their returns "
+        "count up to there."
+        for limit in limits
+    ]
 
 
 def _score_entry(

@@ -2,6 +2,7 @@
 
 import json
 
+import gymnasium as gym
 import pytest
 import torch as th
 
@@ -137,6 +138,18 @@ def test_spec_of_another_shape_is_refused(change, says):
     values = json.loads(small_spec().model_dump_json())
     with pytest.raises(ValueError, match=says):
         RunSpec(**(values | change))
+
+
+def test_spec_of_before_evaluation_episodes_had_a_limit_is_that_of_the_same_run():
+    values = json.loads(small_spec().model_dump_json())
+    assert values.pop("eval_max_episode_steps") == 50_000
+    assert RunSpec(**values) == small_spec()
+
+
+def test_evaluation_episodes_may_last_as_long_as_the_environments_time_limit():
+    gym.register("VeryLong-v0", entry_point=f"{BROKEN}Fine", max_episode_steps=80_000)
+    assert small_spec(env="VeryLong-v0").eval_max_episode_steps == 80_000
+    assert small_spec(env="VeryLong-v0", eval_max_episode_steps=10).eval_max_episode_steps == 10
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,14 @@ def test_members_of_a_population_stand_together_and_others_alone(tmp_path):
     ]
 
 
+def test_run_in_an_evaluation_says_so(tmp_path):
+    text = "3/10 episodes, 12,300 steps"
+    status = dict(timesteps=32, steps_per_second=1.0, evaluation=text, updated=time.time())
+    directory = lay(tmp_path, "running", status=status)
+    with claimed(directory):
+        assert words(look(tmp_path), "running") == ["CartPole-v1 SPPO none 0 50% 1 evaluating 3/10"]
+
+
 def test_at_most_a_dozen_processes_are_shown(tmp_path):
     directories = [
         lay(tmp_path, "running", seed=seed, status=dict(pid=seed + 1, updated=time.time()))
