@@ -16,6 +16,8 @@ import torch as th
 from stable_baselines3.common.atari_wrappers import EpisodicLifeEnv
 from stable_baselines3.common.env_util import unwrap_wrapper
 
+from srl.envs.generators import env_generator, read_generator
+
 
 class Stream(IntEnum):
     """What draws random numbers in a run.
@@ -84,9 +86,11 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     if life is not None:
         # Else the next reset would go on with the game that this one has begun
         life.was_real_done = True
-    generator: Any = getattr(env.unwrapped, "np_random", None)
+    generator = env_generator(env)
     if isinstance(generator, np.random.Generator):
         env.unwrapped.np_random = np.random.default_rng(sequence)
+    elif read_generator(generator) is None:
+        return  # of another kind, or one that the whole process shares
     elif isinstance(generator, np.random.RandomState):
         # In place, since the environment may hold it under another name too
         generator.set_state(_mersenne_twister(sequence))

@@ -84,15 +84,6 @@ def test_game_with_lives_is_truncated_and_a_new_one_begins(backend):
     assert np.all(lengths >= 40)
 
 
-def test_envpool_is_truncated():
-    pytest.importorskip("envpool")
-    spec = EnvSpec("HalfCheetah-v4", seed=3, backend="native", eval_max_episode_steps=6)
-    _, ends = play(make_eval_env(spec, 2), 13)
-    assert [step for _, step, _ in ends] == [6, 6, 12, 12]
-    assert all(info["TimeLimit.truncated"] and info["episode"]["l"] == 6 for _, _, info in ends)
-
-
-@pytest.mark.parametrize("limit", [0, -1, 2.5, True])
 def test_limit_that_is_no_positive_number_is_refused(limit):
     with pytest.raises(UserError, match="eval_max_episode_steps"):
         EnvSpec("CartPole-v1", seed=0, eval_max_episode_steps=limit)

@@ -21,6 +21,7 @@ KINDS = {
     "Pong": EnvSpec("PongNoFrameskip-v4", seed=7, n_envs=2, frame_stack=4, noise="flip:0.1"),
     "game with lives": EnvSpec("WizardOfWorNoFrameskip-v4", seed=7, frame_stack=4),
     "sticky actions": EnvSpec("ALE/Breakout-v5", seed=7, frame_stack=4),
+    "MinAtar": EnvSpec("MinAtar/SpaceInvaders-v1", seed=7, n_envs=2),
     "CartPole": EnvSpec("CartPole-v1", seed=7, n_envs=3),
 }
 
