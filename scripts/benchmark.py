@@ -207,12 +207,12 @@ def _train_part(
         attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
         population = stack.enter_context(Population(attempts))
         barrier.wait()
-        began = time.perf_counter()
         if n_timesteps:
+            began = time.perf_counter()
             population.train(lambda: None)
             speed = attempts[0].status.timesteps * len(specs) / (time.perf_counter() - began)
         else:
-            speed = population.measure(n_rollouts, began).steps_per_second
+            speed = population.measure(n_rollouts)
         barrier.wait()  # no part is to have the machine to itself
     connection.send((speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
@@ -300,7 +300,7 @@ def sppo_atari_population_gpu() -> float:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
         population = stack.enter_context(Population(attempts))
-        return population.measure(4, time.perf_counter()).steps_per_second
+        return population.measure(4)
 
 
 def mujoco_memory() -> float:

@@ -375,9 +375,9 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.experiment.check import check_run
+    from srl.experiment.display import RunDisplay
     from srl.experiment.engines import Job
     from srl.experiment.execution import check_interval
-    from srl.experiment.progress import RunDisplay
     from srl.experiment.space import check_space, naming_full_disk, out_of_space, says_full
     from srl.experiment.spec import make_run_spec
     from srl.experiment.store import ERROR, RunDirectory
@@ -461,10 +461,9 @@ def train(options: Train, command: str) -> int:
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.experiment.config_files import find_sweep
+    from srl.experiment.display import SweepDisplay
     from srl.experiment.engines.choose import engine_of, make_engine
-    from srl.experiment.estimate import estimate
     from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
-    from srl.experiment.progress import SweepDisplay, duration
     from srl.experiment.space import check_space, naming_full_disk, size
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
@@ -557,21 +556,9 @@ def sweep(options: Sweep, command: str) -> int:
     failures: dict[str, str] = {}
     if plan.to_do:
         engine = make_engine(engine_options, root)
-        guess = None
-        if options.engine == "local":
-            with console.status("Measuring how fast runs are here"):
-                guess = estimate(plan.tasks, n_jobs)
-        if guess is not None:
-            some = "" if guess.n_measured == guess.n_kinds else f" {guess.n_measured} of {guess.n_kinds}"
-            console.print(
-                f"This will take up to about {duration(guess.seconds)} here, going by a short measurement of"
-                f"{some or ' all'} kinds of runs.",
-                markup=False,
-                soft_wrap=True,
-            )
         with naming_full_disk(root, plan.to_do, n_at_once):
             write_plan(plan)
-            with SweepDisplay(console, len(plan.done)) as display:
+            with SweepDisplay(console) as display:
                 failures = run_sweep(
                     plan,
                     engine,

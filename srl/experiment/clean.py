@@ -27,17 +27,15 @@ from srl.experiment.store import (
     VERSIONS,
     RunDirectory,
     find_runs,
+    is_locked,
     read_plan,
 )
 
 #: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
 _KEPT = 2
-#: Seconds without change after which an unfinished file is taken to be left. Not all that is written into a
-#: folder is written by a process that holds its lock: a sweep says there that its run was killed.
+#: Seconds of age below which an unfinished file stays even if no process has locked it: file systems without
+#: locks exist. More than that the wall clock, which may jump, does not decide.
 YOUNG = 60.0
-#: Seconds without a sign of life after which a run on another machine, whose lock may not be seen from here,
-#: is taken to have ended.
-_SILENT = 3600.0
 
 _RUN_FILES = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
 #: What tempfile.mkstemp puts behind a name, see `srl.experiment.store.replacing`.
@@ -172,7 +170,7 @@ def _garbage_of_sweep(folder: Path) -> Iterator[Garbage]:
 def _temporary(folder: Path, files: dict[str, os.stat_result], pattern: re.Pattern[str]) -> Iterator[Garbage]:
     now = time.time()
     for name, status in files.items():
-        if pattern.fullmatch(name) and status.st_mtime < now - YOUNG:
+        if pattern.fullmatch(name) and status.st_mtime < now - YOUNG and not is_locked(folder / name):
             yield Garbage(folder / name, status.st_size, _UNFINISHED)
 
 
@@ -187,14 +185,16 @@ def _files(folder: Path) -> dict[str, os.stat_result]:
 
 
 def _in_progress(run: RunDirectory) -> bool:
-    """Whether something may be at a run now, on this machine or on another."""
+    """Whether a process may be training a run now, on this machine or on another.
+
+    The lock of a process on another machine may not be visible here, and nothing but its next heartbeat tells
+    whether it is alive.
+    """
     lock = run.path / LOCK
     if run.in_progress or (os.path.lexists(lock) and not os.access(lock, os.R_OK)):
         return True
     status = run.read_status()
-    if status is None or status.state != "running" or status.host == socket.gethostname():
-        return False
-    return status.updated > time.time() - _SILENT
+    return status is not None and status.state == "running" and status.host != socket.gethostname()
 
 
 def _finished(run: RunDirectory) -> bool:

@@ -17,8 +17,9 @@ from srl.errors import UserError
 from srl.experiment.callbacks import beat_interval
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.engines import Ended, Engine, Job, Order, Task
+from srl.experiment.progress import Progress, RunProgress, State
 from srl.experiment.space import free_bytes, out_of_space, says_full
-from srl.experiment.store import RunDirectory, Status
+from srl.experiment.store import PlannedRun, RunDirectory, Status
 from srl.experiment.sweep import Plan
 
 #: Seconds between two looks into the folders of what runs, and of what others run.
@@ -47,20 +48,14 @@ class Persistence:
     checkpoint_every: float = 180.0
 
 
-@dataclass
-class Progress:
+@dataclass(frozen=True)
+class SweepProgress(Progress):
     """How far a sweep is, from its run directories."""
 
-    done: int
-    failed: int
-    #: The statuses of the runs of each task, by its name.
-    running: dict[str, list[Status]]
-    to_do: int
+    #: The runs of each task that trains, by its name.
+    tasks: dict[str, list[RunProgress]]
     #: Runs that another sweep or process trains.
-    elsewhere: int
-    #: Training steps done and in all, finished runs that were skipped not counted.
-    steps: int
-    n_steps: int
+    n_elsewhere: int
 
 
 def run_sweep(
@@ -68,7 +63,7 @@ def run_sweep(
     engine: Engine,
     command: str,
     *,
-    tell: Callable[[Progress], None],
+    tell: Callable[[SweepProgress], None],
     say: Callable[[str], None],
     persistence: Persistence | None = None,
 ) -> dict[str, str]:
@@ -82,16 +77,16 @@ def run_sweep(
     :param plan: The plan, written.
     :param engine: What executes the runs; it is closed at the end.
     :param command: The command that asked for it, for the record.
-    :param tell: Is given the progress several times a second.
+    :param tell: Is given the progress about twice a second.
     :param say: Is given a line for each run that fails, or is tried again.
     :param persistence: How to go about what goes wrong.
     :return: Why runs failed, by their paths.
     :raises OutOfSpace: If the disk is full. What runs is ended in order.
     """
-    execution = _Execution(plan, engine, command, say, persistence or Persistence())
+    execution = _Execution(plan, engine, command, tell, say, persistence or Persistence())
     try:
         while execution.step():
-            tell(execution.progress())
+            pass
         tell(execution.progress())
     finally:
         engine.close()
@@ -102,26 +97,43 @@ def run_sweep(
 @dataclass
 class _Running:
     task: Task
-    #: Seconds since 1970.
-    since: float
     #: Why it was ended from here; empty if it was not.
     ended_because: str = ""
     #: Of its runs that have begun: a cluster may let it wait.
-    statuses: list[Status] = field(default_factory=list)
+    statuses: dict[Path, Status] = field(default_factory=dict)
+    #: Seconds in which these have not changed, by this process' monotonic clock.
+    silence: float = 0.0
+
+    def __post_init__(self) -> None:
+        #: The statuses that earlier attempts left.
+        self.earlier = {job.path: RunDirectory(job.path).read_status() for job in self.task.jobs}
 
 
 class _Execution:
     def __init__(
-        self, plan: Plan, engine: Engine, command: str, say: Callable[[str], None], persistence: Persistence
+        self,
+        plan: Plan,
+        engine: Engine,
+        command: str,
+        tell: Callable[[SweepProgress], None],
+        say: Callable[[str], None],
+        persistence: Persistence,
     ):
         self.failures: dict[str, str] = {}
         self._root = plan.root
+        self._jobs = plan.jobs
         self._engine = engine
         self._command = command
+        self._tell = tell
         self._say = say
         self._persistence = persistence
-        self._to_do = {job.path: job for job in plan.to_do}
-        self._done: set[Path] = set()
+        self._runs: dict[Path, RunProgress] = {}
+        done = {job.path for job in plan.done}
+        for job in plan.jobs:
+            if job.path in done:
+                self._note(job, "done", RunDirectory(job.path).read_status())
+            else:
+                self._note(job)
         self._waiting = deque(plan.tasks)
         self._running: list[_Running] = []
         #: Tasks of jobs that another process trains.
@@ -133,6 +145,7 @@ class _Execution:
         self._ends: Counter[Path] = Counter()
         self._ends_together: Counter[Path] = Counter()
         self._n_at_once = 1
+        self._looked = time.monotonic()
         self._next_look = self._next_look_elsewhere = 0.0
 
     def step(self) -> bool:
@@ -146,28 +159,21 @@ class _Execution:
             # Where many wait in a cluster's queue, and folders lie far away, looking takes long
             took = time.monotonic() - now
             self._next_look = now + max(_LOOK_INTERVAL, 10 * took)
+            self._tell(self.progress())
         if now >= self._next_look_elsewhere:
             self._next_look_elsewhere = now + _ELSEWHERE_INTERVAL
             self._look_elsewhere()
         return bool(self._waiting or self._running or self._elsewhere)
 
-    def progress(self) -> Progress:
+    def progress(self) -> SweepProgress:
         """How far the sweep is."""
-        running = {task.task.name: task.statuses for task in self._running if task.statuses}
-        statuses = [status for each in running.values() for status in each]
+        tasks = {}
+        for running in self._running:
+            runs = [self._runs[path] for path in running.statuses]
+            if training := [run for run in runs if run.state == "running"]:
+                tasks[running.task.name] = training
         n_elsewhere = sum(len(task.jobs) for task in self._elsewhere)
-        ended = [
-            job for path, job in self._to_do.items() if path in self._done or job.spec.path in self.failures
-        ]
-        return Progress(
-            done=len(self._done),
-            failed=len(self.failures),
-            running=running,
-            to_do=len(self._to_do) - len(ended) - len(statuses) - n_elsewhere,
-            elsewhere=n_elsewhere,
-            steps=sum(job.spec.n_timesteps for job in ended) + sum(status.timesteps for status in statuses),
-            n_steps=sum(job.spec.n_timesteps for job in self._to_do.values()),
-        )
+        return SweepProgress(list(self._runs.values()), tasks, n_elsewhere)
 
     def mark_stopped(self) -> None:
         """Say in the folders of runs that this has ended why they ended."""
@@ -190,9 +196,9 @@ class _Execution:
             if task is not None:
                 orders.append(Order(task, self._command, self._persistence.checkpoint_every))
         if orders:
-            now = time.time()
+            running = [_Running(order.task) for order in orders]
             self._engine.submit(orders)
-            self._running += [_Running(order.task, now) for order in orders]
+            self._running += running
             self._n_at_once = max(self._n_at_once, sum(len(running.task.jobs) for running in self._running))
             self._next_look = 0.0
 
@@ -205,8 +211,9 @@ class _Execution:
             try:
                 if directory.in_progress:
                     held.append(job)
+                    self._note(job, "running", directory.read_status())
                 elif directory.compare(job.spec) == "done":
-                    self._done.add(job.path)
+                    self._note(job, "done", directory.read_status())
                 else:
                     free.append(job)
             except UserError as error:  # since the sweep was planned, its folder has become something else
@@ -217,22 +224,38 @@ class _Execution:
 
     def _look(self) -> None:
         """See how far runs are, and end those that hang."""
+        now = time.monotonic()
+        elapsed, self._looked = now - self._looked, now
         for running in self._running:
             # Members of a large population are heard of less often
             limit = max(self._persistence.stall_timeout, 4 * beat_interval(len(running.task.jobs)))
-            statuses = [RunDirectory(job.path).read_status() for job in running.task.jobs]
-            # What a folder says may be of an earlier attempt
-            own = [status for status in statuses if status is not None and status.updated >= running.since]
-            running.statuses = [status for status in own if status.state == "running"]
-            begun = [status.updated for status in own]
+            heard, running.statuses = running.statuses, {}
+            for job in running.task.jobs:
+                status = RunDirectory(job.path).read_status()
+                # It may be of an earlier attempt
+                if status is not None and status != running.earlier[job.path]:
+                    running.statuses[job.path] = status
+                    self._note(job, status.state, status)
             # One that waits in a cluster's queue, for its first turn or again, holds no folder
             there = any(RunDirectory(job.path).in_progress for job in running.task.jobs)
-            if begun and there and not running.ended_because and time.time() - max(begun) > limit:
+            if running.statuses and running.statuses == heard and there:
+                # While this process was suspended, its runs may have been too
+                running.silence += min(elapsed, limit / 4)
+            else:
+                running.silence = 0.0
+            if running.silence > limit and not running.ended_because:
                 running.ended_because = (
                     f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); see the "
                     f"end of {running.task.log}"
                 )
                 self._engine.end(running.task)
+
+    def _note(self, job: Job, state: State | None = None, status: Status | None = None) -> None:
+        """Note how far a run is; one of no state waits."""
+        checkpoint = max(checkpoint_steps(job.path), default=0) if state is None else 0
+        state = state or ("interrupted" if checkpoint else "not started")
+        entry = PlannedRun.of(job.spec)
+        self._runs[job.path] = RunProgress(job.spec.path, entry, state, status, checkpoint=checkpoint)
 
     def _look_elsewhere(self) -> None:
         """See whether another process has ended."""
@@ -256,7 +279,7 @@ class _Execution:
             directory = RunDirectory(job.path)
             status = directory.read_status()
             if status is not None and status.state == "done" and not directory.damage():
-                self._done.add(job.path)
+                self._note(job, "done", status)
             elif directory.in_progress:
                 elsewhere.append(job)  # another sweep was faster
             else:
@@ -270,6 +293,7 @@ class _Execution:
                     weight = 1 if from_outside else _ENDS_FOR_A_FAILURE
                 if self._tries_again(job, status, reason, weight):
                     again.append(job)
+                    self._note(job)
                     alike.setdefault((self._got_to[job.path], reason), []).append(job)
                 else:
                     self._fail(job, reason)
@@ -286,7 +310,8 @@ class _Execution:
 
     def _reason(self, directory: RunDirectory, status: Status | None, killed: str, running: _Running) -> str:
         """Why a run that has ended is not done; its folder says so afterwards, if it can be written."""
-        if status is not None and status.state == "failed" and status.ended >= running.since and not killed:
+        own = status != running.earlier[directory.path]
+        if status is not None and own and status.state == "failed" and not killed:
             return status.reason
         reason = killed or f"it ended without saying why; see {running.task.log}"
         try:
@@ -308,12 +333,13 @@ class _Execution:
 
     def _fail(self, job: Job, reason: str) -> None:
         self.failures[job.spec.path] = reason
+        self._note(job, "failed")
         self._say(f"failed: {job.spec.path}: {reason}")
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""
         if says_full(reason) or free_bytes(self._root) < _NOTHING:
-            left = [job for path, job in self._to_do.items() if path not in self._done]
+            left = [job for job in self._jobs if self._runs[job.path].state != "done"]
             raise out_of_space(self._root, left, self._n_at_once)
 
 

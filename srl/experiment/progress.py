@@ -1,24 +1,165 @@
-"""What a user sees while runs train: live on a terminal, else a line now and then."""
+"""How far runs are, and the one estimate of the time left: numbers in, numbers out."""
 
 from __future__ import annotations
 
-import time
-from types import TracebackType
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table
+from srl.experiment.algorithms import get_algorithm
 
-from srl.experiment.execution import Progress as SweepProgress
-from srl.experiment.spec import RunSpec
-from srl.experiment.store import Status
+if TYPE_CHECKING:
+    from srl.experiment.store import PlannedRun, Status
 
-#: Seconds between lines where there is no terminal.
-_LINE_INTERVAL = 15.0
-#: Tasks in progress shown one by one.
-_SHOWN = 16
+State = Literal["done", "running", "interrupted", "failed", "damaged", "not started"]
+
+#: Seconds of training below which the speed of other runs of the same kind counts too.
+_SHORT = 10.0
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run is."""
+
+    #: Its folder, below the sweep's.
+    path: str
+    #: What it is; None if its spec cannot be read and no plan names it.
+    entry: PlannedRun | None
+    state: State
+    status: Status | None = None
+    #: Why it failed or is damaged.
+    reason: str = ""
+    #: Training steps of the last checkpoint of a run that does not train now.
+    checkpoint: int = 0
+    #: Whole minutes without a heartbeat, in seconds, as far as they are known.
+    silence: float = 0.0
+
+    @property
+    def n_timesteps(self) -> int:
+        """Its training steps in total."""
+        return 0 if self.entry is None else max(self.entry.n_timesteps, 0)
+
+    @property
+    def timesteps(self) -> int:
+        """Its training steps so far; up to the last checkpoint for a run that failed or was interrupted."""
+        if self.state == "done":
+            return self.n_timesteps
+        if self.state != "running" or self.status is None:
+            return min(self.checkpoint, self.n_timesteps)
+        return min(max(self.status.timesteps, 0), self.n_timesteps)
+
+    @property
+    def share(self) -> float:
+        """The share of its training steps that is done, from 0 to 1."""
+        return self.timesteps / self.n_timesteps if self.n_timesteps else float(self.state == "done")
+
+    @property
+    def steps_per_second(self) -> float:
+        """Training steps per second of its latest attempt if it is running or done; 0 if not known."""
+        if self.status is None or self.state not in ("running", "done"):
+            return 0.0
+        return max(self.status.steps_per_second, 0.0)
+
+    @property
+    def kind(self) -> Hashable:
+        """Runs of one kind are about equally fast: a symmetric loss costs next to nothing."""
+        if self.entry is None:
+            return None
+        algorithm = get_algorithm(self.entry.algo)
+        return self.entry.env, algorithm.family, algorithm.discretised
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far several runs are."""
+
+    #: In the order in which those that wait will start.
+    runs: Sequence[RunProgress]
+
+    def of(self, *states: State) -> list[RunProgress]:
+        """The runs in some states."""
+        return [run for run in self.runs if run.state in states]
+
+    @property
+    def pending(self) -> list[RunProgress]:
+        """Running and waiting runs. Failed and damaged runs are left out."""
+        return self.of("running", "interrupted", "not started")
+
+    @property
+    def timesteps(self) -> int:
+        """Training steps so far."""
+        return sum(run.timesteps for run in self.runs)
+
+    @property
+    def n_timesteps(self) -> int:
+        """Training steps in total."""
+        return sum(run.n_timesteps for run in self.runs)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Training steps per second of all running runs."""
+        return sum(run.steps_per_second for run in self.of("running"))
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until all pending runs are done; infinite if not known.
+
+        As many runs train at once as now, and the next starts when one is done.
+        """
+        running = self.of("running")
+        if not running:
+            return math.inf
+        waiting = self.of("interrupted", "not started")
+        return makespan(map(self.seconds_left_of, running), map(self.seconds_left_of, waiting))
+
+    def seconds_left_of(self, run: RunProgress) -> float:
+        """Seconds of training that a run still needs; infinite if not known.
+
+        They follow from the mean speed of its latest attempt, evaluations included. Until it has trained for
+        ten seconds, the speed is that of its kind: of those that run, else of those that are done. A run of
+        an unknown kind takes the mean of all running runs.
+        """
+        speed = run.steps_per_second
+        if run.state != "running" or speed == 0 or (run.status and 0 < run.status.seconds < _SHORT):
+            keys = (("running", run.kind), ("done", run.kind), ("running", None))
+            speed = next((self._speeds[key] for key in keys if key in self._speeds), 0.0)
+        return (run.n_timesteps - run.timesteps) / speed if speed > 0 else math.inf
+
+    @cached_property
+    def _speeds(self) -> dict[tuple[str, Hashable], float]:
+        """Mean speed of a run by state and kind, and by state alone, weighted by time."""
+        sums: dict[tuple[str, Hashable], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for run in self.runs:
+            if run.steps_per_second > 0 and run.status is not None:
+                weight = max(run.status.seconds, 1.0)
+                for key in ((run.state, run.kind), (run.state, None)):
+                    sums[key][0] += weight * run.steps_per_second
+                    sums[key][1] += weight
+        return {key: steps / seconds for key, (steps, seconds) in sums.items()}
+
+
+def makespan(busy: Iterable[float], waiting: Iterable[float]) -> float:
+    """Seconds until everything is done if each waiting item starts, in order, at the next free place.
+
+    :param busy: Seconds until each place is free; at least one place.
+    :param waiting: Seconds that each waiting item takes.
+    """
+    ends = list(busy)
+    heapq.heapify(ends)
+    for seconds in waiting:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
+
+
+def outlook(progress: Progress) -> str:
+    """Speed and time left in words: ``"1,234 steps/s, about 12 min left"``."""
+    left = progress.seconds_left
+    when = f"about {duration(left)} left" if math.isfinite(left) else "time left not known yet"
+    return f"{progress.steps_per_second:,.0f} steps/s, {when}"
 
 
 def duration(seconds: float) -> str:
@@ -32,121 +173,3 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes // 1440} days {minutes % 1440 // 60} h"
-
-
-class _Display:
-    """A progress bar that is live on a terminal; elsewhere the same in lines."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[rate]}"),
-            console=console,
-            expand=True,
-        )
-        self._live = (
-            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        )
-        self._next_line = time.monotonic() + _LINE_INTERVAL
-
-    def __enter__(self):  # type: ignore[no-untyped-def]
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def _line_due(self) -> bool:
-        if self._live is not None or time.monotonic() < self._next_line:
-            return False
-        self._next_line = time.monotonic() + _LINE_INTERVAL
-        return True
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-class RunDisplay(_Display):
-    """The progress of one run.
-
-    :param console: Where to show it.
-    :param spec: The run.
-    """
-
-    def __init__(self, console: Console, spec: RunSpec):
-        super().__init__(console)
-        name = f"{spec.algorithm.label} on {spec.env}, noise {spec.noise}, seed {spec.seed}"
-        self._name = name
-        self._task = self._bar.add_task(escape(name), total=spec.n_timesteps, rate="")
-        self._say(f"Training {name}: {spec.n_timesteps:,} steps on {spec.device}.")
-
-    def update(self, status: Status) -> None:
-        """Show a new status."""
-        left = (status.n_timesteps - status.timesteps) / max(status.steps_per_second, 1e-9)
-        rate = f"{status.steps_per_second:,.0f} steps/s, {duration(left)} left"
-        if status.evaluation:
-            rate = f"evaluating: {status.evaluation}"
-        self._bar.update(self._task, completed=status.timesteps, rate=rate)
-        if self._live is not None:
-            self._live.update(self._bar)
-        elif self._line_due():
-            self._say(f"{status.timesteps:,} of {status.n_timesteps:,} steps, {rate}")
-
-
-class SweepDisplay(_Display):
-    """The progress of a sweep.
-
-    :param console: Where to show it.
-    :param n_skipped: Runs that were done before.
-    """
-
-    def __init__(self, console: Console, n_skipped: int):
-        super().__init__(console)
-        self._n_skipped = n_skipped
-        self._began = time.monotonic()
-        self._task = self._bar.add_task("", total=None, rate="")
-
-    def update(self, progress: SweepProgress) -> None:
-        """Show new progress."""
-        elapsed = max(time.monotonic() - self._began, 1e-9)
-        speed = progress.steps / elapsed
-        left = f"{duration((progress.n_steps - progress.steps) / speed)} left" if progress.steps else ""
-        rate = f"{speed:,.0f} steps/s {left}"
-        counts = (
-            f"{progress.done + self._n_skipped} done, "
-            f"{sum(map(len, progress.running.values()))} running, "
-            f"{progress.failed} failed, {progress.to_do} to do"
-        )
-        if progress.elsewhere:
-            counts += f", {progress.elsewhere} trained by other processes"
-        if self._live is None:
-            if self._line_due():
-                self._say(f"{counts}; {rate}")
-            return
-        self._bar.update(
-            self._task, description=counts, completed=progress.steps, total=progress.n_steps, rate=rate
-        )
-        running = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for name, statuses in list(progress.running.items())[:_SHOWN]:
-            share = sum(status.timesteps / max(status.n_timesteps, 1) for status in statuses) / len(statuses)
-            speed = sum(status.steps_per_second for status in statuses)
-            started = any(status.started for status in statuses)
-            evaluation = next((status.evaluation for status in statuses if status.evaluation), "")
-            pace = f"{speed:,.0f} steps/s" if started else "starting"
-            if evaluation:
-                pace = f"evaluating: {evaluation}"
-            running.add_row(escape(name), f"{share:.0%}", escape(pace))
-        if len(progress.running) > _SHOWN:
-            running.add_row(f"and {len(progress.running) - _SHOWN} more")
-        self._live.update(Group(running, self._bar))
-
-    def say(self, line: str) -> None:
-        """Say something that is to stay."""
-        self._say(line)

@@ -59,6 +59,7 @@ from srl.experiment.store import (
     VERSIONS,
     RunDirectory,
     Status,
+    boot_id,
     replacing,
     write_text,
 )
@@ -190,6 +191,8 @@ class Attempt:
         self._directory = RunDirectory(path)
         self._command = command
         self._tell = tell
+        #: The monotonic clock and the training steps at the first heartbeat.
+        self._first_beat: tuple[float, int] | None = None
         self._claim = self._directory.claimed(spec, keep=True)
 
     @property
@@ -210,11 +213,14 @@ class Attempt:
             started = time.time()
             self.status = Status(
                 state="running",
+                timesteps=max(self.checkpoints(), default=0),
                 n_timesteps=self.spec.n_timesteps,
                 started=started,
                 updated=started,
                 pid=os.getpid(),
                 host=socket.gethostname(),
+                clock=time.monotonic(),
+                boot=boot_id(),
                 attempts=1 if earlier is None else earlier.attempts + 1,
                 notes=() if earlier is None else earlier.notes,
                 files=self._directory.seal([SPEC]),
@@ -288,7 +294,7 @@ class Attempt:
             self.note(f"{self.path / PROGRESS}: damaged; it is restored from the checkpoint")
         cut_logs(self.path, state["logs"])
         (self.path / ERROR).unlink(missing_ok=True)
-        self.status = replace(self.status, resumed_from=steps)
+        self.status = replace(self.status, timesteps=steps, resumed_from=steps)
         if self.spec.device.startswith("cuda"):
             self.note(f"gone on with from step {steps:,} on a GPU, where the same bits are not promised")
         return state
@@ -297,7 +303,7 @@ class Attempt:
         """Remove what earlier attempts have left."""
         self._directory.clear()
         write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
-        self.status = replace(self.status, resumed_from=0)
+        self.status = replace(self.status, timesteps=0, resumed_from=0)
 
     def beat(self, timesteps: int, evaluation: str = "") -> None:
         """Record how far training is.
@@ -308,13 +314,19 @@ class Attempt:
         """
         if not self._directory.is_held:
             raise RunFailed(f"{self.path}: removed while it trained.")
-        now = time.time()
+        now = time.monotonic()
+        if self._first_beat is None:
+            self._first_beat = now, timesteps
+        first_time, first_steps = self._first_beat
+        seconds = now - first_time
         self.status = replace(
             self.status,
             timesteps=min(timesteps, self.spec.n_timesteps),
             evaluation=evaluation,
-            updated=now,
-            steps_per_second=(timesteps - self.status.resumed_from) / max(now - self.status.started, 1e-9),
+            updated=time.time(),
+            clock=now,
+            seconds=seconds,
+            steps_per_second=(timesteps - first_steps) / seconds if seconds > 0 else 0.0,
         )
         self._directory.write_status(self.status)
         if self._tell is not None:

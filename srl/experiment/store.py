@@ -32,6 +32,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -91,12 +92,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
     :param path: The file to be.
     :return: A context that yields a path beside it to write to, and moves that to ``path`` at its end,
-        after the content has reached the disk; on an exception nothing changes.
+        after the content has reached the disk; on an exception nothing changes. The file at that path is
+        locked meanwhile.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     temporary = Path(name)
     try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -111,6 +114,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -129,8 +133,10 @@ class Status:
     n_timesteps: int = 0
     #: The progress of the evaluation that is running, such as "3/10 episodes, 12,300 steps"; empty for none.
     evaluation: str = ""
-    #: Training steps per second of wall clock, evaluations included.
+    #: Training steps per second of the latest attempt, evaluations included, from its first step on.
     steps_per_second: float = 0.0
+    #: Seconds that this speed is the mean of, by the monotonic clock.
+    seconds: float = 0.0
     #: Seconds since 1970; 0 for not yet.
     started: float = 0.0
     updated: float = 0.0
@@ -141,6 +147,9 @@ class Status:
     lasting: bool = False
     pid: int = 0
     host: str = ""
+    #: The machine's monotonic clock at the last heartbeat, and the boot that it counts from.
+    clock: float = 0.0
+    boot: str = ""
     #: Training steps of the checkpoint that it went on from last; 0 for none.
     resumed_from: int = 0
     #: How often it was begun or gone on with.
@@ -157,6 +166,24 @@ class Status:
     def ended_as(self, state: State, now: float, reason: str = "") -> Status:
         """This status, ended."""
         return replace(self, state=state, updated=now, ended=now, reason=reason)
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds since the last heartbeat; None if this machine cannot know: its wall clock may jump."""
+        known = self.boot != "" and self.boot == boot_id()
+        return max(time.monotonic() - self.clock, 0.0) if known else None
+
+
+@cache
+def boot_id() -> str:
+    """The latest boot of this machine, from which the monotonic clock of all its processes counts.
+
+    :return: Different for each boot of each machine; empty if the system does not tell.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 class RunDirectory:
@@ -427,14 +454,7 @@ class RunDirectory:
     @property
     def in_progress(self) -> bool:
         """Whether a process of this machine is at it now; nothing is written."""
-        try:
-            with (self.path / LOCK).open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_locked(self.path / LOCK)
 
 
 def _as_text(spec: RunSpec) -> str:
@@ -443,6 +463,18 @@ def _as_text(spec: RunSpec) -> str:
 
 def _checksum(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process has locked a file, as far as this one can tell; nothing is written."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _acquire(lock: IO[str]) -> bool:

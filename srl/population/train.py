@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -380,23 +379,18 @@ class Population:
             self._evaluate()
         self._save()
 
-    def measure(self, n_rollouts: int, began: float) -> PopulationSpeed:
-        """Train for some rollouts and play some steps of an evaluation; nothing is saved."""
+    def measure(self, n_rollouts: int) -> float:
+        """Training steps per second of all members, without evaluations; for benchmarks, nothing is saved.
+
+        :param n_rollouts: Rollouts and updates to measure, after one that is not.
+        """
         self._observations = self._normalized_at_reset(self._envs.reset(self._active))
         self._update(self._collect())  # the first is slow
-        startup_seconds, now = time.perf_counter() - began, time.perf_counter()
+        began = time.perf_counter()
         for _ in range(n_rollouts):
             self._update(self._collect())
         n_steps = n_rollouts * self._spec.hyperparams.n_steps * self._envs.n_envs * len(self._members)
-        steps_per_second = n_steps / (time.perf_counter() - now)
-        observations = self._eval_envs.reset(self._active)
-        now = time.perf_counter()
-        n_measured = 20
-        for _ in range(n_measured):
-            observations, _ = self._evaluation_step(observations, self._active, None)
-        seconds = (time.perf_counter() - now) / n_measured
-        limit = self._eval_envs.venvs[0].get_attr("spec", 0)[0].max_episode_steps
-        return PopulationSpeed(steps_per_second, seconds, startup_seconds, limit)
+        return n_steps / (time.perf_counter() - began)
 
     def _normalized_at_reset(self, observations: np.ndarray) -> np.ndarray:
         return observations if self._normalize is None else self._normalize.reset(observations)
@@ -612,36 +606,6 @@ class Population:
         failure = RunFailed(f"{in_one_line(error)}{where(error)}")
         failure.__cause__ = error
         self._members[index].attempt.fail(failure)
-
-
-@dataclass(frozen=True)
-class PopulationSpeed:
-    """How fast a population goes here."""
-
-    #: Training steps per second of all members.
-    steps_per_second: float
-    #: Seconds for one step of all evaluation environments of all members.
-    eval_step_seconds: float
-    #: Seconds until the first training step.
-    startup_seconds: float
-    #: Time limit of the environment's episodes in steps; None for none.
-    max_episode_steps: int | None
-
-
-def measure_population(spec: RunSpec, n_members: int, n_rollouts: int = 1) -> PopulationSpeed:
-    """Train a population for a moment, in a folder that is removed again.
-
-    :param spec: A run of the kind; the members differ from it in their seeds.
-    :param n_members: How many.
-    :param n_rollouts: Rollouts and updates to measure, after one that is not.
-    :return: How fast it was.
-    """
-    began = time.perf_counter()
-    with TemporaryDirectory() as folder, ExitStack() as stack:
-        specs = [spec.model_copy(update={"seed": seed}) for seed in range(n_members)]
-        attempts = [stack.enter_context(Attempt(member, Path(folder) / str(member.seed))) for member in specs]
-        population = stack.enter_context(Population(attempts))
-        return population.measure(n_rollouts, began)
 
 
 class Heart:

@@ -25,11 +25,9 @@ from srl.errors import UserError
 from srl.experiment.algorithms import ALGORITHMS, get_algorithm
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import first_mistake
-from srl.experiment.progress import duration
+from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
 from srl.experiment.store import EVALUATIONS, PLAN, SPEC, STATUS, PlannedRun, RunDirectory, Status, read_plan
 from srl.report.markup import one_line
-
-State = Literal["done", "running", "interrupted", "failed", "damaged", "not started"]
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {
@@ -46,8 +44,6 @@ _TELLING: tuple[State, ...] = ("failed", "damaged", "running")
 _MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10
 #: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
 _LINES_AROUND = 3
-#: Seconds after which a run in progress is said to give no sign.
-_SILENCE = 60.0
 _BAR_WIDTH = 40
 
 _STATUS = TypeAdapter(Status)
@@ -56,87 +52,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run that is there or planned, and how far it is."""
+class Overview(Progress):
+    """How far all runs at or below a folder are."""
 
-    #: Its folder, below the one that is looked at.
-    path: str
-    #: What it is; None if its spec cannot be read and no plan names it.
-    entry: PlannedRun | None
-    state: State
-    status: Status | None = None
-    #: Why it is failed or damaged.
-    reason: str = ""
-    #: Steps of the last checkpoint of a run that does not train now.
-    checkpoint: int = 0
-
-    @property
-    def n_timesteps(self) -> int:
-        """Its training steps in all."""
-        return 0 if self.entry is None else max(self.entry.n_timesteps, 0)
-
-    @property
-    def timesteps(self) -> int:
-        """Training steps that count: of what failed or was interrupted, those up to its last checkpoint."""
-        if self.state == "done":
-            return self.n_timesteps
-        if self.state != "running" or self.status is None:
-            return min(self.checkpoint, self.n_timesteps)
-        return min(max(self.status.timesteps, 0), self.n_timesteps)
-
-    @property
-    def share(self) -> float:
-        """The part of it that is done, from 0 to 1."""
-        return self.timesteps / self.n_timesteps if self.n_timesteps else float(self.state == "done")
-
-    @property
-    def steps_per_second(self) -> float:
-        """Its speed; 0 unless it is in progress."""
-        return max(self.status.steps_per_second, 0.0) if self.state == "running" and self.status else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it takes yet; None if that is not known."""
-        return _seconds(self.n_timesteps - self.timesteps, self.steps_per_second)
-
-
-@dataclass(frozen=True)
-class Overview:
-    """All runs at or below a folder."""
-
-    runs: list[Run]
     #: Lines on plans and folders that cannot be read.
     unreadable: list[str]
-
-    def of(self, *states: State) -> list[Run]:
-        """The runs in some states."""
-        return [run for run in self.runs if run.state in states]
-
-    @property
-    def to_do(self) -> list[Run]:
-        """What a sweep in progress has yet to finish. It tries nothing again that failed."""
-        return self.of("running", "interrupted", "not started")
-
-    @property
-    def steps_per_second(self) -> float:
-        """Training steps per second of all that is in progress."""
-        return sum(run.steps_per_second for run in self.runs)
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long all takes at this speed; None if that is not known."""
-        left = sum(run.n_timesteps - run.timesteps for run in self.to_do)
-        at_this_speed = _seconds(left, self.steps_per_second)
-        if at_this_speed is None:
-            return None
-        # When the last runs leave processes idle, it takes as long as the slowest of them
-        alone = [run.seconds_left for run in self.of("running")]
-        return max([at_this_speed, *(seconds for seconds in alone if seconds is not None)])
-
-
-def _seconds(steps: int, steps_per_second: float) -> float | None:
-    seconds = steps / steps_per_second if steps_per_second > 0 else math.inf
-    return seconds if math.isfinite(seconds) else None
 
 
 class Folder:
@@ -151,6 +71,8 @@ class Folder:
     def __init__(self, root: Path):
         self.root = root
         self._known: dict[Path, tuple[tuple[int, ...], Any]] = {}
+        #: The status of each run that trains, and the monotonic clock when it was first seen.
+        self._heard: dict[str, tuple[Status, float]] = {}
 
     def look(self) -> Overview:
         """How far its runs are now.
@@ -168,7 +90,7 @@ class Folder:
                 unreadable.append(self._relative(error))
             else:
                 planned |= {(Path(folder) / entry.path).as_posix(): entry for entry in entries}
-        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*there, *planned])]
+        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *there])]
         if not runs:
             raise UserError("\n".join([f"{self.root} holds no runs.", *unreadable]))
         return Overview(runs, unreadable)
@@ -191,21 +113,37 @@ class Folder:
                 plans.append(path)
         return sorted(there), sorted(plans), unreadable
 
-    def _run(self, path: str, planned: PlannedRun | None) -> Run:
+    def _run(self, path: str, planned: PlannedRun | None) -> RunProgress:
         directory = RunDirectory(self.root / path)
         spec = self._remembered(directory.path / SPEC, lambda: _read_entry(directory))
         status, in_progress = _read_progress(directory)
         entry = planned if spec is None or isinstance(spec, UserError) else spec
         problem = self._problem(directory, spec, status, in_progress)
         if problem is not None:
-            return Run(path, entry, "damaged", reason=self._relative(problem))
+            return RunProgress(path, entry, "damaged", reason=self._relative(problem))
         if isinstance(status, Status) and status.state != "running":
-            return Run(path, entry, status.state, status, status.reason, _last_checkpoint(directory))
+            reason, checkpoint = status.reason, _last_checkpoint(directory)
+            return RunProgress(path, entry, status.state, status, reason, checkpoint)
         if in_progress:
-            return Run(path, entry, "running", status if isinstance(status, Status) else None)
+            known = status if isinstance(status, Status) else None
+            return RunProgress(path, entry, "running", known, silence=self._silence(path, known))
         if spec is None and status is None:
-            return Run(path, entry, "not started")
-        return Run(path, entry, "interrupted", checkpoint=_last_checkpoint(directory))
+            return RunProgress(path, entry, "not started")
+        return RunProgress(path, entry, "interrupted", checkpoint=_last_checkpoint(directory))
+
+    def _silence(self, path: str, status: Status | None) -> float:
+        """Whole minutes since the last heartbeat of a run that trains, in seconds.
+
+        On this machine the monotonic clock tells. For another machine it is the time that the status has not
+        changed between looks from here, since wall clocks differ and jump.
+        """
+        if status is None:
+            return 0.0
+        now = time.monotonic()
+        if path not in self._heard or self._heard[path][0] != status:
+            self._heard[path] = (status, now)
+        seconds = now - self._heard[path][1] if status.silence is None else status.silence
+        return seconds // 60 * 60
 
     def _problem(
         self,
@@ -287,7 +225,8 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
         return UserError(f"{file}: cannot be read: {error.strerror}.")
     if directory.read_status() is None:
         return UserError(f"{file}: damaged: not what was written.")
-    if not all(map(math.isfinite, (status.steps_per_second, status.started, status.updated, status.ended))):
+    numbers = (status.steps_per_second, status.seconds, status.clock)
+    if not all(map(math.isfinite, (*numbers, status.started, status.updated, status.ended))):
         return UserError(f"{file}: not the status of a run: a number in it is not finite.")
     return status
 
@@ -328,12 +267,12 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
         shown: Overview | None = None
         while True:
             if live is not None:
-                now, size = time.time(), console.size
-                live.update(screen(overview, root, now, size.width, size.height), refresh=True)
+                size = console.size
+                live.update(screen(overview, root, size.width, size.height), refresh=True)
             elif overview != shown:
                 _print(overview, root, console, after=shown is not None)
                 shown = overview
-            if not overview.to_do:
+            if not overview.pending:
                 return
             time.sleep(interval)
             overview = folder.look()
@@ -344,23 +283,20 @@ def _print(overview: Overview, root: Path, console: Console, *, after: bool = Fa
     if after:
         console.print()
     if console.is_terminal:
-        console.print(screen(overview, root, time.time(), console.width))
+        console.print(screen(overview, root, console.width))
     else:
-        console.print(screen(overview, root, time.time()), soft_wrap=True)
+        console.print(screen(overview, root), soft_wrap=True)
 
 
-def screen(
-    overview: Overview, root: Path, now: float, width: int | None = None, height: int | None = None
-) -> Group:
+def screen(overview: Overview, root: Path, width: int | None = None, height: int | None = None) -> Group:
     """All there is to see.
 
     :param overview: How far the runs are.
     :param root: Their folder, as it is called.
-    :param now: Seconds since 1970.
     :param width: The columns that there are; None takes lines as long as they are.
     :param height: The lines that there are; None takes the most of each part.
     """
-    running = _by_process(overview.of("running"), now)
+    running = _by_process(overview.of("running"))
     failed = _by_reason(overview)
     damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
     totals = [*_totals(overview, root, width), Text()]
@@ -376,8 +312,8 @@ def screen(
     for table in tables:
         parts += [table, Text()]
     if running:
-        n_more = sum(map(len, running[n_running:]))
-        parts += [_running_table(running[:n_running], now, width), *_more(n_more), Text()]
+        n_more = sum(len(runs) for _, runs in running[n_running:])
+        parts += [_running_table(overview, running[:n_running], width), *_more(n_more), Text()]
     whole = height is None
     if failed:
         n_more = sum(n_runs for _, n_runs in failed[n_failed:])
@@ -409,8 +345,7 @@ def _totals(overview: Overview, root: Path, width: int | None) -> Iterator[Rende
         name = "…" + name[-max(width - cell_len(number) - 1, 1) :]
     yield Text(name + number, style="bold", no_wrap=True, overflow="ellipsis")
     yield counts
-    steps = sum(run.timesteps for run in overview.runs)
-    n_steps = sum(run.n_timesteps for run in overview.runs)
+    steps, n_steps = overview.timesteps, overview.n_timesteps
     figures = f"{_percent(steps / n_steps if n_steps else 0.0)}  {steps:,} of {n_steps:,} steps"
     room = _BAR_WIDTH if width is None else min(max(width - len(figures) - 2, 1), _BAR_WIDTH)
     bar = Table.grid(padding=(0, 2, 0, 0))
@@ -426,11 +361,9 @@ def _outlook(overview: Overview) -> str:
     """How fast it goes and how long it takes, in words."""
     failed = overview.of("failed", "damaged")
     if overview.of("running"):
-        left = overview.seconds_left
-        when = "time left not known yet" if left is None else f"about {duration(left)} left"
-        left_out = ", failed runs left out" if failed and left is not None else ""
-        return f"{overview.steps_per_second:,.0f} steps/s, {when}{left_out}"
-    if overview.to_do:
+        left_out = ", failed runs left out" if failed and math.isfinite(overview.seconds_left) else ""
+        return outlook(overview) + left_out
+    if overview.pending:
         return "Nothing runs now: time left unknown. The same command goes on with the rest."
     if failed:
         return "Nothing runs now. The same command tries again what failed."
@@ -442,12 +375,12 @@ def _percent(share: float) -> str:
     return f"{math.floor(100 * share + 1e-9)}%"
 
 
-def _tables(runs: Sequence[Run], width: int | None) -> list[Table]:
+def _tables(runs: Sequence[RunProgress], width: int | None) -> list[Table]:
     """Runs done of all, and mean progress, by environment and algorithm, over noises and seeds.
 
     Algorithms that do not fit side by side are in further tables.
     """
-    members: dict[tuple[str, str], list[Run]] = {}
+    members: dict[tuple[str, str], list[RunProgress]] = {}
     for run in runs:
         if run.entry is not None:
             algo = get_algorithm(run.entry.algo).name
@@ -473,7 +406,7 @@ def _tables(runs: Sequence[Run], width: int | None) -> list[Table]:
     return tables
 
 
-def _cell(runs: Sequence[Run]) -> Text:
+def _cell(runs: Sequence[RunProgress]) -> Text:
     """Runs done of all, and their mean progress."""
     states = {run.state for run in runs}
     n_done = sum(run.state == "done" for run in runs)
@@ -504,38 +437,37 @@ def _table(
     return table
 
 
-def _by_process(running: Sequence[Run], now: float) -> list[list[Run]]:
-    """Runs in progress. Members of a population that differ in nothing but the seed stand together.
+def _by_process(running: Sequence[RunProgress]) -> list[tuple[float, list[RunProgress]]]:
+    """Runs in progress, those of one process that differ in nothing but the seed together.
 
-    Those that have given no sign for longest come first.
+    :return: With the seconds since the last heartbeat of their process; the longest silence comes first.
     """
-    processes: dict[tuple[object, ...], list[Run]] = {}
+    silences: dict[tuple[object, ...], float] = {}
+    alike: dict[tuple[tuple[object, ...], tuple[object, ...]], list[RunProgress]] = {}
     for run in running:
-        key: tuple[object, ...] = (run.path,)
-        if run.status is not None and run.status.pid and run.entry is not None:
-            entry = run.entry
-            key = (run.status.host, run.status.pid, entry.env, entry.algo, entry.noise, entry.n_timesteps)
-        processes.setdefault(key, []).append(run)
-    return sorted(processes.values(), key=lambda members: -_silence(members, now))
+        process: tuple[object, ...] = (run.path,)
+        if run.status is not None and run.status.pid:
+            process = (run.status.host, run.status.pid)
+        entry = run.entry
+        kind = () if entry is None else (entry.env, entry.algo, entry.noise, entry.n_timesteps)
+        alike.setdefault((process, kind), []).append(run)
+        # A process lives as long as one of its runs does
+        silences[process] = min(silences.get(process, run.silence), run.silence)
+    processes = [(silences[process], runs) for (process, _), runs in alike.items()]
+    return sorted(processes, key=lambda item: -item[0])
 
 
-def _silence(runs: Sequence[Run], now: float) -> float:
-    """The seconds for which one of these runs has given no sign; 0 if that is not long."""
-    longest = max((now - run.status.updated for run in runs if run.status is not None), default=0.0)
-    return longest if longest > _SILENCE else 0.0
-
-
-def _running_table(processes: Sequence[Sequence[Run]], now: float, width: int | None) -> Table:
+def _running_table(
+    overview: Overview, processes: Sequence[tuple[float, Sequence[RunProgress]]], width: int | None
+) -> Table:
     rows = []
-    for members in processes:
+    for silence, members in processes:
         first = members[0].entry
         if first is None:
             continue  # what runs has a spec or a plan
         speed = sum(run.steps_per_second for run in members)
-        silence = _silence(members, now)
-        left = [run.seconds_left for run in members]
-        known = [seconds for seconds in left if seconds is not None]
-        when = duration(max(known)) if known else "starting"
+        left = max(map(overview.seconds_left_of, members))
+        when = duration(left) if speed else "starting"
         evaluation = next((run.status.evaluation for run in members if run.status is not None), "")
         if evaluation:
             when = f"evaluating {evaluation.partition(' ')[0]}"
@@ -559,7 +491,7 @@ def _by_reason(overview: Overview) -> list[tuple[str, int]]:
     Where there are many, those share one whose reasons are the same, or differ in a number such as the step.
     """
     failed = sorted(overview.of("failed"), key=lambda run: -run.status.ended if run.status else 0.0)
-    alike: dict[str, list[Run]] = {}
+    alike: dict[str, list[RunProgress]] = {}
     for run in failed:
         key = run.path if len(failed) <= _MOST_FAILED else re.sub(r"\d+", "0", run.reason)
         alike.setdefault(key, []).append(run)

@@ -103,6 +103,15 @@ class HangsOnce(Once):
             time.sleep(1)
 
 
+class WaitsOnce(Once):
+    """It waits for a file named ``go`` in the folder of the run."""
+
+    def happens(self) -> None:
+        go = Path(os.readlink("/proc/self/fd/1")).with_name("go")
+        while not go.exists():
+            time.sleep(0.1)
+
+
 class KilledOnce(Once):
     """The system ends the process."""
 
@@ -234,7 +243,7 @@ class HugeRewardForOne(Fine):
 
 for _class in (
     Fine, NanReward, InfObservation, NanInEvaluation, Raises, Killed, CannotBeMade, GlobalRandom, HugeReward,
-    NoisyScore, HugeRewardForOne, HangsOnce, KilledOnce, RaisesOnce, KilledForOne, HangsForOne,
+    NoisyScore, HugeRewardForOne, HangsOnce, WaitsOnce, KilledOnce, RaisesOnce, KilledForOne, HangsForOne,
 ):  # fmt: skip
     gym.register(f"{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}")
 

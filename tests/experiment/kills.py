@@ -74,9 +74,9 @@ def check(name: str, folder: Path, n_kills: int, generator: np.random.Generator)
     """
     folder.mkdir(parents=True)
     whole, killed, log = folder / "whole", folder / "killed", folder / "log"
-    began = time.time()
+    began = time.monotonic()
     run_to_end(command(name, whole), log)
-    duration = time.time() - began
+    duration = time.monotonic() - began
     if COMMANDS[name][0] == "sweep":
         seed = int(generator.integers(2**31))
         n_killed = sum(disturb(command(name, killed), killed, n_kills, seed, 16 + duration / n_kills))

@@ -93,6 +93,39 @@ def test_runs_that_hang_are_killed_or_crash_are_tried_again_from_their_checkpoin
     assert 'broken_envs.py", line' in (tmp_path / "out" / specs[0].path / "output.log").read_text()
 
 
+@pytest.mark.slow
+def test_clocks_that_jump_end_no_run(tmp_path, monkeypatch):
+    spec = small_spec(env=f"{BROKEN}WaitsOnce-v0")
+    run = RunDirectory(tmp_path / spec.path)
+    wall_clock, monotonic_clock = time.time, time.monotonic
+    offsets = {"wall": 0.0, "monotonic": 0.0}
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + offsets["wall"])
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic_clock() + offsets["monotonic"])
+    # NTP, NTP, and a virtual machine that was suspended
+    jumps = [("wall", 7200.0), ("wall", -7200.0), ("monotonic", 7200.0), ("wall", 0.0)]
+    shown, due = [], 0.0
+
+    def tell(progress):
+        nonlocal due
+        if not (run.path / "mark").exists():
+            return
+        if not jumps:
+            (run.path / "go").touch()
+            return
+        shown.append(len(progress.of("running")))
+        if monotonic_clock() >= due:
+            clock, offset = jumps.pop(0)
+            offsets[clock] += offset
+            due = monotonic_clock() + 1.5  # the sweep looks at the run meanwhile
+
+    plan = make_plan([spec], tmp_path)
+    persistence = Persistence(stall_timeout=3600)
+    assert run_sweep(plan, LocalEngine(1), "", tell=tell, say=print, persistence=persistence) == {}
+    assert (run.read_status().state, run.read_status().attempts) == ("done", 1)
+    assert jumps == []
+    assert set(shown) == {1}
+
+
 def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path):
     specs = [small_spec(env=f"{BROKEN}HangsForOne-v0", seed=seed) for seed in (BAD, 1)]
     failures, said = execute(specs, tmp_path, retries=0, stall_timeout=6)
@@ -236,9 +269,7 @@ class FullEngine:
             self.tasks.append(order.task)
             (job,) = order.task.jobs
             with RunDirectory(job.path).claimed(job.spec):
-                RunDirectory(job.path).write_status(
-                    Status("failed", ended=time.time() + 1, reason=self.reason)
-                )
+                RunDirectory(job.path).write_status(Status("failed", reason=self.reason))
 
     def wait(self, seconds):
         ended = [Ended(task) for task in self.tasks]
@@ -427,7 +458,7 @@ def test_engine_that_has_no_room_is_given_nothing(tmp_path):
     plan = Plan(tmp_path, [])
     job = Job(small_spec(), tmp_path / "run")
     plan.to_do, plan.tasks = [job], [Task((job,))]
-    sweep = execution._Execution(plan, Crowded(""), "", print, Persistence())
+    sweep = execution._Execution(plan, Crowded(""), "", print, print, Persistence())
     assert sweep.step()
     assert not (tmp_path / "run").exists()
 

@@ -13,7 +13,6 @@ import pytest
 from srl.errors import UserError
 from srl.experiment import tasks as tasks_module
 from srl.experiment.engines import Job, Task
-from srl.experiment.estimate import estimate
 from srl.experiment.store import RunDirectory
 from srl.experiment.tasks import describe, make_tasks, parse_population, population_key
 from tests.experiment.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl
@@ -305,13 +304,7 @@ def sweep(root, *words, env="CartPole-v1", seeds="0:2", algos=("ppo", "sppo"), j
     )
 
 
-@pytest.fixture
-def unmeasured(monkeypatch):
-    """Measuring how fast runs are would take longer than they do."""
-    monkeypatch.setattr("srl.experiment.estimate.estimate", lambda *args, **kwargs: None)
-
-
-def test_sweeps_end_with_the_same_results_however_runs_are_put_together(unmeasured, tmp_path):
+def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path):
     expected = {
         "off": ("To do: 4, 2 at a time", 2, False),
         "auto": ("To do: 4 in 1 populations of 4, 1 at a time", 1, True),
@@ -335,9 +328,7 @@ def test_sweeps_end_with_the_same_results_however_runs_are_put_together(unmeasur
 
 
 @pytest.mark.parametrize(("made_by", "populations"), [("auto", ["off", "1"]), ("off", ["auto", "8"])])
-def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(
-    made_by, populations, unmeasured, tmp_path
-):
+def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(made_by, populations, tmp_path):
     options = dict(algos=("sppo",), seeds="0:3")
     assert sweep(tmp_path, "--population", made_by, **options).status == 0
     before = contents(tmp_path / "CartPole-v1")
@@ -365,7 +356,7 @@ def test_population_of_no_size_is_a_mistake(value, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(unmeasured, tmp_path):
+def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path):
     env = BROKEN + "NanRewardForOne-v0"
     options = dict(env=env, seeds="9:12", algos=("sppo",))
     outcome = sweep(tmp_path, "--population", "3", **options)
@@ -385,7 +376,7 @@ def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(unmeasure
     assert "1 of 1 runs failed" in again.err
 
 
-def test_population_whose_process_is_killed_fails_all_its_runs(unmeasured, tmp_path):
+def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
     env = BROKEN + "Killed-v0"
     outcome = sweep(tmp_path, env=env, algos=("sppo",), seeds="0:4")
     assert outcome.status == 1
@@ -396,30 +387,13 @@ def test_population_whose_process_is_killed_fails_all_its_runs(unmeasured, tmp_p
         assert status.reason.startswith("its process was ended by SIGKILL")
 
 
-def test_population_is_measured_for_the_estimate(tmp_path):
-    tasks = make_tasks(jobs_of(seeds(4)), "auto", 2)
-    assert sizes(tasks) == [2, 2]
-    guess = estimate(tasks, 2)
-    assert (guess.n_measured, guess.n_kinds) == (1, 1)
-    assert 0 < guess.seconds < 3600
-
-
-#: The command without its measurement, which would take longer than the runs.
-UNMEASURED = """
-import srl.experiment.estimate
-srl.experiment.estimate.estimate = lambda *args, **kwargs: None
-from srl.cli import main
-main()
-"""
-
-
 def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp_path):
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0:4", "--timesteps", "3072", "--jobs", "1", "--out", str(tmp_path), *SMALL_WORDS]
     words += ["--population", "3"]
     words[words.index("--eval-freq") + 1] = "3072"
     process = subprocess.Popen(
-        [sys.executable, "-c", UNMEASURED, *words],
+        [Path(sys.executable).with_name("srl"), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -448,7 +422,7 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
     for run in runs[2:]:
         assert not run.path.exists()
     ended = subprocess.run(
-        [sys.executable, "-c", UNMEASURED, *words],
+        [Path(sys.executable).with_name("srl"), *words],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -36,7 +36,7 @@ def assert_fails_as_alone(specs, failing, root):
         assert without_step(status.reason) == without_step(theirs.reason)
         if index in failing:
             assert status.state == "failed"
-            assert status.ended >= status.started > 0
+            assert min(status.started, status.ended) > 0
             assert "\n" not in status.reason
             assert status.reason
             assert "Traceback" in (path / "error.txt").read_text()

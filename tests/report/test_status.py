@@ -23,10 +23,10 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 
-from srl.experiment.store import PlannedRun, RunDirectory, Status
+from srl.experiment.store import PlannedRun, RunDirectory, Status, boot_id
 from srl.report.markup import one_line
 from srl.report.status import Folder, screen
-from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl
+from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl, until
 from tests.report.made_runs import lay_down
 
 SRL = Path(sys.executable).with_name("srl")
@@ -58,10 +58,10 @@ def look(root):
     return outcome.out
 
 
-def drawn(root, width, height=None, now=None):
+def drawn(root, width, height=None):
     """The lines of a terminal of this size."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(screen(Folder(root).look(), root, now or time.time(), width, height))
+    console.print(screen(Folder(root).look(), root, width, height))
     return console.export_text().splitlines()
 
 
@@ -138,7 +138,7 @@ def test_slowest_run_decides_when_it_takes_longer_than_all_at_this_speed(tmp_pat
 def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     assert "Nothing runs now: time left unknown." in look(tmp_path)
-    directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0, updated=time.time()))
+    directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0))
     with claimed(directory):
         text = look(tmp_path)
         assert "0 steps/s, time left not known yet" in text
@@ -147,14 +147,14 @@ def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_p
         assert words(look(tmp_path), "running") == words(text, "running")
 
 
-def test_members_of_a_population_stand_together_and_others_alone(tmp_path):
-    now = time.time()
-    status = dict(timesteps=16, steps_per_second=1.0, updated=now)
+def test_members_of_a_population_stand_together_and_others_alone(tmp_path, monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    status = dict(timesteps=16, steps_per_second=1.0)
     directories = [lay(tmp_path, "running", seed=seed, status=status | dict(pid=7)) for seed in range(12)]
     directories.append(lay(tmp_path, "running", algo="ppo", seed=3, status=status | dict(pid=8)))
-    directories.append(
-        lay(tmp_path, "running", noise="flip:0.1", seed=3, status=status | dict(updated=now - 720))
-    )
+    silent = status | dict(boot=boot_id(), clock=now - 720)
+    directories.append(lay(tmp_path, "running", noise="flip:0.1", seed=3, status=silent))
     with ExitStack() as stack:
         for directory in directories:
             stack.enter_context(claimed(directory))
@@ -174,11 +174,43 @@ def test_run_in_an_evaluation_says_so(tmp_path):
         assert words(look(tmp_path), "running") == ["CartPole-v1 SPPO none 0 50% 1 evaluating 3/10"]
 
 
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_silence_is_not_taken_from_wall_clocks(jump, tmp_path, monkeypatch):
+    now, monotonic = time.time(), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    here = dict(updated=now, boot=boot_id(), clock=monotonic)
+    elsewhere = dict(updated=now, boot="another machine's", clock=monotonic - 720, host="elsewhere")
+    with ExitStack() as stack:
+        for seed, fields in enumerate([here, elsewhere]):
+            status = dict(timesteps=16, steps_per_second=1.0, pid=seed + 1) | fields
+            directory = lay(tmp_path, "running", seed=seed, status=status)
+            stack.enter_context(claimed(directory))
+        monkeypatch.setattr(time, "time", lambda: now + jump)
+        assert [line[-4:] for line in words(look(tmp_path), "running")] == ["48 s", "48 s"]
+        # Whoever looks again later knows more
+        folder = Folder(tmp_path)
+        assert [run.silence for run in folder.look().runs] == [0, 0]
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic + 150)
+        assert [run.silence for run in folder.look().runs] == [120, 120]
+        directory.write_status(replace(directory.read_status(), timesteps=17))
+        assert [run.silence for run in folder.look().runs] == [120, 0]
+
+
+def test_process_is_heard_of_while_one_of_its_runs_is(tmp_path, monkeypatch):
+    monotonic = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic)
+    status = dict(timesteps=16, steps_per_second=1.0, pid=7, boot=boot_id())
+    with ExitStack() as stack:
+        for algo, age in (("ppo", 720), ("sppo", 0)):
+            clock = monotonic - age
+            stack.enter_context(
+                claimed(lay(tmp_path, "running", algo=algo, status=status | dict(clock=clock)))
+            )
+        assert "no sign" not in look(tmp_path)
+
+
 def test_at_most_a_dozen_processes_are_shown(tmp_path):
-    directories = [
-        lay(tmp_path, "running", seed=seed, status=dict(pid=seed + 1, updated=time.time()))
-        for seed in range(15)
-    ]
+    directories = [lay(tmp_path, "running", seed=seed, status=dict(pid=seed + 1)) for seed in range(15)]
     with ExitStack() as stack:
         for directory in directories:
             stack.enter_context(claimed(directory))
@@ -333,7 +365,7 @@ def test_names_and_reasons_from_files_are_text_in_one_line(name, tmp_path):
     folder = name[:40].replace("/", "-")
     root = tmp_path / folder
     lay(root, "failed", env=name, at=f"{folder}/0", reason=name)
-    running = lay(root, "running", env=name, at="1", seed=1, status=dict(updated=time.time()))
+    running = lay(root, "running", env=name, at="1", seed=1)
     (lay(root, at=f"{folder}/2", seed=2).path / "spec.json").write_text("{")
     with claimed(running):
         text = look(root)
@@ -554,30 +586,20 @@ def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path
 
 
 def test_real_run_is_running_until_it_is_killed(tmp_path):
-    command = [
-        SRL,
-        "train",
-        "--algo",
-        "sppo",
-        "--env",
-        "CartPole-v1",
-        "--timesteps",
-        "50000000",
-        *SMALL_WORDS,
-    ]
+    options = ["train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "50000000", *SMALL_WORDS]
     path = tmp_path / "CartPole-v1/sppo/none/seed-0"
-    with subprocess.Popen([*command, "--out", path], stdout=subprocess.DEVNULL) as process:
-        status = None
-        while status is None or status.timesteps == 0:
-            assert process.poll() is None
-            time.sleep(0.1)
-            status = RunDirectory(path).read_status()
-        # It goes on writing, which is why it is not held against what was there before
-        text = srl("status", tmp_path).out
-        process.kill()
+    command = [SRL, *options, "--checkpoint-every", "86400", "--out", path]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            until(lambda: (status := RunDirectory(path).read_status()) and status.steps_per_second > 0)
+            # It goes on writing, which is why it is not compared with what was there before
+            text = srl("status", tmp_path).out
+        finally:
+            process.kill()
     assert "1 run\n1 running\n" in text
     (line,) = words(text, "running")
-    assert re.fullmatch(r"CartPole-v1 SPPO none 0 0% [1-9][\d,]* (\d+ days )?\d+ (h|h \d+ min|min)", line)
+    left = r"\d+ (s|min|h \d+ min|days \d+ h)"
+    assert re.fullmatch(rf"CartPole-v1 SPPO none 0 \d+% [\d,]+ ({left}|no sign for {left})", line)
     text = look(tmp_path)
     assert "1 run\n1 interrupted\n" in text
     assert "0%  0 of 50,000,000 steps\nNothing runs now: time left unknown." in text
