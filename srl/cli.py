@@ -157,7 +157,8 @@ class Sweep:
     timesteps: int | None = None
     """Training steps of every run."""
     jobs: int | None = None
-    """Processes at once; as many as there are cores if not given."""
+    """Processes at once. If not given, as many as this machine or the Ray cluster has cores; 64 on a Slurm
+    cluster."""
     population: str = "auto"
     """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
     device: str = "auto"
@@ -462,7 +463,7 @@ def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.experiment.config_files import find_sweep
     from srl.experiment.display import SweepDisplay
-    from srl.experiment.engines.choose import engine_of, make_engine
+    from srl.experiment.engines.choose import capacity, engine_of, make_engine
     from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
     from srl.experiment.space import check_space, naming_full_disk, size
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
@@ -470,14 +471,9 @@ def sweep(options: Sweep, command: str) -> int:
 
     console = _console()
     config = find_sweep(options.config)
-    # Where the system tells, the cores that this process may use
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    n_jobs = cores if options.jobs is None else options.jobs
-    if n_jobs < 1:
-        raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
     engine_options = engine_of(
         options.engine,
-        n_jobs,
+        options.jobs,
         address=options.address,
         tasks_per_gpu=options.tasks_per_gpu,
         partition=options.partition,
@@ -512,12 +508,16 @@ def sweep(options: Sweep, command: str) -> int:
     )
     specs, notes = expand(sweep_options, device=options.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
+    population = parse_population(options.population)
+    on_gpus = all(spec.device.startswith("cuda") for spec in specs)
+    n_jobs, memory = capacity(engine_options, on_gpus=on_gpus)
     plan = make_plan(
         specs,
         root,
         compare=sweep_options.compare,
-        population=parse_population(options.population),
+        population=population,
         n_jobs=n_jobs,
+        memory=memory,
     )
     for note in notes:
         console.print(note, markup=False)
@@ -555,7 +555,7 @@ def sweep(options: Sweep, command: str) -> int:
 
     failures: dict[str, str] = {}
     if plan.to_do:
-        engine = make_engine(engine_options, root)
+        engine = make_engine(engine_options, root, n_jobs)
         with naming_full_disk(root, plan.to_do, n_at_once):
             write_plan(plan)
             with SweepDisplay(console) as display:

@@ -332,6 +332,7 @@ def make_plan(
     compare: Sequence[Sequence[str]] = (),
     population: Population = "off",
     n_jobs: int = 1,
+    memory: float | None = None,
 ) -> Plan:
     """Hold the runs of a sweep against what its folder holds; nothing is written.
 
@@ -341,6 +342,7 @@ def make_plan(
     :param population: Whether runs that can train as one do: the most members of a population, or ``"auto"``,
         see :func:`~srl.experiment.tasks.make_tasks`.
     :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
+    :param memory: Bytes that these share; None for no limit.
     :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place.
     """
     check_writable(root)
@@ -357,7 +359,8 @@ def make_plan(
                     spec = directory.read_spec()
                     if spec is not None:
                         begun[job.path] = spec.stacked
-    plan.tasks = make_tasks(plan.jobs, population, n_jobs, done={job.path for job in plan.done}, begun=begun)
+    done = {job.path for job in plan.done}
+    plan.tasks = make_tasks(plan.jobs, population, n_jobs, memory=memory, done=done, begun=begun)
     return plan
 
 

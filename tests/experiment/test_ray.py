@@ -15,6 +15,7 @@ import pytest
 
 from srl.errors import UserError
 from srl.experiment.engines import Job, Order, Task
+from srl.experiment.engines.choose import capacity, engine_of
 from srl.experiment.engines.ray import RayEngine
 from srl.experiment.run import train_run
 from srl.experiment.store import RunDirectory, Status, find_runs
@@ -114,6 +115,32 @@ def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster,
     assert sorted(each.attempts for each in statuses) == [1, 1, 1, 2]
     assert srl(*words, "--out", tmp_path / "whole").status == 0
     compare(lost, tmp_path / "whole")
+
+
+def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("srl.experiment.engines.choose.available_memory", lambda: 0)
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
+        *("--seeds", "0:4", "--timesteps", 64, "--device", "cpu", "--out", tmp_path, *SMALL_WORDS),
+        *("--engine", "ray", "--address", cluster.address),
+    ]
+    assert "To do: 8 in 2 populations of 4, 2 at a time" in srl(*words, "--dry-run").out
+    ended = srl(*words, "--jobs", 1)
+    assert ended.status == 0, ended.err
+    assert "To do: 8 in 1 populations of 8, 1 at a time" in ended.out
+    # Two tasks on each GPU, and the cluster has one
+    options = engine_of("ray", None, address=cluster.address, tasks_per_gpu=2)
+    assert capacity(options, on_gpus=True)[0] == 2
+    assert capacity(options)[0] == 2
+
+
+def test_no_more_tasks_are_begun_than_the_option_says(cluster):
+    engine = RayEngine(cluster.address, n_jobs=3)
+    try:
+        assert engine.room == 3
+    finally:
+        engine.close()
 
 
 def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):

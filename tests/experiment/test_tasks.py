@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from srl.errors import UserError
-from srl.experiment import tasks as tasks_module
 from srl.experiment.engines import Job, Task
 from srl.experiment.store import RunDirectory
-from srl.experiment.tasks import describe, make_tasks, parse_population, population_key
+from srl.experiment.tasks import describe, divide, make_tasks, parse_population, population_key
 from tests.experiment.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl
 from tests.experiment.test_sweep import ROOT, soon
 from tests.population.comparison import assert_same_result
@@ -25,7 +24,7 @@ MEGABYTE = 1e6
 @pytest.fixture(autouse=True)
 def plenty(monkeypatch):
     """Memory enough for everything, whatever this machine has."""
-    monkeypatch.setattr(tasks_module, "available_memory", lambda: None)
+    monkeypatch.setattr("srl.experiment.engines.choose.available_memory", lambda: None)
 
 
 def jobs_of(specs):
@@ -204,6 +203,37 @@ def test_populations_are_of_equal_size_and_as_many_as_processes(n, population, n
         assert stacked == {n > n_jobs or population != "auto"}
 
 
+def made_parts(n_runs, n_jobs, *, n_timesteps=None, largest=64):
+    n_groups = len(n_runs)
+    parts = divide(n_runs, n_timesteps or [1] * n_groups, [largest] * n_groups, n_jobs)
+    for n, n_parts in zip(n_runs, parts, strict=True):
+        assert -(-n // largest) <= n_parts <= n
+    return parts
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 16, 64, 256, 1000])
+def test_sweep_of_the_protocol_is_divided_among_the_jobs(n_jobs):
+    # 9 environments, 2 families, and of each 2 algorithms with 30 seeds: 1,080 runs
+    parts = made_parts([60] * 18, n_jobs)
+    n_members = max(-(-60 // n_parts) for n_parts in parts)  # of the largest
+    assert (sum(parts), n_members) == {
+        1: (18, 60), 2: (18, 60), 16: (48, 30), 64: (64, 20), 256: (256, 5), 1000: (1000, 2),
+    }[n_jobs]  # fmt: skip
+    assert max(parts) - min(parts) <= 1
+
+
+def test_groups_get_processes_by_their_work():
+    assert made_parts([30, 30], 4, n_timesteps=[3, 1]) == [3, 1]
+    assert made_parts([60, 20], 4) == [3, 1]
+    assert made_parts([60, 1, 1], 8) == [6, 1, 1]
+    # Rather than two of three groups at once, and then the third on half of the processes
+    assert made_parts([10, 10, 10], 2) == [2, 1, 1]
+    assert made_parts([100, 8], 4, largest=10) == [11, 1]
+    assert made_parts([], 2) == []
+    assert made_parts([0, 3], 2) == [0, 2]
+    assert made_parts([3, 2], 10**9) == [3, 2]
+
+
 def test_what_is_left_of_an_interrupted_sweep_trains_as_it_would_have():
     jobs = jobs_of(seeds(5))
     (task,) = make_tasks(jobs, "auto", 1, done={job.path for job in jobs[:4]})
@@ -251,10 +281,9 @@ def test_tasks_stand_in_the_order_of_their_first_runs():
     assert describe(tasks) == " in 2 populations of 3 and 3 alone"
 
 
-def test_auto_makes_populations_that_fit_into_memory(monkeypatch):
+def test_auto_makes_populations_that_fit_into_memory():
     def largest(megabytes, specs, n_jobs=1):
-        monkeypatch.setattr(tasks_module, "available_memory", lambda: int(megabytes * MEGABYTE))
-        tasks = make_tasks(jobs_of(specs), "auto", n_jobs)
+        tasks = make_tasks(jobs_of(specs), "auto", n_jobs, memory=megabytes * MEGABYTE)
         assert sum(sizes(tasks)) == len(specs)
         return max(sizes(tasks))
 
@@ -274,9 +303,8 @@ def test_auto_makes_populations_that_fit_into_memory(monkeypatch):
     assert largest(2000, images) < found[3]
 
 
-def test_number_is_taken_whatever_the_memory(monkeypatch):
-    monkeypatch.setattr(tasks_module, "available_memory", lambda: 0)
-    assert sizes(make_tasks(jobs_of(seeds(8)), 8, 2)) == [8]
+def test_number_is_taken_whatever_the_memory():
+    assert sizes(make_tasks(jobs_of(seeds(8)), 8, 2, memory=0)) == [8]
 
 
 def test_tasks_are_described():
@@ -345,6 +373,20 @@ def test_dry_run_names_populations_and_writes_nothing(tmp_path):
     assert "To do: 4 in 2 populations of 2, 2 at a time" in outcome.out
     assert outcome.out.count("to do  ") == 4
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cores", [1, 3, 64])
+def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_that_submits(
+    cores, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr("srl.experiment.engines.choose.available_memory", lambda: 0)
+    words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--ignore-space", "--dry-run"]
+    words += ["--engine", "slurm", "--out", tmp_path / "out"]
+    outcome = srl(*words, "--jobs", 256)
+    assert outcome.status == 0, outcome.err
+    assert "To do: 1,080 in 256 populations of 4 to 5, 256 at a time" in outcome.out
+    assert "in 64 populations of 4 to 30, 64 at a time" in srl(*words).out
 
 
 @pytest.mark.parametrize("value", ["0", "x", "-3", "1.5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 from srl.errors import UserError
 from srl.experiment.engines import Engine
 from srl.experiment.engines.local import LocalEngine
+from srl.experiment.memory import available_memory
 
+#: Tasks of a Slurm array that run at once if ``--jobs`` is not given.
+SLURM_JOBS = 64
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?([0-5]?\d):([0-5]\d)|(\d+)")
 
 
@@ -19,8 +23,8 @@ class EngineOptions:
 
     #: ``"local"``, ``"ray"`` or ``"slurm"``.
     name: str = "local"
-    #: How many tasks run at once.
-    n_jobs: int = 1
+    #: How many tasks run at once; None for as many as there is room for.
+    n_jobs: int | None = None
     #: Of a Ray cluster.
     address: str = "auto"
     #: Of a Slurm cluster.
@@ -33,7 +37,7 @@ class EngineOptions:
 
 def engine_of(
     name: str,
-    n_jobs: int,
+    n_jobs: int | None,
     *,
     address: str | None = None,
     tasks_per_gpu: int | None = None,
@@ -52,6 +56,8 @@ def engine_of(
         for option, value in options.items():
             if value is not None and name != owner:
                 raise UserError(f"{option} {value}: is for --engine {owner}, and the engine is {name}.")
+    if n_jobs is not None and n_jobs < 1:
+        raise UserError(f"--jobs {n_jobs}: at least one run at a time is needed.")
     if tasks_per_gpu is not None and tasks_per_gpu < 1:
         raise UserError(f"--tasks-per-gpu {tasks_per_gpu}: must be 1 or above.")
     default = EngineOptions()
@@ -65,24 +71,51 @@ def engine_of(
     )
 
 
-def make_engine(options: EngineOptions, root: Path) -> Engine:
+def capacity(options: EngineOptions, *, on_gpus: bool = False) -> tuple[int, float | None]:
+    """How much there is to divide a sweep among: of a cluster, not of the machine that submits to it.
+
+    :param options: The engine, and what it is told.
+    :param on_gpus: Whether all tasks train on GPUs, which on a Ray cluster share those of the cluster.
+    :return: The number of tasks at once, and the bytes of memory that these share; None if not known.
+    :raises UserError: If a Ray cluster has to be asked and does not answer.
+    """
+    if options.name == "slurm":
+        return options.n_jobs or SLURM_JOBS, None
+    if options.name == "ray" and options.address != "local":
+        if options.n_jobs is not None:
+            return options.n_jobs, None
+        from srl.experiment.engines.ray import cluster_resources
+
+        resources = cluster_resources(options.address)
+        n_jobs = resources.get("CPU", 1)
+        if on_gpus:
+            n_jobs = min(n_jobs, resources.get("GPU", 0) * options.tasks_per_gpu)
+        return max(int(n_jobs), 1), resources.get("memory")
+    # Where the system tells, the cores that this process may use
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return options.n_jobs or cores, available_memory()
+
+
+def make_engine(options: EngineOptions, root: Path, n_jobs: int) -> Engine:
     """The engine that is asked for.
 
     :param options: Which, and what it is told.
     :param root: The sweep's folder.
+    :param n_jobs: Tasks at once, see :func:`capacity`; a Ray cluster to which machines are added takes more,
+        unless the options name a number.
     :raises UserError: If it cannot be used here.
     """
     if options.name == "ray":
         from srl.experiment.engines.ray import RayEngine
 
-        return RayEngine(options.address, tasks_per_gpu=options.tasks_per_gpu)
+        return RayEngine(options.address, n_jobs=options.n_jobs, tasks_per_gpu=options.tasks_per_gpu)
     if options.name == "slurm":
         from srl.experiment.engines.slurm import SlurmEngine
 
         return SlurmEngine(
-            root / "slurm", partition=options.partition, time=options.minutes, max_parallel=options.n_jobs
+            root / "slurm", partition=options.partition, time=options.minutes, max_parallel=n_jobs
         )
-    return LocalEngine(options.n_jobs)
+    return LocalEngine(n_jobs)
 
 
 def parse_minutes(text: str) -> int:

@@ -31,20 +31,15 @@ class RayEngine:
 
     :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or
         ``"local"`` for a cluster of this machine alone that ends with the engine.
+    :param n_jobs: How many tasks it takes at once; None for all, which then wait in Ray's queue.
     :param tasks_per_gpu: How many tasks on GPUs share one.
     :param n_lost: How often Ray does a task again whose node or process is lost, before it is told of.
     :raises UserError: If Ray is not installed, or no cluster answers.
     """
 
-    def __init__(self, address: str, *, tasks_per_gpu: int = 4, n_lost: int = 10):
-        # What Ray would else send home, and a warning of each process about GPUs
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            import ray
-        except ImportError:
-            raise UserError("--engine ray needs Ray: pip install 'symmetric-rl[ray]'.") from None
-        self._ray = ray
+    def __init__(self, address: str, *, n_jobs: int | None = None, tasks_per_gpu: int = 4, n_lost: int = 10):
+        self._ray = ray = _import_ray()
+        self._n_jobs = n_jobs or _ROOM
         self._tasks_per_gpu = tasks_per_gpu
         self._n_lost = n_lost
         self._running: dict[Any, Task] = {}
@@ -57,7 +52,7 @@ class RayEngine:
     @property
     def room(self) -> int:
         """How many more tasks it takes now."""
-        return _ROOM
+        return self._n_jobs - len(self._running)
 
     def submit(self, orders: Sequence[Order]) -> None:
         """Start tasks; see :class:`srl.experiment.engines.Engine`."""
@@ -130,6 +125,32 @@ class RayEngine:
                 exceptions.WorkerCrashedError: "its process was ended from outside or crashed",
             }.get(type(error), "Ray could not do it")
             return f"{why} ({type(error).__name__}: {_first_line(error)})"
+
+
+def cluster_resources(address: str) -> dict[str, float]:
+    """What all nodes of a cluster have: ``"CPU"``, ``"GPU"``, and ``"memory"`` in bytes.
+
+    :param address: As of :class:`RayEngine`.
+    :raises UserError: If Ray is not installed, or no cluster answers.
+    """
+    ray = _import_ray()
+    _connect(ray, address)
+    try:
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
+    finally:
+        ray.shutdown()
+
+
+def _import_ray() -> Any:
+    # What Ray would else send home, and a warning of each process about GPUs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install 'symmetric-rl[ray]'.") from None
+    return ray
 
 
 def _first_line(error: BaseException) -> str:
