@@ -84,6 +84,7 @@ def test_game_with_lives_is_truncated_and_a_new_one_begins(backend):
     assert np.all(lengths >= 40)
 
 
+@pytest.mark.parametrize("limit", [0, -1, 2.5, True])
 def test_limit_that_is_no_positive_number_is_refused(limit):
     with pytest.raises(UserError, match="eval_max_episode_steps"):
         EnvSpec("CartPole-v1", seed=0, eval_max_episode_steps=limit)

@@ -149,7 +149,7 @@ def test_limit_of_evaluation_episodes_is_an_option_of_both_commands_and_a_key_of
     mine = tmp_path / "mine.yml"
     sweep = {"envs": [env], "algos": ["ppo"], "noise": ["none"], "seeds": [1], "eval_max_episode_steps": 40}
     mine.write_text(yaml.safe_dump(sweep))
-    assert load_sweep(mine, eval_max_episode_steps=20).eval_max_episode_steps == 20
+    assert load_sweep(mine, trust=True, eval_max_episode_steps=20).eval_max_episode_steps == 20
     ran = srl("sweep", mine, "--trust-config", "--out", tmp_path / "sweep", "--jobs", 1, *words)
     assert ran.status == 0
     (spec,) = (tmp_path / "sweep").rglob("spec.json")
