@@ -108,7 +108,7 @@ def change(file, old, new):
         ("n_timesteps: 64", "overrides: 3", 5, "key overrides"),
         ("n_timesteps: 64", "1: 3", 5, "1"),
         ("n_timesteps: 64", "yes: 3", 5, "yes"),
-        ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 stands more"),
+        ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 is there twice"),
         ("  n_timesteps: 32", "  n_timestep: 1", 7, "key quick.n_timestep: there is no such key"),
         ("quick:\n  n_timesteps: 32", "quick: 3", 6, "key quick: must be a mapping"),
         ("envs: [CartPole-v1]\n", "", None, "key envs: is missing"),
