@@ -2,6 +2,8 @@
 # Makes .venv at the project's root from requirements.txt, and the project in it. Prints nothing and returns
 # at once when .venv is as it should be; mends it when it is not. Needs bash and Python 3.10 to 3.13.
 #
+# Only a .venv that this script made is ever emptied. Into one that was made by hand, packages are installed.
+#
 #     scripts/setup.sh                            # the first suitable Python on the PATH
 #     PYTHON=/path/to/python3 scripts/setup.sh    # this Python
 #
@@ -12,6 +14,7 @@ root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"
 done_stamp="$venv/.setup-done"             # holds the fingerprint of what .venv was made from
 unfinished="$venv/.setup-unfinished"       # is there while .venv is being made or changed
+made_here="$venv/.setup-made-this"         # is there if this script made .venv
 lock_file="$venv/.setup-lock"
 log="$venv/setup.log"
 again="$(printf '%q' "$0")"                # how to call this script, for messages
@@ -122,12 +125,24 @@ is_reusable() {
     [[ ${here%% *} == "${stamped%% *}" ]]
 }
 
+# Whether .venv may be emptied: this script made it, or it holds nothing yet but the lock.
+is_ours() {
+    [[ -e $venv || -L $venv ]] || return 0
+    [[ -d $venv && ! -L $venv ]] || return 1
+    [[ -f $made_here || -z "$(find "$venv" -mindepth 1 ! -name "${lock_file##*/}" -print -quit)" ]]
+}
+
+die_not_ours() {
+    die "$venv cannot be used, and is left as it is: this script did not make it." \
+        "Move it away, then run $again again."
+}
+
 empty_venv() {
     local entry
     shopt -s dotglob nullglob
     for entry in "$venv"/*; do
         case "$entry" in
-            "$lock_file" | "$unfinished") ;;
+            "$lock_file" | "$unfinished" | "$made_here") ;;
             *) rm -rf -- "$entry" ;;
         esac
     done
@@ -205,6 +220,7 @@ pip_install() { # what, arguments...
 if is_up_to_date; then exit 0; fi
 python="" python_version=""
 choose_python
+is_ours || is_reusable || die_not_ours
 take_lock
 if is_up_to_date; then exit 0; fi # another set-up did the work meanwhile
 
@@ -214,7 +230,9 @@ if is_reusable; then
     : >"$unfinished"
     rm -f -- "$done_stamp"
 else
+    is_ours || die_not_ours
     announce
+    : >"$made_here"
     : >"$unfinished"
     empty_venv
     run_logged "making the virtual environment" "$python" -I -m venv --without-pip "$venv"

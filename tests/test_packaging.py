@@ -250,6 +250,52 @@ def test_setup_starts_afresh_when_the_environment_is_broken(checkout):
     assert checkout.take_calls() == BUILT
 
 
+def make_by_hand(venv: Path, checkout: Checkout) -> Path:
+    """An environment that the user made, and a file of the user's in it."""
+    (venv / "bin").mkdir(parents=True)
+    shutil.copy(checkout.python, venv / "bin" / "python")
+    (venv / "lib").mkdir()
+    (venv / "lib" / "mine.py").write_text("years of work")
+    return venv / "lib" / "mine.py"
+
+
+def test_setup_installs_into_an_environment_that_was_made_by_hand_and_never_empties_it(checkout):
+    mine = make_by_hand(checkout.root / ".venv", checkout)
+    assert checkout.set_up().returncode == 0
+    assert checkout.take_calls() == BUILT[1:]
+    (checkout.root / "requirements.txt").write_text("# b\n")
+    assert checkout.set_up(PIP_SAYS="No space left on device").returncode != 0
+    for _ in range(2):  # packages may be half installed
+        refused = checkout.set_up()
+        assert refused.returncode != 0
+        assert ".venv cannot be used, and is left as it is" in refused.stderr
+        assert "Move it away" in refused.stderr
+    assert mine.read_text() == "years of work"
+    (checkout.root / ".venv").rename(checkout.root / "mine")
+    assert checkout.set_up().returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_setup_leaves_what_it_did_not_make_as_it_is(checkout, kind):
+    venv = checkout.root / ".venv"
+    mine = checkout.root / "mine" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    if kind == "folder":
+        mine.parent.rename(venv)
+        mine = venv / "notes.txt"
+    elif kind == "link":
+        venv.symlink_to(mine.parent)
+    else:
+        venv.write_text("years of work")
+    before = state_of(checkout.root)
+    refused = checkout.set_up()
+    assert refused.returncode != 0
+    assert "Move it away" in refused.stderr
+    assert state_of(checkout.root) == before
+    assert mine.read_text() == "years of work"
+
+
 def test_two_set_ups_at_once_do_the_work_once(checkout):
     both = [
         subprocess.Popen(checkout.command, env=checkout.environment, stderr=subprocess.DEVNULL)
