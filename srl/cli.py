@@ -412,9 +412,10 @@ def train(options: Train, command: str) -> int:
     path = options.out or Path("runs") / spec.path
     there = RunDirectory(path).compare(spec)
     check_run(spec)
-    for note in [*notes, *RunDirectory(path).damage()]:
+    for note in [*notes, *RunDirectory(path).damage(), *RunDirectory(path).minor_damage()]:
         console.print(note, markup=False)
     if there == "done":
+        RunDirectory(path).restore_status(spec)
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
         return 0
     jobs = [Job(spec, path)]
@@ -466,6 +467,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.experiment.engines.choose import capacity, engine_of, make_engine
     from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
     from srl.experiment.space import check_space, naming_full_disk, size
+    from srl.experiment.store import RunDirectory
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
 
@@ -536,7 +538,8 @@ def sweep(options: Sweep, command: str) -> int:
         markup=False,
         soft_wrap=True,
     )
-    _print_notes([f"{line} The run is made again." for line in plan.damaged], console)
+    _print_notes([f"{line} The run is retrained." for line in plan.damaged], console)
+    _print_notes([f"{line} The results are not affected." for line in plan.minor_damage], console)
     _print_notes([f"{line}: waited for." for line in held_elsewhere(plan.tasks)], console)
     n_at_once = n_jobs * max((len(task.jobs) for task in plan.tasks), default=1)
     needed, free = check_space(root, plan.to_do, n_at_once, or_ignore=options.ignore_space)
@@ -552,6 +555,9 @@ def sweep(options: Sweep, command: str) -> int:
     # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
     import srl.report.files
     import srl.report.scores  # noqa: F401
+
+    for job in plan.done:
+        RunDirectory(job.path).restore_status(job.spec)
 
     failures: dict[str, str] = {}
     if plan.to_do:

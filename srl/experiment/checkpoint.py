@@ -8,10 +8,10 @@ the one before is kept until then, so that there is always one that is whole.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch as th
 
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
-from srl.experiment.store import CHECKPOINTS, replacing
+from srl.experiment.store import CHECKPOINT, CHECKPOINTS, checkpoint_files, replacing
 
 FORMAT = 3
 
@@ -69,8 +69,8 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
     :param folder: The run's.
     """
-    names = [file.stem for file in (folder / CHECKPOINTS).glob("*.npz")]
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    names = [file.name for file in checkpoint_files(folder)]
+    return sorted((int(Path(name).stem) for name in names if CHECKPOINT.fullmatch(name)), reverse=True)
 
 
 def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
@@ -105,8 +105,11 @@ def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a run."""
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    """Remove all checkpoints of a run, and their folder if it holds nothing else."""
+    with suppress(OSError):  # what stays is in nobody's way
+        for file in checkpoint_files(folder):
+            file.unlink()
+        (folder / CHECKPOINTS).rmdir()
 
 
 def _file(folder: Path, steps: int) -> Path:

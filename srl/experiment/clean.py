@@ -9,26 +9,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 
 from srl.errors import UserError
 from srl.experiment.checkpoint import read_checkpoint
 from srl.experiment.store import (
+    CHECKPOINT,
     CHECKPOINTS,
-    ERROR,
-    EVALUATIONS,
     LOCK,
     LOG,
-    MODEL,
     PLAN,
+    RANDOM,
     SPEC,
     STATUS,
-    VECNORMALIZE,
-    VERSIONS,
+    TEMPORARY,
+    TEMPORARY_CHECKPOINT,
     RunDirectory,
     find_runs,
     is_locked,
+    plain_files,
     read_plan,
+    walk,
 )
 
 #: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
@@ -37,17 +37,11 @@ _KEPT = 2
 #: locks exist. More than that the wall clock, which may jump, does not decide.
 YOUNG = 60.0
 
-_RUN_FILES = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
-#: What tempfile.mkstemp puts behind a name, see `srl.experiment.store.replacing`.
-_RANDOM = r"\.[a-z0-9_]{8}"
-_TEMPORARY_OF_A_RUN = re.compile(rf"\.(?:{'|'.join(map(re.escape, _RUN_FILES))}){_RANDOM}")
-_TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{_RANDOM}")
 #: The plan, and what reports write beside it.
 _TEMPORARY_OF_A_SWEEP = re.compile(
     rf"\.(?:{re.escape(PLAN)}|table[\w.-]*\.(?:md|csv|tex)|statistics\.json|report\.html"
-    rf"|evaluations\.(?:json|parquet)){_RANDOM}"
+    rf"|evaluations\.(?:json|parquet)|\.srl-report\.json){RANDOM}"
 )
-_CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
 _UNFINISHED = "not written to its end by a process that was killed"
 
 
@@ -76,7 +70,7 @@ def find_garbage(root: Path) -> list[Garbage]:
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}. Name the folder of a run or a sweep.")
-    folders = {run.path for run in find_runs(root)} | {plan.parent for plan in root.rglob(PLAN)}
+    folders = {Path(folder) for folder, _, files in walk(root) if SPEC in files or PLAN in files}
     return sorted((item for folder in folders for item in _garbage_of(folder)), key=lambda item: item.path)
 
 
@@ -119,22 +113,23 @@ def _garbage_of(folder: Path) -> list[Garbage]:
 
 
 def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
-    files = _files(run.path)
+    files = plain_files(run.path)
     # A link leads elsewhere, and a pipe would keep whoever reads it waiting
     if any(name not in files and os.path.lexists(run.path / name) for name in (SPEC, STATUS, LOCK)):
         return
     try:
-        # Others may call a file so, too
-        if run.read_spec() is None:
+        # Others may call a file so, too, and a newer srl may need what this one does not
+        found = run.read_spec_leniently()
+        if found is None or found.unknown:
             return
     except UserError:
         return
     if _in_progress(run):
         return
-    kept = {} if (run.path / CHECKPOINTS).is_symlink() else _files(run.path / CHECKPOINTS)
-    yield from _temporary(run.path, files, _TEMPORARY_OF_A_RUN)
-    yield from _temporary(run.path / CHECKPOINTS, kept, _TEMPORARY_CHECKPOINT)
-    checkpoints = {name: status for name, status in kept.items() if _CHECKPOINT.fullmatch(name)}
+    kept = {} if (run.path / CHECKPOINTS).is_symlink() else plain_files(run.path / CHECKPOINTS)
+    yield from _temporary(run.path, files, TEMPORARY)
+    yield from _temporary(run.path / CHECKPOINTS, kept, TEMPORARY_CHECKPOINT)
+    checkpoints = {name: status for name, status in kept.items() if CHECKPOINT.fullmatch(name)}
     output = files.get(LOG)
     empty = output is not None and output.st_size == 0
     # To see whether a run is whole takes reading it
@@ -156,7 +151,7 @@ def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
 
 def _garbage_of_sweep(folder: Path) -> Iterator[Garbage]:
     # Most folders have none, and to see whether one of many runs is in progress takes a while
-    files = _files(folder)
+    files = plain_files(folder)
     found = list(_temporary(folder, files, _TEMPORARY_OF_A_SWEEP))
     try:
         if not found or PLAN not in files or not read_plan(folder):
@@ -172,16 +167,6 @@ def _temporary(folder: Path, files: dict[str, os.stat_result], pattern: re.Patte
     for name, status in files.items():
         if pattern.fullmatch(name) and status.st_mtime < now - YOUNG and not is_locked(folder / name):
             yield Garbage(folder / name, status.st_size, _UNFINISHED)
-
-
-def _files(folder: Path) -> dict[str, os.stat_result]:
-    """The plain files in a folder by their names; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            states = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    except OSError:
-        return {}
-    return {name: status for name, status in states.items() if S_ISREG(status.st_mode)}
 
 
 def _in_progress(run: RunDirectory) -> bool:

@@ -278,12 +278,12 @@ class _Execution:
         for job in ended.task.jobs:
             directory = RunDirectory(job.path)
             status = directory.read_status()
-            if status is not None and status.state == "done" and not directory.damage():
+            if directory.is_finished():
                 self._note(job, "done", status)
             elif directory.in_progress:
                 elsewhere.append(job)  # another sweep was faster
             else:
-                reason = self._reason(directory, status, killed, running)
+                reason = self._reason(job, status, killed, running)
                 self._stop_if_full(reason)
                 # Which run of a population is at fault is not known, if none says so itself
                 if killed and len(ended.task.jobs) > 1:
@@ -308,15 +308,17 @@ class _Execution:
         elif again:
             self._waiting.append(Task(tuple(again)))
 
-    def _reason(self, directory: RunDirectory, status: Status | None, killed: str, running: _Running) -> str:
+    def _reason(self, job: Job, status: Status | None, killed: str, running: _Running) -> str:
         """Why a run that has ended is not done; its folder says so afterwards, if it can be written."""
-        own = status != running.earlier[directory.path]
+        own = status != running.earlier[job.path]
         if status is not None and own and status.state == "failed" and not killed:
             return status.reason
         reason = killed or f"it ended without saying why; see {running.task.log}"
+        directory = RunDirectory(job.path)
         try:
+            directory.compare(job.spec)  # by now it may be somebody else's
             directory.write_status((status or Status("running")).ended_as("failed", time.time(), reason))
-        except OSError as error:
+        except (OSError, UserError) as error:
             return f"{reason}; and its folder cannot be written: {error}"
         return reason
 

@@ -10,9 +10,7 @@ from typing import Any
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from srl.errors import UserError
-from srl.experiment.store import MONITOR, PROGRESS
-
-_EVENTS = "events.out.tfevents.*"
+from srl.experiment.store import PROGRESS, growing_logs, read_bytes
 
 
 class ProgressCsv(CSVOutputFormat):
@@ -71,11 +69,7 @@ def log_state(folder: Path, logger: Logger) -> dict[str, Any]:
         "counts": dict(logger.name_to_count),
         "excluded": dict(logger.name_to_excluded),
         "progress": (folder / PROGRESS).read_text(encoding="utf-8"),
-        "grown": {
-            file.relative_to(folder).as_posix(): _written(file)
-            for pattern in (_EVENTS, f"{MONITOR}/*.csv")
-            for file in sorted(folder.glob(pattern))
-        },
+        "grown": {file.relative_to(folder).as_posix(): _written(file) for file in growing_logs(folder)},
     }
 
 
@@ -96,19 +90,17 @@ def cut_logs(folder: Path, state: dict[str, Any]) -> None:
     """
     for name, (size, digest) in state["grown"].items():
         try:
-            with (folder / name).open("rb") as opened:
-                content = opened.read(size)
+            content = read_bytes(folder / name)[:size]
         except OSError as error:
             raise UserError(f"{folder / name}: cannot be read: {error.strerror}.") from None
         if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
             raise UserError(f"{folder / name}: damaged.")
-    for pattern in (_EVENTS, f"{MONITOR}/*.csv"):
-        for file in folder.glob(pattern):
-            name = file.relative_to(folder).as_posix()
-            if name in state["grown"]:
-                os.truncate(file, state["grown"][name][0])
-            else:
-                file.unlink()
+    for file in growing_logs(folder):
+        name = file.relative_to(folder).as_posix()
+        if name in state["grown"]:
+            os.truncate(file, state["grown"][name][0])
+        else:
+            file.unlink()
 
 
 def goes_on_from(folder: Path, state: dict[str, Any]) -> bool:
@@ -118,7 +110,7 @@ def goes_on_from(folder: Path, state: dict[str, Any]) -> bool:
     :param state: What :func:`log_state` gave.
     """
     try:
-        now = (folder / PROGRESS).read_text(encoding="utf-8").splitlines()
+        now = read_bytes(folder / PROGRESS).decode().splitlines()
     except (OSError, ValueError):
         return False
     then = state["progress"].splitlines()

@@ -37,6 +37,8 @@ class RunProgress:
     checkpoint: int = 0
     #: Whole minutes without a heartbeat, in seconds, as far as they are known.
     silence: float = 0.0
+    #: Lines on damaged files that no result depends on.
+    minor_damage: tuple[str, ...] = ()
 
     @property
     def n_timesteps(self) -> int:

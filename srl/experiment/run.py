@@ -201,7 +201,7 @@ class Attempt:
         return self.status.state == "running"
 
     def __enter__(self) -> Attempt:
-        damage = self._directory.damage()
+        damage = self._directory.damage() + self._directory.minor_damage()
         begun_stacked = self._begun_stacked()
         there = self._claim.__enter__()
         try:
@@ -542,10 +542,10 @@ def execute_run(
         return 1
     except OSError as error:  # before or after training: its folder could not be written
         print(f"{path}: {error}", file=sys.stderr)
-        now = time.time()
         directory = RunDirectory(path)
-        with suppress(OSError):
-            if (there := directory.read_status()) is None or there.state != "done" or directory.damage():
-                directory.write_status((there or Status("running")).ended_as("failed", now, str(error)))
+        with suppress(OSError, UserError):  # by now it may be somebody else's
+            if directory.compare(spec) != "done":
+                status = directory.read_status() or Status("running")
+                directory.write_status(status.ended_as("failed", time.time(), str(error)))
         return 1
     return 0

@@ -25,8 +25,10 @@ from srl.experiment.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict
 from srl.experiment.spec import RunSpec, make_run_spec
 from srl.experiment.store import (
     PLAN,
+    PLAN_FORMAT,
     PlannedRun,
     RunDirectory,
+    check_plan,
     check_writable,
     read_comparisons,
     read_plan,
@@ -323,6 +325,8 @@ class Plan:
     tasks: list[Task] = field(default_factory=list)
     #: What of its runs is damaged, in lines: those runs are to do.
     damaged: list[str] = field(default_factory=list)
+    #: Damaged files that no result depends on, in lines.
+    minor_damage: list[str] = field(default_factory=list)
 
 
 def make_plan(
@@ -343,15 +347,18 @@ def make_plan(
         see :func:`~srl.experiment.tasks.make_tasks`.
     :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
     :param memory: Bytes that these share; None for no limit.
-    :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place.
+    :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place, or files
+        of a newer srl.
     """
     check_writable(root)
+    check_plan(root)
     plan = Plan(root, [Job(spec, root / spec.path) for spec in specs], [list(pair) for pair in compare])
     begun: dict[Path, bool] = {}
     for job in plan.jobs:
         directory = RunDirectory(job.path)
         there = directory.compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
+        plan.minor_damage += directory.minor_damage() if there != "new" else []
         if there == "unfinished":
             plan.damaged += directory.damage()
             if checkpoint_steps(job.path):
@@ -370,8 +377,10 @@ def write_plan(plan: Plan) -> None:
     with (plan.root / _PLAN_LOCK).open("a+") as lock:
         # Another sweep that begins in this folder adds its runs
         fcntl.flock(lock, fcntl.LOCK_EX)
+        check_plan(plan.root)
         runs = {run.path: run for run in read_plan(plan.root)}
         runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
         compare = dict.fromkeys([*read_comparisons(plan.root), *map(tuple, plan.compare)])
-        content = {"format": 1, "compare": list(compare), "runs": [asdict(run) for run in runs.values()]}
+        entries = [asdict(run) for run in runs.values()]
+        content = {"format": PLAN_FORMAT, "compare": list(compare), "runs": entries}
         write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")

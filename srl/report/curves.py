@@ -13,7 +13,7 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
-from srl.experiment.store import PROGRESS, RunDirectory, Status
+from srl.experiment.store import PROGRESS, RunDirectory, Status, read_bytes
 from srl.report.intervals import Array, t_interval
 from srl.report.runs import Cell, Run
 
@@ -103,7 +103,7 @@ def read_training(path: Path, status: Status | None = None) -> dict[str, Series]
     :raises OSError, ValueError: If it cannot be read.
     :raises UserError: If it is not what the finished run left.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     RunDirectory(path.parent).check_file(path.name, content, status)
     # Of a run under way, the last row may be half written
     content = content[: content.rfind(b"\n") + 1]

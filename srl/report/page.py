@@ -161,7 +161,10 @@ def _run(
 def _spec(run: Run, column: str, specs: _Collection) -> int | None:
     if run.spec is None:
         return None
-    text = json.dumps(run.spec.model_dump(mode="json", exclude={"seed"}), indent=1, ensure_ascii=False)
+    values = run.spec.model_dump(mode="json", exclude={"seed"})
+    if run.unknown:
+        values["not known to this version of srl"] = dict(run.unknown)
+    text = json.dumps(values, indent=1, ensure_ascii=False)
     return specs.add(f"{column} on {run.env}, noise {run.noise}", text)
 
 

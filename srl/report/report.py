@@ -74,6 +74,7 @@ def make_report(
         _improvement_table(comparisons),
     ]
     notes += left_out
+    notes += [f"{line} The score does not depend on it." for run in scores.runs for line in run.minor_damage]
     for comparison in comparisons:
         where = f"{comparison.name}, {describe_noise(comparison.noise)}"
         notes += [f"Left out of {where}: {line}." for line in comparison.left_out]

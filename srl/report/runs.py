@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from srl.errors import UserError
+from srl.experiment.lenient import LenientSpec
 from srl.experiment.spec import RunSpec
-from srl.experiment.store import PLAN, SPEC, RunDirectory, Status, flatten, read_plan
+from srl.experiment.store import PLAN, RESULTS, SPEC, RunDirectory, Status, flatten, read_plan, walk
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "gym_packages"}
@@ -71,9 +72,13 @@ class Run:
     #: All that is compared, flat; empty for a run that is missing.
     settings: tuple[tuple[str, str], ...] = ()
     spec: RunSpec | None = field(default=None, repr=False)
+    #: What only a newer srl knows of its spec, by dotted keys; it is compared, too.
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status: Status | None = field(default=None, repr=False)
     #: None if there are none that can be read.
     evaluations: Evaluations | None = field(default=None, repr=False)
+    #: Lines on its damaged files that its score does not depend on.
+    minor_damage: tuple[str, ...] = ()
 
     @property
     def place(self) -> tuple[str, str, int, str]:
@@ -98,14 +103,15 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
     for path in found.runs:
         directory = RunDirectory(root / path)
         try:
-            spec = directory.read_spec()
+            found_spec = directory.read_spec_leniently()
+            if found_spec is None:
+                continue  # it went away since
             # What it says would be a run of another experiment
-            directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), directory.read_status())
-        except (UserError, OSError) as error:
+            directory.check_spec(found_spec, directory.read_status())
+        except UserError as error:
             notes.append(_relative(error, root))
             continue
-        if spec is not None:
-            runs.append(_read_run(directory, spec, path, last, root))
+        runs.append(_read_run(directory, found_spec, path, last, root))
     there = {run.path for run in runs}
     runs = _without_copies(runs, notes)
     planned: list[str] = []
@@ -152,7 +158,7 @@ def _walk(root: Path) -> _Found:
         path = os.path.relpath(error.filename, root)
         found.unreadable.append(f"{path}: cannot be read: {error.strerror}.")
 
-    for folder, folders, files in os.walk(root, onerror=cannot):
+    for folder, folders, files in walk(root, cannot):
         folders.sort()
         path = Path(os.path.relpath(folder, root)).as_posix()
         if SPEC in files:
@@ -186,9 +192,9 @@ def _with_parents(path: str) -> list[str]:
     return [path, *(parent.as_posix() for parent in Path(path).parents)]
 
 
-def _relative(error: Exception, root: Path) -> str:
-    """What went wrong with a file, named as it is from the folder that is reported on."""
-    return str(error).removeprefix(f"{root}{os.sep}")
+def _relative(line: object, root: Path) -> str:
+    """A line on a file, named as it is from the folder that is reported on."""
+    return str(line).removeprefix(f"{root}{os.sep}")
 
 
 def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:
@@ -203,8 +209,8 @@ def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:
     return list(kept.values())
 
 
-def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root: Path) -> Run:
-    status = directory.read_status()
+def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int, root: Path) -> Run:
+    spec, status = found.spec, directory.read_status()
     evaluations: Evaluations | None = None
     problem = ""
     try:
@@ -222,15 +228,20 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
         problem = _relative(error, root)
     state: State
     reason, score = "", float("nan")
-    if status is None and directory.has_status:
-        state, reason = "damaged", "status.json cannot be read."
-    elif status is not None and status.state == "done":
+    if (status is not None and status.state == "done") or (status is None and directory.is_finished()):
         state, reason, score = _judge(evaluations, spec, last, problem)
+    elif status is None and directory.has_status:
+        state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":
         state, reason = "failed", status.reason
     else:
         state = "running" if directory.in_progress else "interrupted"
-    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED))
+    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED)) | found.unknown
+    minor_damage: list[str] = []
+    if state == "done":
+        minor_damage = directory.minor_damage(thorough=False)
+        # Its score stands, but a sweep would make another model
+        minor_damage += directory.sealed_damage(status, RESULTS[2:], thorough=False) if status else []
     return Run(
         path,
         spec.env,
@@ -244,8 +255,10 @@ def _read_run(directory: RunDirectory, spec: RunSpec, path: str, last: int, root
         reason,
         settings=tuple((key, json.dumps(value)) for key, value in compared.items()),
         spec=spec,
+        unknown=found.unknown,
         status=status,
         evaluations=evaluations,
+        minor_damage=tuple(_relative(line, root) for line in minor_damage),
     )
 
 

@@ -26,7 +26,20 @@ from srl.experiment.algorithms import ALGORITHMS, get_algorithm
 from srl.experiment.checkpoint import checkpoint_steps
 from srl.experiment.config_files import first_mistake
 from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
-from srl.experiment.store import EVALUATIONS, PLAN, SPEC, STATUS, PlannedRun, RunDirectory, Status, read_plan
+from srl.experiment.store import (
+    EVALUATIONS,
+    MODEL,
+    PLAN,
+    RESULTS,
+    SPEC,
+    STATUS,
+    PlannedRun,
+    RunDirectory,
+    Status,
+    read_bytes,
+    read_plan,
+    walk,
+)
 from srl.report.markup import one_line
 
 #: The states in the order in which they are told, with the style of their counts.
@@ -42,6 +55,8 @@ _STYLES: dict[State, str] = {
 _TELLING: tuple[State, ...] = ("failed", "damaged", "running")
 #: The most lines of each part of the screen.
 _MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10
+#: What is damaged of runs that are done all the same.
+_MINOR = "damaged, results whole"
 #: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
 _LINES_AROUND = 3
 _BAR_WIDTH = 40
@@ -70,7 +85,7 @@ class Folder:
 
     def __init__(self, root: Path):
         self.root = root
-        self._known: dict[Path, tuple[tuple[int, ...], Any]] = {}
+        self._known: dict[tuple[Path, str], tuple[tuple[int, ...], Any]] = {}
         #: The status of each run that trains, and the monotonic clock when it was first seen.
         self._heard: dict[str, tuple[Status, float]] = {}
 
@@ -105,7 +120,7 @@ class Folder:
             path = os.path.relpath(error.filename, self.root)
             unreadable.append(f"{path}: cannot be read: {error.strerror}.")
 
-        for folder, _, files in os.walk(self.root, onerror=cannot):
+        for folder, _, files in walk(self.root, cannot):
             path = Path(os.path.relpath(folder, self.root)).as_posix()
             if SPEC in files:
                 there.append(path)
@@ -122,11 +137,14 @@ class Folder:
         if problem is not None:
             return RunProgress(path, entry, "damaged", reason=self._relative(problem))
         if isinstance(status, Status) and status.state != "running":
-            reason, checkpoint = status.reason, _last_checkpoint(directory)
-            return RunProgress(path, entry, status.state, status, reason, checkpoint)
+            minor = self._minor_damage(directory) if status.state == "done" else ()
+            last = _last_checkpoint(directory)
+            return RunProgress(path, entry, status.state, status, status.reason, last, minor_damage=minor)
         if in_progress:
             known = status if isinstance(status, Status) else None
             return RunProgress(path, entry, "running", known, silence=self._silence(path, known))
+        if not isinstance(status, Status) and self._is_finished(directory):
+            return RunProgress(path, entry, "done", minor_damage=self._minor_damage(directory))
         if spec is None and status is None:
             return RunProgress(path, entry, "not started")
         return RunProgress(path, entry, "interrupted", checkpoint=_last_checkpoint(directory))
@@ -156,32 +174,47 @@ class Folder:
         if isinstance(spec, UserError):
             return spec
         if isinstance(status, UserError):
-            return None if in_progress else status  # a run in progress writes a new one soon
+            # A run in progress writes a new one soon; of others the results decide
+            return None if in_progress or self._is_finished(directory) else status
         if status is None or status.state != "done":
             return None
         if spec is None:
             return UserError(f"{directory.path / SPEC}: missing.")
-        n_timesteps = spec.n_timesteps
+        n_timesteps, done = spec.n_timesteps, status
         return self._remembered(
             directory.path / EVALUATIONS, lambda: _find_damage_of_evaluations(directory, n_timesteps)
+        ) or self._remembered(directory.path / MODEL, lambda: _find_damage_of_model(directory, done))
+
+    def _is_finished(self, directory: RunDirectory) -> bool:
+        """Whether a run without a readable status is done."""
+        return self._remembered(directory.path / MODEL, directory.is_finished, "finished")
+
+    def _minor_damage(self, directory: RunDirectory) -> tuple[str, ...]:
+        """What else is damaged of a run that is done, looked at once for each of its statuses."""
+        return self._remembered(
+            directory.path / STATUS,
+            lambda: tuple(self._relative(line) for line in directory.minor_damage(thorough=False)),
         )
 
-    def _remembered(self, file: Path, read: Callable[[], T]) -> T:
-        """What was read from a file; it is read again if the file is another one than then."""
+    def _remembered(self, file: Path, read: Callable[[], T], what: str = "") -> T:
+        """What was read from a file; it is read again if the file is another one than then.
+
+        :param what: Tells apart what is read from the same file.
+        """
         try:
             found = file.stat()
             version: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
         except OSError:
             version = ()
-        known = self._known.get(file)
+        known = self._known.get((file, what))
         if known is None or known[0] != version:
-            known = self._known[file] = (version, read())
+            known = self._known[file, what] = (version, read())
         value: T = known[1]
         return value
 
-    def _relative(self, error: UserError) -> str:
-        """What is wrong with a file, named as it is from the folder that is looked at."""
-        return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(error))
+    def _relative(self, line: object) -> str:
+        """A line on a file, named as it is from the folder that is looked at."""
+        return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(line))
 
 
 def _last_checkpoint(directory: RunDirectory) -> int:
@@ -192,14 +225,12 @@ def _last_checkpoint(directory: RunDirectory) -> int:
 def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
     """What a run is, from its spec; None if it has none."""
     try:
-        spec = directory.read_spec()
-        if spec is not None:
-            directory.check_file(SPEC, (directory.path / SPEC).read_bytes(), directory.read_status())
+        found = directory.read_spec_leniently()
+        if found is not None:
+            directory.check_spec(found, directory.read_status())
     except UserError as error:
         return error
-    except OSError:
-        return None  # it went away since
-    return None if spec is None else PlannedRun.of(spec)
+    return None if found is None else PlannedRun.of(found.spec)
 
 
 def _read_progress(directory: RunDirectory) -> tuple[Status | UserError | None, bool]:
@@ -214,7 +245,7 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
     """A run's status; None if it has none."""
     file = directory.path / STATUS
     try:
-        status = _STATUS.validate_json(file.read_bytes())
+        status = _STATUS.validate_json(read_bytes(file))
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -240,6 +271,12 @@ def _find_damage_of_evaluations(directory: RunDirectory, n_timesteps: int) -> Us
     if evaluations["timesteps"][-1] >= n_timesteps and math.isfinite(evaluations["results"][-1].mean()):
         return None
     return UserError(f"{directory.path / EVALUATIONS}: the final evaluation is missing.")
+
+
+def _find_damage_of_model(directory: RunDirectory, status: Status) -> UserError | None:
+    """Why a run that is done would be retrained although it has a score."""
+    problems = directory.sealed_damage(status, RESULTS[2:], thorough=False)
+    return UserError(problems[0]) if problems else None
 
 
 def print_status(root: Path, console: Console) -> None:
@@ -299,14 +336,20 @@ def screen(overview: Overview, root: Path, width: int | None = None, height: int
     running = _by_process(overview.of("running"))
     failed = _by_reason(overview)
     damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
+    minor = [line for run in overview.runs for line in run.minor_damage]
     totals = [*_totals(overview, root, width), Text()]
     tables = _tables(overview.runs, width)
     space = None
     if height is not None:  # the counts may take a second line
         space = height - len(totals) - 1 - sum(table.row_count + 2 for table in tables)
-    n_running, n_failed, n_damaged = _shared(
+    n_running, n_failed, n_damaged, n_minor = _shared(
         space,
-        [min(len(running), _MOST_RUNNING), min(len(failed), _MOST_FAILED), min(len(damaged), _MOST_DAMAGED)],
+        [
+            min(len(running), _MOST_RUNNING),
+            min(len(failed), _MOST_FAILED),
+            min(len(damaged), _MOST_DAMAGED),
+            min(len(minor), _MOST_DAMAGED),
+        ],
     )
     parts: list[RenderableType] = [*totals]
     for table in tables:
@@ -322,6 +365,9 @@ def screen(overview: Overview, root: Path, width: int | None = None, height: int
     if damaged:
         n_more = len(damaged) - n_damaged
         parts += [*_listed("damaged", damaged[:n_damaged], width, whole), *_more(n_more), Text()]
+    if minor:
+        n_more = len(minor) - n_minor
+        parts += [*_listed(_MINOR, minor[:n_minor], width, whole), *_more(n_more), Text()]
     return Group(*parts[:-1])
 
 

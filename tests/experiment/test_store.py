@@ -91,9 +91,9 @@ def test_folder_of_another_spec_is_refused_and_says_in_what_it_differs(claimed):
 
 
 def test_new_attempt_begins_without_what_the_last_one_left(claimed):
-    for name in ("progress.csv", "evaluations.npz", "model.zip", "events.out.tfevents.1", "error.txt"):
+    for name in ("progress.csv", "evaluations.npz", "events.out.tfevents.1", "error.txt", "versions.json"):
         (claimed.path / name).write_text("left")
-    (claimed.path / ".evaluations.npz.abc").write_text("half")
+    (claimed.path / ".evaluations.npz.abcdefgh").write_text("half")
     (claimed.path / "monitor").mkdir()
     (claimed.path / "monitor" / "0.monitor.csv").write_text("left")
     with claimed.claimed(small_spec()):
@@ -191,7 +191,7 @@ def test_run_of_a_killed_process_can_be_claimed_at_once(other_process):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", "null", '{"state": "done"', '{"state": "done", "extra": 1}', "\udcff"],
+    ["", "{", "[]", "3", "null", '{"state": "done"', '{"state": "over"}', "\udcff"],
 )
 def test_broken_status_reads_as_none(claimed, text):
     (claimed.path / STATUS).write_bytes(text.encode("utf-8", "surrogateescape"))
