@@ -470,6 +470,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.experiment.store import RunDirectory
     from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
     from srl.experiment.tasks import describe, parse_population
+    from srl.report.files import check_files, table_files
 
     console = _console()
     config = find_sweep(options.config)
@@ -521,6 +522,7 @@ def sweep(options: Sweep, command: str) -> int:
         n_jobs=n_jobs,
         memory=memory,
     )
+    check_files(root, table_files("table"))
     for note in notes:
         console.print(note, markup=False)
     n_cells = len(specs) // len(sweep_options.seeds)
@@ -553,7 +555,6 @@ def sweep(options: Sweep, command: str) -> int:
         console.print("Dry run: nothing was trained or written.")
         return 0
     # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
-    import srl.report.files
     import srl.report.scores  # noqa: F401
 
     for job in plan.done:
@@ -642,14 +643,16 @@ def _write_page(
     options: Report, normalisation: Any, out: Path, console: Console, tell: Callable[[str], None]
 ) -> list[Path]:
     try:
+        from srl.report.files import check_files
         from srl.report.report import make_report
         from srl.report.tables import to_rich
-        from srl.report.write import write_report
+        from srl.report.write import FILES, write_report
     except ModuleNotFoundError as error:
         raise UserError(
             f"A report needs the package {error.name}: pip install 'symmetric-rl[report]', or run "
             "scripts/setup.sh in a checkout."
         ) from None
+    check_files(out, FILES)
     made = make_report(
         options.dir, last=options.last, normalisation=normalisation, reps=options.reps, tell=tell
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from srl.errors import UserError
 from srl.experiment.spec import safe_name
-from srl.experiment.store import EVALUATIONS, replacing
-from srl.report.files import check_folder
+from srl.experiment.store import EVALUATIONS
+from srl.report.files import Writer, check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores
 
@@ -33,21 +33,20 @@ def export(
     :param out: Where to write.
     :param tell: Is given what is being done.
     :return: What was written, and lines on runs that are not in it, or are not finished.
-    :raises UserError: If there is nothing to write, or the folder cannot be written to.
+    :raises UserError: If there is nothing to write, the folder cannot be written to, or has files in the way
+        that srl did not write.
     """
     check_folder(out)
     tell("Reading runs")
     scores = read_scores(root)
-    out.mkdir(parents=True, exist_ok=True)
     tell("Writing")
     if kind == "zoo":
-        return [_write_zoo(scores, out / ZOO)], scores.left_out
+        write_files(out, _zoo_files(scores), instead_of=ZOO)
+        return [out / ZOO], scores.left_out
     if not any(run.evaluations is not None for run in scores.runs):
         raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
-    file = out / f"evaluations.{kind}"
-    with replacing(file) as temporary:
-        (_write_json if kind == "json" else _write_parquet)(scores, temporary)
-    return [file], scores.left_out
+    write = _write_json if kind == "json" else _write_parquet
+    return write_files(out, {f"evaluations.{kind}": partial(write, scores)}), scores.left_out
 
 
 def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
@@ -132,36 +131,29 @@ def _write_parquet(scores: Scores, file: Path) -> None:
     parquet.write_table(pa.table(table), file)
 
 
-def _write_zoo(scores: Scores, folder: Path) -> Path:
-    """Finished runs as ``NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
+def _zoo_files(scores: Scores) -> dict[str, Writer]:
+    """Finished runs as ``zoo/NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
 
     Columns that differ in a hyperparameter, and runs of different lengths, have folders of their own: the
     scripts would mix them.
     """
     steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
-    runs = [
-        (_zoo_root(cell, several=steps[cell.env, cell.noise] > 1), run)
-        for cell in scores.cells
-        for run in cell.runs
-        if run.state == "done"
-    ]
-    if not runs:
-        raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / folder.name
-        for top, run in runs:
-            name = f"{safe_name(run.env)}_{run.seed}"
-            place = partial / top / safe_name(run.name) / name
+    files: dict[str, Writer] = {}
+    for cell in scores.cells:
+        top = f"{ZOO}/{_zoo_root(cell, several=steps[cell.env, cell.noise] > 1)}"
+        for run in cell.runs:
+            if run.state != "done":
+                continue
+            place = base = f"{top}/{safe_name(run.name)}/{safe_name(run.env)}_{run.seed}"
             number = 1
-            while place.exists():  # another environment of the same safe name
+            while f"{place}/{EVALUATIONS}" in files:  # another environment of the same safe name
                 number += 1
-                place = place.with_name(f"{name}_{number}")
-            place.mkdir(parents=True)
-            shutil.copyfile(scores.root / run.path / EVALUATIONS, place / EVALUATIONS)
-        if folder.exists():
-            folder.rename(Path(temporary) / "before")
-        partial.rename(folder)
-    return folder
+                place = f"{base}_{number}"
+            source = scores.root / run.path / EVALUATIONS
+            files[f"{place}/{EVALUATIONS}"] = partial(shutil.copyfile, source)
+    if not files:
+        raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
+    return files
 
 
 def _zoo_root(cell: Cell, *, several: bool) -> str:

@@ -1,13 +1,33 @@
-"""Where a report may be written, and its tables as files."""
+"""What a report writes: files that replace those of an earlier report, and nothing else.
+
+The output folder has a record, ``.srl-report.json``, of the files that srl wrote there, with their SHA-256. A
+file in the way that is not in the record, or was changed since, is the user's. While files are replaced, the
+record holds the digests of the old and the new ones: after a kill, the same report can be written again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePosixPath
+from stat import S_ISDIR, S_ISREG
 
 from srl.errors import UserError
-from srl.experiment.store import SPEC, check_writable, write_text
+from srl.experiment.store import SPEC, check_writable, read_bytes, replacing, write_text
+from srl.report.earlier import is_of_earlier_version
 from srl.report.tables import Table, to_csv, to_latex, to_markdown
+
+RECORD = ".srl-report.json"
+_LOCK = ".srl-report.lock"
+
+#: Writes the content of a file to the path that it is given.
+Writer = Callable[[Path], object]
+#: SHA-256 digests of what srl wrote to a file, by its path below the output folder.
+_Record = dict[str, list[str]]
 
 
 def check_folder(out: Path) -> None:
@@ -23,22 +43,146 @@ def check_folder(out: Path) -> None:
     check_writable(out)
 
 
-def write_tables(tables: Sequence[Table], out: Path, left_out: Sequence[str]) -> list[Path]:
-    """Write tables as Markdown, CSV and LaTeX.
+def check_files(out: Path, names: Iterable[str]) -> None:
+    """See that files can be written to a folder without replacing any that srl did not write.
 
-    :param tables: What to write.
+    :param out: The folder; it need not exist.
+    :param names: Paths below it.
+    :raises UserError: If srl did not write what is there, or it was changed since.
+    """
+    record = _read_record(out)
+    foreign = {place for name in names if (place := _foreign(out, name, record)) is not None}
+    if foreign:
+        shown = [str(out / place) for place in sorted(foreign)]
+        more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+        raise UserError(
+            f"{', '.join(shown[:3])}{more}: not written by srl, or changed since. Move away what you want to "
+            "keep, or write the report to another folder with --out; nothing was written."
+        )
+
+
+def write_files(out: Path, files: Mapping[str, Writer], *, instead_of: str = "") -> list[Path]:
+    """Write the files of a report, all or none unless the process is killed, and record them as srl's.
+
     :param out: The folder.
-    :param left_out: Lines on what is in none of them; Markdown has these too.
+    :param files: What writes each file, by its path below the folder.
+    :param instead_of: A folder below that one: what an earlier report wrote there, and this does not, is
+        removed.
     :return: The files.
-    :raises UserError: If the folder cannot be written to.
+    :raises UserError: If the folder cannot be written to, or what is there is not srl's; nothing is written.
     """
     check_folder(out)
+    check_files(out, files)
     out.mkdir(parents=True, exist_ok=True)
-    files = []
+    with (out / _LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        check_files(out, files)  # another report may have been written since
+        old = _read_record(out)
+        new: _Record = {}
+        try:
+            with ExitStack() as stack:
+                for name, write in files.items():
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
+                    temporary = stack.enter_context(replacing(out / name))
+                    write(temporary)
+                    new[name] = [_digest(temporary)]
+                there = {name: [_digest(out / name)] for name in files if (out / name).exists()}
+                _write_record(out, old | {name: new[name] + there.get(name, []) for name in new})
+        except BaseException:
+            for name in files:
+                _remove_empty(out, name)
+            raise
+        # The files have been replaced
+        stale = {name for name in old.keys() - new.keys() if instead_of and name.startswith(f"{instead_of}/")}
+        for name in stale:
+            if _foreign(out, name, old) is None:
+                (out / name).unlink(missing_ok=True)
+                _remove_empty(out, name)
+        _write_record(out, {name: digests for name, digests in (old | new).items() if name not in stale})
+    return [out / name for name in files]
+
+
+def table_files(name: str) -> list[str]:
+    """The files of a table, by its name."""
+    return [f"{name}.{ending}" for ending in ("md", "csv", "tex")]
+
+
+def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str, Writer]:
+    """Tables as Markdown, CSV and LaTeX, for :func:`write_files`.
+
+    :param tables: What to write.
+    :param left_out: Lines on what is in none of them; Markdown has these too.
+    """
+    writers: dict[str, Writer] = {}
     for table in tables:
-        texts = {"md": to_markdown(table, left_out), "csv": to_csv(table), "tex": to_latex(table)}
-        for ending, text in texts.items():
-            file = out / f"{table.name}.{ending}"
-            write_text(file, text)
-            files.append(file)
-    return files
+        texts = (to_markdown(table, left_out), to_csv(table), to_latex(table))
+        writers |= {
+            name: text_writer(text) for name, text in zip(table_files(table.name), texts, strict=True)
+        }
+    return writers
+
+
+def text_writer(text: str) -> Writer:
+    """Writes a text."""
+    # Names of files may hold bytes that are no text
+    return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_tables(tables: Sequence[Table], out: Path, left_out: Sequence[str]) -> list[Path]:
+    """Write tables as Markdown, CSV and LaTeX; see :func:`table_writers` and :func:`write_files`."""
+    return write_files(out, table_writers(tables, left_out))
+
+
+def _foreign(out: Path, name: str, record: _Record) -> str | None:
+    """What is in the way of a file and not srl's, as a path below the output folder; None if nothing is."""
+    *folders, _ = PurePosixPath(name).parts
+    for number in range(1, len(folders) + 1):
+        folder = "/".join(folders[:number])
+        if os.path.lexists(out / folder) and not S_ISDIR((out / folder).lstat().st_mode):
+            return folder
+    file = out / name
+    if not os.path.lexists(file):
+        return None
+    if not S_ISREG(file.lstat().st_mode):
+        return name
+    if name in record:
+        return None if _digest(file) in record[name] else name
+    return None if is_of_earlier_version(name, read_bytes(file)) else name
+
+
+def _read_record(out: Path) -> _Record:
+    file = out / RECORD
+    try:
+        files = json.loads(read_bytes(file))["files"]
+        # It says what may be deleted: nothing outside of the folder
+        paths = [PurePosixPath(name) for name in files]
+        if not file.is_symlink() and not any(path.is_absolute() or ".." in path.parts for path in paths):
+            return {name: [str(digest) for digest in digests] for name, digests in files.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        pass
+    raise UserError(
+        f"{file}: not the record of a report, or damaged. Move it away, with the files that it is about; "
+        "nothing was written."
+    )
+
+
+def _write_record(out: Path, record: _Record) -> None:
+    content = {"format": 1, "files": dict(sorted(record.items()))}
+    write_text(out / RECORD, json.dumps(content, indent=1) + "\n")
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        for part in iter(lambda: opened.read(2**20), b""):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _remove_empty(out: Path, name: str) -> None:
+    """Remove the folders that a file was in, as far as they are empty."""
+    with suppress(OSError):
+        for folder in list(PurePosixPath(name).parents)[:-1]:
+            (out / folder).rmdir()

@@ -6,15 +6,15 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from srl.experiment.spec import safe_name
-from srl.experiment.store import replacing, write_text
 from srl.report import figures
 from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
-from srl.report.files import check_folder, write_tables
+from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
 from srl.report.report import Report, statistics
@@ -22,6 +22,13 @@ from srl.report.runs import FIGURES, PAGE, Cell
 from srl.report.tables import noise_order
 
 STATISTICS = "statistics.json"
+#: The files of a report of which it is known before it is made that it has them.
+FILES = [
+    *(file for name in ("table", "robust", "improvement") for file in table_files(name)),
+    STATISTICS,
+    PAGE,
+]
+_ENDINGS = ("png", "svg")
 
 #: Folders of figures that there is one of for each environment.
 _KINDS = ("learning_curve", "sign_change", "entropy")
@@ -52,43 +59,37 @@ def write_report(
     :param out: The folder.
     :param tell: Is given what is being done.
     :return: Tables, statistics and page, and the folder of figures.
-    :raises UserError: If the folder cannot be written to.
+    :raises UserError: If the folder cannot be written to, or has files in the way that srl did not write.
     """
-    check_folder(out)
     tell("Reading training logs")
     curves, training, notes = _curves(report)
     drawings = list(_drawings(report, curves, training))
+    check_files(out, [f"{FIGURES}/{drawing.path}.{ending}" for drawing in drawings for ending in _ENDINGS])
     shown: dict[str, list[PageFigure]] = defaultdict(list)
     for kind in ("improvement", "aggregate", *_KINDS):
         shown[kind] = []
-    written = set()
+    drawn: dict[str, Writer] = {}
     for number, drawing in enumerate(drawings, 1):
         tell(f"Drawing figure {number} of {len(drawings)}")
         figure = drawing.draw()
         png = figures.to_png(figure)
-        for ending, content in (("png", png), ("svg", figures.to_svg(figure))):
-            file = out / FIGURES / f"{drawing.path}.{ending}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as temporary:
-                temporary.write_bytes(content)
-            written.add(file)
+        for ending, content in zip(_ENDINGS, (png, figures.to_svg(figure)), strict=True):
+            drawn[f"{FIGURES}/{drawing.path}.{ending}"] = partial(_write_bytes, content)
         shown[drawing.kind].append(PageFigure.of(png, drawing.caption))
-    _remove_others(out / FIGURES, written)
     tell("Writing")
     complete = replace(report, notes=[*report.notes, *notes])
-    files = write_tables(complete.tables, out, [*complete.scores.left_out, *complete.notes])
-    write_text(out / STATISTICS, json.dumps(statistics(complete), indent=1, ensure_ascii=False) + "\n")
-    write_text(out / PAGE, make_page(complete, shown))
-    return [*files, out / STATISTICS, out / PAGE, *([out / FIGURES] if written else [])]
+    texts = {
+        STATISTICS: json.dumps(statistics(complete), indent=1, ensure_ascii=False) + "\n",
+        PAGE: make_page(complete, shown),
+    }
+    read = table_writers(complete.tables, [*complete.scores.left_out, *complete.notes])
+    read |= {name: text_writer(text) for name, text in texts.items()}
+    write_files(out, read | drawn, instead_of=FIGURES)
+    return [*(out / name for name in read), *([out / FIGURES] if drawn else [])]
 
 
-def _remove_others(folder: Path, written: set[Path]) -> None:
-    """Remove what an earlier report drew and this one did not: no old figure stands beside new ones."""
-    patterns = [*(f"{kind}/*" for kind in _KINDS), "improvement*", "aggregate_*", "profile_*"]
-    for pattern in patterns:
-        for file in folder.glob(pattern):
-            if file not in written and file.suffix in (".png", ".svg"):
-                file.unlink()
+def _write_bytes(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
 
 
 def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:

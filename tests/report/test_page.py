@@ -315,7 +315,8 @@ def test_run_directories_are_left_as_they_are_when_the_report_goes_beside_them(p
     tables = {
         f"{name}.{kind}" for name in ("table", "robust", "improvement") for kind in ("md", "csv", "tex")
     }
-    assert new == {"report.html", "statistics.json", "figures", *tables}
+    record = {".srl-report.json", ".srl-report.lock"}
+    assert new == {"report.html", "statistics.json", "figures", *tables, *record}
     # What the report wrote is no run, and not foreign to it
     assert read_scores(root).left_out == []
     assert len(read_scores(root).runs) == 24

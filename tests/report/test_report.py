@@ -358,7 +358,8 @@ def test_tables_are_written_and_no_run_is_touched(tmp_path):
     scores = read_scores(tmp_path)
     write_tables([scores.table], tmp_path, scores.left_out)
     after = contents(tmp_path)
-    assert after.keys() - before.keys() == {"table.md", "table.csv", "table.tex"}
+    new = {"table.md", "table.csv", "table.tex", ".srl-report.json", ".srl-report.lock"}
+    assert after.keys() - before.keys() == new
     assert {name: after[name] for name in before} == before
 
 
