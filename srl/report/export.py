@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 from srl.errors import UserError
 from srl.experiment.spec import safe_name
 from srl.experiment.store import EVALUATIONS
-from srl.report.files import Writer, check_folder, write_files
+from srl.report.files import check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores
 
@@ -41,7 +40,7 @@ def export(
     scores = read_scores(root)
     tell("Writing")
     if kind == "zoo":
-        write_files(out, _zoo_files(scores), instead_of=ZOO)
+        write_files(out, {}, copies=_zoo_files(scores), instead_of=ZOO)
         return [out / ZOO], scores.left_out
     if not any(run.evaluations is not None for run in scores.runs):
         raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
@@ -131,14 +130,14 @@ def _write_parquet(scores: Scores, file: Path) -> None:
     parquet.write_table(pa.table(table), file)
 
 
-def _zoo_files(scores: Scores) -> dict[str, Writer]:
-    """Finished runs as ``zoo/NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
+def _zoo_files(scores: Scores) -> dict[str, Path]:
+    """The evaluations of finished runs by ``zoo/NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
 
     Columns that differ in a hyperparameter, and runs of different lengths, have folders of their own: the
     scripts would mix them.
     """
     steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
-    files: dict[str, Writer] = {}
+    files: dict[str, Path] = {}
     for cell in scores.cells:
         top = f"{ZOO}/{_zoo_root(cell, several=steps[cell.env, cell.noise] > 1)}"
         for run in cell.runs:
@@ -149,8 +148,7 @@ def _zoo_files(scores: Scores) -> dict[str, Writer]:
             while f"{place}/{EVALUATIONS}" in files:  # another environment of the same safe name
                 number += 1
                 place = f"{base}_{number}"
-            source = scores.root / run.path / EVALUATIONS
-            files[f"{place}/{EVALUATIONS}"] = partial(shutil.copyfile, source)
+            files[f"{place}/{EVALUATIONS}"] = scores.root / run.path / EVALUATIONS
     if not files:
         raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
     return files

@@ -11,17 +11,19 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 
 from srl.errors import UserError
 from srl.experiment.store import SPEC, check_writable, read_bytes, replacing, write_text
 from srl.report.earlier import is_of_earlier_version
+from srl.report.runs import RECORD
 from srl.report.tables import Table, to_csv, to_latex, to_markdown
 
-RECORD = ".srl-report.json"
 _LOCK = ".srl-report.lock"
 
 #: Writes the content of a file to the path that it is given.
@@ -43,15 +45,19 @@ def check_folder(out: Path) -> None:
     check_writable(out)
 
 
-def check_files(out: Path, names: Iterable[str]) -> None:
+def check_files(out: Path, names: Iterable[str], copies: Mapping[str, Path] | None = None) -> None:
     """See that files can be written to a folder without replacing any that srl did not write.
 
     :param out: The folder; it need not exist.
     :param names: Paths below it.
+    :param copies: Further paths, and the files that are copied there: nothing is lost where the same is
+        there already.
     :raises UserError: If srl did not write what is there, or it was changed since.
     """
     record = _read_record(out)
-    foreign = {place for name in names if (place := _foreign(out, name, record)) is not None}
+    copies = copies or {}
+    foreign = {place for name in [*names, *copies] if (place := _foreign(out, name, record)) is not None}
+    foreign -= {name for name in foreign & copies.keys() if _is_same(out / name, copies[name])}
     if foreign:
         shown = [str(out / place) for place in sorted(foreign)]
         more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
@@ -61,45 +67,59 @@ def check_files(out: Path, names: Iterable[str]) -> None:
         )
 
 
-def write_files(out: Path, files: Mapping[str, Writer], *, instead_of: str = "") -> list[Path]:
+def write_files(
+    out: Path,
+    files: Mapping[str, Writer],
+    *,
+    copies: Mapping[str, Path] | None = None,
+    instead_of: str = "",
+) -> list[Path]:
     """Write the files of a report, all or none unless the process is killed, and record them as srl's.
 
     :param out: The folder.
     :param files: What writes each file, by its path below the folder.
+    :param copies: Files that are copied to further paths below it.
     :param instead_of: A folder below that one: what an earlier report wrote there, and this does not, is
         removed.
     :return: The files.
     :raises UserError: If the folder cannot be written to, or what is there is not srl's; nothing is written.
     """
     check_folder(out)
-    check_files(out, files)
+    check_files(out, files, copies)
     out.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, Writer] = dict(files)
+    writers |= {name: partial(shutil.copyfile, source) for name, source in (copies or {}).items()}
     with (out / _LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        check_files(out, files)  # another report may have been written since
+        check_files(out, files, copies)  # another report may have been written since
         old = _read_record(out)
-        new: _Record = {}
         try:
-            with ExitStack() as stack:
-                for name, write in files.items():
-                    (out / name).parent.mkdir(parents=True, exist_ok=True)
-                    temporary = stack.enter_context(replacing(out / name))
-                    write(temporary)
-                    new[name] = [_digest(temporary)]
-                there = {name: [_digest(out / name)] for name in files if (out / name).exists()}
-                _write_record(out, old | {name: new[name] + there.get(name, []) for name in new})
+            new = _replace(out, writers, old)
         except BaseException:
-            for name in files:
+            for name in writers:
                 _remove_empty(out, name)
             raise
-        # The files have been replaced
         stale = {name for name in old.keys() - new.keys() if instead_of and name.startswith(f"{instead_of}/")}
         for name in stale:
             if _foreign(out, name, old) is None:
                 (out / name).unlink(missing_ok=True)
                 _remove_empty(out, name)
         _write_record(out, {name: digests for name, digests in (old | new).items() if name not in stale})
-    return [out / name for name in files]
+    return [out / name for name in writers]
+
+
+def _replace(out: Path, writers: Mapping[str, Writer], old: _Record) -> _Record:
+    """Write all files beside those that they replace, then put them in their places; returns their record."""
+    new: _Record = {}
+    with ExitStack() as stack:
+        for name, write in writers.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(replacing(out / name))
+            write(temporary)
+            new[name] = [_digest(temporary)]
+        there = {name: [_digest(out / name)] for name in writers if (out / name).exists()}
+        _write_record(out, old | {name: new[name] + there.get(name, []) for name in new})
+    return new
 
 
 def table_files(name: str) -> list[str]:
@@ -179,6 +199,10 @@ def _digest(file: Path) -> str:
         for part in iter(lambda: opened.read(2**20), b""):
             digest.update(part)
     return digest.hexdigest()
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    return S_ISREG(file.lstat().st_mode) and _digest(file) == _digest(other)
 
 
 def _remove_empty(out: Path, name: str) -> None:

@@ -23,6 +23,8 @@ _NOT_COMPARED = {"seed", "device", "threads", "stacked", "gym_packages"}
 PAGE = "report.html"
 FIGURES = "figures"
 ZOO = "zoo"
+#: Which files of a folder a report wrote.
+RECORD = ".srl-report.json"
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
 
@@ -163,11 +165,11 @@ def _walk(root: Path) -> _Found:
         path = Path(os.path.relpath(folder, root)).as_posix()
         if SPEC in files:
             found.runs.append(path)
-        elif files and PLAN not in files and PAGE not in files:
+        elif files and {PLAN, PAGE, RECORD}.isdisjoint(files):
             found.others.append(path)
         if PLAN in files:
             found.plans.append(path)
-        if PAGE in files:
+        if PAGE in files or RECORD in files:
             found.reports.append(path)
     found.runs.sort()
     return found

@@ -9,7 +9,6 @@ import pytest
 
 from srl.errors import UserError
 from srl.experiment.store import EVALUATIONS, RunDirectory
-from srl.report import export as export_module
 from srl.report.export import export
 from srl.report.scores import read_scores
 from tests.experiment.small_runs import contents, srl
@@ -220,7 +219,7 @@ def test_export_that_breaks_off_leaves_the_last_one_and_nothing_that_a_report_na
             raise OSError(28, "No space left on device")
         copy(source, target)
 
-    monkeypatch.setattr(export_module.shutil, "copyfile", no_space)
+    monkeypatch.setattr(shutil, "copyfile", no_space)
     outcome = srl("report", tmp_path, "--format", "zoo")
     assert outcome.status == 1
     assert "No space left" in outcome.err

@@ -13,6 +13,7 @@ import pytest
 
 from srl.errors import UserError
 from srl.report.files import check_files, text_writer, write_files
+from srl.report.scores import read_scores
 from srl.report.write import FILES
 from tests.experiment.small_runs import SMALL_WORDS, contents, srl
 from tests.report.made_runs import lay_down
@@ -204,6 +205,17 @@ def test_report_of_an_earlier_version_is_replaced(runs, earlier):
     assert all(after[name] != before[name] for name in before)
 
 
+def test_zoo_of_an_earlier_version_is_replaced_where_nothing_is_lost(runs, tmp_path):
+    assert report(runs, tmp_path / "out", "--format", "zoo").status == 0
+    (tmp_path / "out" / ".srl-report.json").unlink()
+    assert report(runs, tmp_path / "out", "--format", "zoo").status == 0
+    (tmp_path / "out" / ".srl-report.json").unlink()
+    change(runs)
+    outcome = report(runs, tmp_path / "out", "--format", "zoo")
+    assert outcome.status == 2
+    assert "zoo/none/sppo/CartPole-v1_1/evaluations.npz: not written by srl, or changed since" in outcome.err
+
+
 FIRST_TABLE = """\
 Final evaluation: mean ± standard error over n seeds of the mean return.
 
@@ -222,6 +234,11 @@ def test_table_of_the_first_version_is_known_as_a_whole(addition, tmp_path):
         return check_files(tmp_path, FILES)
     with pytest.raises(UserError, match=r"table\.md"):
         check_files(tmp_path, FILES)
+
+
+def test_folder_of_an_export_is_no_foreign_folder(runs):
+    assert report(runs, runs / "exported", "--format", "json").status == 0
+    assert read_scores(runs).left_out == []
 
 
 # Interruptions, and several at once
