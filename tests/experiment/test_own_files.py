@@ -117,7 +117,7 @@ def test_status_of_a_run_that_took_the_place_of_another_is_not_replaced(tmp_path
     job = Job(SPEC, tmp_path / "run")
     execution = object.__new__(_Execution)
     status = RunDirectory(job.path).read_status()
-    reason = execution._reason(job, status, "", _Running(Task((job,)), since=0.0))
+    reason = execution._reason(job, status, "", _Running(Task((job,))))
     assert "holds a run of another spec" in reason
     assert contents(tmp_path) == before
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "done"

@@ -31,7 +31,13 @@ from tests.report.made_runs import lay_down
 
 def run(state, n_timesteps=1000, timesteps=0, speed=0.0, seconds=60.0, *, env="CartPole-v1", algo="ppo"):
     """A run in a state; ``timesteps`` are its checkpoint's if it does not train."""
-    status = Status("done" if state == "done" else "running", timesteps, n_timesteps, speed, seconds)
+    status = Status(
+        "done" if state == "done" else "running",
+        timesteps=timesteps,
+        n_timesteps=n_timesteps,
+        steps_per_second=speed,
+        seconds=seconds,
+    )
     entry = PlannedRun("x", env, algo, "none", 0, n_timesteps)
     return RunProgress("x", entry, state, status, checkpoint=timesteps)
 

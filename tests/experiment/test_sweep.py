@@ -198,7 +198,7 @@ def test_plan_of_a_folder_that_holds_a_run_of_another_spec_is_refused(mine, tmp_
 KILLED, NAN, FINE = (BROKEN + name for name in ("Killed-v0", "NanReward-v0", "Fine-v0"))
 WORDS = [
     *("--envs", FINE, KILLED, NAN, "--algos", "sppo", "--noise", "none", "--seeds", "0:2"),
-    *("--timesteps", "64", "--jobs", "2", "--retries", "1", *SMALL_WORDS),
+    *("--timesteps", "64", "--jobs", "2", "--retries", "1", "--population", "off", *SMALL_WORDS),
 ]
 
 
