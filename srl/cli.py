@@ -218,10 +218,11 @@ class Report:
     """Write tables, statistics, figures and a page about the runs in a folder, finished or not."""
 
     dir: tyro.conf.Positional[Path]
-    """The folder of a sweep, or one above several."""
-    format: Literal["page", "json", "parquet", "zoo"] = "page"
-    """page for everything to read; json or parquet for a row per run and evaluation; zoo for a copy of the
-    evaluations as rl-baselines3-zoo's plot scripts read them."""
+    """The folder of a sweep, or one above several, or an archive."""
+    format: Literal["page", "archive", "json", "parquet", "zoo"] = "page"
+    """page for everything to read; archive for a file NAME.parquet from which srl report makes the same page
+    without the runs; json or parquet for a row per run and evaluation; zoo for a copy of the evaluations as
+    rl-baselines3-zoo's plot scripts read them."""
     last: int = 1
     """The score of a run is the mean over this many evaluations, the last ones."""
     normalize: str = "auto"
@@ -622,9 +623,13 @@ def report(options: Report, command: str) -> int:
     from srl.report.normalisation import check_normalisation
 
     normalisation = check_normalisation(options.normalize)
-    out = options.dir if options.out is None else options.out
-    if not options.dir.is_dir():
-        raise UserError(f"{options.dir}: there is no such folder.")
+    if not options.dir.exists():
+        raise UserError(f"{options.dir}: there is no such folder or archive.")
+    # Next to an archive NAME.parquet, into a folder NAME
+    beside = options.dir.with_suffix("") if options.dir.is_file() else options.dir
+    out = beside if options.out is None else options.out
+    if options.dir.is_file() and options.dir.suffix != ".parquet":
+        raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
     check_folder(out)
     with console.status("Reading runs") as shown:
         tell = shown.update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -23,7 +23,7 @@ N_POINTS = 100
 STEPS = "time/total_timesteps"
 SIGN_CHANGE = "train/advantage_sign_change"
 ENTROPY_LOSS = "train/entropy_loss"
-_TRAINING = (SIGN_CHANGE, ENTROPY_LOSS)
+TRAINING = (SIGN_CHANGE, ENTROPY_LOSS)
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,22 @@ def learning_curve(cell: Cell) -> Curve | None:
     return _mean_curve(series, finished)
 
 
-def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]]:
+def training_curves(
+    cell: Cell, training: Callable[[Run], Mapping[str, Series]]
+) -> tuple[dict[str, Curve], list[str]]:
     """Curves of what updates log, from the same runs as the learning curve.
 
     :param cell: The runs.
-    :param root: The folder that is reported on.
+    :param training: Gives what the updates of a run logged, see :func:`read_training`.
     :return: Curves by :data:`SIGN_CHANGE` and :data:`ENTROPY_LOSS`, as far as these were logged, and lines on
         logs that could not be read.
     """
     chosen, finished = _chosen(cell)
-    logs: list[dict[str, Series]] = []
+    logs: list[Mapping[str, Series]] = []
     notes: list[str] = []
     for run in chosen:
         try:
-            logs.append(read_training(root / run.path / PROGRESS, run.status))
+            logs.append(training(run))
         except UserError:
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: damaged")
         except (OSError, ValueError) as error:
@@ -88,7 +90,7 @@ def training_curves(cell: Cell, root: Path) -> tuple[dict[str, Curve], list[str]
             reason = " ".join(words.split())[:200]
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: {reason}")
     curves = {}
-    for name in _TRAINING:
+    for name in TRAINING:
         curve = _mean_curve([log[name] for log in logs if name in log], finished)
         if curve is not None:
             curves[name] = curve
@@ -114,7 +116,7 @@ def read_training(path: Path, status: Status | None = None) -> dict[str, Series]
     names = [name.strip('"') for name in header.decode(errors="replace").split(",")]
     if STEPS not in names:
         raise ValueError(f"it has no column {STEPS}")
-    present = [name for name in (STEPS, *_TRAINING) if name in names]
+    present = [name for name in (STEPS, *TRAINING) if name in names]
     # A third of the time that pandas takes, and a report reads thousands
     table = read_csv(
         io.BytesIO(content),
@@ -125,14 +127,16 @@ def read_training(path: Path, status: Status | None = None) -> dict[str, Series]
     )
     steps = table[STEPS].to_numpy()
     series = {}
-    for name in _TRAINING:
+    for name in TRAINING:
         if name in present:
             values = table[name].to_numpy()
             logged = np.isfinite(values) & np.isfinite(steps)
             # Once for each number of steps, as curves of other runs are put beside it by that
             own_steps, places = np.unique(steps[logged], return_index=True)
             if len(own_steps):
-                series[name] = Series(own_steps, values[logged][places])
+                # As archives keep them
+                single = values[logged][places].astype(np.float32).astype(float)
+                series[name] = Series(own_steps, single)
     return series
 
 

@@ -16,9 +16,9 @@ from srl.experiment.spec import safe_name
 from srl.experiment.store import EVALUATIONS
 from srl.report.files import check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
-from srl.report.scores import Scores, read_scores
+from srl.report.scores import Scores, read_scores, unfinished
 
-Format = Literal["json", "parquet", "zoo"]
+Format = Literal["json", "parquet", "zoo", "archive"]
 
 
 def export(
@@ -27,8 +27,9 @@ def export(
     """Write the evaluations of all runs in a folder.
 
     :param root: The folder of a sweep, or of a run.
-    :param kind: ``json`` and ``parquet`` for tidy data, a row for each run and evaluation, also of runs that
-        are not finished; ``zoo`` for the layout of rl-baselines3-zoo, of finished runs alone.
+    :param kind: ``archive`` for all that a report needs, see :mod:`srl.report.archive`; ``json`` and
+        ``parquet`` for tidy data, a row for each run and evaluation, also of runs that are not finished;
+        ``zoo`` for the layout of rl-baselines3-zoo, of finished runs alone.
     :param out: Where to write.
     :param tell: Is given what is being done.
     :return: What was written, and lines on runs that are not in it, or are not finished.
@@ -39,13 +40,27 @@ def export(
     tell("Reading runs")
     scores = read_scores(root)
     tell("Writing")
+    if kind == "archive":
+        name = f"{safe_name(root.resolve().stem if root.is_file() else root.resolve().name)}.parquet"
+        return write_files(out, {name: partial(_write_archive, scores)}), scores.left_out
     if kind == "zoo":
+        if root.is_file():
+            raise UserError(f"{root}: is an archive, and --format zoo copies the files of run directories.")
         write_files(out, {}, copies=_zoo_files(scores), instead_of=ZOO)
         return [out / ZOO], scores.left_out
     if not any(run.evaluations is not None for run in scores.runs):
         raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
     write = _write_json if kind == "json" else _write_parquet
     return write_files(out, {f"evaluations.{kind}": partial(write, scores)}), scores.left_out
+
+
+def _write_archive(scores: Scores, file: Path) -> None:
+    from srl.report.archive import write_archive
+
+    # What is said of unfinished runs is said of them again when the archive is read
+    n_of_runs = len(unfinished(scores.runs))
+    left_out = scores.left_out[: len(scores.left_out) - n_of_runs]
+    write_archive(scores.runs, scores.source, file, left_out=left_out, compare=scores.compare)
 
 
 def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:

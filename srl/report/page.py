@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from srl.experiment.store import RunDirectory
 from srl.report.curves import N_POINTS
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES
@@ -153,7 +152,7 @@ def _run(
         "speed": _number(speed) if speed else "",
         "speed_text": f"{speed:,.0f}" if speed else "-",
         "spec": _spec(run, column, specs),
-        "versions": _versions(RunDirectory(report.scores.root / run.path), versions),
+        "versions": _versions(report.scores.source.versions(run), versions),
         "path": run.path,
     }
 
@@ -168,8 +167,7 @@ def _spec(run: Run, column: str, specs: _Collection) -> int | None:
     return specs.add(f"{column} on {run.env}, noise {run.noise}", text)
 
 
-def _versions(directory: RunDirectory, versions: _Collection) -> int | None:
-    found = directory.read_versions()
+def _versions(found: Mapping[str, Any] | None, versions: _Collection) -> int | None:
     if found is None:
         return None
     text = json.dumps(found, indent=1, ensure_ascii=False)

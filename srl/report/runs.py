@@ -229,21 +229,60 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
     except UserError as error:
         problem = _relative(error, root)
     state: State
-    reason, score = "", float("nan")
+    reason, minor_damage = "", list[str]()
     if (status is not None and status.state == "done") or (status is None and directory.is_finished()):
-        state, reason, score = _judge(evaluations, spec, last, problem)
+        state, reason = "done", problem
+        minor_damage = directory.minor_damage(thorough=False)
+        # Its score stands, but a sweep would make another model
+        minor_damage += directory.sealed_damage(status, RESULTS[2:], thorough=False) if status else []
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":
         state, reason = "failed", status.reason
     else:
         state = "running" if directory.in_progress else "interrupted"
-    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED)) | found.unknown
-    minor_damage: list[str] = []
+    return scored_run(
+        path,
+        spec,
+        state,
+        reason,
+        last,
+        unknown=found.unknown,
+        status=status,
+        evaluations=evaluations,
+        minor_damage=[_relative(line, root) for line in minor_damage],
+    )
+
+
+def scored_run(
+    path: str,
+    spec: RunSpec,
+    state: State,
+    reason: str,
+    last: int,
+    *,
+    unknown: Mapping[str, Any],
+    status: Status | None,
+    evaluations: Evaluations | None,
+    minor_damage: Sequence[str],
+) -> Run:
+    """Return a run with the score that its evaluations give.
+
+    :param path: Its folder, below the one that is reported on.
+    :param spec: What it is.
+    :param state: ``"done"`` for a run that has ended, which is damaged or short without the evaluations for
+        a score; else its state.
+    :param reason: Why it is in that state, or has no evaluations.
+    :param last: The score is the mean over this many evaluations, the last ones.
+    :param unknown: What only a newer srl knows of its spec.
+    :param status: Its status.
+    :param evaluations: Its evaluations.
+    :param minor_damage: Lines on its damaged files that its score does not depend on.
+    """
+    compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED)) | dict(unknown)
+    score = float("nan")
     if state == "done":
-        minor_damage = directory.minor_damage(thorough=False)
-        # Its score stands, but a sweep would make another model
-        minor_damage += directory.sealed_damage(status, RESULTS[2:], thorough=False) if status else []
+        state, reason, score = _judge(evaluations, spec, last, reason)
     return Run(
         path,
         spec.env,
@@ -257,10 +296,10 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
         reason,
         settings=tuple((key, json.dumps(value)) for key, value in compared.items()),
         spec=spec,
-        unknown=found.unknown,
+        unknown=unknown,
         status=status,
         evaluations=evaluations,
-        minor_damage=tuple(_relative(line, root) for line in minor_damage),
+        minor_damage=tuple(minor_damage) if state == "done" else (),
     )
 
 

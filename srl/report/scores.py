@@ -9,6 +9,7 @@ from pathlib import Path
 from srl.experiment.store import PLAN, read_comparisons
 from srl.report.published import read_published
 from srl.report.runs import Cell, Run, State, group, read_runs
+from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
 
 
@@ -17,6 +18,7 @@ class Scores:
     """The paper's table of a folder, and what could not go into it."""
 
     root: Path
+    source: Source
     runs: list[Run]
     cells: list[Cell]
     #: Algorithms, and what sets those of the same name apart, in the order of the paper's tables.
@@ -31,20 +33,28 @@ class Scores:
 def read_scores(root: Path, *, last: int = 1) -> Scores:
     """Read a folder of runs into the paper's table; nothing is written.
 
-    :param root: The folder of a sweep, or of a run.
+    :param root: The folder of a sweep, or of a run, or an archive, see :mod:`srl.report.archive`.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
     :raises UserError: If there is nothing to report on, or a published figure's file is malformed.
     """
-    runs, left_out = read_runs(root, last=last)
-    plans = sorted(file.parent for file in root.rglob(PLAN))
-    compare = list(dict.fromkeys(pair for folder in plans for pair in read_comparisons(folder)))
+    source: Source
+    if root.is_file():
+        from srl.report.archive import read_archive
+
+        archive = read_archive(root, last=last)
+        runs, left_out, compare, source = archive.runs, list(archive.left_out), archive.compare, archive
+    else:
+        runs, left_out = read_runs(root, last=last)
+        plans = sorted(file.parent for file in root.rglob(PLAN))
+        compare = list(dict.fromkeys(pair for folder in plans for pair in read_comparisons(folder)))
+        source = Folders(root)
     cells = group(runs)
     columns = column_order(cells)
     table = score_table(cells, columns, read_published(), last)
-    return Scores(root, runs, cells, columns, table, left_out + _unfinished(runs), compare)
+    return Scores(root, source, runs, cells, columns, table, left_out + unfinished(runs), compare)
 
 
-def _unfinished(runs: Sequence[Run]) -> list[str]:
+def unfinished(runs: Sequence[Run]) -> list[str]:
     """Lines that name the runs without a score; those that are simply not finished together."""
     lines = [f"{run.path}: {run.state}: {run.reason}" for run in runs if run.reason]
     folders: dict[tuple[str, State], list[str]] = {}

@@ -105,7 +105,7 @@ def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:
         curve = learning_curve(cell)
         if curve is not None:
             put(learning, cell, curve)
-        found, problems = training_curves(cell, report.scores.root)
+        found, problems = training_curves(cell, report.scores.source.training)
         notes += problems
         for name, curve in found.items():
             put(training[name], cell, curve)

@@ -1,0 +1,225 @@
+"""All that a report needs, in one Parquet file: results can be published and checked without run directories.
+
+A row is a run: its spec, state, versions, commit and file digests, all episodes of its evaluations, and what
+its updates logged. The file's metadata has the comparisons, and lines on what was left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from srl.errors import UserError
+from srl.experiment.lenient import read_leniently
+from srl.experiment.store import Status
+from srl.report.curves import TRAINING, Series
+from srl.report.runs import Evaluations, Run, scored_run
+from srl.report.source import Source
+
+FORMAT = 1
+_METADATA = b"srl"
+#: Of a run's status, what a report shows.
+_STATUS = ("state", "timesteps", "n_timesteps", "steps_per_second", "attempts", "resumed_from", "notes")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What an archive holds.
+
+    :param runs: Its runs.
+    :param left_out: Lines on what is in no run.
+    :param compare: Names of columns that are compared.
+    """
+
+    runs: list[Run]
+    left_out: list[str]
+    compare: list[tuple[str, str]]
+    _versions: Mapping[str, dict[str, Any] | None]
+    _training: Mapping[str, Mapping[str, Series] | str]
+
+    def versions(self, run: Run) -> dict[str, Any] | None:
+        """See :class:`~srl.report.source.Source`."""
+        return self._versions[run.path]
+
+    def training(self, run: Run) -> Mapping[str, Series]:
+        """See :class:`~srl.report.source.Source`."""
+        found = self._training[run.path]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
+
+
+def write_archive(
+    runs: Sequence[Run],
+    source: Source,
+    file: Path,
+    *,
+    left_out: Sequence[str],
+    compare: Sequence[tuple[str, str]],
+) -> None:
+    """Write an archive.
+
+    :param runs: What goes into it.
+    :param source: Of the rest that is known of them.
+    :param file: The file.
+    :param left_out: Lines on what is in no run.
+    :param compare: Names of columns that are compared.
+    """
+    rows = [_row(run, source) for run in runs]
+    columns: dict[str, Any] = {}
+    for name in rows[0]:
+        column = pa.array([row[name] for row in rows], type=_TYPES.get(name))
+        # Specs and versions are shared by many runs
+        columns[name] = column.dictionary_encode() if pa.types.is_string(column.type) else column
+    about = {"format": FORMAT, "left_out": list(left_out), "compare": [list(pair) for pair in compare]}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
+    parquet.write_table(table, file, compression="zstd", compression_level=19)
+
+
+def read_archive(file: Path, *, last: int = 1) -> Archive:
+    """Read an archive.
+
+    :param file: What :func:`write_archive` wrote.
+    :param last: The score of a run is the mean over this many evaluations, the last ones.
+    :raises UserError: If it is none, or of a newer version of srl.
+    """
+    try:
+        table = parquet.read_table(file)
+        about = json.loads((table.schema.metadata or {})[_METADATA])
+        if about["format"] != FORMAT:
+            raise UserError(f"{file}: an archive of format {about['format']}; this srl reads {FORMAT}.")
+        rows = table.to_pylist()
+        runs = [_run(row, last) for row in rows]
+        return Archive(
+            runs,
+            [str(line) for line in about["left_out"]],
+            [(str(one), str(other)) for one, other in about["compare"]],
+            {row["run"]: _loaded(row["versions"]) for row in rows},
+            {row["run"]: _training_of(row) for row in rows},
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file}: not an archive of results ({type(error).__name__}: {what}). Write one with "
+            "`srl report DIR --format archive`."
+        ) from None
+
+
+#: Of columns that may hold no value at all, and of what float32 holds well enough.
+_TYPES = {
+    **dict.fromkeys(
+        ("spec", "unknown", "status", "versions", "files", "training_problem", "reason"), pa.string()
+    ),
+    **dict.fromkeys(("timesteps", "lengths"), pa.list_(pa.int64())),
+    "returns": pa.list_(pa.float64()),
+    "minor_damage": pa.list_(pa.string()),
+    **{f"{name}/steps": pa.list_(pa.int64()) for name in TRAINING},
+    **{name: pa.list_(pa.float32()) for name in TRAINING},
+}
+
+
+def _row(run: Run, source: Source) -> dict[str, Any]:
+    spec = None if run.spec is None else run.spec.model_dump(mode="json", exclude={"seed"})
+    status = None if run.status is None else {key: asdict(run.status)[key] for key in _STATUS}
+    files = {} if run.status is None else {name: sha for name, (_, _, sha) in run.status.files.items()}
+    problem, training = None, dict[str, Series]()
+    try:
+        training = dict(source.training(run)) if run.spec is not None else {}
+    except (UserError, OSError, ValueError) as error:
+        problem = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+    evaluations = run.evaluations
+    lengths = None if evaluations is None or evaluations.lengths is None else evaluations.lengths
+    return {
+        "run": run.path.encode(errors="backslashreplace").decode(),
+        "environment": run.env,
+        "algorithm": run.algo,
+        "name": run.name,
+        "noise": run.noise,
+        "seed": run.seed,
+        "n_timesteps": run.n_timesteps,
+        "state": run.state,
+        "reason": run.reason,
+        "spec": _dumped(spec),
+        "unknown": _dumped(dict(run.unknown)),
+        "status": _dumped(status),
+        "versions": _dumped(source.versions(run) if run.spec is not None else None),
+        "files": _dumped(files),
+        "minor_damage": list(run.minor_damage),
+        "timesteps": None if evaluations is None else evaluations.timesteps.tolist(),
+        "returns": None if evaluations is None else evaluations.returns.ravel().tolist(),
+        "lengths": None if lengths is None else lengths.ravel().tolist(),
+        "n_reached_max_steps": 0 if evaluations is None else evaluations.n_truncated,
+        "training_problem": problem,
+        **{f"{name}/steps": training[name].steps.tolist() if name in training else None for name in TRAINING},
+        **{name: training[name].values.tolist() if name in training else None for name in TRAINING},
+    }
+
+
+def _run(row: Mapping[str, Any], last: int) -> Run:
+    spec, unknown = None, {}
+    if row["spec"] is not None:
+        spec = read_leniently(json.dumps(_loaded(row["spec"]) | {"seed": row["seed"]}).encode()).spec
+        unknown = _loaded(row["unknown"])
+    evaluations = None
+    if row["timesteps"] is not None:
+        n = len(row["timesteps"])
+        lengths = row["lengths"]
+        evaluations = Evaluations(
+            np.array(row["timesteps"]),
+            np.array(row["returns"], dtype=float).reshape(n, -1),
+            None if lengths is None else np.array(lengths).reshape(n, -1),
+            row["n_reached_max_steps"],
+        )
+    status = _loaded(row["status"])
+    if status is not None:
+        status = Status(**{**status, "notes": tuple(status["notes"])})
+    if spec is None:
+        return Run(
+            row["run"],
+            row["environment"],
+            row["algorithm"],
+            row["name"],
+            row["noise"],
+            row["seed"],
+            row["n_timesteps"],
+            row["state"],
+            reason=row["reason"],
+        )
+    return scored_run(
+        row["run"],
+        spec,
+        "done" if row["state"] == "short" else row["state"],
+        row["reason"],
+        last,
+        unknown=unknown,
+        status=status,
+        evaluations=evaluations,
+        minor_damage=row["minor_damage"],
+    )
+
+
+def _training_of(row: Mapping[str, Any]) -> Mapping[str, Series] | str:
+    if row["training_problem"] is not None:
+        return str(row["training_problem"])
+    return {
+        name: Series(np.array(row[f"{name}/steps"], dtype=float), np.array(row[name], dtype=float))
+        for name in TRAINING
+        if row[name] is not None
+    }
+
+
+def _dumped(values: Any) -> str | None:
+    return None if values is None else json.dumps(values, ensure_ascii=False)
+
+
+def _loaded(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

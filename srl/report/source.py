@@ -1,0 +1,50 @@
+"""Where a report takes what it needs of a run besides its scores: run directories, or an archive of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from srl.experiment.store import PROGRESS, RunDirectory
+from srl.report.runs import Run
+
+if TYPE_CHECKING:
+    from srl.report.curves import Series
+
+
+class Source(Protocol):
+    """Gives what is known of a run."""
+
+    def versions(self, run: Run) -> dict[str, Any] | None:
+        """Return package versions, commit, platform and command of a run; None if they are not known."""
+        ...
+
+    def training(self, run: Run) -> Mapping[str, Series]:
+        """Return what the updates of a run logged, see :func:`~srl.report.curves.read_training`.
+
+        :raises UserError, OSError, ValueError: If it cannot be read.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Run directories.
+
+    :param root: The folder that is reported on.
+    """
+
+    root: Path
+
+    def versions(self, run: Run) -> dict[str, Any] | None:
+        """See :class:`Source`."""
+        return RunDirectory(self.root / run.path).read_versions()
+
+    def training(self, run: Run) -> Mapping[str, Series]:
+        """See :class:`Source`."""
+        # It needs packages of the extra `report`
+        from srl.report.curves import read_training
+
+        return read_training(self.root / run.path / PROGRESS, run.status)

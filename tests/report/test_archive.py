@@ -1,0 +1,140 @@
+"""Archives: one file from which a report is made without the run directories, with the same bytes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from srl.experiment.store import EVALUATIONS, PROGRESS
+from tests.experiment.small_runs import srl
+from tests.report.made_runs import MADE_VERSIONS, lay_down
+
+WORDS = ("--reps", 100)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A sweep with variants, noise, comparisons, and runs in many states."""
+    root = tmp_path_factory.mktemp("made") / "my sweep"
+    generator = np.random.default_rng(0)
+    for env in ("CartPole-v1", "Acrobot-v1"):
+        for algo, variant in (("ppo", None), ("ppo", "ppo-rescaled"), ("sppo", None)):
+            for noise in ("none", "flip:0.1"):
+                for seed in range(3):
+                    returns = 1000.0 * generator.normal(size=(4, 3))
+                    lay_down(root, returns, env=env, algo=algo, variant=variant, noise=noise, seed=seed)
+    unfinished = dict(algo="ppo", n_timesteps=128, eval_freq=32)
+    lay_down(root, generator.normal(size=(2, 3)), seed=3, state="running", **unfinished)
+    lay_down(root, generator.normal(size=(3, 3)), seed=4, state="failed", reason="a|b <c>", **unfinished)
+    lay_down(root, None, seed=5, state="failed", n_eval_episodes=3, n_eval_envs=3, **unfinished)
+    damaged = lay_down(root, generator.normal(size=(4, 3)), algo="a2c")
+    (damaged.path / EVALUATIONS).write_bytes(b"PK")
+    no_log = lay_down(root, generator.normal(size=(4, 3)), algo="a2c", seed=1)
+    (no_log.path / PROGRESS).unlink()
+    (root / "notes").mkdir()
+    (root / "notes" / "mine.txt").write_text("of no run")
+    planned = {"path": "CartPole-v1/a2c/none/seed-9", "env": "CartPole-v1", "algo": "a2c", "noise": "none"}
+    plan = {
+        "format": 1,
+        "compare": [["sppo", "ppo"], ["sppo", "ppo-rescaled"]],
+        "runs": [planned | {"seed": 9, "n_timesteps": 128}],
+    }
+    (root / "sweep.json").write_text(json.dumps(plan))
+    return root
+
+
+@pytest.fixture(scope="module")
+def archive(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    outcome = srl("report", root, "--format", "archive", "--out", out)
+    assert outcome.status == 0, outcome.err
+    return out / "my-sweep.parquet"
+
+
+def written(folder):
+    """What a report wrote, without its own record."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--last", 2, "--normalize", "none")], ids=["plain", "options"])
+def test_report_of_an_archive_is_that_of_its_runs_byte_for_byte(options, root, archive, tmp_path):
+    for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
+        outcome = srl("report", source, "--out", out, *WORDS, *options)
+        assert outcome.status == 0, outcome.err
+    ours, theirs = written(tmp_path / "archive"), written(tmp_path / "runs")
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if ours[name] != theirs[name]} == set()
+    assert {"table.md", "improvement.tex", "statistics.json", "report.html"} < ours.keys()
+    statistics = json.loads(ours["statistics.json"])
+    pairs = {(one["column"], one["baseline"]) for one in statistics["comparisons"]}
+    assert pairs == {("SPPO", "PPO"), ("SPPO", "ppo-rescaled")}
+
+
+def test_each_number_can_be_traced(root, archive):
+    rows = parquet.read_table(archive).to_pylist()
+    done = [row for row in rows if row["state"] == "done"]
+    assert len(done) == 37
+    for row in done:
+        assert json.loads(row["versions"])["commit"] == MADE_VERSIONS["commit"]
+        spec = json.loads((root / row["run"] / "spec.json").read_text())
+        assert json.loads(row["spec"]) | {"seed": row["seed"]} == spec
+        files = json.loads((root / row["run"] / "status.json").read_text())["files"]
+        assert json.loads(row["files"]) == {name: digest for name, (_, _, digest) in files.items()}
+        with np.load(root / row["run"] / EVALUATIONS) as arrays:
+            assert row["timesteps"] == arrays["timesteps"].tolist()
+            assert row["returns"] == arrays["results"].ravel().tolist()
+
+
+def test_archive_is_exported_as_its_runs_are(root, archive, tmp_path):
+    for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
+        for kind in ("json", "parquet"):
+            assert srl("report", source, "--format", kind, "--out", out).status == 0
+    assert written(tmp_path / "archive") == written(tmp_path / "runs")
+
+
+def test_report_of_an_archive_goes_into_a_folder_of_its_name(archive, tmp_path):
+    copy = tmp_path / "study.parquet"
+    copy.write_bytes(archive.read_bytes())
+    assert srl("report", copy, "--format", "json").status == 0
+    assert (tmp_path / "study" / "evaluations.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "says"),
+    [
+        (b"PAR1 and no more", [], "not an archive of results"),
+        (b"", [], "not an archive of results"),
+        ("another table", [], "not an archive of results"),
+        ("of a newer srl", [], "of format 2; this srl reads 1"),
+        ("whole", ["--format", "zoo"], "--format zoo copies the files of run directories"),
+    ],
+    ids=["damaged", "empty", "another table", "newer", "zoo"],
+)
+def test_what_is_no_archive_is_named(content, words, says, archive, tmp_path):
+    file = tmp_path / "study.parquet"
+    table = parquet.read_table(archive)
+    if content == "another table":
+        parquet.write_table(pa.table({"run": ["a"]}), file)
+    elif content == "of a newer srl":
+        about = {b"srl": json.dumps({"format": 2}).encode()}
+        parquet.write_table(table.replace_schema_metadata(about), file)
+    else:
+        file.write_bytes(archive.read_bytes() if content == "whole" else content)
+    outcome = srl("report", file, *words)
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["study.parquet"]
+
+
+def test_file_that_is_neither_folder_nor_archive_is_named(tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n")
+    outcome = srl("report", tmp_path / "table.csv")
+    assert outcome.status == 2
+    assert "neither a folder nor an archive" in outcome.err
