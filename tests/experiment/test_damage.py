@@ -9,6 +9,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
+from zipfile import ZipFile, is_zipfile
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from srl.population.train import train_population
 from srl.population.update import Updater
 from srl.report.curves import learning_curve, training_curves
 from srl.report.scores import read_scores
+from srl.report.source import Folders
 from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl
 from tests.experiment.test_resume import interrupt_at, outcome, troubles
 
@@ -47,9 +49,14 @@ def garbled(file):
 
 
 def flipped(file):
-    """One bit in the middle."""
+    """One bit in the middle; of a zip file, of its largest part, since not all of its headers matter."""
     content = bytearray(file.read_bytes() or b"\0")
-    content[len(content) // 2] ^= 1
+    place = len(content) // 2
+    if is_zipfile(file):
+        with ZipFile(file) as opened:
+            largest = max(opened.infolist(), key=lambda part: part.compress_size)
+        place = largest.header_offset + 30 + len(largest.filename) + largest.compress_size // 2
+    content[place] ^= 1
     file.write_bytes(content)
 
 
@@ -201,7 +208,7 @@ def show(root):
             label = (cell.env, cell.noise, cell.n_timesteps, cell.column)
             shown.scores[label] = repr([cell.done, cell.mean, cell.standard_error])
             shown.learning[label] = plain(learning_curve(cell))
-            curves, notes = training_curves(cell, root)
+            curves, notes = training_curves(cell, Folders(root).training)
             shown.training[label] = {name: plain(curve) for name, curve in curves.items()}
             shown.lines += notes
     return shown

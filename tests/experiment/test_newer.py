@@ -14,6 +14,7 @@ from srl.experiment.store import RunDirectory, read_plan
 from srl.experiment.sweep import make_plan, write_plan
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
+from srl.report.source import Folders
 from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl
 from tests.report.made_runs import lay_down
 
@@ -176,7 +177,7 @@ def test_plan_of_another_program_is_never_written(tmp_path):
 
 def read_training_logs(root):
     for cell in read_scores(root).cells:
-        training_curves(cell, root)
+        training_curves(cell, Folders(root).training)
 
 
 PIPES = ["spec.json", "status.json", "evaluations.npz", "versions.json", "progress.csv", "run.lock"]

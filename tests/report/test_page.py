@@ -21,6 +21,7 @@ from srl.experiment.store import RunDirectory
 from srl.experiment.sweep import Plan, write_plan
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
+from srl.report.source import Folders
 from tests.experiment.small_runs import contents, small_spec, srl
 from tests.report.hostile import NAMES, SCRIPT, parse
 from tests.report.made_runs import MADE_VERSIONS, lay_down, make_sweep
@@ -296,7 +297,7 @@ def test_report_says_nothing_of_where_the_runs_lie(tmp_path):
     directory = lay_down(tmp_path, [[1.0, 2.0], [3.0, 4.0]])
     (directory.path / "progress.csv").unlink()
     (cell,) = read_scores(tmp_path).cells
-    curves, notes = training_curves(cell, tmp_path)
+    curves, notes = training_curves(cell, Folders(tmp_path).training)
     assert curves == {}
     (note,) = notes
     assert "CartPole-v1/sppo/none/seed-0" in note
