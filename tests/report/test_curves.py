@@ -247,7 +247,7 @@ def test_training_curves_are_means_over_seeds_of_what_was_logged(tmp_path):
         assert curves[name].steps.tolist() == [128, 160, 256, 320]
         # Training figures are kept in single precision
         np.testing.assert_allclose(curves[name].mean, mean, rtol=1e-6)
-        np.testing.assert_allclose(curves[name].half_width, half, rtol=1e-6)
+        np.testing.assert_allclose(curves[name].half_width, half, rtol=1e-5)
         assert (curves[name].n_seeds, curves[name].finished) == (3, True)
 
 
