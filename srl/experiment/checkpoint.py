@@ -73,6 +73,11 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted((int(Path(name).stem) for name in names if CHECKPOINT.fullmatch(name)), reverse=True)
 
 
+def last_checkpoint(folder: Path) -> int:
+    """The training steps of a run's latest checkpoint; 0 for none."""
+    return max(checkpoint_steps(folder), default=0)
+
+
 def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
     """Write a checkpoint, see that it can be read, and remove all but the one before.
 

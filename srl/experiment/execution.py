@@ -15,7 +15,7 @@ from pathlib import Path
 
 from srl.errors import UserError
 from srl.experiment.callbacks import beat_interval
-from srl.experiment.checkpoint import checkpoint_steps
+from srl.experiment.checkpoint import last_checkpoint
 from srl.experiment.engines import Ended, Engine, Job, Order, Task
 from srl.experiment.progress import Progress, RunProgress, State
 from srl.experiment.space import free_bytes, out_of_space, says_full
@@ -252,7 +252,7 @@ class _Execution:
 
     def _note(self, job: Job, state: State | None = None, status: Status | None = None) -> None:
         """Note how far a run is; one of no state waits."""
-        checkpoint = max(checkpoint_steps(job.path), default=0) if state is None else 0
+        checkpoint = last_checkpoint(job.path) if state is None else 0
         state = state or ("interrupted" if checkpoint else "not started")
         entry = PlannedRun.of(job.spec)
         self._runs[job.path] = RunProgress(job.spec.path, entry, state, status, checkpoint=checkpoint)
@@ -324,7 +324,7 @@ class _Execution:
 
     def _tries_again(self, job: Job, status: Status | None, reason: str, weight: int) -> bool:
         """Whether a run is tried again after an end that counts so much; 0 for one together with others."""
-        got_to = max(checkpoint_steps(job.path), default=0)
+        got_to = last_checkpoint(job.path)
         if got_to > self._got_to.get(job.path, 0):
             self._ends[job.path] = self._ends_together[job.path] = 0
         self._got_to[job.path] = got_to

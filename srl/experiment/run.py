@@ -40,6 +40,7 @@ from srl.experiment.callbacks import Evaluation, EvaluationLog, FiniteTraining, 
 from srl.experiment.checkpoint import (
     CheckpointTimer,
     checkpoint_steps,
+    last_checkpoint,
     read_checkpoint,
     remove_checkpoints,
     write_checkpoint,
@@ -213,7 +214,7 @@ class Attempt:
             started = time.time()
             self.status = Status(
                 state="running",
-                timesteps=max(self.checkpoints(), default=0),
+                timesteps=last_checkpoint(self.path),
                 n_timesteps=self.spec.n_timesteps,
                 started=started,
                 updated=started,

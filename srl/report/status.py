@@ -23,7 +23,7 @@ from rich.text import Text
 
 from srl.errors import UserError
 from srl.experiment.algorithms import ALGORITHMS, get_algorithm
-from srl.experiment.checkpoint import checkpoint_steps
+from srl.experiment.checkpoint import last_checkpoint
 from srl.experiment.config_files import first_mistake
 from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
 from srl.experiment.store import (
@@ -138,7 +138,7 @@ class Folder:
             return RunProgress(path, entry, "damaged", reason=self._relative(problem))
         if isinstance(status, Status) and status.state != "running":
             minor = self._minor_damage(directory) if status.state == "done" else ()
-            last = _last_checkpoint(directory)
+            last = last_checkpoint(directory.path)
             return RunProgress(path, entry, status.state, status, status.reason, last, minor_damage=minor)
         if in_progress:
             known = status if isinstance(status, Status) else None
@@ -147,7 +147,7 @@ class Folder:
             return RunProgress(path, entry, "done", minor_damage=self._minor_damage(directory))
         if spec is None and status is None:
             return RunProgress(path, entry, "not started")
-        return RunProgress(path, entry, "interrupted", checkpoint=_last_checkpoint(directory))
+        return RunProgress(path, entry, "interrupted", checkpoint=last_checkpoint(directory.path))
 
     def _silence(self, path: str, status: Status | None) -> float:
         """Whole minutes since the last heartbeat of a run that trains, in seconds.
@@ -215,11 +215,6 @@ class Folder:
     def _relative(self, line: object) -> str:
         """A line on a file, named as it is from the folder that is looked at."""
         return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(line))
-
-
-def _last_checkpoint(directory: RunDirectory) -> int:
-    """The steps that an attempt at a run can go on from; 0 for none."""
-    return max(checkpoint_steps(directory.path), default=0)
 
 
 def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -15,7 +16,7 @@ import pytest
 
 from srl.errors import UserError
 from srl.experiment.engines import Job, Order, Task
-from srl.experiment.engines.choose import capacity, engine_of
+from srl.experiment.engines.choose import capacity, engine_of, make_engine
 from srl.experiment.engines.ray import RayEngine
 from srl.experiment.run import train_run
 from srl.experiment.store import RunDirectory, Status, find_runs
@@ -133,14 +134,9 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
     options = engine_of("ray", None, address=cluster.address, tasks_per_gpu=2)
     assert capacity(options, on_gpus=True)[0] == 2
     assert capacity(options)[0] == 2
-
-
-def test_no_more_tasks_are_begun_than_the_option_says(cluster):
-    engine = RayEngine(cluster.address, n_jobs=3)
-    try:
-        assert engine.room == 3
-    finally:
-        engine.close()
+    engine = make_engine(replace(options, n_jobs=3), tmp_path, 3)
+    assert engine.room == 3
+    engine.close()
 
 
 def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):

@@ -420,7 +420,7 @@ def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path)
 
 def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
     env = BROKEN + "Killed-v0"
-    outcome = sweep(tmp_path, env=env, algos=("sppo",), seeds="0:4")
+    outcome = sweep(tmp_path, "--retries", 0, env=env, algos=("sppo",), seeds="0:4")
     assert outcome.status == 1
     assert "4 of 4 runs failed" in outcome.err
     for file in tmp_path.rglob("spec.json"):

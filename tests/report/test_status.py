@@ -128,13 +128,6 @@ def test_only_all_of_it_is_100_percent(tmp_path):
     assert "99%  1,000,064 of 1,000,128 steps" in text
 
 
-def test_slowest_run_decides_when_it_takes_longer_than_all_at_this_speed(tmp_path):
-    slow = lay(tmp_path, "running", status=dict(timesteps=4, steps_per_second=1.0))
-    fast = lay(tmp_path, "running", seed=1, status=dict(timesteps=32, steps_per_second=1000.0))
-    with claimed(slow), claimed(fast):
-        assert "1,001 steps/s, about 60 s left" in look(tmp_path)
-
-
 def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     assert "Nothing runs now: time left unknown." in look(tmp_path)

@@ -10,10 +10,9 @@ from pathlib import Path
 from srl.errors import UserError
 from srl.experiment.engines import Engine
 from srl.experiment.engines.local import LocalEngine
+from srl.experiment.engines.slurm import MAX_PARALLEL, SlurmEngine
 from srl.experiment.memory import available_memory
 
-#: Tasks of a Slurm array that run at once if ``--jobs`` is not given.
-SLURM_JOBS = 64
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?([0-5]?\d):([0-5]\d)|(\d+)")
 
 
@@ -80,7 +79,7 @@ def capacity(options: EngineOptions, *, on_gpus: bool = False) -> tuple[int, flo
     :raises UserError: If a Ray cluster has to be asked and does not answer.
     """
     if options.name == "slurm":
-        return options.n_jobs or SLURM_JOBS, None
+        return options.n_jobs or MAX_PARALLEL, None
     if options.name == "ray" and options.address != "local":
         if options.n_jobs is not None:
             return options.n_jobs, None
@@ -110,8 +109,6 @@ def make_engine(options: EngineOptions, root: Path, n_jobs: int) -> Engine:
 
         return RayEngine(options.address, n_jobs=options.n_jobs, tasks_per_gpu=options.tasks_per_gpu)
     if options.name == "slurm":
-        from srl.experiment.engines.slurm import SlurmEngine
-
         return SlurmEngine(
             root / "slurm", partition=options.partition, time=options.minutes, max_parallel=n_jobs
         )

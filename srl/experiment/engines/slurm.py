@@ -19,6 +19,8 @@ from srl.experiment.store import RunDirectory
 
 #: Slurm's own limit, unless a cluster says otherwise.
 _LARGEST_ARRAY = 1000
+#: Tasks of an array that run at once, if nothing else is said.
+MAX_PARALLEL = 64
 #: How often a job may reach its time limit and go on: as good as always.
 _MOST_TIMEOUTS = 1000
 #: Seconds before its end at which Slurm tells a job of it.
@@ -99,7 +101,7 @@ class SlurmEngine:
         cluster: str | None = None,
         partition: str | None = None,
         time: int = 240,
-        max_parallel: int = 64,
+        max_parallel: int = MAX_PARALLEL,
         mem_gb: float | None = None,
         options: Mapping[str, str | int | bool] | None = None,
     ):
