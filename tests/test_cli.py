@@ -174,7 +174,7 @@ MISTAKES = [
     (["sweep", "discrete_srl", "--envs", "Pendulum-v1"], "Discretise the actions with --algo ds"),
     (["sweep", "discrete_srl", "--envs", "CartPole-v1,CartPole-v1"], "is there twice"),
     (["report", "nowhere"], "no such folder"),
-    (["report", "file"], "no such folder"),
+    (["report", "file"], "neither a folder nor an archive"),
     (["report", "."], "holds no runs"),
 ]
 

@@ -127,7 +127,8 @@ def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cp
     children = np.random.SeedSequence(sequence.entropy, spawn_key=sequence.spawn_key).spawn(2)
     seed_torch(th.default_generator, sequence)
     device = th.device(device)
-    if device.type == "cuda":
+    # Where there is none, SB3 takes the CPU in its place
+    if device.type == "cuda" and th.cuda.is_available():
         index = th.cuda.current_device() if device.index is None else device.index
         th.cuda.init()  # type: ignore[no-untyped-call]
         seed_torch(th.cuda.default_generators[index], sequence)

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from srl import SPPO
 from srl.envs import make_train_env
+from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence
 from srl.experiment.run import RECORDED_PACKAGES, RunFailed, execute_run, train_run
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import RunDirectory
@@ -197,7 +198,12 @@ def test_baseline_run_is_sb3_to_the_bit(algo, theirs, tmp_path):
         kwargs |= dict(learning_rate=lambda left: left * 0.001, clip_range=lambda left: left * 0.2)
     spec = small_spec(algo, overrides=overrides)
     train_run(spec, tmp_path)
-    model = theirs("MlpPolicy", make_train_env(spec.env_spec()), seed=0, device="cpu", **kwargs).learn(64)
+    env = make_train_env(spec.env_spec())
+    seed_globals(seed_sequence(spec.seed, Stream.WEIGHTS))
+    model = theirs("MlpPolicy", env, device="cpu", **kwargs)
+    seed_globals(seed_sequence(spec.seed, Stream.ACTIONS))
+    seed_numpy(seed_sequence(spec.seed, Stream.MINIBATCHES))
+    model.learn(64)
     assert_same(parameters(tmp_path, theirs), model.policy.state_dict())
 
 

@@ -76,7 +76,7 @@ CASES = {
         a2c("dsa2c", 3, beta=3.0, learning_rate=3e-4),
     ],
     "Box actions": lambda: [
-        small_spec("ppo", "LunarLanderContinuous-v3", 1, n_timesteps=512, eval_freq=512, overrides=changes)
+        small("ppo", "Levers-v0", 1, n_timesteps=512, eval_freq=512, overrides=changes)
         for changes in (
             dict(n_steps=128, n_envs=2),
             dict(n_steps=128, n_envs=2, gamma=0.98, ent_coef=0.01, max_grad_norm=0.1),

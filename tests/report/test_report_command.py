@@ -64,7 +64,7 @@ def test_missing_folder_is_named(tmp_path):
 
 def test_file_in_place_of_a_folder_of_runs_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    refused(srl("report", tmp_path / "file"), str(tmp_path / "file"), "no such folder")
+    refused(srl("report", tmp_path / "file"), str(tmp_path / "file"), "neither a folder nor an archive")
 
 
 @pytest.mark.parametrize("kind", ["page", "json", "parquet", "zoo"])
