@@ -129,6 +129,8 @@ class Train:
     """Threads of torch, and of native environments."""
     env_backend: str = "gymnasium"
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
+    compile: str = "auto"
+    """Whether the update is compiled: on, off, or auto for a run that is long enough to repay it."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
     ignore_space: bool = False
@@ -180,6 +182,9 @@ class Sweep:
     time limit if that is higher."""
     env_backend: str | None = None
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
+    compile: str | None = None
+    """Whether updates are compiled: on, off, or auto for runs that are long enough to repay it; auto if not
+    given."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
     retries: int = 3
@@ -402,6 +407,7 @@ def train(options: Train, command: str) -> int:
         env_backend=options.env_backend,
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
+        compile=options.compile,
         eval_max_episode_steps=options.eval_max_episode_steps,
         gym_packages=environment.gym_packages,
         env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
@@ -411,6 +417,8 @@ def train(options: Train, command: str) -> int:
         overrides=options.loss.others() | options.loss.symmetric() | wrappers,
     )
     path = options.out or Path("runs") / spec.path
+    if options.compile == "auto":
+        spec = RunDirectory(path).as_begun(spec)
     there = RunDirectory(path).compare(spec)
     check_run(spec)
     for note in [*notes, *RunDirectory(path).damage(), *RunDirectory(path).minor_damage()]:
@@ -507,6 +515,7 @@ def sweep(options: Sweep, command: str) -> int:
         n_eval_episodes=options.eval_episodes,
         eval_max_episode_steps=options.eval_max_episode_steps,
         env_backend=options.env_backend,
+        compile=options.compile,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
@@ -522,6 +531,7 @@ def sweep(options: Sweep, command: str) -> int:
         population=population,
         n_jobs=n_jobs,
         memory=memory,
+        compile=sweep_options.compile,
     )
     check_files(root, table_files("table"))
     for note in notes:

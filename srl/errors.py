@@ -32,3 +32,7 @@ def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
 
 class OutOfSpace(Exception):
     """A disk, or a user's share of it, is full; the message says where, and how much is needed."""
+
+
+class NotCompiled(Exception):
+    """A function was not compiled; the message is the reason in one line."""

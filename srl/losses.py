@@ -18,7 +18,7 @@ Passing the product, not the factors, is what keeps gradients finite: ``1 / pi_o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch as th
@@ -206,6 +206,11 @@ class LossWeights(NamedTuple):
     beta: Coefficient
     ent_coef: Coefficient
     vf_coef: Coefficient
+
+    @classmethod
+    def of(cls, coefficients: Mapping[str, Coefficient]) -> LossWeights:
+        """The weights among coefficients, by their names."""
+        return cls(*(coefficients[name] for name in cls._fields))
 
     def total(
         self,

@@ -1,7 +1,8 @@
 """SB3's actor-critic policies with the faster action distributions of :mod:`srl.distributions`.
 
 Networks, parameters, initialisation and ``state_dict`` are SB3's, so that parameters can be exchanged with
-SB3's policies in both directions.
+SB3's policies in both directions. MLPs on the CPU sample MultiDiscrete actions in NumPy, see
+:mod:`srl.acting`; other actions are SB3's to the bit, unless ``numpy_acting`` is set.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from srl.acting import NumpyActor, can_act_in_numpy
 from srl.distributions import BatchedMultiCategoricalDistribution, without_checks
 from srl.errors import UserError
 from srl.spaces import has_start, subtract_start
 
 
 class PolicyMixin(sb3.ActorCriticPolicy):
-    """The faster distributions, and spaces with ``start != 0`` (see :mod:`srl.spaces`)."""
+    """Faster distributions, acting in NumPy, and spaces with ``start != 0`` (see :mod:`srl.spaces`)."""
+
+    #: Whether actions are sampled in NumPy where that is possible, which differs in the last bits.
+    numpy_acting: bool
+    _actor: NumpyActor | None = None
+    _actor_address: int | None = None
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._has_start = has_start(self.observation_space, self.action_space)
         self.action_dist = without_checks(self.action_dist, self.action_space)
+        self.numpy_acting = isinstance(self.action_dist, BatchedMultiCategoricalDistribution)
         # Fused Adam takes a third of the time and differs in the last bit. Where the batched distribution's
         # random draws differ from SB3's anyway that costs nothing; elsewhere results stay SB3's to the bit.
         if (
@@ -49,8 +57,44 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         return super().get_distribution(self.subtract_start(obs))
 
+    def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Sample actions, as SB3's policy does.
+
+        :param obs: Observations, shape ``(n, *observation_shape)``.
+        :param deterministic: Whether to take the likeliest actions.
+        :return: Actions of shape ``(n, *action_shape)``, values of ``(n, 1)`` and log probabilities of
+            ``(n,)``.
+        """
+        actor = None if deterministic else self._numpy_actor()
+        if actor is None:
+            return super().forward(obs, deterministic)
+        rows = obs.numpy()[None]
+        actions, values, log_probs = actor.act(rows, actor.draws(len(obs))[None])
+        return th.from_numpy(actions[0]), th.from_numpy(values[0])[:, None], th.from_numpy(log_probs[0])
+
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        return super().predict_values(self.subtract_start(obs))
+        """State values, as SB3's policy gives them.
+
+        :param obs: Observations, shape ``(n, *observation_shape)``.
+        :return: Shape ``(n, 1)``.
+        """
+        actor = self._numpy_actor()
+        if actor is None or not isinstance(obs, th.Tensor):
+            return super().predict_values(self.subtract_start(obs))
+        return th.from_numpy(actor.values(obs.numpy()[None])[0])[:, None]
+
+    def _numpy_actor(self) -> NumpyActor | None:
+        if not self.numpy_acting or th.is_grad_enabled():
+            return None
+        parameter = next(self.value_net.parameters())
+        # Parameters may move, and a copy of the policy has its own
+        if self._actor_address != parameter.data_ptr():
+            self._actor_address = parameter.data_ptr()
+            self._actor = None
+            if can_act_in_numpy(self):
+                own = {name: parameter.data[None] for name, parameter in self.named_parameters()}
+                self._actor = NumpyActor(self, own)
+        return self._actor
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -14,16 +16,29 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, TensorDict
+from stable_baselines3.common.type_aliases import (
+    DictRolloutBufferSamples,
+    GymEnv,
+    MaybeCallback,
+    RolloutBufferSamples,
+    TensorDict,
+)
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from srl.advantages import ADVANTAGE_TRANSFORMS, PreparedAdvantages, prepare_advantages
-from srl.errors import UserError, nearest
+from srl.errors import NotCompiled, UserError, nearest
 from srl.evaluation import eval_callbacks, match_wrappers
-from srl.losses import REVERSE_LOSSES, A2CLosses, LossWeights, PPOLosses
+from srl.losses import REVERSE_LOSSES, A2CLosses, Coefficient, PPOLosses
 from srl.policies import PolicyMixin
 from srl.rewards import explained
 from srl.spaces import check_supported, has_start
+
+if TYPE_CHECKING:
+    from srl.compiled import CompiledUpdate
+
+#: A minibatch, as SB3's rollout buffers give it.
+Samples = RolloutBufferSamples | DictRolloutBufferSamples
 
 #: Tells the flip noise's random stream from others that start from the same seed.
 _FLIP_NOISE_STREAM = 1
@@ -62,6 +77,12 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 
 
+def figures_of(losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> dict[str, th.Tensor]:
+    """What is logged of a minibatch: the losses that there are, and what happened to the advantages."""
+    figures = {**losses._asdict(), "sign_changes": prepared.n_sign_changes, "abs_max": prepared.abs_max}
+    return {name: value.detach() for name, value in figures.items() if value is not None}
+
+
 class UpdateStatistics:
     """The figures of one update, kept on the device until it ends.
 
@@ -75,12 +96,19 @@ class UpdateStatistics:
     def add(self, losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> None:
         """Append the figures of a minibatch, each a scalar, or of shape ``(n_members,)`` all the time."""
         self._n_samples += prepared.advantages.shape[-1]
-        figures = {
-            **losses._asdict(), "sign_changes": prepared.n_sign_changes, "abs_max": prepared.abs_max
-        }  # fmt: skip
-        for name, value in figures.items():
-            if value is not None:
-                self._values[name].append(value.detach())
+        for name, value in figures_of(losses, prepared).items():
+            self._values[name].append(value)
+
+    def add_rows(self, names: Sequence[str], rows: Sequence[th.Tensor], n_samples: int) -> None:
+        """Append the figures of minibatches.
+
+        :param names: Of the figures.
+        :param rows: For each minibatch its figures, shape ``(n_figures,)``.
+        :param n_samples: Samples of the minibatches together.
+        """
+        self._n_samples += n_samples
+        for name, column in zip(names, th.stack(list(rows), dim=1), strict=True):
+            self._values[name].append(column)
 
     def split(self) -> list[UpdateStatistics]:
         """The figures of each member of a population."""
@@ -116,6 +144,18 @@ class UpdateStatistics:
         return self._series("abs_max").max().item()
 
 
+class UpdateResult(NamedTuple):
+    """How an update went."""
+
+    statistics: UpdateStatistics
+    #: Epochs that were begun.
+    n_epochs: int
+    #: Minibatches of the last epoch.
+    n_minibatches: int
+    #: Whether the limit on the KL divergence ended it.
+    stopped: bool
+
+
 class SymmetricLossMixin(OnPolicyAlgorithm):
     """The parameters of the symmetric loss, checked, and the parts of an update that both algorithms use.
 
@@ -129,12 +169,17 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
     advantage_transform: str
     advantage_flip_prob: float
     normalize_advantage: bool
+    compile_update: bool
 
-    def _init_symmetric_loss(self, **parameters: Any) -> None:
+    def _init_symmetric_loss(self, *, compile_update: bool, **parameters: Any) -> None:
         check_symmetric_loss(**parameters)
         for name, value in parameters.items():
             setattr(self, name, value)
         self._flip_rng = np.random.default_rng()
+        self.compile_update = compile_update
+        self._compiled: CompiledUpdate | None = None
+        #: Why the update is not compiled, if it was to be.
+        self.not_compiled: str | None = None
 
     def _check_symmetric_loss(self) -> None:
         """Check the parameters again, which ``load`` and users set as attributes, and the action space."""
@@ -163,6 +208,9 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
                 "squash_output=True has no effect without gSDE. Set use_sde=True, or leave it out."
             )
         super()._setup_model()
+        # Results differ in the last bits already
+        if self.compile_update and isinstance(self.policy, PolicyMixin):
+            self.policy.numpy_acting = True
 
     def _setup_learn(
         self,
@@ -231,11 +279,17 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         if seed is not None:
             self._flip_rng = np.random.default_rng([seed, _FLIP_NOISE_STREAM])
 
-    def _prepare_advantages(self, advantages: th.Tensor) -> PreparedAdvantages:
-        flip_mask = None
-        if self.advantage_flip_prob > 0:
-            flips = self._flip_rng.random(len(advantages)) < self.advantage_flip_prob
-            flip_mask = th.as_tensor(flips, device=advantages.device)
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled", "not_compiled"]
+
+    def _flip_mask(self, n_samples: int) -> th.Tensor | None:
+        """Whose advantages the flip noise turns around, drawn; None for nobody's."""
+        if self.advantage_flip_prob == 0:
+            return None
+        flips = self._flip_rng.random(n_samples) < self.advantage_flip_prob
+        return th.as_tensor(flips, device=self.device)
+
+    def _prepare_advantages(self, advantages: th.Tensor, flip_mask: th.Tensor | None) -> PreparedAdvantages:
         return prepare_advantages(
             advantages,
             flip_mask=flip_mask,
@@ -243,14 +297,70 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
             transform=self.advantage_transform,
         )
 
+    def _coefficients(self) -> dict[str, float]:
+        """The numbers in the loss that may change from update to update."""
+        names = ("alpha", "beta", "z", "ent_coef", "vf_coef")
+        return {name: getattr(self, name) for name in names}
+
+    def _evaluate(self, data: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """Values, log probabilities and entropies of a minibatch under the current policy."""
+        actions = data.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        values, log_prob, entropy = self.policy.evaluate_actions(data.observations, actions)
+        return values.flatten(), log_prob, entropy
+
     @property
     def _has_probabilities(self) -> bool:
         """Whether the policy gives actions a probability, which the reverse loss needs, not a density."""
         return not isinstance(self.action_space, spaces.Box)
 
     @property
-    def _loss_weights(self) -> LossWeights:
-        return LossWeights(self.alpha, self.beta, self.ent_coef, self.vf_coef)
+    def _kl_limit(self) -> float | None:
+        """The approximate KL divergence above which an update ends; None for no limit."""
+        return None
+
+    def _losses(
+        self, data: Samples, flip_mask: th.Tensor | None, coefficients: Mapping[str, Coefficient]
+    ) -> tuple[A2CLosses | PPOLosses, PreparedAdvantages]:
+        """The losses of a minibatch.
+
+        :param data: The minibatch.
+        :param flip_mask: Whose advantages change sign; None for nobody's.
+        :param coefficients: :meth:`_coefficients`, as numbers or tensors without dimensions.
+        """
+        raise NotImplementedError
+
+    def _trace_options(self) -> tuple[Any, ...]:
+        """What a compiled update depends on beside shapes and the optimizer's options."""
+        names = ("normalize_advantage", "advantage_transform", "reverse_loss", "importance_weighting")
+        options = (getattr(self, name, None) for name in names)
+        return (*options, tuple(self._coefficients()), self._kl_limit)
+
+    @property
+    def _minibatch_size(self) -> int:
+        """Samples of a minibatch, except for a last one with fewer."""
+        raise NotImplementedError
+
+    def compile_now(self, like: CompiledUpdate | None = None) -> CompiledUpdate | None:
+        """Compile the update, or load it from the user's cache, if that was not done for the current shapes.
+
+        :param like: The update of a model that differs in numbers alone, whose compiled code is used.
+        :return: None if the update is not compiled; ``not_compiled`` is the reason where it should be.
+        """
+        if not self.compile_update or self.not_compiled is not None:
+            return None
+        from srl.compiled import CompiledUpdate, whole_rollout
+
+        try:
+            rollout = whole_rollout(self.rollout_buffer)
+            if self._compiled is None or not self._compiled.fits(rollout, self._minibatch_size):
+                self._compiled = CompiledUpdate(self, rollout, self._minibatch_size, like)
+        except NotCompiled as error:
+            self.not_compiled = str(error)
+            warnings.warn(f"{type(self).__name__}: the update is not compiled: {error}", stacklevel=2)
+            return None
+        return self._compiled
 
     def _optimize(self, loss: th.Tensor) -> None:
         """One optimizer step with the gradient norm clipped."""
@@ -262,6 +372,15 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         loss.backward()  # type: ignore[no-untyped-call]
         th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
+
+    def _explained_variance(self) -> float:
+        """The share of the returns' variance that the values of the rollout explain."""
+        buffer = self.rollout_buffer
+        columns = (buffer.values, buffer.returns)
+        # The sums round by the order of samples; this is that of minibatches
+        in_order = columns if buffer.generator_ready else map(buffer.swap_and_flatten, columns)
+        values, returns = (column.flatten() for column in in_order)
+        return float(explained_variance(values, returns))
 
     def _record_symmetric_loss(self, statistics: UpdateStatistics) -> None:
         """Log what SB3's algorithm does not."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +31,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
+from srl.compiled import CompiledUpdate
 from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
 from srl.envs.replay import NotRestorable
@@ -120,6 +122,7 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
         policy_kwargs=policy_kwargs(spec.hyperparams.policy_kwargs),
         device=spec.device,
         _init_setup_model=build,
+        compile_update=spec.compile_update,
         **kwargs,
     )
     # For the record: given to the constructor, it would seed the environments as SB3 does
@@ -131,6 +134,26 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
         # As SB3's set_random_seed
         th.backends.cudnn.deterministic, th.backends.cudnn.benchmark = True, False
     return model
+
+
+def compile_update(
+    attempt: Attempt, model: SA2C | SPPO, like: CompiledUpdate | None = None
+) -> CompiledUpdate | None:
+    """Compile a model's update before training, if its run is to be compiled; record how that went.
+
+    :param attempt: At the run.
+    :param model: Its algorithm.
+    :param like: The update of another run that trains with it.
+    :return: The update; None if it is not compiled.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the note says it
+        compiled = model.compile_now(like)
+    if model.not_compiled is not None:
+        attempt.note(f"the update is not compiled, so that last bits may differ: {model.not_compiled}")
+    elif compiled is not None:
+        attempt.status = replace(attempt.status, compile_seconds=compiled.compile_seconds)
+    return compiled
 
 
 def train_run(
@@ -382,6 +405,7 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
     try:
         model = make_model(spec, env)
         model.set_logger(make_logger(path, state["logs"]["progress"] if state else ""))
+        compile_update(attempt, model)
         callbacks = CallbackList([heartbeat, FiniteTraining(), evaluation])
         try:
             _learn(attempt, model, evaluation, callbacks, state, checkpoint_every)

@@ -13,6 +13,7 @@ from srl.envs.make import BACKENDS
 from srl.envs.registration import import_packages, is_atari, registered
 from srl.errors import UserError, nearest
 from srl.experiment.algorithms import Algorithm, get_algorithm
+from srl.experiment.compiling import resolve_compile
 from srl.experiment.config_files import first_mistake
 from srl.experiment.hyperparams import (
     ATARI_WRAPPER,
@@ -76,6 +77,8 @@ class RunSpec(Strict):
     env_backend: Literal["gymnasium", "native"] = "gymnasium"
     #: Whether it trains as a member of a population, see :mod:`srl.population`.
     stacked: bool = False
+    #: Whether the update is compiled, which changes last bits.
+    compile_update: bool = False
     hyperparams: SerializeAsAny[Hyperparams]
 
     @field_validator("algo")
@@ -152,6 +155,7 @@ def make_run_spec(
     env_backend: str = "gymnasium",
     eval_freq: int | None = None,
     n_eval_episodes: int = 10,
+    compile: str = "off",
     eval_max_episode_steps: int | None = None,
     gym_packages: Sequence[str] = (),
     env_kwargs: dict[str, Any] | None = None,
@@ -175,6 +179,8 @@ def make_run_spec(
     :param env_backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
+    :param compile: Whether the update is compiled: ``"on"``, ``"off"``, or ``"auto"`` for runs that are long
+        enough to repay it, where there is a compiler.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None takes 50,000, or the time limit that the environment is registered with if that is higher.
     :param gym_packages: Modules to import, which register environments with Gymnasium.
@@ -216,6 +222,9 @@ def make_run_spec(
     atari = is_atari(env_id)
     if ATARI_WRAPPER in (hyperparams.env_wrapper or ()) and not atari:
         raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is no Atari game. Leave it out.")
+    resolved_device = resolve_device(device, hyperparams.policy)
+    n_timesteps = file_timesteps if n_timesteps is None else n_timesteps
+    compile_update, compile_notes = resolve_compile(compile, hyperparams, n_timesteps, resolved_device)
     try:
         spec = RunSpec(
             algo=algorithm.name,
@@ -226,7 +235,7 @@ def make_run_spec(
             gym_packages=list(gym_packages),
             env_kwargs=env_kwargs or {},
             max_episode_steps=max_episode_steps,
-            n_timesteps=file_timesteps if n_timesteps is None else n_timesteps,
+            n_timesteps=n_timesteps,
             bins=(DEFAULT_BINS if bins is None else bins) if algorithm.discretised else None,
             profile=profile,
             eval_freq=(10_000 if atari else 5_000) if eval_freq is None else eval_freq,
@@ -238,15 +247,16 @@ def make_run_spec(
                 else eval_max_episode_steps
             ),
             eval_deterministic=not atari,
-            device=resolve_device(device, hyperparams.policy),
+            device=resolved_device,
             threads=threads,
             env_backend=env_backend,  # type: ignore[arg-type]
+            compile_update=compile_update,
             hyperparams=hyperparams,
         )
     except ValidationError as error:
         keys, message = first_mistake(error)
         raise UserError(f"{'.'.join(map(str, keys))}: {message}" if keys else message) from None
-    return spec, ([renamed] if renamed else []) + notes
+    return spec, ([renamed] if renamed else []) + notes + compile_notes
 
 
 def resolve_device(device: str, policy: str) -> str:

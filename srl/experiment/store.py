@@ -223,6 +223,8 @@ class Status:
     resumed_from: int = 0
     #: How often it was begun or gone on with.
     attempts: int = 1
+    #: Seconds that compiling the update took; 0 if nothing was compiled.
+    compile_seconds: float = 0.0
     #: Why earlier attempts ended, and why it could not go on from a checkpoint, in lines.
     notes: tuple[str, ...] = ()
     #: Of a finished run: size, time of change in nanoseconds and SHA-256 of each file that it left.
@@ -567,6 +569,17 @@ class RunDirectory:
             return "done"
         self._check_kinds()
         return "unfinished"
+
+    def as_begun(self, spec: RunSpec) -> RunSpec:
+        """A spec, compiled as the run that the folder holds is, if it is of that spec otherwise."""
+        try:
+            there = self.read_spec()
+        except UserError:
+            return spec
+        if there is None:
+            return spec
+        kept = spec.model_copy(update={"compile_update": there.compile_update})
+        return kept if there.model_copy(update={"stacked": spec.stacked}) == kept else spec
 
     def _check_no_other_files(self) -> None:
         """See that a folder without a spec holds only what a run leaves that ends before it writes one."""

@@ -19,6 +19,7 @@ from srl.errors import UserError, nearest
 from srl.experiment.algorithms import get_algorithm
 from srl.experiment.check import check_runs
 from srl.experiment.checkpoint import checkpoint_steps
+from srl.experiment.compiling import check_choice
 from srl.experiment.config_files import ConfigFile, first_mistake
 from srl.experiment.engines import Job, Task
 from srl.experiment.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, of_family, untrusted
@@ -93,6 +94,8 @@ class SweepOptions(Strict):
     bins: Annotated[int, Field(ge=2)] | None = None
     profile: str = "controlled"
     env_backend: str = "gymnasium"
+    #: Whether updates are compiled, see :func:`srl.experiment.compiling.resolve_compile`.
+    compile: str = "auto"
     #: Of all environments; see :class:`~srl.experiment.spec.RunSpec`.
     gym_packages: list[str] = Field(default_factory=list)
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -110,6 +113,14 @@ class SweepOptions(Strict):
     @classmethod
     def _seeds(cls, value: Any) -> Any:
         return parse_seeds(value if isinstance(value, list) else [value])
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _compile(cls, value: Any) -> Any:
+        # YAML reads on and off as truth values
+        choice = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        check_choice(choice)
+        return choice
 
     @field_validator("noise")
     @classmethod
@@ -289,6 +300,7 @@ def expand(
             env_backend=options.env_backend,
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
+            compile=options.compile,
             eval_max_episode_steps=options.eval_max_episode_steps,
             gym_packages=options.gym_packages,
             env_kwargs=options.env_kwargs,
@@ -337,6 +349,7 @@ def make_plan(
     population: Population = "off",
     n_jobs: int = 1,
     memory: float | None = None,
+    compile: str = "off",
 ) -> Plan:
     """Hold the runs of a sweep against what its folder holds; nothing is written.
 
@@ -347,12 +360,16 @@ def make_plan(
         see :func:`~srl.experiment.tasks.make_tasks`.
     :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
     :param memory: Bytes that these share; None for no limit.
+    :param compile: With ``"auto"``, runs that were begun before stay compiled or not, as they were begun.
     :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place, or files
         of a newer srl.
     """
     check_writable(root)
     check_plan(root)
-    plan = Plan(root, [Job(spec, root / spec.path) for spec in specs], [list(pair) for pair in compare])
+    jobs = [Job(spec, root / spec.path) for spec in specs]
+    if compile == "auto":
+        jobs = [Job(RunDirectory(job.path).as_begun(job.spec), job.path) for job in jobs]
+    plan = Plan(root, jobs, [list(pair) for pair in compare])
     begun: dict[Path, bool] = {}
     for job in plan.jobs:
         directory = RunDirectory(job.path)

@@ -23,6 +23,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
+from srl.acting import NumpyActor, can_act_in_numpy
 from srl.distributions import (
     BatchedMultiCategoricalDistribution,
     UncheckedBernoulliDistribution,
@@ -30,6 +31,7 @@ from srl.distributions import (
     UncheckedDiagGaussianDistribution,
 )
 from srl.errors import UserError
+from srl.policies import PolicyMixin
 from srl.spaces import subtract_start
 
 #: Modules that treat each number by itself, and so a stack as they treat one network's.
@@ -108,6 +110,13 @@ class StackedPolicy:
             raise UserError(
                 f"A population cannot stack {strange[0]}. Train these runs with --population off."
             )
+
+    def numpy_actor(self) -> NumpyActor | None:
+        """What samples the members' actions in NumPy, if that is how they act alone."""
+        policy = self._policy
+        if not (isinstance(policy, PolicyMixin) and policy.numpy_acting and can_act_in_numpy(policy)):
+            return None
+        return NumpyActor(policy, self.parameters)
 
     def release(self) -> None:
         """Give the members parameters of their own, else each one's file would hold those of all."""

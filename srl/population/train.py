@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
+from srl.compiled import CompiledUpdate
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import eval_episode_limit, make_member_env, normalize_arguments
 from srl.envs.replay import NotRestorable
@@ -48,6 +50,7 @@ from srl.experiment.run import (
     LOG_INTERVAL,
     Attempt,
     RunFailed,
+    compile_update,
     in_one_line,
     make_model,
     save,
@@ -58,8 +61,8 @@ from srl.experiment.tasks import population_key
 from srl.population.environments import MemberEnvs, StackedNormalize
 from srl.population.networks import StackedPolicy
 from srl.population.update import (
+    CompiledUpdater,
     Rollout,
-    StackedOptimizer,
     Updater,
     clip_range_of,
     clip_range_vf_of,
@@ -203,6 +206,7 @@ class Population:
         th.set_num_threads(spec.threads)
         keep_freed_memory()
         self._resources = ExitStack()
+        self._compiled: CompiledUpdate | None = None
         with ExitStack() as on_error:
             on_error.push(self._resources)
             env_specs = [attempt.spec.env_spec() for attempt in attempts]
@@ -236,11 +240,15 @@ class Population:
                 ]
             )
         self._policy = StackedPolicy([model.policy for model in self._models])  # type: ignore[misc]
-        rates = [member.spec.hyperparams.learning_rate for member in self._members]
-        self._optimizer = StackedOptimizer(self._policy, self._models, rates)
-        self._updater = Updater(
-            self._models, self._policy, self._optimizer, [member.permutations for member in self._members]
-        )
+        self._actor = self._policy.numpy_actor()
+        permutations = [member.permutations for member in self._members]
+        self._updater: Updater | CompiledUpdater
+        updates = [model._compiled for model in self._models if model._compiled is not None]
+        if len(updates) == len(self._models):
+            self._updater = CompiledUpdater(self._models, updates, permutations)
+        else:
+            rates = [member.spec.hyperparams.learning_rate for member in self._members]
+            self._updater = Updater(self._models, self._policy, permutations, rates)
         self._gamma = np.array([model.gamma for model in self._models])
         self._gae_lambda = np.array([model.gae_lambda for model in self._models])
         self._active = list(range(len(self._members)))
@@ -279,14 +287,14 @@ class Population:
             restore_logger(member.model.logger, state["logs"])
             self._observations[index] = state["model"]["last_obs"]
             self._dones[index] = state["model"]["last_episode_starts"]
-        self._optimizer.take_over()
+        self._updater.take_over()
         self._iteration = states[0]["iteration"]
         self._timesteps = self._models[0].num_timesteps
         self._n_steps_taken = self._timesteps // self._envs.n_envs
 
     def _keep(self) -> None:
         """Write a checkpoint of each member: that which the run alone would have."""
-        self._optimizer.export()
+        self._updater.export()
         evaluated = bool(self._members[self._active[0]].evaluations.timesteps)
 
         kind = "cuda" if self._device.type == "cuda" else "torch"
@@ -329,6 +337,7 @@ class Population:
         permutations.set_state(np.random.get_state())  # noqa: NPY002
         model.set_logger(make_logger(attempt.path, progress))
         self._resources.callback(model.logger.close)
+        self._compiled = compile_update(attempt, model, like=self._compiled)
         model.rollout_buffer = None  # type: ignore[assignment]
         model.ep_info_buffer = deque(maxlen=model._stats_window_size)
         model.ep_success_buffer = deque(maxlen=model._stats_window_size)
@@ -406,23 +415,16 @@ class Population:
         draws = th.stack(
             [self._policy.draws(member.generator, n_steps, n_envs) for member in self._members], dim=1
         )
-        observations, actions, values, outputs = [], [], [], []
         rewards = np.zeros((n_steps, len(self._members), n_envs), dtype=np.float32)
         episode_starts = np.zeros_like(rewards)
+        steps = []
         for step in range(n_steps):
-            observation = self._tensor(self._observations)
-            action, value, output = self._policy.act(observation, draws[step])
-            observations.append(observation)
-            actions.append(action)
-            values.append(value)
-            outputs.append(output)
+            steps.append(self._act(draws[step]))
             episode_starts[step] = self._dones
-            rewards[step] = self._step(action)
-        with th.no_grad():
-            last_values = self._policy.values(self._tensor(self._observations)).cpu().numpy()
-        stacked_values = th.stack(values)
+            rewards[step] = self._step(steps[-1][1])
+        observations, actions, values, outputs = (_stacked(column) for column in zip(*steps, strict=True))
         advantages, returns = generalized_advantages(
-            rewards, stacked_values.cpu().numpy(), episode_starts, last_values, self._dones,
+            rewards, values.cpu().numpy(), episode_starts, self._last_values(), self._dones,
             self._gamma, self._gae_lambda,
         )  # fmt: skip
 
@@ -430,18 +432,42 @@ class Population:
             """From ``(n_steps, S, n_envs, ...)`` to ``(S, N, ...)``, one environment after the other."""
             return tensor.movedim(0, 2).flatten(1, 2).contiguous()
 
-        all_actions = in_order(th.stack(actions)).float()
+        all_actions = in_order(actions).float()
         all_actions = all_actions.reshape(*all_actions.shape[:2], -1)
+        # As in SB3's buffer; policies take observations of float64 as float32
+        shape = get_obs_shape(self._models[0].observation_space)
+        observations = in_order(observations).reshape(*all_actions.shape[:2], *shape)
         return Rollout(
-            observations=in_order(th.stack(observations)),
+            observations=observations.float() if observations.dtype == th.float64 else observations,
             actions=all_actions,
-            values=in_order(stacked_values),
-            log_probs=self._policy.log_probs(in_order(th.stack(outputs)), all_actions),
+            values=in_order(values),
+            log_probs=in_order(outputs)
+            if self._actor is not None
+            else self._policy.log_probs(in_order(outputs), all_actions),
             advantages=in_order(self._tensor(advantages)),
             returns=in_order(self._tensor(returns)),
         )
 
-    def _step(self, action: th.Tensor) -> np.ndarray:
+    def _act(self, draws: th.Tensor) -> tuple[Any, Any, Any, Any]:
+        """Sample actions; returns observations, actions, values, and log probabilities.
+
+        In PyTorch, the last are what :meth:`StackedPolicy.log_probs` computes them from, for all steps at
+        once.
+        """
+        if self._actor is None:
+            observations = self._tensor(self._observations)
+            return observations, *self._policy.act(observations, draws)
+        kept = self._observations if self._normalize is not None else self._observations.copy()
+        return kept, *self._actor.act(kept, draws.numpy())
+
+    def _last_values(self) -> np.ndarray:
+        """Values of the current observations, shape ``(S, n_envs)``."""
+        if self._actor is not None:
+            return self._actor.values(self._observations)
+        with th.no_grad():
+            return self._policy.values(self._tensor(self._observations)).cpu().numpy()
+
+    def _step(self, action: np.ndarray | th.Tensor) -> np.ndarray:
         """Step the environments; returns the rewards that the members learn from, shape ``(S, n_envs)``."""
         new_observations, rewards, self._dones = self._envs.step(self._for_env(action), self._active)
         self._drop_failed(self._envs, self._at_step)
@@ -487,9 +513,9 @@ class Population:
                     value = model.policy.predict_values(model.policy.obs_to_tensor(last)[0])[0]
                 rewards[index, env] += model.gamma * value
 
-    def _for_env(self, actions: th.Tensor) -> np.ndarray:
+    def _for_env(self, actions: np.ndarray | th.Tensor) -> np.ndarray:
         space = self._models[0].action_space
-        array: np.ndarray = actions.cpu().numpy()
+        array = actions.cpu().numpy() if isinstance(actions, th.Tensor) else actions
         return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
 
     def _update(self, rollout: Rollout) -> None:
@@ -568,7 +594,7 @@ class Population:
         return observations, dones
 
     def _save(self) -> None:
-        self._optimizer.export()
+        self._updater.export()
         self._policy.release()
         wrappers = None if self._normalize is None else self._normalize.export()
 
@@ -606,6 +632,13 @@ class Population:
         failure = RunFailed(f"{in_one_line(error)}{where(error)}")
         failure.__cause__ = error
         self._members[index].attempt.fail(failure)
+
+
+def _stacked(steps: Sequence[Any]) -> th.Tensor:
+    """What was kept at each step, as one tensor."""
+    if isinstance(steps[0], th.Tensor):
+        return th.stack(list(steps))
+    return th.from_numpy(np.stack(steps))
 
 
 class Heart:

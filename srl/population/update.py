@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from srl import SA2C, SPPO
 from srl.advantages import prepare_advantages
+from srl.compiled import CompiledUpdate
 from srl.distributions import VECTOR
 from srl.losses import A2CLosses, LossWeights, PPOLosses, a2c_losses, ppo_losses
 from srl.population.networks import StackedPolicy
@@ -35,6 +37,10 @@ class Rollout:
     log_probs: th.Tensor
     advantages: th.Tensor
     returns: th.Tensor
+
+    def of_member(self, index: int) -> RolloutBufferSamples:
+        """The samples of one member."""
+        return RolloutBufferSamples(*(tensor[index] for tensor in vars(self).values()))
 
 
 def generalized_advantages(
@@ -164,26 +170,63 @@ class StackedOptimizer:
                         optimizer.state[parameter][key] = copy(value) if whole else value[row].clone()
 
 
-class Updater:
-    """What an update needs besides the rollout: the members' coefficients and random generators.
+class CompiledUpdater:
+    """The members' compiled updates, one after the other: each is that of the run alone.
 
     :param models: The members.
-    :param policy: Their stacked network.
-    :param optimizer: Their optimizer.
+    :param updates: Their updates.
     :param permutations: Each member's generator of minibatch orders.
     """
 
     def __init__(
         self,
         models: Sequence[SA2C | SPPO],
-        policy: StackedPolicy,
-        optimizer: StackedOptimizer,
+        updates: Sequence[CompiledUpdate],
         permutations: Sequence[np.random.RandomState],
+    ):
+        self._members = list(zip(models, updates, permutations, strict=True))
+
+    def update(self, rollout: Rollout) -> list[UpdateStatistics]:
+        """Update all members.
+
+        :param rollout: What they have seen.
+        :return: The figures of each member's update.
+        """
+        statistics = []
+        for index, (model, update, permutations) in enumerate(self._members):
+            n_epochs = model.n_epochs if isinstance(model, SPPO) else 1
+            result = update.run(rollout.of_member(index), permutations.permutation, n_epochs)
+            model._n_updates += result.n_epochs
+            statistics.append(result.statistics)
+        return statistics
+
+    def take_over(self) -> None:
+        """Nothing to do: the state is that of the members' own optimizers."""
+
+    def export(self) -> None:
+        """Nothing to do: the state is that of the members' own optimizers."""
+
+
+class Updater:
+    """The update of the stacked network.
+
+    :param models: The members, those of one learning rate next to each other.
+    :param policy: Their stacked network.
+    :param permutations: Each member's generator of minibatch orders.
+    :param learning_rates: Of each member, as its hyperparameters name it.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[SA2C | SPPO],
+        policy: StackedPolicy,
+        permutations: Sequence[np.random.RandomState],
+        learning_rates: Sequence[float | str],
     ):
         self._models = list(models)
         self._first = models[0]
         self._policy = policy
-        self._optimizer = optimizer
+        self._optimizer = StackedOptimizer(policy, models, learning_rates)
         self._permutations = list(permutations)
         self._device = models[0].device
         self._weights = LossWeights(
@@ -191,6 +234,14 @@ class Updater:
         )
         self._z = self._column("z")
         self._flips = any(model.advantage_flip_prob > 0 for model in models)
+
+    def take_over(self) -> None:
+        """Take the state of the members' own optimizers, to resume from it."""
+        self._optimizer.take_over()
+
+    def export(self) -> None:
+        """Give the members' own optimizers their state."""
+        self._optimizer.export()
 
     def _column(self, name: str) -> th.Tensor:
         """A coefficient of each member, shape ``(S, 1)``."""
@@ -222,13 +273,9 @@ class Updater:
     def _flip_mask(self, n_samples: int) -> th.Tensor | None:
         if not self._flips:
             return None
-        masks = [
-            model._flip_rng.random(n_samples) < model.advantage_flip_prob
-            if model.advantage_flip_prob > 0
-            else np.zeros(n_samples, dtype=bool)
-            for model in self._models
-        ]
-        return th.as_tensor(np.stack(masks), device=self._device)
+        nobody = th.zeros(n_samples, dtype=th.bool, device=self._device)
+        masks = (model._flip_mask(n_samples) for model in self._models)
+        return th.stack([nobody if mask is None else mask for mask in masks])
 
     def _update_a2c(self, rollout: Rollout, statistics: UpdateStatistics) -> None:
         batch = _take(rollout, self._orders(rollout.returns.shape[1]))

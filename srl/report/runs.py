@@ -18,7 +18,7 @@ from srl.experiment.spec import RunSpec
 from srl.experiment.store import PLAN, RESULTS, SPEC, RunDirectory, Status, flatten, read_plan, walk
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
-_NOT_COMPARED = {"seed", "device", "threads", "stacked", "gym_packages"}
+_NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "gym_packages"}
 #: What a report leaves beside its page, or at the root of what it is about.
 PAGE = "report.html"
 FIGURES = "figures"

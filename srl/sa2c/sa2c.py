@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 
+from srl.advantages import PreparedAdvantages
+from srl.compiled import whole_rollout
 from srl.errors import UserError
-from srl.losses import a2c_losses
+from srl.losses import A2CLosses, Coefficient, LossWeights, a2c_losses
 from srl.policies import POLICY_ALIASES
-from srl.symmetric import SymmetricLossMixin, UpdateStatistics
+from srl.symmetric import Samples, SymmetricLossMixin, UpdateResult, UpdateStatistics
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
 
@@ -68,6 +70,9 @@ class SA2C(SymmetricLossMixin, A2C):
         minibatch's extremes), applied last
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
+    :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
+        makes it several times faster for small networks. Results differ in the last bits. Where it cannot be
+        compiled, it is not, with a warning
     :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
         spaces that are not supported, or an ``rms_prop_eps`` that no optimizer takes
     """
@@ -105,6 +110,7 @@ class SA2C(SymmetricLossMixin, A2C):
         reverse_loss: str = "rce",
         advantage_transform: str = "none",
         advantage_flip_prob: float = 0.0,
+        compile_update: bool = False,
     ):
         policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps, use_rms_prop)
         super().__init__(
@@ -139,6 +145,7 @@ class SA2C(SymmetricLossMixin, A2C):
             reverse_loss=reverse_loss,
             advantage_transform=advantage_transform,
             advantage_flip_prob=advantage_flip_prob,
+            compile_update=compile_update,
         )
         if _init_setup_model:
             self._setup_model()
@@ -148,33 +155,47 @@ class SA2C(SymmetricLossMixin, A2C):
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        compiled = self.compile_now()
+        if compiled is None:
+            result = self._update()
+        else:
+            result = compiled.run(whole_rollout(self.rollout_buffer), np.random.permutation)
+        self._n_updates += 1
+        self._record_update(result.statistics, self._explained_variance())
 
+    def _update(self) -> UpdateResult:
+        """The gradient step of an update."""
+        coefficients = self._coefficients()
         statistics = UpdateStatistics()
         # This will only loop once (get all data in one go)
         for rollout_data in self.rollout_buffer.get(batch_size=None):
-            actions = rollout_data.actions
-            if isinstance(self.action_space, spaces.Discrete):
-                actions = actions.long().flatten()
-
-            values, log_prob, entropy = self.policy.evaluate_actions(rollout_data.observations, actions)
-            prepared = self._prepare_advantages(rollout_data.advantages)
-            losses = a2c_losses(
-                values.flatten(),
-                log_prob,
-                entropy,
-                advantages=prepared.advantages,
-                returns=rollout_data.returns,
-                weights=self._loss_weights,
-                has_probabilities=self._has_probabilities,
-                reverse_loss=self.reverse_loss,
-                z=self.z,
-            )
+            flip_mask = self._flip_mask(len(rollout_data.advantages))
+            losses, prepared = self._losses(rollout_data, flip_mask, coefficients)
             statistics.add(losses, prepared)
             self._optimize(losses.loss)
+        return UpdateResult(statistics, n_epochs=1, n_minibatches=1, stopped=False)
 
-        self._n_updates += 1
-        buffer = self.rollout_buffer
-        self._record_update(statistics, explained_variance(buffer.values.flatten(), buffer.returns.flatten()))
+    def _losses(
+        self, data: Samples, flip_mask: th.Tensor | None, coefficients: Mapping[str, Coefficient]
+    ) -> tuple[A2CLosses, PreparedAdvantages]:
+        values, log_prob, entropy = self._evaluate(data)
+        prepared = self._prepare_advantages(data.advantages, flip_mask)
+        losses = a2c_losses(
+            values,
+            log_prob,
+            entropy,
+            advantages=prepared.advantages,
+            returns=data.returns,
+            weights=LossWeights.of(coefficients),
+            has_probabilities=self._has_probabilities,
+            reverse_loss=self.reverse_loss,
+            z=coefficients["z"],
+        )
+        return losses, prepared
+
+    @property
+    def _minibatch_size(self) -> int:
+        return self.n_steps * self.n_envs
 
     def _record_update(self, statistics: UpdateStatistics, explained_variance: float) -> None:
         """Log an update, in SB3's names and order."""

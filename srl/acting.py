@@ -1,0 +1,224 @@
+"""Acting in NumPy: the policy's forward pass and draw for a few rows, where PyTorch's calls cost most.
+
+An actor reads the parameters in place, of one policy or of the stacked policies of a population. In what
+follows ``S`` is the number of members and ``n`` the number of rows that each has. A member's results do not
+depend on ``S``: every operation treats the members one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+from srl.distributions import (
+    BatchedMultiCategoricalDistribution,
+    UncheckedBernoulliDistribution,
+    UncheckedCategoricalDistribution,
+    UncheckedDiagGaussianDistribution,
+)
+from srl.spaces import has_start
+
+_Layer = Callable[[np.ndarray], np.ndarray]
+
+
+def can_act_in_numpy(policy: ActorCriticPolicy) -> bool:
+    """Whether :class:`NumpyActor` has all parts of a policy: an MLP on the CPU with tanh or ReLU."""
+    known = (nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU)
+    nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
+    return (
+        type(policy.observation_space) is spaces.Box
+        and not has_start(policy.observation_space, policy.action_space)
+        and not is_image_space(policy.observation_space)
+        and type(policy.features_extractor) is FlattenExtractor
+        and all(type(part) in known for net in nets for part in net.modules())
+        and type(policy.action_dist) in _CHOICES
+        and policy.device.type == "cpu"
+    )
+
+
+class NumpyActor:
+    """Samples actions for policies of one shape.
+
+    :param policy: One of them, for which :func:`can_act_in_numpy` is true.
+    :param parameters: Of all, by their names in the policy's ``state_dict``, each of shape ``(S, ...)``; they
+        are read at each step.
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, parameters: Mapping[str, th.Tensor]):
+        arrays = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
+        mlp = policy.mlp_extractor
+        self._policy_net = [
+            *_layers(mlp.policy_net, "mlp_extractor.policy_net", arrays),
+            _linear(arrays, "action_net"),
+        ]
+        self._value_net = [
+            *_layers(mlp.value_net, "mlp_extractor.value_net", arrays),
+            _linear(arrays, "value_net"),
+        ]
+        self._choose = _CHOICES[type(policy.action_dist)](policy, arrays)
+        self._n_outputs: int = policy.action_net.out_features  # type: ignore[assignment]
+        self._draw = _DRAWS[type(policy.action_dist)]
+        dims = getattr(policy.action_dist, "action_dims", self._n_outputs)
+        self._n_draws = self._n_outputs if isinstance(dims, int) else len(dims)
+
+    def draws(self, n_rows: int) -> np.ndarray:
+        """What is random in the actions of one member, from PyTorch's generator.
+
+        :param n_rows: How many rows.
+        :return: Shape ``(n_rows, n_draws)``.
+        """
+        return self._draw(th.empty(n_rows, self._n_draws)).numpy()
+
+    def act(self, observations: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sample actions.
+
+        :param observations: Shape ``(S, n, *observation_shape)``.
+        :param draws: What is random in them, as the policy's distribution draws it, shape ``(S, n, ...)``.
+        :return: Actions of shape ``(S, n, *action_shape)``, values and log probabilities of ``(S, n)``.
+        """
+        features = _features(observations)
+        actions, log_probs = self._choose(_through(self._policy_net, features), draws)
+        return actions, _through(self._value_net, features)[..., 0], log_probs
+
+    def values(self, observations: np.ndarray) -> np.ndarray:
+        """State values.
+
+        :param observations: Shape ``(S, n, *observation_shape)``.
+        :return: Shape ``(S, n)``.
+        """
+        return _through(self._value_net, _features(observations))[..., 0]
+
+
+def _features(observations: np.ndarray) -> np.ndarray:
+    return observations.reshape(*observations.shape[:2], -1).astype(np.float32, copy=False)
+
+
+def _through(layers: list[_Layer], x: np.ndarray) -> np.ndarray:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _layers(net: nn.Sequential, name: str, arrays: Mapping[str, np.ndarray]) -> list[_Layer]:
+    return [
+        _linear(arrays, f"{name}.{key}")
+        if isinstance(part, nn.Linear)
+        else _tanh
+        if isinstance(part, nn.Tanh)
+        else _relu
+        for key, part in net.named_children()
+    ]
+
+
+def _linear(arrays: Mapping[str, np.ndarray], name: str) -> _Layer:
+    weight, bias = arrays[f"{name}.weight"].swapaxes(1, 2), arrays[f"{name}.bias"][:, None]
+
+    def linear(x: np.ndarray) -> np.ndarray:
+        product: np.ndarray = np.matmul(x, weight)
+        product += bias
+        return product
+
+    return linear
+
+
+def _tanh(x: np.ndarray) -> np.ndarray:
+    np.tanh(x, out=x)
+    return x
+
+
+def _relu(x: np.ndarray) -> np.ndarray:
+    np.maximum(x, 0, out=x)
+    return x
+
+
+def _chosen(table: np.ndarray, choices: np.ndarray) -> np.ndarray:
+    """The entries of choices: ``table[..., choices]`` for each row."""
+    rows = table.reshape(-1, table.shape[-1])
+    entries: np.ndarray = rows[np.arange(len(rows)), choices.ravel()]
+    return entries.reshape(choices.shape)
+
+
+_Choose = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def _multi_categorical(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _Choose:
+    assert isinstance(policy.action_dist, BatchedMultiCategoricalDistribution)
+    sizes = list(policy.action_dist.action_dims)
+    n_dims, largest = len(sizes), max(sizes)
+    is_choice = np.arange(largest) < np.array(sizes)[:, None]
+
+    def choose(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = logits.shape[:2]
+        if min(sizes) == largest:
+            table = logits.reshape(*shape, n_dims, largest)
+        else:
+            table = np.full((*shape, n_dims, largest), -np.inf, np.float32)
+            table[..., is_choice] = logits
+        table -= np.maximum.reduce(table, axis=-1, keepdims=True)
+        cumulative = np.exp(table)
+        np.cumsum(cumulative, axis=-1, out=cumulative)
+        total = cumulative[..., -1]
+        # In (0, total], so that the first sum to reach it belongs to a choice that is possible
+        height = (1 - draws) * total
+        choices = (cumulative >= height[..., None]).argmax(-1)
+        chosen = _chosen(table, choices)
+        return choices, np.add.reduce(chosen - np.log(total), axis=-1)
+
+    return choose
+
+
+def _categorical(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _Choose:
+    def choose(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits -= logits.max(-1, keepdims=True)
+        weights = np.exp(logits)
+        # As PyTorch's multinomial does
+        choices = (weights / draws).argmax(-1)
+        chosen = _chosen(logits, choices)
+        return choices, chosen - np.log(weights.sum(-1))
+
+    return choose
+
+
+def _bernoulli(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _Choose:
+    def choose(logits: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        is_on = draws * (1 + np.exp(-logits)) < 1
+        # log(1 + exp(x)) of the other choice's logit, without overflow
+        losing = np.where(is_on, -logits, logits)
+        return is_on.astype(np.float32), -np.logaddexp(0, losing).sum(-1)
+
+    return choose
+
+
+def _gaussian(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _Choose:
+    log_std = arrays["log_std"][:, None]
+    constant = np.float32(0.5 * np.log(2 * np.pi))
+
+    def choose(means: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        actions = means + draws * np.exp(log_std)
+        return actions, (-0.5 * draws * draws - log_std - constant).sum(-1)
+
+    return choose
+
+
+#: How actions are drawn, by the type of the policy's distribution.
+_CHOICES: dict[type, Callable[[ActorCriticPolicy, Mapping[str, np.ndarray]], _Choose]] = {
+    BatchedMultiCategoricalDistribution: _multi_categorical,
+    UncheckedCategoricalDistribution: _categorical,
+    UncheckedBernoulliDistribution: _bernoulli,
+    UncheckedDiagGaussianDistribution: _gaussian,
+}
+
+#: What is random in actions, drawn into a tensor as the distributions themselves do it.
+_DRAWS: dict[type, Callable[[th.Tensor], th.Tensor]] = {
+    BatchedMultiCategoricalDistribution: th.Tensor.uniform_,
+    UncheckedCategoricalDistribution: th.Tensor.exponential_,
+    UncheckedBernoulliDistribution: th.Tensor.uniform_,
+    UncheckedDiagGaussianDistribution: th.Tensor.normal_,
+}

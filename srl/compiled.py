@@ -1,0 +1,323 @@
+"""The update of SA2C and SPPO as one pure function, compiled.
+
+The function takes the parameters, the optimizer's state, a rollout, the rows of a minibatch and the
+coefficients of the loss, and gives the new parameters, the new state and the figures to log. Its loss is the
+algorithm's own. The compiled code writes the new values into the tensors of the policy and its optimizer,
+which stay what SB3 made them: they save, load and continue as without compilation.
+
+A model is updated by the same machine code alone and as a member of a population, so that its result does not
+depend on other members.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from torch import nn
+from torch.func import functional_call
+
+from srl.compilation import compiled
+from srl.errors import NotCompiled
+from srl.optimizers import OPTIMIZERS, State, clip_by_norm
+from srl.symmetric import UpdateResult, UpdateStatistics, figures_of
+
+if TYPE_CHECKING:
+    from srl.symmetric import SymmetricLossMixin
+
+
+def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
+    """All samples of a rollout buffer, in the order whose permutations ``get`` takes.
+
+    :param buffer: SB3's buffer, filled or not.
+    :return: Tensors with ``N = buffer_size * n_envs`` rows, which may share the buffer's memory.
+    :raises NotCompiled: If the buffer's class makes minibatches in its own way.
+    """
+    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
+        raise NotCompiled(f"{type(buffer).__name__} makes minibatches in its own way")
+
+    def rows(array: np.ndarray) -> th.Tensor:
+        flat = array if buffer.generator_ready else buffer.swap_and_flatten(array)
+        # Policies take observations of float64 as float32 too
+        flat = flat.astype(np.float32) if flat.dtype == np.float64 else flat
+        return th.as_tensor(flat, device=buffer.device)
+
+    observations: Any = buffer.observations
+    if isinstance(observations, dict):
+        observations = {key: rows(array) for key, array in observations.items()}
+    else:
+        observations = rows(observations)
+    columns = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
+    return RolloutBufferSamples(
+        observations, rows(buffer.actions).float(), *(rows(column).flatten() for column in columns)
+    )
+
+
+class CompiledUpdate:
+    """The compiled update of a model, for rollouts of one shape.
+
+    :param model: An algorithm with its policy and optimizer.
+    :param rollout: A rollout of that shape; its values do not matter.
+    :param batch_size: Rows of a minibatch. A last minibatch of fewer rows is not compiled.
+    :param like: The update of a model that differs in numbers alone, whose compiled code is used.
+    :raises NotCompiled: If the update of this model cannot be compiled here.
+    """
+
+    def __init__(
+        self,
+        model: SymmetricLossMixin,
+        rollout: RolloutBufferSamples,
+        batch_size: int,
+        like: CompiledUpdate | None = None,
+    ):
+        self._model = model
+        self._batch_size = batch_size
+        self._key = _key(model, rollout, batch_size)
+        _check(model)
+        optimizer = model.policy.optimizer
+        self._step, new_state, _ = OPTIMIZERS[type(optimizer)]
+        names = {parameter: name for name, parameter in model.policy.named_parameters()}
+        parameters = optimizer.param_groups[0]["params"]
+        #: Of the policy's parameters.
+        self._names = [names[parameter] for parameter in parameters]
+        for parameter in parameters:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter].update(new_state(parameter))
+        state = optimizer.state[parameters[0]]
+        #: Of the tensors in the optimizer's state of a parameter, and of the numbers there.
+        self._state_names = [name for name, value in state.items() if isinstance(value, th.Tensor)]
+        self._counters = [name for name in state if name not in self._state_names]
+        observations = rollout.observations
+        self._observation_names = sorted(observations) if isinstance(observations, dict) else None
+        #: Of what the function returns; the trace sets them.
+        self._figure_names: list[str] = [] if like is None else like._figure_names
+        self._function: Callable[[list[th.Tensor]], Sequence[th.Tensor]]
+        #: Seconds that compiling took; 0 if it was done before.
+        self.compile_seconds = 0.0
+        self._no_flips = th.zeros(batch_size, dtype=th.bool, device=model.device)
+        if like is not None:
+            self._function = like._function
+            return
+        arguments = [*self._arguments(rollout), th.arange(batch_size, device=model.device), self._no_flips]
+        # A forward pass sets attributes of the distribution, in the trace to what are no numbers
+        own, mode = model.policy.action_dist, model.policy.training
+        model.policy.action_dist = copy.copy(own)
+        model.policy.set_training_mode(True)
+        try:
+            made = compiled(self._write, arguments)
+        finally:
+            model.policy.action_dist = own
+            model.policy.set_training_mode(mode)
+        self._function, self.compile_seconds = made.run, made.seconds
+
+    def fits(self, rollout: RolloutBufferSamples, batch_size: int) -> bool:
+        """Whether it is the update that the model would make now of a rollout."""
+        return self._key == _key(self._model, rollout, batch_size)
+
+    def run(
+        self, rollout: RolloutBufferSamples, permutation: Callable[[int], np.ndarray], n_epochs: int = 1
+    ) -> UpdateResult:
+        """Update the model.
+
+        :param rollout: What it learns from, ``N`` rows.
+        :param permutation: Gives the order of ``N`` rows for an epoch.
+        :param n_epochs: Passes over the rollout.
+        :return: How it went.
+        """
+        model, rows_of_figures = self._model, []
+        # Compiled code does not check what it is given
+        if not self.fits(rollout, self._batch_size):
+            raise ValueError("This update was compiled for rollouts of another shape, or another loss.")
+        arguments = self._arguments(rollout)
+        n_fixed, n_steps, n_samples, epoch, n_minibatches, stopped = len(arguments), 0, 0, 0, 0, False
+        while epoch < n_epochs and not stopped:
+            epoch += 1
+            n_minibatches = 0
+            order = th.as_tensor(permutation(len(rollout.returns)), device=model.device)
+            for rows in th.split(order, self._batch_size):
+                n_minibatches += 1
+                flips = model._flip_mask(len(rows))
+                if len(rows) == self._batch_size:
+                    arguments[n_fixed:] = [rows, self._no_flips if flips is None else flips]
+                    (figures,) = self._function(arguments)
+                else:
+                    figures = self._uncompiled(rollout, rows, flips)
+                rows_of_figures.append(figures)
+                n_samples += len(rows)
+                stopped = self._exceeds_kl_limit(figures)
+                if stopped:
+                    break
+                n_steps += len(rows) == self._batch_size
+        optimizer = model.policy.optimizer
+        for parameter in optimizer.param_groups[0]["params"]:
+            for name in self._counters:
+                optimizer.state[parameter][name] += n_steps
+        statistics = UpdateStatistics()
+        statistics.add_rows(self._figure_names, rows_of_figures, n_samples)
+        return UpdateResult(statistics, epoch, n_minibatches, stopped)
+
+    def _uncompiled(
+        self, rollout: RolloutBufferSamples, rows: th.Tensor, flips: th.Tensor | None
+    ) -> th.Tensor:
+        """The gradient step on a minibatch of another size; returns its figures."""
+        model = self._model
+        losses, prepared = model._losses(_take(rollout, rows), flips, model._coefficients())
+        figures = th.stack([figure.detach().float() for figure in figures_of(losses, prepared).values()])
+        if not self._exceeds_kl_limit(figures):
+            model._optimize(losses.loss)
+        return figures
+
+    def _exceeds_kl_limit(self, figures: th.Tensor) -> bool:
+        limit = self._model._kl_limit
+        return limit is not None and figures[self._figure_names.index("approx_kl")].item() > limit
+
+    def _arguments(self, rollout: RolloutBufferSamples) -> list[th.Tensor]:
+        """The arguments of the function but for the last two, which each minibatch has of its own."""
+        model, optimizer = self._model, self._model.policy.optimizer
+        (group,) = optimizer.param_groups
+        coefficients = [group["lr"], model.max_grad_norm, *model._coefficients().values()]
+        states = [optimizer.state[parameter] for parameter in group["params"]]
+        return [
+            *(parameter.detach() for parameter in group["params"]),
+            *(state[name] for state in states for name in self._state_names),
+            th.tensor(coefficients, dtype=th.float64, device=model.device),
+            *(tensor.contiguous() for tensor in _tensors(rollout)),
+        ]
+
+    def _write(self, *arguments: th.Tensor) -> list[th.Tensor]:
+        """The function to compile: :meth:`_step` on its arguments, written in place; returns the figures."""
+        n, n_states = len(self._names), len(self._state_names)
+        parameters, rest = arguments[:n], arguments[n:]
+        states = [dict(zip(self._state_names, rest[index * n_states :], strict=False)) for index in range(n)]
+        coefficients, *samples, rows, flips = rest[n * n_states :]
+        new_parameters, new_states, figures = self._update(
+            parameters, states, coefficients.unbind(), _take(self._rollout(samples), rows), flips
+        )
+        for old, new in zip(parameters, new_parameters, strict=True):
+            old.copy_(new)
+        for state, new_state in zip(states, new_states, strict=True):
+            for name, new in new_state.items():
+                state[name].copy_(new)
+        return [figures]
+
+    def _update(
+        self,
+        parameters: Sequence[th.Tensor],
+        states: Sequence[State],
+        coefficients: Sequence[th.Tensor],
+        minibatch: RolloutBufferSamples,
+        flips: th.Tensor,
+    ) -> tuple[list[th.Tensor], list[State], th.Tensor]:
+        """One gradient step as a pure function.
+
+        :param parameters: Of the policy, in the order of its optimizer.
+        :param states: Of the optimizer for each.
+        :param coefficients: Learning rate, limit of the gradient norm, and those of the loss.
+        :param minibatch: Samples.
+        :param flips: Whose advantages change sign.
+        :return: The new parameters, the new states and the figures to log.
+        """
+        model, options = self._model, self._model.policy.optimizer.param_groups[0]
+        learning_rate, max_grad_norm, *others = coefficients
+        leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+        with th.enable_grad():
+            losses, prepared = functional_call(
+                _Losses(model),
+                {f"policy.{name}": leaf for name, leaf in zip(self._names, leaves, strict=True)},
+                (minibatch, flips, dict(zip(model._coefficients(), others, strict=True))),
+                # Extractors that the policy names twice are one module, and restored only once
+                tie_weights=False,
+            )
+            gradients = th.autograd.grad(losses.loss, leaves)
+        figures = figures_of(losses, prepared)
+        self._figure_names = list(figures)
+        new_parameters, new_states = [], []
+        for parameter, gradient, state in zip(
+            parameters, clip_by_norm(gradients, max_grad_norm), states, strict=True
+        ):
+            new_parameter, new_state = self._step(parameter, gradient, state, learning_rate, options)
+            if model._kl_limit is not None:
+                is_over = figures["approx_kl"] > model._kl_limit
+                new_parameter = th.where(is_over, parameter, new_parameter)
+                new_state = {name: th.where(is_over, state[name], new) for name, new in new_state.items()}
+            new_parameters.append(new_parameter)
+            new_states.append(new_state)
+        return (
+            new_parameters,
+            new_states,
+            th.stack([figure.detach().float() for figure in figures.values()]),
+        )
+
+    def _rollout(self, tensors: Sequence[th.Tensor]) -> RolloutBufferSamples:
+        """What :func:`_tensors` took apart."""
+        *observations, actions, values, log_probs, advantages, returns = tensors
+        names = self._observation_names
+        return RolloutBufferSamples(
+            observations[0] if names is None else dict(zip(names, observations, strict=True)),  # type: ignore[arg-type]
+            *(actions, values, log_probs, advantages, returns),
+        )
+
+
+class _Losses(nn.Module):
+    """An algorithm's losses as a module, whose parameters :func:`functional_call` replaces."""
+
+    def __init__(self, model: SymmetricLossMixin):
+        super().__init__()
+        self.policy = model.policy
+        self._losses = model._losses
+
+    def forward(self, *arguments: Any) -> Any:
+        return self._losses(*arguments)
+
+
+def _tensors(rollout: RolloutBufferSamples) -> list[th.Tensor]:
+    observations: Any = rollout.observations
+    if isinstance(observations, dict):
+        return [*(observations[name] for name in sorted(observations)), *rollout[1:]]
+    return list(rollout)
+
+
+def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSamples:
+    """Some samples of a rollout."""
+    observations: Any = rollout.observations
+    if isinstance(observations, dict):
+        taken: Any = {name: values.index_select(0, rows) for name, values in observations.items()}
+    else:
+        taken = observations.index_select(0, rows)
+    return RolloutBufferSamples(taken, *(values.index_select(0, rows) for values in rollout[1:]))
+
+
+def _key(model: SymmetricLossMixin, rollout: RolloutBufferSamples, batch_size: int) -> tuple[Any, ...]:
+    """All that the trace depends on and that may change in the life of a model."""
+    (group, *_) = model.policy.optimizer.param_groups
+    options = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
+    shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(rollout)]
+    return id(model.policy.optimizer), repr(options), model._trace_options(), shapes, batch_size
+
+
+def _check(model: SymmetricLossMixin) -> None:
+    """See that nothing but parameters and the optimizer's state changes in an update.
+
+    :raises NotCompiled: If something does, or the optimizer is not one that can be compiled.
+    """
+    policy, optimizer = model.policy, model.policy.optimizer
+    name = type(optimizer).__name__
+    if type(optimizer) not in OPTIMIZERS or len(optimizer.param_groups) > 1:
+        raise NotCompiled(f"the optimizer {name} cannot be compiled")
+    (group,) = optimizer.param_groups
+    off = OPTIMIZERS[type(optimizer)].not_compiled
+    options = [option for option in off if group.get(option)]
+    if options:
+        raise NotCompiled(f"the optimizer {name} with {options[0]}={group[options[0]]} cannot be compiled")
+    slots = [list(module.parameters(recurse=False)) for module in policy.modules()]
+    if sum(map(len, slots)) > len(list(policy.parameters())):
+        raise NotCompiled(f"{type(policy).__name__} has parameters that modules share")
+    if model.use_sde:
+        raise NotCompiled("gSDE cannot be compiled")
+    if any(True for _ in policy.buffers()):
+        raise NotCompiled(f"{type(policy).__name__} has buffers, which an update may change")

@@ -1,0 +1,141 @@
+"""Acting in NumPy gives what the policy gives, and for each member what it gives alone."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from srl import SPPO
+from srl.acting import NumpyActor, can_act_in_numpy
+from srl.population.networks import StackedPolicy
+from tests.test_algorithms import RandomEnv
+
+SPACES = {
+    "MultiDiscrete": spaces.MultiDiscrete([11] * 6),
+    "unequal MultiDiscrete": spaces.MultiDiscrete([2, 5, 3]),
+    "Discrete": spaces.Discrete(5),
+    "MultiBinary": spaces.MultiBinary(3),
+    "Box": spaces.Box(-1.0, 1.0, (3,)),
+}
+N_MEMBERS = 33
+
+
+def make_policy(kind, seed=0, **kwargs):
+    beta = 0.0 if kind == "Box" else 1.0
+    model = SPPO(
+        "MlpPolicy", RandomEnv(SPACES[kind]), seed=seed, device="cpu", n_steps=8, batch_size=8, beta=beta,
+        policy_kwargs=kwargs,
+    )  # fmt: skip
+    with th.no_grad():
+        model.policy.action_net.weight *= 50
+    return model.policy
+
+
+def draws_of(policy, n_members, n_rows):
+    stack = StackedPolicy([copy.deepcopy(policy)])
+    generators = (th.Generator().manual_seed(seed) for seed in range(n_members))
+    return np.stack([stack.draws(generator, 1, n_rows)[0].numpy() for generator in generators])
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(net_arch=dict(pi=[5], vf=[24, 8]), activation_fn=th.nn.ReLU)])
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_member_acts_alike_in_populations_of_any_size(kind, n_rows, kwargs):
+    policy = make_policy(kind, **kwargs)
+    assert can_act_in_numpy(policy)
+    generator = th.Generator().manual_seed(0)
+    parameters = {
+        name: value.detach() + 0.1 * th.randn(N_MEMBERS, *value.shape, generator=generator)
+        for name, value in policy.named_parameters()
+    }
+    observations = np.random.default_rng(0).normal(size=(N_MEMBERS, n_rows, 4)).astype(np.float32)
+    draws = draws_of(policy, N_MEMBERS, n_rows)
+
+    def act(first, end):
+        members = slice(first, end)
+        actor = NumpyActor(policy, {name: value[members].clone() for name, value in parameters.items()})
+        return *actor.act(observations[members], draws[members]), actor.values(observations[members])
+
+    alone = [act(member, member + 1) for member in range(N_MEMBERS)]
+    alone = [np.concatenate(parts) for parts in zip(*alone, strict=True)]
+    for size in (2, 3, 4, 8, 16, 17, 32, 33):
+        for ours, theirs in zip(act(0, size), alone, strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs[:size])
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_actions_and_log_probabilities_are_those_of_pytorch(kind):
+    policy = make_policy(kind)
+    observations = np.random.default_rng(0).normal(size=(1, 50, 4)).astype(np.float32)
+    draws = draws_of(policy, 1, 50)
+    actor = NumpyActor(policy, {name: value[None] for name, value in policy.named_parameters()})
+    actions, values, log_probs = actor.act(observations, draws)
+    rows = th.as_tensor(observations[0])
+    with th.no_grad():
+        theirs = policy.get_distribution(rows).choose(th.as_tensor(draws[0]))
+        their_values, their_log_probs, _ = policy.evaluate_actions(rows, theirs)
+    th.testing.assert_close(th.as_tensor(actions[0]), theirs, check_dtype=False)
+    th.testing.assert_close(th.as_tensor(values[0]), their_values.flatten())
+    th.testing.assert_close(th.as_tensor(log_probs[0]), their_log_probs, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(actor.values(observations), values)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_policy_that_acts_in_numpy_gives_the_shapes_and_draws_of_one_that_does_not(kind):
+    policy = make_policy(kind)
+    rows = th.as_tensor(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
+    given = []
+    for numpy_acting in (True, False):
+        policy.numpy_acting = numpy_acting
+        th.manual_seed(0)
+        with th.no_grad():
+            given.append((*policy(rows), policy.predict_values(rows)))
+    for ours, theirs in zip(*given, strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        if kind != "MultiBinary":  # PyTorch draws those in another way
+            th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_only_multidiscrete_actions_are_sampled_in_numpy_unless_the_update_is_compiled():
+    for kind, space in SPACES.items():
+        kwargs = dict(n_steps=8, batch_size=8, beta=0.0, device="cpu")
+        plain = SPPO("MlpPolicy", RandomEnv(space), **kwargs)
+        assert plain.policy.numpy_acting == ("MultiDiscrete" in kind)
+        assert SPPO("MlpPolicy", RandomEnv(space), compile_update=True, **kwargs).policy.numpy_acting
+
+
+def test_actor_follows_its_parameters_wherever_they_go():
+    policy = make_policy("MultiDiscrete")
+    rows = th.zeros(1, 4)
+    with th.no_grad():
+        policy.predict_values(rows)
+        other = copy.deepcopy(policy)
+        policy.value_net.bias += 1.0
+        for parameter in other.parameters():
+            parameter.data = parameter.data.clone()
+        other.value_net.bias += 2.0
+        values = [float(each.predict_values(rows)) for each in (policy, other)]
+        assert values[1] - values[0] == pytest.approx(1.0)
+        policy.load_state_dict(other.state_dict())
+        assert float(policy.predict_values(rows)) == values[1]
+    # With gradients PyTorch computes them
+    assert policy.predict_values(rows).requires_grad
+
+
+@pytest.mark.parametrize(
+    "kwargs", [dict(activation_fn=th.nn.SiLU), dict(features_extractor_class=th.nn.Identity)]
+)
+def test_other_networks_act_in_pytorch(kwargs):
+    if "features_extractor_class" in kwargs:
+        policy = make_policy("MultiDiscrete")
+        policy.features_extractor = th.nn.Flatten()
+    else:
+        policy = make_policy("MultiDiscrete", **kwargs)
+    assert not can_act_in_numpy(policy)
+    with th.no_grad():
+        actions, _, _ = policy(th.zeros(2, 4))
+    assert actions.shape == (2, 6)

@@ -1,0 +1,324 @@
+"""The compiled update: what it computes, and what happens where nothing can be compiled."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.logger import configure
+
+from srl import SA2C, SPPO
+from srl import compilation as compilation_module
+from srl.compilation import why_not
+from srl.envs import make_train_env
+from srl.errors import UserError
+from srl.experiment.compiling import n_minibatches, repays, resolve_compile
+from srl.experiment.run import make_model, train_run
+from srl.experiment.spec import make_run_spec
+from srl.experiment.store import RunDirectory
+from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
+from tests.population import comparison
+from tests.population.comparison import assert_same_result, train_alone, train_together
+from tests.population.small_envs import SMALL_ENVS
+
+#: In each epoch four minibatches of 16 samples, and one of 8, which is not compiled.
+PPO_SHAPE = dict(n_steps=36, n_envs=2, batch_size=16, n_epochs=2)
+A2C_SHAPE = dict(n_steps=8, n_envs=2)
+
+
+def small(algo="sppo", seed=1, env="Dials-v0", **changes):
+    """A compiled run; all of a family have one shape."""
+    shape = PPO_SHAPE if algo.endswith("ppo") else A2C_SHAPE
+    overrides = shape | changes.pop("overrides", {})
+    options = dict(n_timesteps=216, eval_freq=100) | changes
+    spec = small_spec(algo, SMALL_ENVS + env, seed, overrides=overrides, **options)
+    return spec.model_copy(update={"compile_update": True})
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder for compiled code that all processes of the tests share."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield root / "cache"
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """A machine without a C++ compiler."""
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    why_not.cache_clear()
+    yield
+    monkeypatch.undo()
+    why_not.cache_clear()
+
+
+def parameters_of(model):
+    return th.cat([value.detach().flatten().clone() for value in model.policy.parameters()])
+
+
+def compiled_and_uncompiled(spec, n_updates):
+    """Models after updates from the same rollouts, and how far the parameters moved."""
+    models = []
+    for compile_update in (False, True):
+        run = spec.model_copy(update={"compile_update": compile_update})
+        model = make_model(run, make_train_env(run.env_spec()))
+        model.set_logger(configure(None, []))
+        models.append(model)
+    plain, compiled = models
+    start = parameters_of(plain)
+    assert th.equal(start, parameters_of(compiled))
+    _, callback = plain._setup_learn(spec.n_timesteps)
+    assert compiled.compile_now() is not None, compiled.not_compiled
+    for update in range(n_updates):
+        plain.collect_rollouts(plain.env, callback, plain.rollout_buffer, plain.n_steps)
+        compiled.rollout_buffer = copy.deepcopy(plain.rollout_buffer)
+        for model in models:
+            model._update_current_progress_remaining(update, n_updates)
+            np.random.seed(update)
+            model.train()
+    return plain, compiled, float((parameters_of(plain) - start).norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["sppo", "sa2c"])
+def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, cache):
+    schedules = dict(learning_rate="lin_1e-3", advantage_flip_prob=0.2, ent_coef=0.01)
+    if algo == "sppo":
+        schedules["clip_range"] = "lin_0.3"
+    plain, compiled, moved = compiled_and_uncompiled(small(algo, overrides=schedules), n_updates=5)
+    assert moved > 0
+    assert float((parameters_of(plain) - parameters_of(compiled)).norm()) <= 1e-5 * moved
+    assert plain._n_updates == compiled._n_updates
+    logged = compiled.logger.name_to_value
+    assert list(logged) == list(plain.logger.name_to_value)
+    for name, value in plain.logger.name_to_value.items():
+        assert logged[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    ours, theirs = (model.policy.optimizer.state_dict() for model in (compiled, plain))
+    assert ours["param_groups"] == theirs["param_groups"]
+    for index, state in theirs["state"].items():
+        for name, value in state.items():
+            th.testing.assert_close(th.as_tensor(ours["state"][index][name]), th.as_tensor(value))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["sppo", "sa2c"])
+def test_member_of_any_population_is_its_run_alone_to_the_bit(algo, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "TOLERANCE", 0.0)
+    specs = [
+        small(algo, 1),
+        small(algo.replace("s", ""), 2, noise="gaussian:0.5"),
+        small(algo, 3, overrides=dict(advantage_flip_prob=0.3, learning_rate=1e-2, gamma=0.9)),
+    ]
+    alone = train_alone(specs, tmp_path)
+    for size in (1, 2, 3):
+        paths, statuses = train_together(specs[:size], tmp_path, f"together-{size}")
+        assert [(status.state, status.notes) for status in statuses] == [("done", ())] * size
+        for path, other in zip(paths, alone[:size], strict=True):
+            assert_same_result(path, other)
+            assert RunDirectory(path).read_spec().compile_update
+
+
+@pytest.mark.slow
+def test_interrupted_compiled_run_ends_with_the_bytes_of_one_that_was_not(cache, tmp_path):
+    from srl.population.train import train_population
+    from srl.population.update import CompiledUpdater
+    from tests.experiment.test_resume import interrupt_at, outcome, troubles
+
+    spec = small(n_timesteps=360, overrides=dict(advantage_flip_prob=0.1))
+
+    def alone(path):
+        return train_run(spec, path, checkpoint_every=0)
+
+    def together(path):
+        return train_population([spec], [path], checkpoint_every=0)[0]
+
+    for train, owner, name in ((alone, SPPO, "train"), (together, CompiledUpdater, "update")):
+        whole, interrupted = tmp_path / f"{name}-whole", tmp_path / f"{name}-interrupted"
+        train(whole)
+        interrupt_at(3, owner, name, partial(train, interrupted))
+        status = train(interrupted)
+        assert status.resumed_from > 0
+        assert troubles(status) == []
+        assert outcome(interrupted) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_compile_once(cache, tmp_path):
+    # The shape of all tests here, which this may compile for them
+    code = (
+        "import sys; from pathlib import Path; from srl.experiment.run import train_run\n"
+        "from tests.test_compile import small\n"
+        "print(train_run(small(seed=int(sys.argv[1])), Path(sys.argv[2])).compile_seconds > 0)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(seed), str(tmp_path / str(seed))],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        )
+        for seed in (1, 2)
+    ]
+    printed = [process.communicate()[0].split()[-1] for process in processes]
+    assert sorted(printed) == ["False", "True"]
+    assert len(list((tmp_path / "cache" / "symmetric-rl").glob("*.so"))) == 1
+
+
+@pytest.mark.slow
+def test_damaged_library_is_compiled_again(cache, tmp_path, monkeypatch):
+    train_run(small(), tmp_path / "first")
+    kept = shutil.copytree(cache / "symmetric-rl", tmp_path / "cache" / "symmetric-rl")
+    for file in kept.glob("*.so"):
+        file.write_bytes(b"no library")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled = []
+
+    def compile_again(graph, arguments, file):
+        compiled.append(file)
+        shutil.copy(cache / "symmetric-rl" / file.name, file)
+
+    monkeypatch.setattr(compilation_module, "_compile", compile_again)
+    train_run(small(), tmp_path / "second")
+    assert len(compiled) == 1
+    assert_same_result(tmp_path / "second", tmp_path / "first")
+
+
+def test_saved_model_stays_compiled(tmp_path):
+    for cls in (SPPO, SA2C):
+        model = cls("MlpPolicy", "CartPole-v1", device="cpu", compile_update=True)
+        model.save(tmp_path / "model")
+        loaded = cls.load(tmp_path / "model", device="cpu")
+        assert loaded.compile_update
+        assert loaded.policy.numpy_acting
+        assert not cls("MlpPolicy", "CartPole-v1", device="cpu").compile_update
+
+
+@pytest.mark.parametrize("cls", [SPPO, SA2C])
+def test_library_trains_uncompiled_with_a_warning_where_there_is_no_compiler(cls, no_compiler):
+    kwargs = dict(n_steps=32, batch_size=32) if cls is SPPO else {}
+    model = cls("MlpPolicy", "CartPole-v1", device="cpu", compile_update=True, **kwargs)
+    before = parameters_of(model)
+    with pytest.warns(UserWarning, match=f"{cls.__name__}: the update is not compiled: .*/no/such/compiler"):
+        model.learn(64)
+    assert not th.equal(before, parameters_of(model))
+
+
+def test_runs_train_uncompiled_with_a_note_where_there_is_no_compiler(no_compiler, tmp_path):
+    specs = [small(seed=seed) for seed in (1, 2)]
+    paths, statuses = train_together(specs, tmp_path)
+    for status in [*statuses, train_run(specs[0], tmp_path / "alone")]:
+        assert status.state == "done"
+        assert "not compiled" in status.notes[0]
+    assert RunDirectory(paths[0]).read_spec().compile_update
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        (dict(optimizer_class=th.optim.SGD, optimizer_kwargs=dict(momentum=0.9)), "SGD with momentum=0.9"),
+        (dict(optimizer_class=th.optim.Adagrad), "Adagrad"),
+        ({}, "it draws random numbers"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named(kwargs, reason, cache):
+    model = SPPO(
+        "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", compile_update=True,
+        policy_kwargs=kwargs,
+    )  # fmt: skip
+    if not kwargs:
+        model.policy.mlp_extractor.policy_net.append(th.nn.Dropout(0.5))
+    model.policy.set_training_mode(False)
+    with pytest.warns(UserWarning, match=f"not compiled: .*{reason}"):
+        assert model.compile_now() is None
+
+
+def test_unusable_cache_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    status = train_run(small(), tmp_path / "run")
+    assert status.state == "done"
+    assert "not compiled" in status.notes[0]
+
+
+def test_auto_compiles_what_repays_it():
+    long, _ = make_run_spec("dsppo", "HalfCheetah-v4", 0)
+    assert n_minibatches(long.hyperparams, 2048 * 3) == 3 * 10 * 32
+    assert n_minibatches(long.hyperparams, 2048 * 3 + 1) == 4 * 10 * 32
+    assert repays(long.hyperparams, long.n_timesteps)
+    assert not repays(long.hyperparams, 10_000)
+    a2c, _ = make_run_spec("da2c", "HalfCheetah-v4", 0)
+    per_update = a2c.hyperparams.n_steps * a2c.hyperparams.n_envs
+    assert n_minibatches(a2c.hyperparams, 10 * per_update) == 10
+
+
+def test_choice_between_compiling_and_not(no_compiler):
+    spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="off")
+    assert (spec.compile_update, notes) == (False, [])
+    spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="auto")
+    assert not spec.compile_update
+    assert "not compiled" in notes[0]
+    assert "/no/such/compiler" in notes[0]
+    assert resolve_compile("auto", spec.hyperparams, 1000, "cpu") == (False, [])
+    with pytest.raises(UserError, match="--compile on: there is no C\\+\\+ compiler"):
+        make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="on")
+    with pytest.raises(UserError, match="--compile yes: must be auto, on, off"):
+        make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="yes")
+
+
+def test_long_run_is_compiled_where_there_is_a_compiler():
+    if why_not("cpu") is not None:
+        pytest.skip(str(why_not("cpu")))
+    spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="auto")
+    assert spec.compile_update
+    assert "compiled" in notes[0]
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_compiling_without_a_compiler_is_refused_before_anything_is_written(command, no_compiler, tmp_path):
+    what = ["--algo", "sppo", "--env", "CartPole-v1"] if command == "train" else ["discrete_srl"]
+    outcome = srl(command, *what, "--compile", "on", "--out", tmp_path / "run")
+    assert outcome.status == 2
+    assert "--compile on: there is no C++ compiler" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_begun_run_stays_compiled_whatever_auto_would_choose_now(no_compiler, tmp_path):
+    words = ["--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS]
+    spec = small_spec(n_eval_episodes=2).model_copy(update={"compile_update": True})
+    train_run(spec, tmp_path)
+    outcome = srl("train", *words)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "finished" in outcome.out
+    outcome = srl("train", *words, "--compile", "off")
+    assert outcome.status == 2
+    assert "compile_update is True there and False here" in outcome.err
+
+
+def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, tmp_path):
+    words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
+    words += ["--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS]
+    spec = small_spec(n_eval_episodes=2).model_copy(update={"compile_update": True})
+    train_run(spec, tmp_path / spec.path)
+    outcome = srl(*words, "--dry-run")
+    assert outcome.status == 0, outcome.err
+    assert "Done already: 1" in outcome.out
+
+
+def test_file_of_a_sweep_may_say_on_and_off_as_yaml_does(tmp_path):
+    from srl.experiment.sweep import load_sweep
+
+    file = tmp_path / "sweep.yml"
+    for text, choice in (("on", "on"), ("off", "off"), ("auto", "auto")):
+        file.write_text(f"envs: [CartPole-v1]\nalgos: [ppo]\nnoise: [none]\nseeds: [0]\ncompile: {text}\n")
+        assert load_sweep(file).compile == choice
+    file.write_text("envs: [CartPole-v1]\nalgos: [ppo]\nnoise: [none]\nseeds: [0]\ncompile: maybe\n")
+    with pytest.raises(UserError, match=r"sweep\.yml"):
+        load_sweep(file)
