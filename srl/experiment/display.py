@@ -13,7 +13,7 @@ from rich.table import Table
 
 from srl.experiment.execution import SweepProgress
 from srl.experiment.progress import Progress as RunsProgress
-from srl.experiment.progress import RunProgress, outlook
+from srl.experiment.progress import RunProgress, duration, outlook
 from srl.experiment.spec import RunSpec
 from srl.experiment.store import PlannedRun, Status
 
@@ -73,11 +73,15 @@ class RunDisplay(_Display):
         super().__init__(console)
         name = f"{spec.algorithm.label} on {spec.env}, noise {spec.noise}, seed {spec.seed}"
         self._entry = PlannedRun.of(spec)
+        self._compiled = False
         self._task = self._bar.add_task(escape(name), total=spec.n_timesteps, rate="")
         self._say(f"Training {name}: {spec.n_timesteps:,} steps on {spec.device}.")
 
     def update(self, status: Status) -> None:
         """Show a new status."""
+        if status.compile_seconds and not self._compiled:
+            self._compiled = True
+            self._say(f"The update was compiled in {duration(status.compile_seconds)}.")
         progress = RunsProgress([RunProgress("", self._entry, "running", status)])
         rate = f"evaluating: {status.evaluation}" if status.evaluation else outlook(progress)
         self._bar.update(self._task, completed=progress.timesteps, rate=rate)
@@ -95,10 +99,16 @@ class SweepDisplay(_Display):
 
     def __init__(self, console: Console):
         super().__init__(console)
+        self._compiled: set[str] = set()
         self._task = self._bar.add_task("", total=None, rate="")
 
     def update(self, progress: SweepProgress) -> None:
         """Show new progress."""
+        for name, runs in progress.tasks.items():
+            seconds = max((run.status.compile_seconds for run in runs if run.status is not None), default=0)
+            if seconds and name not in self._compiled:
+                self._compiled.add(name)
+                self._say(f"{name}: the update was compiled in {duration(seconds)}.")
         n_running = sum(map(len, progress.tasks.values()))
         counts = (
             f"{len(progress.of('done'))} done, {n_running} running, {len(progress.of('failed'))} failed, "
