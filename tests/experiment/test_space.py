@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -133,7 +132,7 @@ def test_known_environments_are_as_they_are_said_to_be(env):
     ("name", "least", "most"),
     [("continuous_srl", 3e9, 12e9), ("discrete_srl", 4e9, 8e9)],
 )
-def test_sweeps_of_the_protocol_are_estimated_in_a_moment(name, least, most):
+def test_sweeps_of_the_protocol_are_estimated(name, least, most):
     options = load_sweep(configs_dir() / "sweeps" / f"{name}.yml")
     specs = [
         make_run_spec(algo, env, 0, noise=noise, device="cpu")[0]
@@ -142,10 +141,7 @@ def test_sweeps_of_the_protocol_are_estimated_in_a_moment(name, least, most):
         for noise in options.noise
     ]
     specs = [spec.model_copy(update={"seed": seed}) for seed in options.seeds for spec in specs]
-    began = time.perf_counter()
-    needed = needed_bytes(specs, 2)
-    assert time.perf_counter() - began < 2e-3 * len(specs)
-    assert least < needed < most
+    assert least < needed_bytes(specs, 2) < most
 
 
 def test_longer_runs_take_more():
