@@ -91,6 +91,17 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
             raise VariantError(["compare", index], f"{list(pair)}: must name two different columns.")
 
 
+def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
+    """A key that sorts columns: algorithms as the paper has them, each before its variants, numbers by value.
+
+    :param algo: The algorithm's name.
+    :param name: The column's.
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
+    return list(ALGORITHMS).index(algo), name != algo, by_value
+
+
 def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
     for key, values in grid.items():
         known = _keys_of(algo)

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srl.errors import UserError
-from srl.experiment.algorithms import ALGORITHMS, get_algorithm
+from srl.experiment.algorithms import get_algorithm
 from srl.experiment.checkpoint import last_checkpoint
 from srl.experiment.config_files import first_mistake
 from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
@@ -40,6 +40,7 @@ from srl.experiment.store import (
     read_plan,
     walk,
 )
+from srl.experiment.variants import column_order
 from srl.report.markup import one_line
 
 #: The states in the order in which they are told, with the style of their counts.
@@ -417,34 +418,44 @@ def _percent(share: float) -> str:
 
 
 def _tables(runs: Sequence[RunProgress], width: int | None) -> list[Table]:
-    """Runs done of all, and mean progress, by environment and algorithm, over noises and seeds.
+    """Runs done of all, and mean progress, by environment and algorithm or variant, over noises and seeds.
 
-    Algorithms that do not fit side by side are in further tables.
+    Columns that do not fit side by side are in further tables.
     """
     members: dict[tuple[str, str], list[RunProgress]] = {}
+    all_columns: dict[str, str] = {}
     for run in runs:
         if run.entry is not None:
             algo = get_algorithm(run.entry.algo).name
-            members.setdefault((run.entry.env, algo), []).append(run)
+            name = run.entry.variant or algo
+            all_columns[name] = algo
+            members.setdefault((run.entry.env, name), []).append(run)
     cells = {place: _cell(there) for place, there in members.items()}
     envs = sorted({env for env, _ in cells})
     shown = envs[:_MOST_ENVIRONMENTS]
-    algos = [algo for algo in ALGORITHMS if any(there == algo for _, there in cells)]
+    names = sorted(all_columns, key=lambda name: column_order(all_columns[name], name))
     # As many as fit beside the longest name, or beside what is left of it where not even two do
     name_width = max((cell_len(one_line(env)) for env in shown), default=0)
-    column_width = max((cell.cell_len for cell in cells.values()), default=0) + 2
-    n_columns = len(algos) if width is None else max((width - name_width) // column_width, 2)
+    labels = {name: _label(algo, name) for name, algo in all_columns.items()}
+    widths = [cell_len(text) for text in labels.values()] + [cell.cell_len for cell in cells.values()]
+    column_width = max(widths, default=0) + 2
+    n_columns = len(names) if width is None else max((width - name_width) // column_width, 2)
     tables = []
-    for first in range(0, len(algos), max(n_columns, 1)):
-        columns = algos[first : first + n_columns]
+    for first in range(0, len(names), max(n_columns, 1)):
+        columns = names[first : first + n_columns]
         rows = [
-            [Text(one_line(env)), *(cells.get((env, algo), Text("")) for algo in columns)] for env in shown
+            [Text(one_line(env)), *(cells.get((env, name), Text("")) for name in columns)] for env in shown
         ]
         if len(envs) > len(shown):
             rows.append([Text(f"and {len(envs) - len(shown):,} more", style="dim")])
-        headings = ["environment", *(get_algorithm(algo).label for algo in columns)]
+        headings = ["environment", *(labels[name] for name in columns)]
         tables.append(_table(headings, rows, width))
     return tables
+
+
+def _label(algo: str, name: str | None) -> str:
+    """The heading of a column."""
+    return get_algorithm(algo).label if name in (None, algo) else one_line(str(name))
 
 
 def _cell(runs: Sequence[RunProgress]) -> Text:
@@ -490,7 +501,7 @@ def _by_process(running: Sequence[RunProgress]) -> list[tuple[float, list[RunPro
         if run.status is not None and run.status.pid:
             process = (run.status.host, run.status.pid)
         entry = run.entry
-        kind = () if entry is None else (entry.env, entry.algo, entry.noise, entry.n_timesteps)
+        kind = () if entry is None else (entry.env, entry.algo, entry.variant, entry.noise, entry.n_timesteps)
         alike.setdefault((process, kind), []).append(run)
         # A process lives as long as one of its runs does
         silences[process] = min(silences.get(process, run.silence), run.silence)
@@ -514,7 +525,7 @@ def _running_table(
             when = f"evaluating {evaluation.partition(' ')[0]}"
         texts = [
             first.env,
-            get_algorithm(first.algo).label,
+            _label(first.algo, first.variant),
             first.noise,
             f"{first.seed}" if len(members) == 1 else f"{len(members)} seeds",
             _percent(sum(run.share for run in members) / len(members)),

@@ -14,7 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from srl.experiment.algorithms import ALGORITHMS
+from srl.experiment import variants
 from srl.report import markup
 from srl.report.intervals import Estimate
 from srl.report.published import Published
@@ -188,18 +188,8 @@ def _score_record(cell: Cell, best: bool, published: Published | None) -> dict[s
 
 def column_order(cells: Sequence[Cell]) -> list[str]:
     """The columns of tables, in the order of the paper's."""
-    order = list(ALGORITHMS)
-
-    def key(cell: Cell) -> tuple[int, bool, list[tuple[bool, str | float]], str]:
-        return order.index(cell.algo), cell.name != cell.algo, _by_value(cell.name), cell.variant
-
-    return list(dict.fromkeys(cell.column for cell in sorted(cells, key=key)))
-
-
-def _by_value(name: str) -> list[tuple[bool, str | float]]:
-    """A key by which numbers in names are in the order of their values."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
-    return [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
+    ordered = sorted(cells, key=lambda cell: (variants.column_order(cell.algo, cell.name), cell.variant))
+    return list(dict.fromkeys(cell.column for cell in ordered))
 
 
 def rows_of(

@@ -447,6 +447,18 @@ def test_algorithms_that_do_not_fit_side_by_side_are_in_further_tables(tmp_path)
         assert "\u2026" not in "".join(text.splitlines()[1:])
 
 
+def test_variants_have_columns_of_their_own(tmp_path):
+    for name, state in (("sppo-beta=20", "done"), ("sppo-beta=5", "running"), ("tuned", "failed")):
+        lay(tmp_path, state, variant=name)
+    lay(tmp_path, "done", algo="ppo")
+    for width in (60, 200):
+        text = "\n".join(drawn(tmp_path, width))
+        headings = " ".join(line for line in text.splitlines() if line.startswith("environment"))
+        assert headings.replace("environment", "").split() == ["PPO", "sppo-beta=5", "sppo-beta=20", "tuned"]
+        cells = " ".join(line for line in text.splitlines() if line.startswith("CartPole-v1 "))
+        assert re.findall(r"\d/\d", cells)[:4] == ["1/1", "0/1", "1/1", "0/1"]
+
+
 def test_what_does_not_fit_into_a_line_goes_on_in_the_next_or_is_cut_where_lines_are_few(tmp_path):
     reason = "the simulator was unstable, " * 5 + "and that is the end."
     lay(tmp_path, "failed", reason=reason)
