@@ -25,6 +25,7 @@ from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl, until
 from tests.experiment.test_resume import outcome
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 
 SPECS = [small_spec(seed=seed, n_timesteps=3200, eval_freq=320) for seed in (1, 2)]
 #: A sweep's process that is killed.
@@ -92,7 +93,7 @@ def whole(tmp_path_factory):
 def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [
-        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
         *("--seeds", "0:2", "--timesteps", 1600, "--device", "cpu", "--population", "off", *SMALL_WORDS),
         *("--checkpoint-every", 0),
     ]
@@ -112,8 +113,8 @@ def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster,
         cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
     assert ended.status == 0, ended.err
     statuses = [run.read_status() for run in find_runs(lost)]
-    assert [each.state for each in statuses] == ["done"] * 4
-    assert sorted(each.attempts for each in statuses) == [1, 1, 1, 2]
+    assert [each.state for each in statuses] == ["done"] * 2
+    assert sorted(each.attempts for each in statuses) == [1, 2]
     assert srl(*words, "--out", tmp_path / "whole").status == 0
     compare(lost, tmp_path / "whole")
 
