@@ -74,8 +74,32 @@ def dsppo() -> float:
     return _half_cheetah_speed(SPPO)
 
 
-def _half_cheetah_speed(cls: type) -> float:
-    model = cls("MlpPolicy", _half_cheetah(cls, n_envs=1), seed=0, device="cpu")
+def dsppo_compiled() -> float:
+    """The same with a compiled update; the time of compiling is not counted."""
+    from srl import SPPO
+
+    return _half_cheetah_speed(SPPO, compile_update=True)
+
+
+def sb3_cartpole_ppo() -> float:
+    """Steps per second of SB3's PPO on CartPole-v1 with SB3's defaults, updates included."""
+    from stable_baselines3 import PPO
+
+    return _speed(PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu"))
+
+
+def sppo_cartpole_compiled() -> float:
+    """The same of SPPO with a compiled update; the time of compiling is not counted."""
+    from srl import SPPO
+
+    return _speed(SPPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", compile_update=True))
+
+
+def _half_cheetah_speed(cls: type, **kwargs: Any) -> float:
+    return _speed(cls("MlpPolicy", _half_cheetah(cls, n_envs=1), seed=0, device="cpu", **kwargs))
+
+
+def _speed(model: Any) -> float:
     model.learn(2048)
     began = time.perf_counter()
     model.learn(2 * 2048)
@@ -127,6 +151,11 @@ def ppo_population_16() -> float:
 def ppo_population_64() -> float:
     """The same of 64 members."""
     return _population_speed("ppo", 64, n_rollouts=1)
+
+
+def ppo_environments_64() -> float:
+    """Steps per second of the environments of 64 members alone: constant actions, same processes."""
+    return _population_speed("ppo", 64)
 
 
 def ppo_population_16_evaluated() -> float:
@@ -195,10 +224,13 @@ def _train_part(
     from srl.population.train import Population
 
     kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
+    # Without a number of steps there are no evaluations
+    options: dict[str, Any] = {"n_timesteps": n_timesteps or 2_000_000}
+    options["eval_freq"] = None if n_timesteps else options["n_timesteps"]
     specs = [
-        make_run_spec(
-            *(algo, "HalfCheetah-v4", seed), noise=noise, n_timesteps=n_timesteps or 2_000_000, device="cpu"
-        )[0].model_copy(update={"stacked": True})
+        make_run_spec(*(algo, "HalfCheetah-v4", seed), noise=noise, device="cpu", compile="auto", **options)[
+            0
+        ].model_copy(update={"stacked": True})
         for seed in range(n_members // len(kinds))
         for algo, noise in kinds
     ]
@@ -211,10 +243,27 @@ def _train_part(
             began = time.perf_counter()
             population.train(lambda: None)
             speed = attempts[0].status.timesteps * len(specs) / (time.perf_counter() - began)
+        elif n_rollouts == 0:
+            speed = _environment_speed(population)
         else:
             speed = population.measure(n_rollouts)
         barrier.wait()  # no part is to have the machine to itself
     connection.send((speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def _environment_speed(population: Any) -> float:
+    import numpy as np
+
+    envs, n_steps = population._envs, 2000
+    members = range(len(envs.venvs))
+    shape = envs.venvs[0].action_space.shape
+    actions = np.full((len(members), envs.n_envs, *shape), 5)
+    envs.reset(members)
+    began = time.perf_counter()
+    for _ in range(n_steps):
+        envs.step(actions, members)
+    n_taken: int = n_steps * len(members) * envs.n_envs
+    return n_taken / (time.perf_counter() - began)
 
 
 def sbx_ppo() -> float:
@@ -416,7 +465,21 @@ ROWS = {
         "steps/s",
         dsppo,
         sb3_multidiscrete_ppo,
-        ">= 3",
+        ">= 2.8",
+    ),
+    "dsppo_compiled": Row(
+        "the same with a compiled update",
+        "steps/s",
+        dsppo_compiled,
+        sb3_multidiscrete_ppo,
+        ">= 4",
+    ),
+    "cartpole_compiled": Row(
+        "SPPO with a compiled update against SB3's PPO: CartPole-v1",
+        "steps/s",
+        sppo_cartpole_compiled,
+        sb3_cartpole_ppo,
+        ">= 1.8",
     ),
     "population": Row(
         "population of 16 (DPPO, DSPPO, clean, noisy, 4 seeds), all cores, against one SB3 PPO on "
@@ -424,7 +487,7 @@ ROWS = {
         "steps/s",
         ppo_population_16,
         sb3_multidiscrete_ppo,
-        ">= 12",
+        ">= 16",
     ),
     "population_evaluated": Row(
         "the same with 10 episodes every 5,000 steps, against SB3's PPO with EvalCallback",
@@ -440,6 +503,13 @@ ROWS = {
         ppo_population_16,
         ">= 1",
     ),
+    "population_64_bound": Row(
+        "population of 64 against its environments alone, stepped with constant actions",
+        "steps/s",
+        ppo_population_64,
+        ppo_environments_64,
+        ">= 0.6",
+    ),
     "population_64_memory": Row(
         "memory of the population of 64", "GiB", ppo_population_64_memory, None, "< 8 GiB"
     ),
@@ -448,7 +518,7 @@ ROWS = {
         "steps/s",
         a2c_population_16,
         sb3_multidiscrete_a2c,
-        ">= 6",
+        ">= 13",
     ),
     "atari_1": Row(
         "Atari rollout, 8 environments, native with 1 thread against SB3's wrappers",

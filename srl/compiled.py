@@ -12,17 +12,20 @@ depend on other members.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import nn
 from torch.func import functional_call
 
-from srl.compilation import compiled
+from srl.compilation import Compiled, compiled
+from srl.distributions import BatchedMultiCategoricalDistribution
 from srl.errors import NotCompiled
 from srl.optimizers import OPTIMIZERS, State, clip_by_norm
 from srl.symmetric import UpdateResult, UpdateStatistics, figures_of
@@ -77,43 +80,40 @@ class CompiledUpdate:
     ):
         self._model = model
         self._batch_size = batch_size
+        self._shapes = _shapes(rollout)
         self._key = _key(model, rollout, batch_size)
         _check(model)
         optimizer = model.policy.optimizer
-        self._step, new_state, _ = OPTIMIZERS[type(optimizer)]
+        self._rule = OPTIMIZERS[type(optimizer)]
         names = {parameter: name for name, parameter in model.policy.named_parameters()}
         parameters = optimizer.param_groups[0]["params"]
         #: Of the policy's parameters.
         self._names = [names[parameter] for parameter in parameters]
         for parameter in parameters:
             if not optimizer.state[parameter]:
-                optimizer.state[parameter].update(new_state(parameter))
+                optimizer.state[parameter].update(self._rule.new_state(parameter))
         state = optimizer.state[parameters[0]]
-        #: Of the tensors in the optimizer's state of a parameter, and of the numbers there.
+        #: Of the tensors in the optimizer's state of a parameter, and of the numbers.
         self._state_names = [name for name, value in state.items() if isinstance(value, th.Tensor)]
         self._counters = [name for name in state if name not in self._state_names]
         observations = rollout.observations
         self._observation_names = sorted(observations) if isinstance(observations, dict) else None
-        #: Of what the function returns; the trace sets them.
-        self._figure_names: list[str] = [] if like is None else like._figure_names
-        self._function: Callable[[list[th.Tensor]], Sequence[th.Tensor]]
-        #: Seconds that compiling took; 0 if it was done before.
-        self.compile_seconds = 0.0
         self._no_flips = th.zeros(batch_size, dtype=th.bool, device=model.device)
-        if like is not None:
-            self._function = like._function
-            return
-        arguments = [*self._arguments(rollout), th.arange(batch_size, device=model.device), self._no_flips]
-        # A forward pass sets attributes of the distribution, in the trace to what are no numbers
-        own, mode = model.policy.action_dist, model.policy.training
-        model.policy.action_dist = copy.copy(own)
-        model.policy.set_training_mode(True)
-        try:
-            made = compiled(self._write, arguments)
-        finally:
-            model.policy.action_dist = own
-            model.policy.set_training_mode(mode)
-        self._function, self.compile_seconds = made.run, made.seconds
+        #: Of what the function returns; the trace sets them.
+        self._figure_names: list[str] = []
+        if like is None:
+            rows = th.arange(batch_size, device=model.device)
+            arguments = [*self._arguments(rollout), *self._coefficients(1), rows, self._no_flips]
+            with _traceable(model.policy):
+                self._compiled = compiled(self._write, arguments)
+        else:
+            self._compiled = Compiled(like._compiled.run)
+            self._figure_names = like._figure_names
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling took; 0 if it was done before."""
+        return self._compiled.seconds
 
     def fits(self, rollout: RolloutBufferSamples, batch_size: int) -> bool:
         """Whether it is the update that the model would make now of a rollout."""
@@ -129,74 +129,92 @@ class CompiledUpdate:
         :param n_epochs: Passes over the rollout.
         :return: How it went.
         """
-        model, rows_of_figures = self._model, []
         # Compiled code does not check what it is given
-        if not self.fits(rollout, self._batch_size):
-            raise ValueError("This update was compiled for rollouts of another shape, or another loss.")
+        if self._shapes != _shapes(rollout):
+            raise ValueError("This update was compiled for rollouts of another shape.")
         arguments = self._arguments(rollout)
-        n_fixed, n_steps, n_samples, epoch, n_minibatches, stopped = len(arguments), 0, 0, 0, 0, False
+        figures: list[th.Tensor] = []
+        n_samples, epoch, n_before, stopped = 0, 0, 0, False
         while epoch < n_epochs and not stopped:
             epoch += 1
-            n_minibatches = 0
-            order = th.as_tensor(permutation(len(rollout.returns)), device=model.device)
-            for rows in th.split(order, self._batch_size):
-                n_minibatches += 1
-                flips = model._flip_mask(len(rows))
-                if len(rows) == self._batch_size:
-                    arguments[n_fixed:] = [rows, self._no_flips if flips is None else flips]
-                    (figures,) = self._function(arguments)
-                else:
-                    figures = self._uncompiled(rollout, rows, flips)
-                rows_of_figures.append(figures)
-                n_samples += len(rows)
-                stopped = self._exceeds_kl_limit(figures)
-                if stopped:
-                    break
-                n_steps += len(rows) == self._batch_size
-        optimizer = model.policy.optimizer
-        for parameter in optimizer.param_groups[0]["params"]:
-            for name in self._counters:
-                optimizer.state[parameter][name] += n_steps
+            n_before = len(figures)
+            order = th.as_tensor(permutation(len(rollout.returns)), device=self._model.device)
+            minibatches = list(th.split(order, self._batch_size))
+            rest = minibatches.pop() if len(order) % self._batch_size else None
+            stopped = self._compiled_steps(arguments, minibatches, figures)
+            n_samples += (len(figures) - n_before) * self._batch_size
+            if rest is not None and not stopped:
+                stopped = self._uncompiled_step(rollout, rest, figures)
+                n_samples += len(rest)
         statistics = UpdateStatistics()
-        statistics.add_rows(self._figure_names, rows_of_figures, n_samples)
-        return UpdateResult(statistics, epoch, n_minibatches, stopped)
+        statistics.add_rows(self._figure_names, figures, n_samples)
+        return UpdateResult(statistics, epoch, len(figures) - n_before, stopped)
 
-    def _uncompiled(
-        self, rollout: RolloutBufferSamples, rows: th.Tensor, flips: th.Tensor | None
-    ) -> th.Tensor:
-        """The gradient step on a minibatch of another size; returns its figures."""
+    def _compiled_steps(
+        self, arguments: Sequence[th.Tensor], minibatches: Sequence[th.Tensor], figures: list[th.Tensor]
+    ) -> bool:
+        """Gradient steps on minibatches; returns whether the limit on the KL divergence ended them."""
+        model, n_steps, stopped = self._model, 0, False
+        for rows, coefficients in zip(minibatches, self._coefficients(len(minibatches)), strict=True):
+            flips = model._flip_mask(len(rows))
+            flips = self._no_flips if flips is None else flips
+            figures.extend(self._compiled.run([*arguments, coefficients, rows, flips]))
+            stopped = self._exceeds_kl_limit(figures[-1])
+            if stopped:
+                break
+            n_steps += 1
+        for state in model.policy.optimizer.state.values():
+            for name in self._counters:
+                state[name] += n_steps
+        return stopped
+
+    def _uncompiled_step(
+        self, rollout: RolloutBufferSamples, rows: th.Tensor, figures: list[th.Tensor]
+    ) -> bool:
+        """The gradient step on a minibatch of another size; returns as :meth:`_compiled_steps`."""
         model = self._model
-        losses, prepared = model._losses(_take(rollout, rows), flips, model._coefficients())
-        figures = th.stack([figure.detach().float() for figure in figures_of(losses, prepared).values()])
-        if not self._exceeds_kl_limit(figures):
+        losses, prepared = model._losses(
+            _take(rollout, rows), model._flip_mask(len(rows)), model._coefficients()
+        )
+        figures.append(_row(figures_of(losses, prepared)))
+        stopped = self._exceeds_kl_limit(figures[-1])
+        if not stopped:
             model._optimize(losses.loss)
-        return figures
+        return stopped
 
     def _exceeds_kl_limit(self, figures: th.Tensor) -> bool:
         limit = self._model._kl_limit
         return limit is not None and figures[self._figure_names.index("approx_kl")].item() > limit
 
     def _arguments(self, rollout: RolloutBufferSamples) -> list[th.Tensor]:
-        """The arguments of the function but for the last two, which each minibatch has of its own."""
-        model, optimizer = self._model, self._model.policy.optimizer
-        (group,) = optimizer.param_groups
-        coefficients = [group["lr"], model.max_grad_norm, *model._coefficients().values()]
-        states = [optimizer.state[parameter] for parameter in group["params"]]
+        """The arguments of the function that all minibatches share."""
+        optimizer = self._model.policy.optimizer
+        parameters = optimizer.param_groups[0]["params"]
+        states = [optimizer.state[parameter] for parameter in parameters]
         return [
-            *(parameter.detach() for parameter in group["params"]),
+            *parameters,
             *(state[name] for state in states for name in self._state_names),
-            th.tensor(coefficients, dtype=th.float64, device=model.device),
             *(tensor.contiguous() for tensor in _tensors(rollout)),
         ]
 
+    def _coefficients(self, n_steps: int) -> Sequence[th.Tensor]:
+        """The numbers that the next steps need: those of the optimizer, and those of the loss."""
+        model, optimizer = self._model, self._model.policy.optimizer
+        (group,) = optimizer.param_groups
+        done = int(optimizer.state[group["params"][0]].get("step", 0))
+        of_loss = (model.max_grad_norm, *model._coefficients().values())
+        rows = [(*self._rule.numbers(done + step, group), *of_loss) for step in range(1, n_steps + 1)]
+        return th.tensor(rows, dtype=th.float64, device=model.device).unbind()
+
     def _write(self, *arguments: th.Tensor) -> list[th.Tensor]:
-        """The function to compile: :meth:`_step` on its arguments, written in place; returns the figures."""
+        """The function to compile: :meth:`_update`, whose results it writes into its arguments."""
         n, n_states = len(self._names), len(self._state_names)
         parameters, rest = arguments[:n], arguments[n:]
         states = [dict(zip(self._state_names, rest[index * n_states :], strict=False)) for index in range(n)]
-        coefficients, *samples, rows, flips = rest[n * n_states :]
+        *samples, coefficients, rows, flips = rest[n * n_states :]
+        minibatch = _take(self._rollout(samples), rows)
         new_parameters, new_states, figures = self._update(
-            parameters, states, coefficients.unbind(), _take(self._rollout(samples), rows), flips
+            parameters, states, coefficients.unbind(), minibatch, flips
         )
         for old, new in zip(parameters, new_parameters, strict=True):
             old.copy_(new)
@@ -217,41 +235,37 @@ class CompiledUpdate:
 
         :param parameters: Of the policy, in the order of its optimizer.
         :param states: Of the optimizer for each.
-        :param coefficients: Learning rate, limit of the gradient norm, and those of the loss.
+        :param coefficients: A row of :meth:`_coefficients`, taken apart.
         :param minibatch: Samples.
         :param flips: Whose advantages change sign.
         :return: The new parameters, the new states and the figures to log.
         """
         model, options = self._model, self._model.policy.optimizer.param_groups[0]
-        learning_rate, max_grad_norm, *others = coefficients
+        names = list(model._coefficients())
+        max_grad_norm, *of_loss = coefficients[-1 - len(names) :]
+        numbers = coefficients[: -1 - len(names)]
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with th.enable_grad():
             losses, prepared = functional_call(
                 _Losses(model),
                 {f"policy.{name}": leaf for name, leaf in zip(self._names, leaves, strict=True)},
-                (minibatch, flips, dict(zip(model._coefficients(), others, strict=True))),
+                (minibatch, flips, dict(zip(names, of_loss, strict=True))),
                 # Extractors that the policy names twice are one module, and restored only once
                 tie_weights=False,
             )
-            gradients = th.autograd.grad(losses.loss, leaves)
+            gradients = clip_by_norm(th.autograd.grad(losses.loss, leaves), max_grad_norm)
         figures = figures_of(losses, prepared)
         self._figure_names = list(figures)
         new_parameters, new_states = [], []
-        for parameter, gradient, state in zip(
-            parameters, clip_by_norm(gradients, max_grad_norm), states, strict=True
-        ):
-            new_parameter, new_state = self._step(parameter, gradient, state, learning_rate, options)
+        for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
+            new_parameter, new_state = self._rule.step(parameter, gradient, state, numbers, options)
             if model._kl_limit is not None:
                 is_over = figures["approx_kl"] > model._kl_limit
                 new_parameter = th.where(is_over, parameter, new_parameter)
                 new_state = {name: th.where(is_over, state[name], new) for name, new in new_state.items()}
             new_parameters.append(new_parameter)
             new_states.append(new_state)
-        return (
-            new_parameters,
-            new_states,
-            th.stack([figure.detach().float() for figure in figures.values()]),
-        )
+        return new_parameters, new_states, _row(figures)
 
     def _rollout(self, tensors: Sequence[th.Tensor]) -> RolloutBufferSamples:
         """What :func:`_tensors` took apart."""
@@ -264,7 +278,7 @@ class CompiledUpdate:
 
 
 class _Losses(nn.Module):
-    """An algorithm's losses as a module, whose parameters :func:`functional_call` replaces."""
+    """An algorithm's losses as a module, whose parameters ``functional_call`` replaces."""
 
     def __init__(self, model: SymmetricLossMixin):
         super().__init__()
@@ -275,11 +289,39 @@ class _Losses(nn.Module):
         return self._losses(*arguments)
 
 
+@contextmanager
+def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
+    """A policy in training whose forward passes leave no trace in it."""
+    distribution, action_net, mode = policy.action_dist, policy.action_net, policy.training
+    policy.set_training_mode(True)
+    # A forward pass sets its attributes, in a trace to tensors without values
+    policy.action_dist = copy.copy(distribution)
+    if isinstance(distribution, BatchedMultiCategoricalDistribution) and type(action_net) is nn.Linear:
+        # That distribution has the rows last, and machine code is faster with one layout
+        vars(action_net)["forward"] = lambda x: th.addmm(
+            action_net.bias.unsqueeze(1), action_net.weight, x.t()
+        ).t()
+    try:
+        yield
+    finally:
+        vars(action_net).pop("forward", None)
+        policy.action_dist = distribution
+        policy.set_training_mode(mode)
+
+
+def _row(figures: dict[str, th.Tensor]) -> th.Tensor:
+    return th.stack([figure.float() for figure in figures.values()])
+
+
 def _tensors(rollout: RolloutBufferSamples) -> list[th.Tensor]:
     observations: Any = rollout.observations
     if isinstance(observations, dict):
         return [*(observations[name] for name in sorted(observations)), *rollout[1:]]
     return list(rollout)
+
+
+def _shapes(rollout: RolloutBufferSamples) -> list[tuple[th.Size, th.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in _tensors(rollout)]
 
 
 def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSamples:
@@ -294,10 +336,9 @@ def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSample
 
 def _key(model: SymmetricLossMixin, rollout: RolloutBufferSamples, batch_size: int) -> tuple[Any, ...]:
     """All that the trace depends on and that may change in the life of a model."""
-    (group, *_) = model.policy.optimizer.param_groups
+    group = model.policy.optimizer.param_groups[0]
     options = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-    shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(rollout)]
-    return id(model.policy.optimizer), repr(options), model._trace_options(), shapes, batch_size
+    return id(model.policy.optimizer), repr(options), model._trace_options(), _shapes(rollout), batch_size
 
 
 def _check(model: SymmetricLossMixin) -> None:

@@ -1,7 +1,8 @@
 """Optimizer steps as pure functions of tensors, for compiled updates.
 
-Each function computes what the optimizer of the same name computes in place. ``learning_rate`` is a tensor
-without dimensions, so that a schedule needs no new compilation; the other options are constants.
+A step has two parts: numbers that depend on the learning rate and the number of the step, which Python
+computes, and arithmetic on tensors, which is compiled and takes the numbers as tensors without dimensions. So
+a schedule needs no new compilation. Each pair computes what the optimizer of its name computes in place.
 """
 
 from __future__ import annotations
@@ -14,116 +15,109 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 #: The tensors that an optimizer keeps for a parameter, by the names in its ``state``.
 State = dict[str, th.Tensor]
-#: ``(parameter, gradient, state, learning_rate, options) -> (new parameter, new state)``
-Step = Callable[
-    [th.Tensor, th.Tensor, State, th.Tensor, Mapping[str, Any]],
-    tuple[th.Tensor, State],
-]
+#: The options of an optimizer: an entry of its ``param_groups``.
+Options = Mapping[str, Any]
+
+
+def adam_numbers(step: int, options: Options) -> tuple[float, float, float]:
+    """What :func:`adam` needs.
+
+    :param step: The number of the step, from 1.
+    :param options: ``lr``, ``betas`` and ``weight_decay``.
+    :return: Step size, bias correction of the root of the squares, and factor of the decoupled decay.
+    """
+    beta1, beta2 = options["betas"]
+    rate = float(options["lr"])
+    return rate / (1 - beta1**step), (1 - beta2**step) ** 0.5, 1 - rate * options["weight_decay"]
 
 
 def adam(
-    parameter: th.Tensor,
-    gradient: th.Tensor,
-    state: State,
-    learning_rate: th.Tensor,
-    options: Mapping[str, Any],
+    parameter: th.Tensor, gradient: th.Tensor, state: State, numbers: Sequence[th.Tensor], options: Options
 ) -> tuple[th.Tensor, State]:
     """Adam (Kingma and Ba 2015), and AdamW with ``decoupled_weight_decay`` (Loshchilov and Hutter 2019).
 
     :param parameter: Any shape.
     :param gradient: The same shape.
     :param state: ``step``, ``exp_avg`` and ``exp_avg_sq``.
-    :param learning_rate: Without dimensions.
+    :param numbers: From :func:`adam_numbers`.
     :param options: ``betas``, ``eps``, ``weight_decay`` and ``decoupled_weight_decay``.
     :return: The new parameter and the new state.
     """
+    step_size, correction, decay = numbers
     beta1, beta2 = options["betas"]
-    decay = options["weight_decay"]
-    if decay and options.get("decoupled_weight_decay"):
-        parameter = parameter * (1 - learning_rate * decay)
-    elif decay:
-        gradient = gradient + decay * parameter
-    step = state["step"] + 1
-    # In float64, as the numbers of Python that the optimizer computes them from
-    time = step.double()
+    if options["weight_decay"] and options.get("decoupled_weight_decay"):
+        parameter = parameter * decay
+    else:
+        gradient = _decayed(gradient, parameter, options)
     average = th.lerp(state["exp_avg"], gradient, 1 - beta1)
     square = beta2 * state["exp_avg_sq"] + (1 - beta2) * gradient * gradient
-    step_size = learning_rate / (1 - beta1**time)
-    denominator = square.sqrt() / (1 - beta2**time).sqrt() + options["eps"]
-    parameter = parameter - step_size * (average / denominator)
-    return parameter, {"step": step, "exp_avg": average, "exp_avg_sq": square}
+    parameter = parameter - step_size * (average / (square.sqrt() / correction + options["eps"]))
+    return parameter, {"step": state["step"] + 1, "exp_avg": average, "exp_avg_sq": square}
+
+
+def rate_alone(step: int, options: Options) -> tuple[float]:
+    """The learning rate, which is all that the following optimizers need."""
+    return (float(options["lr"]),)
 
 
 def rmsprop(
-    parameter: th.Tensor,
-    gradient: th.Tensor,
-    state: State,
-    learning_rate: th.Tensor,
-    options: Mapping[str, Any],
+    parameter: th.Tensor, gradient: th.Tensor, state: State, numbers: Sequence[th.Tensor], options: Options
 ) -> tuple[th.Tensor, State]:
     """PyTorch's RMSprop, which adds ``eps`` after the square root.
 
     :param parameter: Any shape.
     :param gradient: The same shape.
     :param state: ``step`` and ``square_avg``.
-    :param learning_rate: Without dimensions.
+    :param numbers: From :func:`rate_alone`.
     :param options: ``alpha``, ``eps`` and ``weight_decay``.
     :return: The new parameter and the new state.
     """
-    gradient, square = _squares(parameter, gradient, state, options)
-    parameter = parameter - learning_rate * (gradient / (square.sqrt() + options["eps"]))
+    gradient = _decayed(gradient, parameter, options)
+    square = _averaged(gradient, state, options)
+    parameter = parameter - numbers[0] * (gradient / (square.sqrt() + options["eps"]))
     return parameter, {"step": state["step"] + 1, "square_avg": square}
 
 
 def rmsprop_tf_like(
-    parameter: th.Tensor,
-    gradient: th.Tensor,
-    state: State,
-    learning_rate: th.Tensor,
-    options: Mapping[str, Any],
+    parameter: th.Tensor, gradient: th.Tensor, state: State, numbers: Sequence[th.Tensor], options: Options
 ) -> tuple[th.Tensor, State]:
     """SB3's RMSpropTFLike, the default of A2C, which adds ``eps`` below the square root.
 
     :param parameter: Any shape.
     :param gradient: The same shape.
     :param state: ``square_avg``.
-    :param learning_rate: Without dimensions.
+    :param numbers: From :func:`rate_alone`.
     :param options: ``alpha``, ``eps`` and ``weight_decay``.
     :return: The new parameter and the new state.
     """
-    gradient, square = _squares(parameter, gradient, state, options)
-    parameter = parameter - learning_rate * (gradient / (square + options["eps"]).sqrt())
-    return parameter, {"square_avg": square}
-
-
-def _squares(
-    parameter: th.Tensor, gradient: th.Tensor, state: State, options: Mapping[str, Any]
-) -> tuple[th.Tensor, th.Tensor]:
-    if options["weight_decay"]:
-        gradient = gradient + options["weight_decay"] * parameter
-    alpha = options["alpha"]
-    return gradient, alpha * state["square_avg"] + (1 - alpha) * gradient * gradient
+    gradient = _decayed(gradient, parameter, options)
+    square = _averaged(gradient, state, options)
+    return parameter - numbers[0] * (gradient / (square + options["eps"]).sqrt()), {"square_avg": square}
 
 
 def sgd(
-    parameter: th.Tensor,
-    gradient: th.Tensor,
-    state: State,
-    learning_rate: th.Tensor,
-    options: Mapping[str, Any],
+    parameter: th.Tensor, gradient: th.Tensor, state: State, numbers: Sequence[th.Tensor], options: Options
 ) -> tuple[th.Tensor, State]:
     """Stochastic gradient descent without momentum.
 
     :param parameter: Any shape.
     :param gradient: The same shape.
     :param state: Empty.
-    :param learning_rate: Without dimensions.
+    :param numbers: From :func:`rate_alone`.
     :param options: ``weight_decay``.
     :return: The new parameter, and nothing.
     """
-    if options["weight_decay"]:
-        gradient = gradient + options["weight_decay"] * parameter
-    return parameter - learning_rate * gradient, {}
+    return parameter - numbers[0] * _decayed(gradient, parameter, options), {}
+
+
+def _decayed(gradient: th.Tensor, parameter: th.Tensor, options: Options) -> th.Tensor:
+    decay = options["weight_decay"]
+    return gradient.add(parameter, alpha=decay) if decay else gradient
+
+
+def _averaged(gradient: th.Tensor, state: State, options: Options) -> th.Tensor:
+    alpha: float = options["alpha"]
+    return (alpha * state["square_avg"]).addcmul(gradient, gradient, value=1 - alpha)
 
 
 def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: th.Tensor) -> list[th.Tensor]:
@@ -141,36 +135,43 @@ def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: th.Tensor) -> list[th
 class CompiledOptimizer(NamedTuple):
     """What is needed to compile an optimizer."""
 
-    step: Step
-    #: The state of a parameter before its first step.
+    #: ``(step, options) -> numbers``
+    numbers: Callable[[int, Options], tuple[float, ...]]
+    #: ``(parameter, gradient, state, numbers, options) -> (new parameter, new state)``
+    step: Callable[[th.Tensor, th.Tensor, State, Sequence[th.Tensor], Options], tuple[th.Tensor, State]]
+    #: The state of a parameter before its first step, the count of steps included.
     new_state: Callable[[th.Tensor], dict[str, Any]]
-    #: Options with which :attr:`step` is not the optimizer's.
+    #: Options with which it is another optimizer.
     not_compiled: tuple[str, ...]
+
+
+def _no_steps(parameter: th.Tensor) -> th.Tensor:
+    return th.zeros((), device=parameter.device)
 
 
 OPTIMIZERS: dict[type[th.optim.Optimizer], CompiledOptimizer] = {
     th.optim.Adam: CompiledOptimizer(
+        adam_numbers,
         adam,
         lambda parameter: {
-            "step": th.tensor(0.0, device=parameter.device),
+            "step": _no_steps(parameter),
             "exp_avg": th.zeros_like(parameter),
             "exp_avg_sq": th.zeros_like(parameter),
         },
         ("amsgrad", "maximize"),
     ),
     th.optim.RMSprop: CompiledOptimizer(
+        rate_alone,
         rmsprop,
-        lambda parameter: {
-            "step": th.tensor(0.0, device=parameter.device),
-            "square_avg": th.zeros_like(parameter),
-        },
+        lambda parameter: {"step": _no_steps(parameter), "square_avg": th.zeros_like(parameter)},
         ("momentum", "centered", "maximize"),
     ),
     RMSpropTFLike: CompiledOptimizer(
+        rate_alone,
         rmsprop_tf_like,
         lambda parameter: {"step": 0, "square_avg": th.ones_like(parameter)},
         ("momentum", "centered"),
     ),
-    th.optim.SGD: CompiledOptimizer(sgd, lambda parameter: {}, ("momentum", "maximize")),
+    th.optim.SGD: CompiledOptimizer(rate_alone, sgd, lambda parameter: {}, ("momentum", "maximize")),
 }
 OPTIMIZERS[th.optim.AdamW] = OPTIMIZERS[th.optim.Adam]

@@ -86,10 +86,10 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     def _numpy_actor(self) -> NumpyActor | None:
         if not self.numpy_acting or th.is_grad_enabled():
             return None
-        parameter = next(self.value_net.parameters())
         # Parameters may move, and a copy of the policy has its own
-        if self._actor_address != parameter.data_ptr():
-            self._actor_address = parameter.data_ptr()
+        address = self.value_net.bias.data_ptr()  # type: ignore[operator, union-attr]
+        if self._actor_address != address:
+            self._actor_address = address
             self._actor = None
             if can_act_in_numpy(self):
                 own = {name: parameter.data[None] for name, parameter in self.named_parameters()}

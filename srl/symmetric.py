@@ -122,6 +122,11 @@ class UpdateStatistics:
             members.append(statistics)
         return members
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no figure is NaN or infinite, nor their sum."""
+        return math.isfinite(th.hstack([part for parts in self._values.values() for part in parts]).sum())
+
     def _series(self, name: str) -> th.Tensor:
         return th.hstack(self._values[name])
 

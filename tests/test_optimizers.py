@@ -16,14 +16,15 @@ def test_steps_are_those_of_the_optimizer(optimizer_class, weight_decay):
     theirs = th.nn.Parameter(th.randn(5, 3, generator=generator))
     optimizer = optimizer_class([theirs], lr=0.01, weight_decay=weight_decay)
     (group,) = optimizer.param_groups
-    step, new_state, _ = OPTIMIZERS[optimizer_class]
-    ours, state = theirs.detach().clone(), new_state(theirs)
-    for rate in (0.01, 0.005, 0.002, 0.0):
+    rule = OPTIMIZERS[optimizer_class]
+    ours, state = theirs.detach().clone(), rule.new_state(theirs)
+    for number, rate in enumerate((0.01, 0.005, 0.002, 0.0), start=1):
         group["lr"] = rate
         gradient = th.randn(5, 3, generator=generator)
         theirs.grad = gradient.clone()
         optimizer.step()
-        ours, new = step(ours, gradient, state, th.tensor(rate, dtype=th.float64), group)
+        numbers = th.tensor(rule.numbers(number, group), dtype=th.float64).unbind()
+        ours, new = rule.step(ours, gradient, state, numbers, group)
         state = state | new
         assert ours.dtype == th.float32
         th.testing.assert_close(ours, theirs.detach(), rtol=1e-6, atol=1e-7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -47,8 +48,22 @@ class SerialVecEnv(DummyVecEnv):
         observations = np.empty_like(self.buf_obs[None])  # type: ignore[index]
         rewards = np.empty(self.num_envs, dtype=np.float32)
         dones = np.empty(self.num_envs, dtype=bool)
+        infos = self.step_into(self.actions, observations, rewards, dones)
+        return observations, rewards, dones, infos
+
+    def step_into(
+        self, actions: np.ndarray, observations: np.ndarray, rewards: np.ndarray, dones: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Step into arrays that are there already; observations are of one part.
+
+        :param actions: Of each environment, shape ``(n_envs, ...)``.
+        :param observations: Receives the observations, shape ``(n_envs, *observation_shape)``.
+        :param rewards: Receives the rewards, shape ``(n_envs,)``.
+        :param dones: Receives whether episodes ended, shape ``(n_envs,)``.
+        :return: The infos.
+        """
         infos = []
-        for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
+        for index, (env, action) in enumerate(zip(self.envs, actions, strict=True)):
             observation, rewards[index], terminated, truncated, info = env.step(action)
             dones[index] = done = terminated or truncated
             info["TimeLimit.truncated"] = truncated and not terminated
@@ -57,4 +72,4 @@ class SerialVecEnv(DummyVecEnv):
                 observation, self.reset_infos[index] = env.reset()
             observations[index] = observation
             infos.append(info)
-        return observations, rewards, dones, infos
+        return infos

@@ -12,9 +12,9 @@ Compile = Literal["auto", "on", "off"]
 
 #: Seconds that compiling takes, about, and how many times that a run must save by it.
 _COMPILE_SECONDS = 20.0
-_REPAID = 3.0
+_REPAID = 2.0
 #: Seconds that a compiled minibatch saves, about: of small networks, and of those for images.
-_SAVED_SECONDS = 0.5e-3
+_SAVED_SECONDS = 0.7e-3
 _SAVED_SECONDS_IMAGES = 20e-3
 
 

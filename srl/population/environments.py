@@ -15,6 +15,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl.envs.finite import check_finite
+from srl.envs.vector import SerialVecEnv
 from srl.rewards import explained
 
 
@@ -29,6 +30,8 @@ class MemberEnvs:
         self.n_envs = venvs[0].num_envs
         #: Why members have failed, by their index; their observations and rewards are zeros.
         self.failures: dict[int, Exception] = {}
+        #: Whether they can step into arrays that are there already.
+        self._serial = all(type(venv) is SerialVecEnv and venv.keys == [None] for venv in venvs)
         self._observations = np.empty(0)
         self._rewards = np.zeros((len(venvs), self.n_envs), dtype=np.float32)
         self._dones = np.zeros((len(venvs), self.n_envs), dtype=bool)
@@ -68,30 +71,42 @@ class MemberEnvs:
             for member in [member for member in stepping if not is_finite[member]]:
                 self._attempt(member, lambda member: check_finite("action", actions[member]))
                 stepping.remove(member)
-        # All have begun before one is waited for: native environments step at the same time
+        step = self._step_into if self._serial else self._step_wait
+        if not self._serial:
+            # All have begun before one is waited for: native environments step at the same time
+            for member in stepping:
+                self._attempt(member, lambda member: self.venvs[member].step_async(actions[member]))
+            stepping = [member for member in stepping if member not in self.failures]
         for member in stepping:
-            self._attempt(member, lambda member: self.venvs[member].step_async(actions[member]))
-        for member in [member for member in stepping if member not in self.failures]:
             try:
-                observations, rewards, dones, self.infos[member] = self.venvs[member].step_wait()
-                assert isinstance(observations, np.ndarray)
+                step(member, actions)
             except Exception as error:
                 self._fail(member, error)
-            else:
-                self._observations[member] = observations
-                self._rewards[member] = rewards
-                self._dones[member] = dones
         self._check_finite(stepping)
         return self._observations, self._rewards, self._dones
 
+    def _step_into(self, member: int, actions: np.ndarray) -> None:
+        venv: Any = self.venvs[member]
+        self.infos[member] = venv.step_into(
+            actions[member], self._observations[member], self._rewards[member], self._dones[member]
+        )
+
+    def _step_wait(self, member: int, actions: np.ndarray) -> None:
+        observations, rewards, dones, self.infos[member] = self.venvs[member].step_wait()
+        assert isinstance(observations, np.ndarray)
+        self._observations[member] = observations
+        self._rewards[member] = rewards
+        self._dones[member] = dones
+
     def _check_finite(self, members: Sequence[int]) -> None:
+        # From these SB3 bootstraps
+        if self._dones.any():
+            for member in members:
+                if self._dones[member].any():
+                    self._attempt(member, self._check_last_observations)
         arrays: list[np.ndarray] = [self._rewards, self._observations]
-        is_finite = all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays)
-        for member in members:
-            # From these SB3 bootstraps
-            if self._dones[member].any():
-                self._attempt(member, self._check_last_observations)
-            if not is_finite and member not in self.failures:
+        if not all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays):
+            for member in [member for member in members if member not in self.failures]:
                 self._attempt(member, self._check_member)
 
     def _check_last_observations(self, member: int) -> None:
@@ -151,8 +166,11 @@ class StackedRunningMeanStd:
         :param batch: Shape ``(S, n, *shape)``.
         """
         n = batch.shape[1]
-        # One number is its own mean
-        mean, var = (batch[:, 0], 0.0) if n == 1 else (np.mean(batch, axis=1), np.var(batch, axis=1))
+        if n == 1:  # one number is its own mean
+            mean, var = batch[:, 0], 0.0
+        else:  # as np.mean and np.var compute them
+            mean = np.add.reduce(batch, axis=1) / n
+            var = np.add.reduce(np.square(batch - mean[:, None]), axis=1) / n
         # As SB3's update_from_moments computes it, to the bit
         delta = mean - self.mean
         total = self.count + n

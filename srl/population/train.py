@@ -68,6 +68,7 @@ from srl.population.update import (
     clip_range_vf_of,
     generalized_advantages,
 )
+from srl.symmetric import UpdateStatistics
 
 
 def train_population(
@@ -259,6 +260,7 @@ class Population:
         self._observations = np.empty(0)
         self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
         self._iteration = 0
+        self._unlogged: tuple[list[UpdateStatistics], Rollout] | None = None
         self._goes_on = bool(states)
         if states:
             with ExitStack() as on_error:
@@ -294,6 +296,7 @@ class Population:
 
     def _keep(self) -> None:
         """Write a checkpoint of each member: that which the run alone would have."""
+        self._log_update()
         self._updater.export()
         evaluated = bool(self._members[self._active[0]].evaluations.timesteps)
 
@@ -375,6 +378,8 @@ class Population:
         while self._timesteps < self._spec.n_timesteps and self._active:
             rollout = self._collect()
             self._iteration += 1
+            if self._iteration % log_interval == 0:
+                self._log_update()
             for index in self._active:
                 model = self._models[index]
                 model._update_current_progress_remaining(self._timesteps, self._spec.n_timesteps)
@@ -487,9 +492,10 @@ class Population:
         self._tell_alive()
         if self._n_steps_taken % eval_interval(self._spec) == 0:
             self._evaluate()
-        for index in self._active:
-            if self._dones[index].any():
-                self._end_episodes(index, rewards)
+        if self._dones.any():
+            for index in self._active:
+                if self._dones[index].any():
+                    self._end_episodes(index, rewards)
         return rewards
 
     def _note(self, text: str) -> None:
@@ -520,6 +526,15 @@ class Population:
 
     def _update(self, rollout: Rollout) -> None:
         statistics = self._updater.update(rollout)
+        self._unlogged = (statistics, rollout)
+        if not all(each.is_finite for each in statistics):
+            self._log_update()  # which sees whose losses are not
+
+    def _log_update(self) -> None:
+        """Log the latest update; before a line of the log is written is soon enough."""
+        if self._unlogged is None:
+            return
+        (statistics, rollout), self._unlogged = self._unlogged, None
         values, returns = rollout.values.cpu().numpy(), rollout.returns.cpu().numpy()
 
         def record(index: int) -> None:
@@ -542,6 +557,7 @@ class Population:
 
     def _evaluate(self) -> None:
         """Play the evaluation's episodes of all members side by side, each in its own environments."""
+        self._log_update()
         spec, envs = self._spec, self._eval_envs
         timesteps = self._timesteps
 
