@@ -23,7 +23,7 @@ from srl.distributions import (
     UncheckedCategoricalDistribution,
     UncheckedDiagGaussianDistribution,
 )
-from srl.spaces import has_start
+from srl.spaces import start_of
 
 _Layer = Callable[[np.ndarray], np.ndarray]
 
@@ -34,7 +34,6 @@ def can_act_in_numpy(policy: ActorCriticPolicy) -> bool:
     nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
     return (
         type(policy.observation_space) is spaces.Box
-        and not has_start(policy.observation_space, policy.action_space)
         and not is_image_space(policy.observation_space)
         and type(policy.features_extractor) is FlattenExtractor
         and all(type(part) in known for net in nets for part in net.modules())
@@ -64,6 +63,7 @@ class NumpyActor:
         ]
         self._choose = _CHOICES[type(policy.action_dist)](policy, arrays)
         self._n_outputs: int = policy.action_net.out_features  # type: ignore[assignment]
+        self._start = start_of(policy.action_space)
         self._draw = _DRAWS[type(policy.action_dist)]
         dims = getattr(policy.action_dist, "action_dims", self._n_outputs)
         self._n_draws = self._n_outputs if isinstance(dims, int) else len(dims)
@@ -85,6 +85,8 @@ class NumpyActor:
         """
         features = _features(observations)
         actions, log_probs = self._choose(_through(self._policy_net, features), draws)
+        if self._start is not None:
+            actions = actions + self._start
         return actions, _through(self._value_net, features)[..., 0], log_probs
 
     def values(self, observations: np.ndarray) -> np.ndarray:
