@@ -43,6 +43,7 @@ def assert_same_parameters(model, other):
         assert th.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
 def test_alpha_1_beta_0_is_sb3_to_the_bit_on_cartpole(ours, theirs):
     models = [

@@ -272,6 +272,7 @@ def test_exit_status_and_stderr_of_the_real_command(somewhere):
     assert ended.stderr.startswith("srl: There is no algorithm 'spo'.")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_is_no_error():
     # As in `srl sweep ... --dry-run | head -1`
     process = subprocess.Popen(
@@ -288,6 +289,7 @@ def test_reader_that_goes_away_is_no_error():
     assert "Exception ignored" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[*TRAIN, "--out", "out"], [*SWEEP, "--out", "out", "--jobs", "1"]])
 def test_disk_that_takes_little_is_named_without_a_traceback_and_the_same_command_goes_on(words, somewhere):
     command = [str(SRL), *map(str, words), "--timesteps", "32", *map(str, SMALL_WORDS)]

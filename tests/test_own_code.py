@@ -90,6 +90,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
 TRAIN = ("train", "--algo", "sppo", "--gym-packages", "mypkg", "--env", "MyWalk-v0", "--timesteps", 64)
 
 
+@pytest.mark.slow
 def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(project):
     done = command(
         *(*TRAIN, "--env-kwargs", "size=5", "--max-episode-steps", 7, "--out", "run"),
@@ -108,6 +109,7 @@ def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(p
     assert spec["hyperparams"]["env_wrapper"] == ["mypkg:Shout", {"mypkg:Shout": {"word": "loud"}}]
 
 
+@pytest.mark.slow
 def test_commands_that_read_results_import_nothing_by_name(project):
     words = ("train", "--algo", "sppo", "--env", "mypkg:MyWalk-v0", "--env-kwargs", "size=5")
     assert command(*words, "--timesteps", 64, "--out", "runs/a", *SMALL_WORDS).returncode == 0
@@ -141,6 +143,7 @@ overrides:
 """
 
 
+@pytest.mark.slow
 def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
     Path("mine.yml").write_text(SWEEP.replace("[MyWalk-v0, CartPole-v1]", "[MyWalk-v0]"))
     words = ("sweep", "mine.yml", "--env-kwargs", "size=2", "--out", "runs", "--jobs", 1)
@@ -153,6 +156,7 @@ def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
         assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["n_epochs"]) == (32, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -170,6 +174,7 @@ def test_code_that_a_sweep_names_needs_the_command_lines_word(line, says, projec
     assert contents(project).keys() == before.keys() | {"mine.yml"}
 
 
+@pytest.mark.slow
 def test_hyperparameter_file_of_ones_own(project):
     Path("mine.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"
@@ -184,6 +189,7 @@ def test_hyperparameter_file_of_ones_own(project):
     assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["beta"]) == (16, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -230,6 +230,7 @@ def test_discretised_environment_carries_out_the_chosen_values():
     assert commands == [1.0, -1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "policy"),
     [(CARTPOLE, "MlpPolicy"), (LANDER, "MlpPolicy"), (PENDULUM, "MlpPolicy"), (PONG, "CnnPolicy")],

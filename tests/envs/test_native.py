@@ -157,6 +157,7 @@ PIXELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("game", "n_steps", "n_lives", "n_games", "max_frames"),
     [
@@ -221,6 +222,7 @@ def test_atari_game_is_that_of_sb3s_wrappers_from_the_same_start(game, n_steps, 
     assert (truncations >= n_games) == (max_frames < 108_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("game", "fewest"), [("Breakout", 1), ("Freeway", 0)])
 def test_atari_games_begin_with_up_to_30_frames_drawn_from_the_seed_of_which_fire_is_one(game, fewest):
     venv = AtariNativeVecEnv(f"{game}NoFrameskip-v4", 8, n_threads=2)
@@ -265,6 +267,7 @@ def test_atari_seed_and_reset_start_anew_and_reset_alone_begins_further_games():
     assert not same(after, history)
 
 
+@pytest.mark.slow
 def test_atari_results_do_not_depend_on_the_number_of_threads():
     histories = []
     for n_threads in (1, 2, 5):

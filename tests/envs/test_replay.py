@@ -41,6 +41,7 @@ def draw(space, generator):
     return generator.integers(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [0, 37, 1300])
 @pytest.mark.parametrize("kind", KINDS)
 def test_restored_environment_goes_on_to_the_bit(kind, n_steps):
@@ -73,6 +74,7 @@ def test_walker_goes_on_to_the_bit_after_many_episodes():
     assert play(second, np.random.default_rng(3), 500) == play(first, np.random.default_rng(3), 500)
 
 
+@pytest.mark.slow
 def test_evaluation_environments_are_restored_in_the_middle_of_a_game():
     spec = KINDS["game with lives"]
     first, second = make_eval_env(spec, 2), make_eval_env(spec, 2)

@@ -144,6 +144,7 @@ def optimizer_of(path):
     return SA2C.load(path / "model.zip", device="cpu").policy.optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "recorded", "used"),
     [

@@ -358,6 +358,7 @@ with RunDirectory(Path(sys.argv[1])).claimed(small_spec(), keep=True):
 """
 
 
+@pytest.mark.slow
 def test_run_that_another_process_takes_up_meanwhile_is_left_alone(unfinished, tmp_path):
     keep(unfinished, 32, 64, 96)
     put(unfinished / ".model.zip.abcdefgh")

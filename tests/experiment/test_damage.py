@@ -563,6 +563,7 @@ def begun(tmp_path_factory):
     return parent
 
 
+@pytest.mark.slow
 def test_all_files_of_an_unfinished_run_are_among_those_that_are_damaged_here(begun):
     for kind, sweep in UNFINISHED.items():
         run, _ = sweep.folders(begun / kind)

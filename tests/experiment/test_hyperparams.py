@@ -40,6 +40,7 @@ def expanded():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_shipped_sweep_expands_to_the_protocols_runs(expanded, name):
     n_runs, algos, noises = SWEEPS[name]

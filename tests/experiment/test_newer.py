@@ -68,6 +68,7 @@ def test_run_of_a_newer_version_is_read_as_any_other(changes, trained, tmp_path)
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_page_shows_what_it_does_not_know_of_a_spec(trained, tmp_path):
     make_newer(shutil.copytree(trained, tmp_path / "run"), NEWER["everywhere"])
     ended = srl("report", tmp_path, "--reps", 100)

@@ -128,6 +128,7 @@ def train(specs, paths, tell, monkeypatch):
     return train_population(specs, paths, tell=tell, checkpoint_every=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_members", [1, 2])
 def test_speed_of_a_resumed_run_is_that_of_its_last_attempt_and_clocks_may_jump(
     n_members, tmp_path, monkeypatch

@@ -90,6 +90,7 @@ def algorithm(spec):
     return SPPO if spec.algorithm.family == "ppo" else SA2C
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
 def test_interrupted_run_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path):
     spec = SPECS[kind]
@@ -123,6 +124,7 @@ def test_checkpoints_change_nothing(tmp_path):
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_spec_are_the_same_bytes_in_processes_that_hash_differently(tmp_path):
     code = (
         "import sys; from pathlib import Path; from srl.experiment.run import train_run\n"
@@ -230,6 +232,7 @@ def test_run_that_fails_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_native_environments_keep_no_checkpoints_and_the_run_says_so(tmp_path):
     spec = small_spec(
         "sppo", "PongNoFrameskip-v4", n_timesteps=64, eval_freq=64, n_eval_episodes=1, env_backend="native"
@@ -256,6 +259,7 @@ def folders(root, specs):
     return [root / str(place) for place in range(len(specs))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MEMBERS)
 def test_interrupted_population_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path, monkeypatch):
     specs = MEMBERS[kind]
@@ -268,6 +272,7 @@ def test_interrupted_population_ends_with_the_bytes_of_one_that_was_not(kind, tm
     assert [outcome(path) for path in paths] == [outcome(path) for path in whole]
 
 
+@pytest.mark.slow
 def test_population_interrupted_while_it_writes_checkpoints_goes_on(tmp_path, monkeypatch):
     specs = MEMBERS["CartPole"]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)
@@ -282,6 +287,7 @@ def test_population_interrupted_while_it_writes_checkpoints_goes_on(tmp_path, mo
     assert [outcome(path) for path in paths] == [outcome(path) for path in whole]
 
 
+@pytest.mark.slow
 def test_member_whose_checkpoints_are_damaged_begins_anew_beside_the_others(tmp_path, monkeypatch):
     specs = MEMBERS["CartPole"]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)

@@ -64,6 +64,7 @@ def local(tmp_path):
     engine.close()
 
 
+@pytest.mark.slow
 def test_jobs_run_to_their_ends_and_say_how_they_went(local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = order(Path("good"), small_spec())
@@ -80,6 +81,7 @@ def test_jobs_run_to_their_ends_and_say_how_they_went(local, tmp_path, monkeypat
     assert local.room > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alone", "population"])
 def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp_path):
     if kind == "alone":
@@ -104,6 +106,7 @@ def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp
         assert outcome(tmp_path / "run" / str(place)) == outcome(tmp_path / "whole" / str(place))
 
 
+@pytest.mark.slow
 def test_job_that_is_ended_says_why_and_one_that_is_closed_stops_in_order(local, tmp_path):
     endless = small_spec(n_timesteps=1_000_000)
     first, second = order(tmp_path / "first", endless), order(tmp_path / "second", endless)

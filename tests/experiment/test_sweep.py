@@ -213,6 +213,7 @@ def swept(tmp_path_factory):
     return root, srl("sweep", "discrete_srl", "--out", root, *WORDS)
 
 
+@pytest.mark.slow
 def test_runs_that_fail_do_not_stop_the_others(swept):
     root, _ = swept
     states = {
@@ -227,6 +228,7 @@ def test_runs_that_fail_do_not_stop_the_others(swept):
     assert states[KILLED, 1].reason.startswith("its process was ended by SIGKILL")
 
 
+@pytest.mark.slow
 def test_exit_status_and_last_lines_say_what_failed(swept):
     _, outcome = swept
     assert outcome.status == 1
@@ -238,6 +240,7 @@ def test_exit_status_and_last_lines_say_what_failed(swept):
     assert "Traceback" not in outcome.out + outcome.err
 
 
+@pytest.mark.slow
 def test_table_of_the_sweep_counts_what_failed(swept):
     root, outcome = swept
     assert "8.0 ± 0.0 (n=2)" in outcome.out
@@ -248,6 +251,7 @@ def test_table_of_the_sweep_counts_what_failed(swept):
     assert f"{NAN},none,64,sppo,sppo,,,,0,0,0,0,2,0,0,0" in table
 
 
+@pytest.mark.slow
 def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
     root, _ = swept
     alone = srl(
@@ -279,6 +283,7 @@ def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
     assert all(bool((states[0][name] == states[1][name]).all()) for name in states[0])
 
 
+@pytest.mark.slow
 def test_same_command_tries_only_what_is_not_done(swept):
     root, _ = swept
     done = [folder(root, FINE, seed) for seed in (0, 1)]
@@ -296,6 +301,7 @@ def test_same_command_tries_only_what_is_not_done(swept):
     assert interrupted.read_status().reason.startswith("its process was ended by SIGKILL")
 
 
+@pytest.mark.slow
 def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
     words = ["--algos", "sppo", "--noise", "none", "--timesteps", "32", "--out", tmp_path, *SMALL_WORDS]
     first = srl("sweep", "discrete_srl", "--envs", FINE, "--seeds", "0", *words)
@@ -306,6 +312,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
     assert "Done already: 0. To do: 1" in second.out
 
 
+@pytest.mark.slow
 def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path):
     from tests.experiment.test_store import CLAIM
 
@@ -372,6 +379,7 @@ def soon(condition, seconds=90.0):
     return condition()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
 )
@@ -392,6 +400,7 @@ def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_s
     assert len(plan.to_do) == 2
 
 
+@pytest.mark.slow
 def test_runs_of_a_killed_sweep_end_too(long_sweep):
     # Else they hold their folders, and the same command cannot complete the sweep
     process, runs = long_sweep

@@ -332,6 +332,7 @@ def sweep(root, *words, env="CartPole-v1", seeds="0:2", algos=("ppo", "sppo"), j
     )
 
 
+@pytest.mark.slow
 def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path):
     expected = {
         "off": ("To do: 4, 2 at a time", 2, False),
@@ -355,6 +356,7 @@ def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path
     assert [(row["algorithm"], row["n_seeds"]) for row in rows] == [("ppo", "2"), ("sppo", "2")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made_by", "populations"), [("auto", ["off", "1"]), ("off", ["auto", "8"])])
 def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(made_by, populations, tmp_path):
     options = dict(algos=("sppo",), seeds="0:3")
@@ -398,6 +400,7 @@ def test_population_of_no_size_is_a_mistake(value, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path):
     env = BROKEN + "NanRewardForOne-v0"
     options = dict(env=env, seeds="9:12", algos=("sppo",))
@@ -418,6 +421,7 @@ def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path)
     assert "1 of 1 runs failed" in again.err
 
 
+@pytest.mark.slow
 def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
     env = BROKEN + "Killed-v0"
     outcome = sweep(tmp_path, "--retries", 0, env=env, algos=("sppo",), seeds="0:4")
@@ -429,6 +433,7 @@ def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
         assert status.reason.startswith("its process was ended by SIGKILL")
 
 
+@pytest.mark.slow
 def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp_path):
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0:4", "--timesteps", "3072", "--jobs", "1", "--out", str(tmp_path), *SMALL_WORDS]

@@ -217,11 +217,13 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_member_is_its_run_alone(case, tmp_path):
     assert_members_are_their_runs_alone(CASES[case](), tmp_path)
 
 
+@pytest.mark.slow
 def test_member_that_plays_atari_is_its_run_alone(tmp_path):
     shape = dict(n_envs=2, n_steps=16, batch_size=16, n_epochs=1)
     # In so few steps nothing happens: advantages are small differences, and where to clip is a matter of

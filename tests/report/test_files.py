@@ -116,6 +116,7 @@ def test_what_srl_did_not_write_is_named_and_kept_and_nothing_is_written(kind, n
     assert set(tmp_path.rglob("*")) == entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -195,6 +196,7 @@ def earlier(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_report_of_an_earlier_version_is_replaced(runs, earlier):
     before = contents(earlier)
     for kind in ("page", "json", "parquet"):

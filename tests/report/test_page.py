@@ -129,6 +129,7 @@ TAGS = {
 }
 
 
+@pytest.mark.slow
 def test_names_reasons_and_commands_make_no_tags_and_no_attributes(tree):
     found = {(one.tag, name) for one in tree.everything() for name in (*one.attributes, None)}
     allowed = {(tag, name) for tag, names in TAGS.items() for name in (*names, None)}
@@ -215,6 +216,7 @@ def test_page_allows_its_own_script_and_no_other(tree):
     assert "script" in script.text or "document" in script.text
 
 
+@pytest.mark.slow
 def test_figures_are_there_for_every_environment_as_png_and_svg(hostile_page):
     for kind in ("learning_curve", "sign_change", "entropy"):
         files = sorted((hostile_page.parent / "figures" / kind).iterdir())
@@ -269,12 +271,14 @@ def files_of(page):
     return {name: content for name, (_, content) in contents(page.parent).items()}
 
 
+@pytest.mark.slow
 def test_report_is_the_same_bytes_each_time(plain, plain_page, tmp_path):
     again = files_of(report(plain, tmp_path))
     assert again == files_of(plain_page)
     assert {"report.html", "statistics.json", "table.tex", "figures/improvement.svg"} <= again.keys()
 
 
+@pytest.mark.slow
 def test_report_is_the_same_bytes_wherever_the_runs_lie_and_whatever_strings_hash_to(
     plain, plain_page, tmp_path
 ):
@@ -305,6 +309,7 @@ def test_report_says_nothing_of_where_the_runs_lie(tmp_path):
     assert str(tmp_path) not in note
 
 
+@pytest.mark.slow
 def test_run_directories_are_left_as_they_are_when_the_report_goes_beside_them(plain, tmp_path):
     root = tmp_path / "sweep"
     shutil.copytree(plain, root)
@@ -345,6 +350,7 @@ def figures_after_a_change(plain, tmp_path_factory):
 FOREIGN = ("mine.png", "notes.txt", "learning_curve/notes.txt")
 
 
+@pytest.mark.slow
 def test_figures_of_environments_that_are_gone_are_removed(figures_after_a_change):
     kinds = ("learning_curve", "sign_change", "entropy")
     left = {path.stem for kind in kinds for path in (figures_after_a_change / kind).glob("*.[ps][nv]g")}

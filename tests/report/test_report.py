@@ -394,6 +394,7 @@ def test_empty_cell_is_a_dash(tmp_path):
     assert markdown(scores).count("| - |") == 2
 
 
+@pytest.mark.slow
 def test_the_table_of_a_sweep_needs_nothing_of_the_report_extra():
     code = (
         "import sys, srl.report.files, srl.report.scores\n"

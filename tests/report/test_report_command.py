@@ -212,6 +212,7 @@ def half_finished(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_path):
     before = contents(half_finished)
     outcome = srl("report", half_finished, "--out", tmp_path, "--reps", 100)

@@ -373,6 +373,7 @@ def test_names_and_reasons_from_files_are_text_in_one_line(name, tmp_path):
     assert all(cell_len(line) <= 60 for line in narrow)
 
 
+@pytest.mark.slow
 def test_folder_whose_name_is_not_text_is_shown(tmp_path):
     folder = tmp_path / os.fsdecode(b"\xff")
     lay(folder, "failed", at=os.fsdecode(b"\xfe"), reason="it broke")
@@ -538,6 +539,7 @@ def read_until(process, text):
     return "".join(lines)
 
 
+@pytest.mark.slow
 def test_watching_into_a_pipe_prints_what_has_changed_and_ends_with_the_last_run(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     lay(tmp_path)
@@ -553,6 +555,7 @@ def test_watching_into_a_pipe_prints_what_has_changed_and_ends_with_the_last_run
     assert "1 done, 1 failed" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_watching_without_a_word(number, tmp_path):
     plan(tmp_path, small_spec())
@@ -565,6 +568,7 @@ def test_ctrl_c_ends_watching_without_a_word(number, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     master, slave = pty.openpty()
@@ -590,6 +594,7 @@ def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path
         assert word not in out
 
 
+@pytest.mark.slow
 def test_real_run_is_running_until_it_is_killed(tmp_path):
     options = ["train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "50000000", *SMALL_WORDS]
     path = tmp_path / "CartPole-v1/sppo/none/seed-0"
