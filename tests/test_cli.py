@@ -229,6 +229,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(somewhere):
     assert not any(somewhere.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n_runs"),
     [("discrete_basic", 240), ("discrete_srl", 240), ("continuous_basic", 1080), ("continuous_srl", 2160)],
@@ -263,6 +264,7 @@ def test_help_ends_with_0(words):
     assert "usage: srl" in outcome.out
 
 
+@pytest.mark.slow
 def test_exit_status_and_stderr_of_the_real_command(somewhere):
     ended = subprocess.run(
         [SRL, "train", "--algo", "spo", "--env", "CartPole-v1"], capture_output=True, text=True

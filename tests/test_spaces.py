@@ -149,6 +149,7 @@ def test_squashed_actions_need_gsde():
         SPPO("MlpPolicy", "Pendulum-v1", beta=0.0, policy_kwargs={"squash_output": True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["raw", "monitored", "in_processes"])
 def test_array_as_reward_is_named(make):
     """SB3's Monitor, its DummyVecEnv and its rollout buffer each fail at another place."""

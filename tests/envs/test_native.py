@@ -333,6 +333,7 @@ def test_atari_action_that_there_is_not_is_an_error_and_no_endless_wait(action):
     venv.step(np.array([5]))
 
 
+@pytest.mark.slow
 def test_atari_is_evaluated_by_whole_games_and_trains():
     spec = EnvSpec("BreakoutNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, backend="native", n_threads=2)
     model = A2C("CnnPolicy", make_train_env(spec), n_steps=5, seed=0, device="cpu").learn(10)

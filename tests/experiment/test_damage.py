@@ -266,6 +266,7 @@ def test_report_leaves_out_what_a_damaged_file_was_needed_for(name, copied, righ
         assert changed == (["training"] if name == "progress.csv" else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["spec.json", "status.json", "evaluations.npz", "progress.csv"])
 def test_report_has_no_number_of_a_file_in_which_any_bit_is_wrong(name, copied, right):
     root, run, _ = copied("alone")

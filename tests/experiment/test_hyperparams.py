@@ -67,6 +67,7 @@ def test_small_version_of_a_shipped_sweep_has_the_same_algorithms_and_noise(name
     assert all(spec.seed in (10000, 10001) for spec in small)
 
 
+@pytest.mark.slow
 def test_every_spec_of_a_shipped_sweep_survives_json(expanded):
     one_of_each = {(spec.env, spec.algo): spec for specs in expanded.values() for spec in specs}
     assert len(one_of_each) == ATARI * 4 + CONTINUOUS * 6

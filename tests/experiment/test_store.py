@@ -167,6 +167,7 @@ def other_process(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_second_process_is_told_who_is_at_the_run_and_changes_nothing(other_process):
     process, path = other_process
     before = contents(path)
@@ -177,6 +178,7 @@ def test_second_process_is_told_who_is_at_the_run_and_changes_nothing(other_proc
     assert contents(path) == before
 
 
+@pytest.mark.slow
 def test_run_of_a_killed_process_can_be_claimed_at_once(other_process):
     process, path = other_process
     process.kill()

@@ -377,6 +377,7 @@ def test_dry_run_names_populations_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 3, 64])
 def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_that_submits(
     cores, monkeypatch, tmp_path

@@ -62,6 +62,7 @@ class Training:
         return [RunDirectory(path).read_evaluations() for path in self.paths]
 
 
+@pytest.mark.slow
 @HOW
 def test_run_has_no_checkpoints_while_an_episode_is_longer_than_its_record(how, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MAX_RECORDED_STEPS", 100)
@@ -125,6 +126,7 @@ def test_limit_that_no_episode_reaches_changes_nothing(env, tmp_path):
     assert outcome(tmp_path / "500") == outcome(tmp_path / "10000")
 
 
+@pytest.mark.slow
 @HOW
 def test_progress_of_an_evaluation_is_told(how, tmp_path, monkeypatch):
     clock = itertools.count()
@@ -168,6 +170,7 @@ def test_limit_of_evaluation_episodes_below_one_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @HOW
 @pytest.mark.parametrize("env", ["Success", "NumpySuccess"])
 def test_success_that_is_not_reported_is_none(how, env, tmp_path):
@@ -199,6 +202,7 @@ def test_evaluations_before_the_first_report_of_a_success_have_none(tmp_path):
     logger.close()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*share an object")
 @pytest.mark.parametrize(
     ("how", "kind", "overrides"),
@@ -223,6 +227,7 @@ def test_environment_that_writes_to_what_it_shares_changes_nothing(how, kind, ov
     assert untidy.outcomes == tidy.outcomes
 
 
+@pytest.mark.slow
 @HOW
 @pytest.mark.parametrize("env", ["LegacyRandom", "PythonRandom"])
 def test_run_resumes_with_other_kinds_of_random_generators(how, env, tmp_path):

@@ -53,6 +53,7 @@ def assert_fails_as_alone(specs, failing, root):
     return statuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
 @pytest.mark.parametrize("env", BREAKS_FOR_ONE)
 def test_member_whose_environment_breaks_stops_alone(env, normalize, tmp_path):
@@ -76,6 +77,7 @@ def test_step_at_which_a_member_failed_is_that_of_its_run_alone(env, tmp_path):
     assert statuses[1].reason == RunDirectory(alone).read_status().reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["NanRewardForOne-v0", "InfObservationForOne-v0", "RaisesForOne-v0"])
 def test_one_of_a_members_environments_breaks_and_is_named(env, tmp_path):
     # With two environments the second of the run before breaks too
@@ -87,6 +89,7 @@ def test_one_of_a_members_environments_breaks_and_is_named(env, tmp_path):
     assert "in environment 1" in statuses[1].reason or "broken | for" in statuses[1].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
 @pytest.mark.parametrize("n_timesteps", [32, 96], ids=["in the last update", "in an earlier update"])
 def test_member_whose_network_is_lost_stops_alone(n_timesteps, normalize, tmp_path):

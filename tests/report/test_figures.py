@@ -230,6 +230,7 @@ def test_long_names_of_environments_are_not_cut_off(title):
     check_nothing_is_cut_off(draw("curves", noises=("none",), title=title))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("envs", [ENVS[:1], ENVS[:2], ENVS], ids=len)
 @pytest.mark.parametrize("kind", ["improvements", "improvements by environment", "aggregates"])
@@ -286,6 +287,7 @@ def test_curves_of_different_numbers_of_seeds_say_under_which_noise_they_are():
     assert len(names) == 1 or all("gaussian" in name or "noise" in name for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["mathematics", "a script", "a line break", "marks of direction"])
 def test_names_in_figures_are_text(what):
     name = NAMES[what]

@@ -139,6 +139,7 @@ def test_file_that_was_edited_since_is_named_and_kept(kind, name, written):
         assert report(runs, out, "--format", kind).status == 0
 
 
+@pytest.mark.slow
 def test_files_of_others_beside_a_report_stay(written):
     runs, out = written
     mine = ["figures/mine.png", "figures/learning_curve/mine.png", "figures/entropy/.hidden", "notes.md"]

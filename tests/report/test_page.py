@@ -143,6 +143,7 @@ def rows(table):
     return [[cell.text for cell in row.children] for row in body.all("tr")]
 
 
+@pytest.mark.slow
 def test_names_and_reasons_are_shown_as_they_are(tree):
     table = rows(tree.by_id("run-table"))
     assert {row[0] for row in table} == {*HOSTILE_ENVS, LONG}
@@ -357,6 +358,7 @@ def test_figures_of_environments_that_are_gone_are_removed(figures_after_a_chang
     assert left == {"CartPole-v1"}
 
 
+@pytest.mark.slow
 def test_figures_of_comparisons_and_scales_that_are_gone_are_removed(figures_after_a_change):
     left = {path.name for path in figures_after_a_change.glob("*.[ps][nv]g")} - {*FOREIGN}
     assert left == {f"{name}_minmax.{kind}" for name in ("aggregate", "profile") for kind in ("png", "svg")}

@@ -242,6 +242,7 @@ def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_pa
     assert {f"learning_curve/{env}.svg" for env in ENVS} <= files
 
 
+@pytest.mark.slow
 def test_run_under_way_counts_as_running_and_is_not_touched(tmp_path):
     root = tmp_path / "runs"
     lay_down(root, RETURNS, algo="ppo")

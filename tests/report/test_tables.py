@@ -102,6 +102,7 @@ def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
     assert [record["best"] for record in robust.records] == [False] * 4
 
 
+@pytest.mark.slow
 def test_p_values_of_improvements_are_in_every_format(tmp_path):
     # In A all above all: 2 / 252; in B a tie, and three of the others above: worked out by SciPy
     scores = {"A": ([6.0, 7, 8, 9, 10], [1.0, 2, 3, 4, 5]), "B": ([1.0, 2, 3, 3, 9], [3.0, 4, 5, 6, 7])}
