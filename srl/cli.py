@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -640,6 +641,9 @@ def report(options: Report, command: str) -> int:
     out = beside if options.out is None else options.out
     if options.dir.is_file() and options.dir.suffix != ".parquet":
         raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
+    uses_parquet = options.dir.is_file() or options.format in ("archive", "parquet")
+    if uses_parquet and find_spec("pyarrow") is None:
+        raise UserError("Parquet files need the package pyarrow: pip install 'symmetric-rl[report]'.")
     check_folder(out)
     with console.status("Reading runs") as shown:
         tell = shown.update

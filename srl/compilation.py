@@ -70,7 +70,8 @@ def why_not(device_type: str) -> str | None:
     command = [compiler, "-x", "c++", "-fsyntax-only", "-"]
     probe = subprocess.run(command, input=_PROBE, capture_output=True, text=True, check=False)
     if probe.returncode:
-        return f"the C++ compiler {compiler} does not work: {probe.stderr.strip().splitlines()[-1:]}"
+        *_, last = ["", *probe.stderr.strip().splitlines()]
+        return f"the C++ compiler {compiler} does not work" + (f": {last}" if last else "")
     return None
 
 

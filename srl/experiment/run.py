@@ -77,7 +77,7 @@ _ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
 #: The packages whose versions a run records.
 RECORDED_PACKAGES = (
     "symmetric-rl", "torch", "stable-baselines3", "gymnasium", "ale-py", "mujoco", "box2d", "numpy",
-    "opencv-python-headless", "tensorboard",
+    "opencv-python-headless", "tensorboard", "minatar",
 )  # fmt: skip
 
 

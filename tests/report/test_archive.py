@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -138,3 +139,16 @@ def test_file_that_is_neither_folder_nor_archive_is_named(tmp_path):
     outcome = srl("report", tmp_path / "table.csv")
     assert outcome.status == 2
     assert "neither a folder nor an archive" in outcome.err
+
+
+def test_missing_pyarrow_is_named(archive, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for words in (
+        [archive],
+        [archive.parent, "--format", "archive"],
+        [archive.parent, "--format", "parquet"],
+    ):
+        ended = srl("report", *words, "--out", tmp_path / "out")
+        assert ended.status == 2
+        assert "the package pyarrow: pip install 'symmetric-rl[report]'" in ended.err
+    assert not (tmp_path / "out").exists()
