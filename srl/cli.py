@@ -58,13 +58,13 @@ class LossOptions:
     def others(self) -> dict[str, Any]:
         """The other hyperparameters that were given.
 
-        :raises UserError: If one does not parse, or stands twice.
+        :raises UserError: If one does not parse, or is specified twice.
         """
         values = parse_assignments("--hyperparams", self.hyperparams)
         for name in values.keys() & vars(self).keys():
             if getattr(self, name) is not None:
                 option = name.replace("_", "-")
-                raise UserError(f"{name} stands twice: as --{option} and in --hyperparams.")
+                raise UserError(f"{name} is specified twice: as --{option} and in --hyperparams.")
         for name in ("advantage_transform", "advantage_flip_prob"):
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
@@ -291,15 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"srl: {error}", file=sys.stderr)
         status = MISTAKE
     except KeyboardInterrupt:
-        what = "finishes the sweep" if words[:1] == ["sweep"] else "goes on with the run"
-        print(f"srl: stopped. The same command {what}.", file=sys.stderr)
+        print("srl: stopped. Rerun the command to resume.", file=sys.stderr)
         status = STOPPED
     except OutOfSpace as error:
         print(f"srl: {error}", file=sys.stderr)
         status = FAILED
     except MemoryError:
         print(
-            "srl: there is too little memory to begin; see `ulimit -v`. The same command goes on.",
+            "srl: not enough memory to start; see `ulimit -v`. Rerun the command.",
             file=sys.stderr,
         )
         status = FAILED
@@ -308,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         # A full disk, a folder that went away: nothing that is finished is touched
         where = f"{error.filename}: " if error.filename else ""
-        print(f"srl: {where}{error.strerror or error}. Mend that; the same command goes on.", file=sys.stderr)
+        print(f"srl: {where}{error.strerror or error}. Fix this and rerun the command.", file=sys.stderr)
         status = FAILED
     sys.exit(status)
 
@@ -318,7 +317,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _check_given_once(words: Sequence[str]) -> None:
-    """An option that stands twice would count only once, without a word."""
+    """An option that is specified twice would count only once, without a word."""
     options = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
     for option, count in options.items():
         if count > 1:
@@ -590,7 +589,7 @@ def sweep(options: Sweep, command: str) -> int:
         _print_scores(root, console)
     if failures:
         print(
-            f"srl: {len(failures)} of {len(plan.to_do)} runs failed. The same command tries them again.",
+            f"srl: {len(failures)} of {len(plan.to_do)} runs failed. Rerun the command to retry them.",
             file=sys.stderr,
         )
         for path, reason in list(failures.items())[:10]:

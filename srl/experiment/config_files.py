@@ -95,7 +95,7 @@ class ConfigFile:
                     raise UserError(f"{self.path}, line {line}: the key {written} is no text. Quote it.")
                 if key.value in seen and key.value != "<<":
                     raise UserError(
-                        f"{self.path}, line {line}: the key {key.value!r} stands twice, first in line "
+                        f"{self.path}, line {line}: the key {key.value!r} is specified twice, first in line "
                         f"{seen[key.value]}. Remove one."
                     )
                 seen[str(key.value)] = line

@@ -69,7 +69,7 @@ def run_sweep(
 ) -> dict[str, str]:
     """Execute what a plan has to do.
 
-    A run that crashes, is killed or shows no sign of life is tried again from its last checkpoint; the
+    A run that crashes, is killed or has no heartbeat is retried from its last checkpoint; the
     reason is in its status. A population that is killed or hangs thrice without getting any further is
     divided in halves, so that one run that cannot be trained does not take others with it. Runs that another
     process trains are waited for, and taken over if it ends without finishing them.
@@ -245,7 +245,7 @@ class _Execution:
                 running.silence = 0.0
             if running.silence > limit and not running.ended_because:
                 running.ended_because = (
-                    f"no sign of life for {limit:,.0f} s, so that it was ended (--stall-timeout); see the "
+                    f"no heartbeat for {limit:,.0f} s, so it was ended (--stall-timeout); see the "
                     f"end of {running.task.log}"
                 )
                 self._engine.end(running.task)

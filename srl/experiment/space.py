@@ -216,7 +216,7 @@ def check_space(
         raise UserError(
             f"{root}: too little disk space. {runs} up to {size(needed)}, and {size(free)} are free there, "
             f"{size(needed - free)} too little. Make room, or name a folder on another disk with --out, or "
-            "begin all the same with --ignore-space; nothing was written."
+            "use --ignore-space; nothing was written."
         )
     return needed, free
 
@@ -224,9 +224,8 @@ def check_space(
 def out_of_space(root: Path, jobs: Sequence[Job], n_at_once: int) -> OutOfSpace:
     """What to raise when a disk is full; the arguments are :func:`check_space`'s."""
     return OutOfSpace(
-        f"the disk that {root} lies on is full: up to {size(_still_needed(jobs, n_at_once))} more is needed "
-        f"for what is to do, and {size(free_bytes(root))} is free. Make room; the same command goes on from "
-        "what is there."
+        f"the disk of {root} is full: pending runs need up to {size(_still_needed(jobs, n_at_once))} more, "
+        f"and {size(free_bytes(root))} is free. Free up space and rerun the command."
     )
 
 

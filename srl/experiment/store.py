@@ -406,7 +406,8 @@ class RunDirectory:
         if status is not None and status.state == "done":
             problems += self.sealed_damage(status, status.files.keys() - set(RESULTS), thorough=thorough)
         versions = self.path / VERSIONS
-        if os.path.lexists(versions) and self.read_versions() is None:
+        is_named = any(line.startswith(f"{versions}: ") for line in problems)
+        if os.path.lexists(versions) and self.read_versions() is None and not is_named:
             problems.append(f"{versions}: damaged.")
         return problems
 
@@ -834,7 +835,9 @@ def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         what = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: not the plan of a sweep: {what}. Remove it to go on without.") from None
+        raise UserError(
+            f"{file}: not the plan of a sweep: {what}. Remove it to continue without it."
+        ) from None
 
 
 def read_comparisons(root: Path) -> list[tuple[str, str]]:

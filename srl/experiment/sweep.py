@@ -65,7 +65,7 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
         seeds += range(first, end)
     repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
     if repeated:
-        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} is there twice.")
+        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} is specified twice.")
     if not seeds:
         raise UserError("seeds: at least one is needed.")
     return seeds
@@ -315,7 +315,7 @@ def expand(
     for path, count in Counter(spec.path for spec in specs).items():
         if count > 1:
             cell = Path(path).parent
-            raise UserError(f"{cell} is there twice; name each environment, column and noise once.")
+            raise UserError(f"{cell} is specified twice; name each environment, column and noise once.")
     check_runs(specs)
     # The rest of a spec does not depend on the seed
     return [spec.model_copy(update={"seed": seed}) for seed in options.seeds for spec in specs], list(notes)

@@ -126,7 +126,7 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
     names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1:
-            raise VariantError(["grid"], f"the point {name} is there twice.")
+            raise VariantError(["grid"], f"the point {name} is specified twice.")
     return variants
 
 

@@ -406,9 +406,9 @@ def _outlook(overview: Overview) -> str:
         left_out = ", failed runs left out" if failed and math.isfinite(overview.seconds_left) else ""
         return outlook(overview) + left_out
     if overview.pending:
-        return "Nothing runs now: time left unknown. The same command goes on with the rest."
+        return "No runs are training; time left unknown. Rerun the command to resume."
     if failed:
-        return "Nothing runs now. The same command tries again what failed."
+        return "No runs are training. Rerun the command to retry failed runs."
     return "All is done."
 
 
@@ -530,7 +530,7 @@ def _running_table(
             f"{first.seed}" if len(members) == 1 else f"{len(members)} seeds",
             _percent(sum(run.share for run in members) / len(members)),
             f"{speed:,.0f}",
-            f"no sign for {duration(silence)}" if silence else when,
+            f"no heartbeat for {duration(silence)}" if silence else when,
         ]
         rows.append([Text(one_line(text), style="yellow" if silence else "") for text in texts])
     headings = ["running", "", "noise", "seed", "", "steps/s", "time left"]

@@ -73,9 +73,9 @@ def test_anchors_and_merges_are_read_as_yaml_reads_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: 1\nb: 2\na: 3\n", ["line 3", "'a' stands twice", "first in line 1"]),
-        ("a: {x: 1,\n  x: 2}\n", ["line 2", "'x' stands twice"]),
-        ("a:\n  - {x: 1, x: 2}\n", ["line 2", "'x' stands twice"]),
+        ("a: 1\nb: 2\na: 3\n", ["line 3", "'a' is specified twice", "first in line 1"]),
+        ("a: {x: 1,\n  x: 2}\n", ["line 2", "'x' is specified twice"]),
+        ("a:\n  - {x: 1, x: 2}\n", ["line 2", "'x' is specified twice"]),
         ("a: [1, 2\nb: 3\n", ["line 2"]),
         ("a: 1\n\tb: 2\n", ["line 2"]),
         ("a: *nowhere\n", ["line 1", "undefined alias"]),

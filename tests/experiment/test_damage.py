@@ -391,7 +391,7 @@ def test_damaged_twice_is_kept_twice_and_read_by_nothing(damage, copied, finishe
     assert "evaluations" in srl("report", run / "damaged-1", "--format", "json", "--out", root / "out").out
 
 
-@pytest.mark.parametrize("damage", [appended, flipped, removed])
+@pytest.mark.parametrize("damage", [appended, flipped, garbled, removed])
 @pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("status.json", *NOT_SEALED)])
 def test_run_whose_logs_are_damaged_is_kept_and_named(name, damage, copied, right):
     root, run, _ = copied("alone")
@@ -667,7 +667,7 @@ def test_damaged_plan_is_named_and_loses_nothing(damage, copied, right):
     if damage is not folder:
         assert any("sweep.json: not the plan of a sweep" in line for line in shown.lines)
     before = contents(root)
-    with pytest.raises(UserError, match=r"sweep\.json: not the plan of a sweep: .* Remove it to go on"):
+    with pytest.raises(UserError, match=r"sweep\.json: not the plan of a sweep: .* Remove it to continue"):
         FINISHED["alone"].run(root)
     assert {name: file for name, file in contents(root).items() if name != ".sweep.lock"} == {
         name: file for name, file in before.items() if name != ".sweep.lock"

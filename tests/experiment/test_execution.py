@@ -71,7 +71,7 @@ def status(root, spec):
 @pytest.mark.slow
 def test_runs_that_hang_are_killed_or_crash_are_tried_again_from_their_checkpoints(tmp_path):
     names = ("HangsOnce", "KilledOnce", "RaisesOnce")
-    reasons = ("no sign of life for 8 s", "ended by SIGKILL", "ConnectionError: the simulator is gone")
+    reasons = ("no heartbeat for 8 s", "ended by SIGKILL", "ConnectionError: the simulator is gone")
     specs = [small_spec(env=f"{BROKEN}{name}-v0", n_timesteps=96) for name in names]
     failures, said = execute(specs, tmp_path / "out", retries=1, stall_timeout=8)
     assert failures == {}
@@ -132,9 +132,7 @@ def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path):
     specs = [small_spec(env=f"{BROKEN}HangsForOne-v0", seed=seed) for seed in (BAD, 1)]
     failures, said = execute(specs, tmp_path, retries=0, stall_timeout=6)
     assert list(failures) == [specs[0].path]
-    assert failures[specs[0].path].startswith(
-        "no sign of life for 6 s, so that it was ended (--stall-timeout)"
-    )
+    assert failures[specs[0].path].startswith("no heartbeat for 6 s, so it was ended (--stall-timeout)")
     assert [line.partition(":")[0] for line in said] == ["failed"]
     assert [status(tmp_path, spec).state for spec in specs] == ["failed", "done"]
     assert status(tmp_path, specs[0]).reason == failures[specs[0].path]
@@ -298,7 +296,7 @@ def test_full_disk_stops_the_sweep_and_names_path_and_space(number, tmp_path):
     engine = FullEngine(f"OSError: [Errno {number}] {os.strerror(number)}: '/x/1.npz' (at step 64)")
     specs = [small_spec(seed=seed) for seed in range(3)]
     with pytest.raises(
-        OutOfSpace, match=rf"{tmp_path} lies on is full: up to [\d.]+ MB more is needed .* is free"
+        OutOfSpace, match=rf"{tmp_path} is full: pending runs need up to [\d.]+ MB more, and .* is free"
     ):
         execute(specs, tmp_path, engine=engine)
     assert engine.closed
@@ -351,7 +349,7 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
         env={**os.environ, "SMALL_DISK": str(disk), "COPY": str(copy)},
     )
     assert "status 1\n" in both.stdout, both.stdout + both.stderr
-    assert f"srl: the disk that {disk}/out lies on is full: up to " in both.stderr
+    assert f"srl: the disk of {disk}/out is full: pending runs need up to " in both.stderr
     assert "Traceback" not in both.stdout + both.stderr
     assert both.stdout.rstrip().endswith("status 0")
     assert srl(*words, "--out", tmp_path / "whole").status == 0

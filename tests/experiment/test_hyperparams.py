@@ -296,7 +296,7 @@ def sppo_file(tmp_path, monkeypatch):
             3,
             "key CartPole-v1.sde_sample_freq: has no effect, because use_sde is false",
         ),
-        ("CartPole-v1:\n  n_timesteps: 10\n  n_timesteps: 20\n", 3, "'n_timesteps' stands twice"),
+        ("CartPole-v1:\n  n_timesteps: 10\n  n_timesteps: 20\n", 3, "'n_timesteps' is specified twice"),
         ("CartPole-v1:\n  n_timesteps: 10\n  1: 2\n", 3, "1"),
         ("Other-v0:\n  n_timesteps: 10\n", None, "key default"),
     ],

@@ -222,7 +222,7 @@ def test_jobs_that_slurm_does_not_take_for_a_while_are_submitted_later(cluster, 
     (cluster / "sbatch").chmod(0o755)
     engine.submit([order(tmp_path / "second", small_spec())])
     assert engine.wait(0) == []
-    assert "Unable to contact slurm controller; it is asked again" in capsys.readouterr().err
+    assert "Unable to contact slurm controller; retrying" in capsys.readouterr().err
     assert engine.room == 6
     (cluster / "away").rename(cluster / "sbatch")
     assert engine.wait(0) == []

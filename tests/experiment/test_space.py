@@ -227,7 +227,7 @@ def test_too_little_space_is_refused_and_nothing_written(tmp_path, monkeypatch):
     assert str(caught.value) == (
         f"{root}: too little disk space. The 1,200 runs to do need up to {size(needed)}, and 34 MB are free "
         f"there, {size(needed - 34_000_000)} too little. Make room, or name a folder on another disk with "
-        "--out, or begin all the same with --ignore-space; nothing was written."
+        "--out, or use --ignore-space; nothing was written."
     )
     assert check_space(root, jobs(root, *specs), 2, or_ignore=True) == (needed, 34_000_000)
     assert list(tmp_path.iterdir()) == []
@@ -248,7 +248,7 @@ def test_as_much_as_is_needed_is_enough(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_is_named_with_what_is_needed(number, tmp_path):
-    says = rf"{tmp_path} lies on is full: up to [\d.]+ MB more is needed for what is to do, and .* is free"
+    says = rf"the disk of {tmp_path} is full: pending runs need up to [\d.]+ MB more, and .* is free"
     with pytest.raises(OutOfSpace, match=says), naming_full_disk(tmp_path, jobs(tmp_path, small_spec()), 1):
         raise OSError(number, os.strerror(number))
     assert says_full(f"OSError: [Errno {number}] {os.strerror(number)}: '/x/1.npz' (at step 64)")

@@ -40,9 +40,9 @@ def test_seeds_are_numbers_and_ranges_without_their_end(texts, seeds):
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["1", "1"], "1 is there twice"),
-        (["1:5", "3"], "3 is there twice"),
-        (["01", "1"], "1 is there twice"),
+        (["1", "1"], "1 is specified twice"),
+        (["1:5", "3"], "3 is specified twice"),
+        (["01", "1"], "1 is specified twice"),
         (["5:5"], "'5:5' is empty"),
         (["5:1"], "'5:1' is empty"),
         (["a"], "'a' is neither"),
@@ -98,7 +98,7 @@ def change(file, old, new):
         ("[none]", "[flip:1.5]", 3, r"key noise: .*flip:PROB"),
         ("[none]", "[null]", 3, "key noise"),
         ("[none]", "none", 3, "key noise"),
-        ('["0:2"]', "[0, 1, 0]", 4, "key seeds: .*0 is there twice"),
+        ('["0:2"]', "[0, 1, 0]", 4, "key seeds: .*0 is specified twice"),
         ('["0:2"]', "[x]", 4, "key seeds: .*'x' is neither"),
         ('["0:2"]', "", 4, "key seeds"),
         ("[CartPole-v1]", "[]", 1, "key envs"),
@@ -108,11 +108,11 @@ def change(file, old, new):
         ("n_timesteps: 64", "overrides: 3", 5, "key overrides"),
         ("n_timesteps: 64", "1: 3", 5, "1"),
         ("n_timesteps: 64", "yes: 3", 5, "yes"),
-        ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 is there twice"),
+        ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 is specified twice"),
         ("  n_timesteps: 32", "  n_timestep: 1", 7, "key quick.n_timestep: there is no such key"),
         ("quick:\n  n_timesteps: 32", "quick: 3", 6, "key quick: must be a mapping"),
         ("envs: [CartPole-v1]\n", "", None, "key envs: is missing"),
-        ("n_timesteps: 64", "envs: [Acrobot-v1]", 5, "'envs' stands twice"),
+        ("n_timesteps: 64", "envs: [Acrobot-v1]", 5, "'envs' is specified twice"),
         ("[none]", "[none", 4, "mine.yml"),
         ("n_timesteps: 64", "x: !!python/object/apply:os.abort []", 5, "tags that make Python objects"),
     ],
@@ -178,7 +178,7 @@ def test_overrides_reach_all_runs_and_symmetric_ones_the_symmetric(mine):
     ids=str,
 )
 def test_what_stands_twice_is_refused(mine, changes):
-    with pytest.raises(UserError, match="is there twice"):
+    with pytest.raises(UserError, match="is specified twice"):
         expand(load_sweep(mine, **changes))
 
 

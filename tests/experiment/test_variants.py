@@ -85,7 +85,7 @@ def test_command_line_chooses_columns_and_the_comparisons_that_are_left(file):
         ("seeds: [0, 1]", "seeds: [0, 1]\ngrid: {beta: [0, 1]}", ["line 11", "does not apply to PPO"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {bet: [1]}", ["line 3", "Did you mean beta"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: 1}", ["line 3", "list of values"]),
-        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [1, 1.0]}", ["line 3", "is there twice"]),
+        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [1, 1.0]}", ["line 3", "is specified twice"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [-1]}", ["line 3", "grid.beta", "-1"]),
     ],
 )  # fmt: skip

@@ -130,7 +130,7 @@ def test_only_all_of_it_is_100_percent(tmp_path):
 
 def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
-    assert "Nothing runs now: time left unknown." in look(tmp_path)
+    assert "No runs are training; time left unknown." in look(tmp_path)
     directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0))
     with claimed(directory):
         text = look(tmp_path)
@@ -153,7 +153,7 @@ def test_members_of_a_population_stand_together_and_others_alone(tmp_path, monke
             stack.enter_context(claimed(directory))
         text = look(tmp_path)
     assert words(text, "running") == [
-        "CartPole-v1 SPPO flip:0.1 3 25% 1 no sign for 12 min",  # what may be stuck comes first
+        "CartPole-v1 SPPO flip:0.1 3 25% 1 no heartbeat for 12 min",  # what may be stuck comes first
         "CartPole-v1 PPO none 3 25% 1 48 s",
         "CartPole-v1 SPPO none 12 seeds 25% 12 48 s",
     ]
@@ -199,7 +199,7 @@ def test_process_is_heard_of_while_one_of_its_runs_is(tmp_path, monkeypatch):
             stack.enter_context(
                 claimed(lay(tmp_path, "running", algo=algo, status=status | dict(clock=clock)))
             )
-        assert "no sign" not in look(tmp_path)
+        assert "no heartbeat" not in look(tmp_path)
 
 
 def test_at_most_a_dozen_processes_are_shown(tmp_path):
@@ -229,7 +229,7 @@ def test_few_failures_are_named_each_and_many_by_reason(tmp_path):
     for kind in "defghijkl":
         lay(tmp_path, at=kind, seed=90 + ord(kind))
     assert "\nCartPole-v1/sppo/none/seed-9 and 9 more: lost at step 9,000" in look(tmp_path)
-    assert "Nothing runs now. The same command tries again what failed." in look(tmp_path)
+    assert "No runs are training. Rerun the command to retry failed runs." in look(tmp_path)
 
 
 def damage(file, text):
@@ -609,11 +609,11 @@ def test_real_run_is_running_until_it_is_killed(tmp_path):
     assert "1 run\n1 running\n" in text
     (line,) = words(text, "running")
     left = r"\d+ (s|min|h \d+ min|days \d+ h)"
-    when = rf"{left}|no sign for {left}|evaluating \d/2|starting"
+    when = rf"{left}|no heartbeat for {left}|evaluating \d/2|starting"
     assert re.fullmatch(rf"CartPole-v1 SPPO none 0 \d+% [\d,]+ ({when})", line)
     text = look(tmp_path)
     assert "1 run\n1 interrupted\n" in text
-    assert "0%  0 of 50,000,000 steps\nNothing runs now: time left unknown." in text
+    assert "0%  0 of 50,000,000 steps\nNo runs are training; time left unknown." in text
 
 
 def test_tensorboard_shows_runs_under_the_names_of_their_folders(tmp_path):

@@ -163,7 +163,7 @@ def _connect(ray: Any, address: str) -> None:
 
     :raises UserError: If there is none.
     """
-    what_to_do = "Begin one with: ray start --head, and on the other machines: ray start --address HOST:6379."
+    what_to_do = "Start one with: ray start --head, and on the other machines: ray start --address HOST:6379."
     if address.startswith("ray://"):
         raise UserError(f"--address {address}: a sweep runs on a node of the cluster; give auto there.")
     if address not in ("auto", "local"):

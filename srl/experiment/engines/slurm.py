@@ -155,7 +155,7 @@ class SlurmEngine:
                 reason = f"Slurm did not take the jobs: {lines[-1] if lines else error}"
                 if not self._taken_once:
                     raise UserError(reason) from None
-                print(f"{reason}; it is asked again.", file=sys.stderr)
+                print(f"{reason}; retrying.", file=sys.stderr)
                 self._refused += group
                 self._next_submit = time.monotonic() + _ASK_EVERY
                 continue
