@@ -33,6 +33,7 @@ from srl.envs.finite import VecCheckFinite
 from srl.envs.minatar import FreshGame, is_minatar
 from srl.envs.mujoco_log import without_deprecation_messages
 from srl.envs.native import make_native
+from srl.envs.normalize import make_normalize
 from srl.envs.registration import (
     check_rom,
     explained_failures,
@@ -259,7 +260,7 @@ def _make_stack(
             venv = VecFrameStack(venv, n_stack=spec.frame_stack, channels_order=order)
         if spec.normalize is not None:
             _check_normalised_keys(spec, venv.observation_space)
-            venv = VecNormalize(venv, training=training, **normalize_arguments(spec, training))
+            venv = make_normalize(venv, training=training, **normalize_arguments(spec, training))
         # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
     except (UserError, OSError):  # a full disk is no mistake in the settings

@@ -220,16 +220,16 @@ class StackedPolicy:
         :param n_rows: How many environments.
         :return: Shape ``(n_steps, n_rows, ...)``.
         """
-        outputs = th.zeros(n_rows, self._n_outputs, device=generator.device)
         distribution: Any = self._policy.action_dist
+        if isinstance(distribution, BatchedMultiCategoricalDistribution):
+            # Uniform numbers come one by one whatever the shape is
+            n_dims = len(distribution.action_dims)
+            return th.rand(n_steps, n_rows, n_dims, generator=generator, device=generator.device)
+        outputs = th.zeros(n_rows, self._n_outputs, device=generator.device)
         if isinstance(distribution, UncheckedDiagGaussianDistribution):
             distribution.distribution = Normal(outputs, th.ones_like(outputs), validate_args=False)
         else:
             distribution.proba_distribution(action_logits=outputs)
-            if isinstance(distribution, BatchedMultiCategoricalDistribution):
-                # Uniform numbers come one by one whatever the shape is
-                n_dims = len(distribution.action_dims)
-                return th.rand(n_steps, n_rows, n_dims, generator=generator, device=generator.device)
         return th.stack([distribution.draws(generator) for _ in range(n_steps)])
 
     def evaluate_actions(
