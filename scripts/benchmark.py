@@ -219,16 +219,18 @@ def _train_part(
     import resource
     from contextlib import ExitStack
 
+    from srl.compilation import why_not
     from srl.experiment.run import Attempt
     from srl.experiment.spec import make_run_spec
     from srl.population.train import Population
 
+    compile = "on" if why_not("cpu") is None else "off"
     kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
     # Without a number of steps there are no evaluations
     options: dict[str, Any] = {"n_timesteps": n_timesteps or 2_000_000}
     options["eval_freq"] = None if n_timesteps else options["n_timesteps"]
     specs = [
-        make_run_spec(*(algo, "HalfCheetah-v4", seed), noise=noise, device="cpu", compile="auto", **options)[
+        make_run_spec(*(algo, "HalfCheetah-v4", seed), noise=noise, device="cpu", compile=compile, **options)[
             0
         ].model_copy(update={"stacked": True})
         for seed in range(n_members // len(kinds))

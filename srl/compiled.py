@@ -89,10 +89,7 @@ class CompiledUpdate:
         parameters = optimizer.param_groups[0]["params"]
         #: Of the policy's parameters.
         self._names = [names[parameter] for parameter in parameters]
-        for parameter in parameters:
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter].update(self._rule.new_state(parameter))
-        state = optimizer.state[parameters[0]]
+        state = self._states()[0]
         #: Of the tensors in the optimizer's state of a parameter, and of the numbers.
         self._state_names = [name for name, value in state.items() if isinstance(value, th.Tensor)]
         self._counters = [name for name in state if name not in self._state_names]
@@ -101,7 +98,7 @@ class CompiledUpdate:
         self._no_flips = th.zeros(batch_size, dtype=th.bool, device=model.device)
         #: Of what the function returns; the trace sets them.
         self._figure_names: list[str] = []
-        if like is None:
+        if like is None or like._key[1:] != self._key[1:]:
             rows = th.arange(batch_size, device=model.device)
             arguments = [*self._arguments(rollout), *self._coefficients(1), rows, self._no_flips]
             with _traceable(model.policy):
@@ -188,14 +185,20 @@ class CompiledUpdate:
 
     def _arguments(self, rollout: RolloutBufferSamples) -> list[th.Tensor]:
         """The arguments of the function that all minibatches share."""
-        optimizer = self._model.policy.optimizer
-        parameters = optimizer.param_groups[0]["params"]
-        states = [optimizer.state[parameter] for parameter in parameters]
         return [
-            *parameters,
-            *(state[name] for state in states for name in self._state_names),
+            *self._model.policy.optimizer.param_groups[0]["params"],
+            *(state[name] for state in self._states() for name in self._state_names),
             *(tensor.contiguous() for tensor in _tensors(rollout)),
         ]
+
+    def _states(self) -> list[dict[str, Any]]:
+        """The optimizer's state of each parameter, begun where there is none."""
+        optimizer = self._model.policy.optimizer
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter in parameters:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter].update(self._rule.new_state(parameter))
+        return [optimizer.state[parameter] for parameter in parameters]
 
     def _coefficients(self, n_steps: int) -> Sequence[th.Tensor]:
         """The numbers that the next steps need: those of the optimizer, and those of the loss."""

@@ -151,6 +151,21 @@ def test_interrupted_compiled_run_ends_with_the_bytes_of_one_that_was_not(cache,
 
 
 @pytest.mark.slow
+def test_compiled_model_goes_on_from_the_parameters_of_one_that_was_never_trained(cache):
+    model, other = (make_model(small(), make_train_env(small().env_spec())) for _ in range(2))
+    model.set_logger(configure(None, []))
+    untrained = parameters_of(other)
+    model.learn(72)
+    model.set_parameters(other.get_parameters())
+    assert th.equal(parameters_of(model), untrained)
+    model.learn(72)
+    assert model.not_compiled is None
+    assert not th.equal(parameters_of(model), untrained)
+    (step,) = {float(state["step"]) for state in model.policy.optimizer.state.values()}
+    assert step == 10  # five minibatches in each of two epochs
+
+
+@pytest.mark.slow
 def test_processes_that_start_at_once_compile_once(cache, tmp_path):
     # The shape of all tests here, which this may compile for them
     code = (
@@ -257,6 +272,7 @@ def test_auto_compiles_what_repays_it():
     a2c, _ = make_run_spec("da2c", "HalfCheetah-v4", 0)
     per_update = a2c.hyperparams.n_steps * a2c.hyperparams.n_envs
     assert n_minibatches(a2c.hyperparams, 10 * per_update) == 10
+    assert repays(a2c.hyperparams, a2c.n_timesteps)
 
 
 def test_choice_between_compiling_and_not(no_compiler):

@@ -35,6 +35,20 @@ def test_cnn_policy_on_the_gpu(cls):
     cls("CnnPolicy", env, seed=0, device="cuda", **small(cls)).learn(64)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [SPPO, SA2C])
+def test_compiled_update_on_the_gpu_is_the_uncompiled_one_up_to_rounding(cls):
+    trained = []
+    for compile_update in (False, True):
+        model = cls("MlpPolicy", RandomEnv(spaces.Discrete(3)), seed=0, device="cuda", **small(cls))
+        model.compile_update = compile_update
+        model.set_logger(configure(None, []))
+        model.learn(32)
+        assert model.not_compiled is None
+        trained.append(th.cat([parameter.detach().flatten() for parameter in model.policy.parameters()]))
+    th.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_and_a_sweep_on_the_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["--timesteps", "64", "--device", "cuda", "--hyperparams", "n_steps=32", "n_envs=1"]
