@@ -20,7 +20,8 @@ python=.venv/bin/python
 step "ruff check" "$python" -m ruff check
 step "ruff format" "$python" -m ruff format --check
 step "mypy" "$python" -m mypy
-step "pytest" "$python" -m pytest -n 2 "$@"
+# Many tests wait for processes: a third one keeps two cores busy
+step "pytest" "$python" -m pytest -n 3 "$@"
 
 if ((${#failed[@]})); then
     printf 'FAILED:'
