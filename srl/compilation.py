@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -174,9 +175,14 @@ def _load(file: Path) -> Callable[[list[th.Tensor]], Sequence[th.Tensor]]:
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Compile without worker processes, which would outlive an interrupted run."""
+    """Compile without worker processes and semaphores, which would outlive an interrupted run."""
     from torch._inductor import config
 
+    with suppress(ImportError):  # TorchInductor has progress bars where tqdm is installed
+        from tqdm import tqdm  # type: ignore[import-untyped]
+
+        if not hasattr(tqdm, "_lock"):
+            tqdm.set_lock(threading.RLock())
     with config.patch(compile_threads=1):
         yield
 
