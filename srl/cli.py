@@ -381,13 +381,13 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
-    from srl.experiment.check import check_run
-    from srl.experiment.display import RunDisplay
-    from srl.experiment.engines import Job
-    from srl.experiment.execution import check_interval
-    from srl.experiment.space import check_space, naming_full_disk, out_of_space, says_full
-    from srl.experiment.spec import make_run_spec
-    from srl.experiment.store import ERROR, RunDirectory
+    from srl.config.spec import make_run_spec
+    from srl.rundir.store import ERROR, RunDirectory
+    from srl.sweep.display import RunDisplay
+    from srl.sweep.engines import Job
+    from srl.sweep.execution import check_interval
+    from srl.sweep.space import check_space, naming_full_disk, out_of_space, says_full
+    from srl.training.check import check_run
 
     console = _console()
     check_interval(options.checkpoint_every)
@@ -430,10 +430,10 @@ def train(options: Train, command: str) -> int:
     jobs = [Job(spec, path)]
     check_space(path, jobs, 1, or_ignore=options.ignore_space)
 
-    from srl.experiment.engines.local import use_one_thread
+    from srl.sweep.engines.local import use_one_thread
 
     use_one_thread(spec.threads)
-    from srl.experiment.run import RunFailed, train_run
+    from srl.training.run import RunFailed, train_run
 
     try:
         with naming_full_disk(path, jobs, 1), RunDisplay(console, spec) as display:
@@ -471,15 +471,15 @@ def train(options: Train, command: str) -> int:
 
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
-    from srl.experiment.config_files import find_sweep
-    from srl.experiment.display import SweepDisplay
-    from srl.experiment.engines.choose import capacity, engine_of, make_engine
-    from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
-    from srl.experiment.space import check_space, naming_full_disk, size
-    from srl.experiment.store import RunDirectory
-    from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
-    from srl.experiment.tasks import describe, parse_population
+    from srl.config.files import find_sweep
     from srl.report.files import check_files, table_files
+    from srl.rundir.store import RunDirectory
+    from srl.sweep.display import SweepDisplay
+    from srl.sweep.engines.choose import capacity, engine_of, make_engine
+    from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
+    from srl.sweep.plan import expand, load_sweep, make_plan, write_plan
+    from srl.sweep.space import check_space, naming_full_disk, size
+    from srl.sweep.tasks import describe, parse_population
 
     console = _console()
     config = find_sweep(options.config)
@@ -600,8 +600,8 @@ def sweep(options: Sweep, command: str) -> int:
 
 def clean(options: Clean, command: str) -> int:
     """``srl clean``; returns the exit status."""
-    from srl.experiment.clean import find_garbage, remove, shown
-    from srl.experiment.space import size
+    from srl.rundir.clean import find_garbage, remove, shown
+    from srl.sweep.space import size
 
     console = _console()
     garbage = find_garbage(options.dir)

@@ -11,8 +11,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from srl import __version__
-from srl.experiment.store import RunDirectory
-from tests.experiment.small_runs import BROKEN, SMALL_WORDS, contents, srl
+from srl.rundir.store import RunDirectory
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
 
 SRL = Path(sys.executable).with_name("srl")
 TRAIN = ["train", "--algo", "sppo", "--env", "CartPole-v1"]
@@ -183,7 +183,7 @@ MISTAKES = [
     ("words", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_mistake_ends_with_2_and_a_message_and_nothing_is_written(words, says, somewhere, monkeypatch):
-    monkeypatch.setattr("srl.experiment.run.train_run", lambda *args, **kwargs: pytest.fail("it trains"))
+    monkeypatch.setattr("srl.training.run.train_run", lambda *args, **kwargs: pytest.fail("it trains"))
     (somewhere / "file").write_text("mine")
     (somewhere / "malformed.yml").write_text("envs: [CartPole-v1\nalgos: [ppo]\n")
     before = contents(somewhere)

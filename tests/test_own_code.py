@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srl.experiment.store import RunDirectory
-from tests.experiment.small_runs import SMALL_WORDS, contents
+from srl.rundir.store import RunDirectory
+from tests.small_runs import SMALL_WORDS, contents
 
 PACKAGE = """
 from pathlib import Path

@@ -13,9 +13,9 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
-from srl.experiment.store import PROGRESS, RunDirectory, Status, read_bytes
 from srl.report.intervals import Array, t_interval
 from srl.report.runs import Cell, Run
+from srl.rundir.store import PROGRESS, RunDirectory, Status, read_bytes
 
 #: The most points of a curve; more cannot be seen.
 N_POINTS = 100

@@ -21,12 +21,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from srl.config.algorithms import get_algorithm
+from srl.config.files import first_mistake
+from srl.config.variants import column_order
 from srl.errors import UserError
-from srl.experiment.algorithms import get_algorithm
-from srl.experiment.checkpoint import last_checkpoint
-from srl.experiment.config_files import first_mistake
-from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
-from srl.experiment.store import (
+from srl.report.markup import one_line
+from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
+from srl.rundir.store import (
     EVALUATIONS,
     MODEL,
     PLAN,
@@ -40,8 +41,7 @@ from srl.experiment.store import (
     read_plan,
     walk,
 )
-from srl.experiment.variants import column_order
-from srl.report.markup import one_line
+from srl.training.checkpoint import last_checkpoint
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {

@@ -23,11 +23,11 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 
-from srl.experiment.store import PlannedRun, RunDirectory, Status, boot_id
 from srl.report.markup import one_line
 from srl.report.status import Folder, screen
-from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl, until
+from srl.rundir.store import PlannedRun, RunDirectory, Status, boot_id
 from tests.report.made_runs import lay_down
+from tests.small_runs import SMALL_WORDS, contents, small_spec, srl, until
 
 SRL = Path(sys.executable).with_name("srl")
 #: Two evaluations of two episodes.
