@@ -59,7 +59,7 @@ def srl(*words: object) -> Outcome:
     return Outcome(exit_.value.code or 0, out.getvalue(), err.getvalue())
 
 
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
     """Wait until a condition holds; what it gives then."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

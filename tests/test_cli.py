@@ -300,13 +300,13 @@ def test_disk_that_takes_little_is_named_without_a_traceback_and_the_same_comman
         ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stdout + full.stderr
     assert "out" in full.stderr
     assert "File too large" in full.stderr
     assert "error.txt" not in full.stderr or list(somewhere.rglob("error.txt"))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert list(somewhere.rglob("model.zip"))

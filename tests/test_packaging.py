@@ -298,7 +298,7 @@ def test_two_set_ups_at_once_do_the_work_once(checkout):
         subprocess.Popen(checkout.command, env=checkout.environment, stderr=subprocess.DEVNULL)
         for _ in range(2)
     ]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
     assert checkout.take_calls() == BUILT
 
 

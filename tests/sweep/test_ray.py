@@ -175,7 +175,7 @@ def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(2)]
     until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs))
     sweep.send_signal(number)
-    _, err = sweep.communicate(timeout=60)
+    _, err = sweep.communicate(timeout=600)
     assert (sweep.returncode, err) == (130, "srl: stopped. Rerun the command to resume.\n")
     assert [run.read_status().reason for run in runs] == ["the sweep was stopped"] * 2
     assert not any(run.in_progress for run in runs)

@@ -456,7 +456,7 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
             )
         )
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
         process.communicate()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 
 import numpy as np
@@ -15,13 +14,13 @@ import pytest
 from srl import SA2C, SPPO
 from srl.rundir.store import RunDirectory
 from srl.training import run as run_module
-from srl.training.checkpoint import checkpoint_steps
+from srl.training.checkpoint import checkpoint_steps, last_checkpoint
 from srl.training.run import RunFailed, package_versions, train_run
 from srl.training.stacked import train as population
 from srl.training.stacked.train import train_population
 from srl.training.stacked.update import Updater
 from tests.envs.unusual_spaces import UNUSUAL
-from tests.small_runs import small_spec
+from tests.small_runs import small_spec, until
 from tests.training.stacked.comparison import assert_same_result
 
 SPECS = {
@@ -319,7 +318,6 @@ from srl.training.run import train_run
 from srl.training.stacked.train import train_population
 from tests.training.test_resume import KILLED_SPECS
 paths = [Path(sys.argv[1]) / str(place) for place in range(len(KILLED_SPECS))]
-print("begins", flush=True)
 if sys.argv[2] == "alone":
     train_run(KILLED_SPECS[0], paths[0], checkpoint_every=0)
 else:
@@ -338,15 +336,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
     else:
         train_population(KILLED_SPECS, whole)
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), how]
-    generator = np.random.default_rng(0)
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(generator.uniform(0.1, 0.6))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     killed = folders(tmp_path / "killed", KILLED_SPECS)[:n]
+    for steps in (200, 1500, 3500):
+        process = subprocess.Popen(command)
+        until(lambda steps=steps: last_checkpoint(killed[0]) >= steps)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(command, check=True)
     assert [outcome(path) for path in killed] == [outcome(path) for path in whole[:n]]
