@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srl.errors import UserError
+from srl.rundir.disk import is_full, out_of_space
 from srl.rundir.progress import Progress, RunProgress, State
 from srl.rundir.store import PlannedRun, RunDirectory, Status
 from srl.sweep.engines import Ended, Engine, Job, Order, Task
 from srl.sweep.plan import Plan
-from srl.sweep.space import free_bytes, out_of_space, says_full
 from srl.training.callbacks import beat_interval
 from srl.training.checkpoint import last_checkpoint
 
@@ -31,8 +31,6 @@ _PATIENCE = 0.1
 _ENDS_TOGETHER = 3
 #: How many ends from outside count as much as one failure.
 _ENDS_FOR_A_FAILURE = 5
-#: Bytes below which a disk is full, whatever a process could still say.
-_NOTHING = 100_000
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,6 @@ class _Execution:
         #: was ended together with others.
         self._ends: Counter[Path] = Counter()
         self._ends_together: Counter[Path] = Counter()
-        self._n_at_once = 1
         self._looked = time.monotonic()
         self._next_look = self._next_look_elsewhere = 0.0
 
@@ -199,7 +196,6 @@ class _Execution:
             running = [_Running(order.task) for order in orders]
             self._engine.submit(orders)
             self._running += running
-            self._n_at_once = max(self._n_at_once, sum(len(running.task.jobs) for running in self._running))
             self._next_look = 0.0
 
     def _free_part(self, task: Task) -> Task | None:
@@ -340,9 +336,8 @@ class _Execution:
 
     def _stop_if_full(self, reason: str) -> None:
         """A full disk fails every run: nothing is gained by trying."""
-        if says_full(reason) or free_bytes(self._root) < _NOTHING:
-            left = [job for job in self._jobs if self._runs[job.path].state != "done"]
-            raise out_of_space(self._root, left, self._n_at_once)
+        if is_full(self._root, reason):
+            raise out_of_space(self._root)
 
 
 def check_numbers(retries: int, stall_timeout: float, checkpoint_every: float) -> Persistence:

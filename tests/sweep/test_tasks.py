@@ -384,7 +384,7 @@ def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr("srl.sweep.engines.choose.available_memory", lambda: 0)
-    words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--ignore-space", "--dry-run"]
+    words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--dry-run"]
     words += ["--engine", "slurm", "--out", tmp_path / "out"]
     outcome = srl(*words, "--jobs", 256)
     assert outcome.status == 0, outcome.err
