@@ -61,7 +61,15 @@ setup(
         "tyro>=1,<2",
     ],
     extras_require={
-        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"],
+        "dev": [
+            "build",
+            "import-linter>=2.15",
+            "mypy>=2",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff",
+            "types-PyYAML",
+        ],
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],

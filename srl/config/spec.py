@@ -22,9 +22,9 @@ from srl.config.hyperparams import (
     resolve_hyperparams,
 )
 from srl.config.variants import NAME
-from srl.envs import EnvSpec, parse_noise, resolve_env_id
-from srl.envs.make import BACKENDS
-from srl.envs.registration import import_packages, is_atari, registered
+from srl.envs.registration import import_packages, is_atari, registered, resolve_env_id
+from srl.envs.reward_noise import parse_noise
+from srl.envs.spec import BACKENDS, EnvSpec
 from srl.errors import UserError, nearest
 
 #: Values per action dimension that the paper discretises into.

@@ -1,17 +1,40 @@
-"""All that stands between Gymnasium and an algorithm."""
+"""From Gymnasium to the vectorised environment that an algorithm trains on."""
 
-from srl.envs.discretize import DiscretizeAction
-from srl.envs.make import EnvSpec, check_env, make_eval_env, make_train_env
-from srl.envs.registration import resolve_env_id
-from srl.envs.reward_noise import (
-    GaussianNoise,
-    RewardFlip,
-    RewardNoise,
-    RewardNoiseProcess,
-    UniformNoise,
-    VecRewardNoise,
-    parse_noise,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srl.envs.discretize import DiscretizeAction
+    from srl.envs.make import check_env, make_eval_env, make_train_env
+    from srl.envs.registration import resolve_env_id
+    from srl.envs.reward_noise import (
+        GaussianNoise,
+        RewardFlip,
+        RewardNoise,
+        RewardNoiseProcess,
+        UniformNoise,
+        parse_noise,
+    )
+    from srl.envs.spec import EnvSpec
+    from srl.envs.vec_reward_noise import VecRewardNoise
+
+_MODULES = {
+    "DiscretizeAction": "discretize",
+    "EnvSpec": "spec",
+    "GaussianNoise": "reward_noise",
+    "RewardFlip": "reward_noise",
+    "RewardNoise": "reward_noise",
+    "RewardNoiseProcess": "reward_noise",
+    "UniformNoise": "reward_noise",
+    "VecRewardNoise": "vec_reward_noise",
+    "check_env": "make",
+    "make_eval_env": "make",
+    "make_train_env": "make",
+    "parse_noise": "reward_noise",
+    "resolve_env_id": "registration",
+}
 
 __all__ = [
     "DiscretizeAction",
@@ -28,3 +51,14 @@ __all__ = [
     "parse_noise",
     "resolve_env_id",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reading specs needs no torch; the wrappers of vectorised environments import it through SB3
+    if name in _MODULES:
+        return getattr(import_module(f"srl.envs.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'srl.envs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,6 +26,7 @@ from srl.config.files import first_mistake
 from srl.config.variants import column_order
 from srl.errors import UserError
 from srl.report.markup import one_line
+from srl.rundir.checkpoints import last_checkpoint
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
 from srl.rundir.store import (
     EVALUATIONS,
@@ -41,7 +42,6 @@ from srl.rundir.store import (
     read_plan,
     walk,
 )
-from srl.training.checkpoint import last_checkpoint
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srl.errors import UserError
+from srl.rundir.checkpoints import checkpoint_path, read_arrays
 from srl.rundir.store import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -29,7 +30,6 @@ from srl.rundir.store import (
     read_plan,
     walk,
 )
-from srl.training.checkpoint import read_checkpoint
 
 #: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
 _KEPT = 2
@@ -190,7 +190,7 @@ def _finished(run: RunDirectory) -> bool:
 
 def _can_be_read(folder: Path, name: str) -> bool:
     try:
-        read_checkpoint(folder, int(name.partition(".")[0]))
+        read_arrays(checkpoint_path(folder, int(name.partition(".")[0])))
     except UserError:
         return False
     return True

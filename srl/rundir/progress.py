@@ -144,6 +144,14 @@ class Progress:
         return {key: steps / seconds for key, (steps, seconds) in sums.items()}
 
 
+def beat_interval(n_runs: int) -> float:
+    """Seconds between two signs of life of runs that train as one.
+
+    A status that reaches the disk takes some milliseconds, and there is one for each run.
+    """
+    return 1.0 + n_runs / 4
+
+
 def makespan(busy: Iterable[float], waiting: Iterable[float]) -> float:
     """Seconds until everything is done if each waiting item starts, in order, at the next free place.
 

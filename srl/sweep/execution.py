@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srl.errors import UserError
+from srl.rundir.checkpoints import last_checkpoint
 from srl.rundir.disk import is_full, out_of_space
-from srl.rundir.progress import Progress, RunProgress, State
+from srl.rundir.progress import Progress, RunProgress, State, beat_interval
 from srl.rundir.store import PlannedRun, RunDirectory, Status
 from srl.sweep.engines import Ended, Engine, Job, Order, Task
 from srl.sweep.plan import Plan
-from srl.training.callbacks import beat_interval
-from srl.training.checkpoint import last_checkpoint
 
 #: Seconds between two looks into the folders of what runs, and of what others run.
 _LOOK_INTERVAL = 0.5

@@ -20,8 +20,9 @@ from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, of_family, untrusted
 from srl.config.spec import RunSpec, make_run_spec
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
-from srl.envs import parse_noise
+from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest
+from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.store import (
     PLAN,
     PLAN_FORMAT,
@@ -35,8 +36,6 @@ from srl.rundir.store import (
 )
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import Population, make_tasks
-from srl.training.check import check_runs
-from srl.training.checkpoint import checkpoint_steps
 
 _HYPERPARAMETERS = {name for model in FAMILIES.values() for name in model.model_fields}
 _PLAN_LOCK = ".sweep.lock"
@@ -276,6 +275,8 @@ def expand(
     :return: The runs, seed by seed, so that a table fills evenly; and lines to tell the user.
     :raises UserError: For anything that is wrong with any of them.
     """
+    from srl.training.check import check_runs  # imports torch
+
     specs: list[RunSpec] = []
     notes: dict[str, None] = {}
     cells = list(product(options.envs, options.columns(), options.noise))

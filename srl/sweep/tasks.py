@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
@@ -11,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from srl.config.hyperparams import PPOHyperparams
+from srl.config.population import population_key
 from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.progress import makespan
@@ -20,12 +19,6 @@ from srl.sweep.engines import Job, Task
 #: The most members of a population; ``"auto"`` chooses, ``"off"`` trains each run alone.
 Population = int | Literal["auto", "off"]
 
-#: What may differ between members: what each has to itself, and numbers.
-_OF_A_MEMBER = {"algo", "variant", "noise", "seed", "profile", "stacked"}
-_NUMBERS = {
-    "alpha", "beta", "z", "learning_rate", "ent_coef", "vf_coef", "max_grad_norm", "gamma", "gae_lambda",
-    "clip_range", "clip_range_vf", "advantage_flip_prob",
-}  # fmt: skip
 #: The most members that ``"auto"`` puts together. More hardly make a step cheaper, and a process that dies
 #: takes its runs with it.
 _LARGEST = 64
@@ -53,35 +46,6 @@ def parse_population(text: str) -> Population:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise UserError(f"--population {text}: must be auto, off, or the most members of one, 1 or above.")
     return int(text)
-
-
-def population_key(spec: RunSpec) -> str | None:
-    """What runs must have in common to train together.
-
-    :param spec: A run.
-    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalised images, separate features extractors or one of
-        the user's own.
-    """
-    hyperparams = spec.hyperparams
-    alone = (
-        hyperparams.use_sde
-        or hyperparams.policy == "MultiInputPolicy"
-        or hyperparams.policy_kwargs.share_features_extractor is False
-        or hyperparams.policy_kwargs.features_extractor_class is not None
-        or (hyperparams.policy == "CnnPolicy" and hyperparams.normalize is not None)
-    )
-    has_clip_range_vf = False
-    if isinstance(hyperparams, PPOHyperparams):
-        alone = alone or hyperparams.target_kl is not None
-        has_clip_range_vf = hyperparams.clip_range_vf is not None
-    if alone:
-        return None
-    shared = spec.model_dump(mode="json", exclude=_OF_A_MEMBER | {"hyperparams"})
-    shared["hyperparams"] = hyperparams.model_dump(mode="json", exclude=_NUMBERS)
-    shared["family"] = spec.algorithm.family
-    shared["has_clip_range_vf"] = has_clip_range_vf
-    return json.dumps(shared, sort_keys=True)
 
 
 def make_tasks(

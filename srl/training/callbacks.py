@@ -242,14 +242,6 @@ def check_losses(logger: Logger) -> None:
             raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
-def beat_interval(n_runs: int) -> float:
-    """Seconds between two signs of life of runs that train as one.
-
-    A status that reaches the disk takes some milliseconds, and there is one for each run.
-    """
-    return 1.0 + n_runs / 4
-
-
 class Heartbeat(BaseCallback):
     """Tells how far training is, about once a second.
 

@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,9 @@ import torch as th
 
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
-from srl.rundir.store import CHECKPOINT, CHECKPOINTS, checkpoint_files, replacing
+from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_steps, read_arrays
+from srl.rundir.store import replacing
 
-FORMAT = 3
-
-#: The name of the structure among the arrays of a file.
-_TREE = "tree"
 #: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
 _ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"
 
@@ -64,20 +60,6 @@ class CheckpointTimer:
         self._due = time.monotonic() + self._interval
 
 
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The training steps of the checkpoints that lie in a run's folder, the latest first.
-
-    :param folder: The run's.
-    """
-    names = [file.name for file in checkpoint_files(folder)]
-    return sorted((int(Path(name).stem) for name in names if CHECKPOINT.fullmatch(name)), reverse=True)
-
-
-def last_checkpoint(folder: Path) -> int:
-    """The training steps of a run's latest checkpoint; 0 for none."""
-    return max(checkpoint_steps(folder), default=0)
-
-
 def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
     """Write a checkpoint, see that it can be read, and remove all but the one before.
 
@@ -86,17 +68,17 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
     :param state: Numbers, texts, arrays, tensors, and lists, tuples and mappings of these.
     :raises OSError: If it cannot be written; earlier ones are as they were.
     """
-    file = _file(folder, steps)
+    file = checkpoint_path(folder, steps)
     file.parent.mkdir(exist_ok=True)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     tree = json.dumps({"format": FORMAT, "steps": steps, "state": _taken_apart(state, arrays)})
-    arrays[_TREE] = np.frombuffer(tree.encode(), np.uint8)
+    arrays[TREE] = np.frombuffer(tree.encode(), np.uint8)
     with replacing(file) as temporary:
         with temporary.open("wb") as opened:
             np.savez(opened, **arrays)  # type: ignore[arg-type]
         _read(temporary)
     for older in checkpoint_steps(folder)[2:]:
-        _file(folder, older).unlink()
+        checkpoint_path(folder, older).unlink()
 
 
 def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
@@ -106,33 +88,16 @@ def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
     :param steps: Which one, see :func:`checkpoint_steps`.
     :raises UserError: If it cannot be read, or is of another version.
     """
-    return _read(_file(folder, steps))
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a run, and their folder if it holds nothing else."""
-    with suppress(OSError):  # what stays is in nobody's way
-        for file in checkpoint_files(folder):
-            file.unlink()
-        (folder / CHECKPOINTS).rmdir()
-
-
-def _file(folder: Path, steps: int) -> Path:
-    return folder / CHECKPOINTS / f"{steps}.npz"
+    return _read(checkpoint_path(folder, steps))
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        # Every array is read, and its checksum with it
-        with np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-        tree = json.loads(arrays[_TREE].tobytes())
-        if tree["format"] != FORMAT:
-            raise UserError(f"{file}: a checkpoint of format {tree['format']}; this srl reads {FORMAT}.")
+        tree, arrays = read_arrays(file)
         state = _put_together(tree["state"], arrays)
     except UserError:
         raise
-    except Exception as error:  # zipfile, zlib, numpy and json each have their own
+    except Exception as error:  # the structure can be wrong in any way
         raise UserError(f"{file}: damaged: {error}") from None
     assert isinstance(state, dict)
     return state

@@ -39,6 +39,7 @@ from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
+from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
 from srl.rundir.store import (
     ERROR,
     MODEL,
@@ -54,14 +55,7 @@ from srl.rundir.store import (
     write_text,
 )
 from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
-from srl.training.checkpoint import (
-    CheckpointTimer,
-    checkpoint_steps,
-    last_checkpoint,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
-)
+from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint
 from srl.training.logs import cut_logs, goes_on_from, log_state, make_logger, restore_logger
 from srl.training.memory import keep_freed_memory
 from srl.training.policy_options import policy_kwargs

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from srl import SPPO
-from srl.envs.make import EnvSpec, make_train_env
+from srl.envs.make import make_train_env
 from srl.envs.seeding import (
     Stream,
     seed_env,
@@ -22,6 +22,7 @@ from srl.envs.seeding import (
     small_seed,
     stream_rng,
 )
+from srl.envs.spec import EnvSpec
 from srl.rundir.store import RunDirectory
 from srl.training.run import train_run
 from srl.training.stacked.train import train_population

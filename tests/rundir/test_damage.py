@@ -20,11 +20,12 @@ from srl.errors import UserError
 from srl.report.curves import learning_curve, training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
+from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.store import RunDirectory
 from srl.sweep.engines import Ended, execute
 from srl.sweep.execution import Persistence, run_sweep
 from srl.sweep.plan import make_plan, write_plan
-from srl.training.checkpoint import checkpoint_steps, read_checkpoint
+from srl.training.checkpoint import read_checkpoint
 from srl.training.run import train_run
 from srl.training.stacked.train import train_population
 from srl.training.stacked.update import Updater

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from srl.config.population import population_key
 from srl.errors import UserError
 from srl.rundir.store import RunDirectory
 from srl.sweep.engines import Job, Task
-from srl.sweep.tasks import describe, divide, make_tasks, parse_population, population_key
+from srl.sweep.tasks import describe, divide, make_tasks, parse_population
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl
 from tests.sweep.test_sweep import ROOT, soon
 from tests.training.stacked.comparison import assert_same_result

@@ -5,12 +5,8 @@ import pytest
 import torch as th
 
 from srl.errors import UserError
-from srl.training.checkpoint import (
-    checkpoint_steps,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
-)
+from srl.rundir.checkpoints import checkpoint_steps, remove_checkpoints
+from srl.training.checkpoint import read_checkpoint, write_checkpoint
 
 STATE = {
     "tensor": th.arange(6, dtype=th.float32).reshape(2, 3),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from srl import SA2C, SPPO
+from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
 from srl.rundir.store import RunDirectory
 from srl.training import run as run_module
-from srl.training.checkpoint import checkpoint_steps, last_checkpoint
 from srl.training.run import RunFailed, package_versions, train_run
 from srl.training.stacked import train as population
 from srl.training.stacked.train import train_population

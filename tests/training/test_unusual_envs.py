@@ -13,10 +13,10 @@ import yaml
 from srl import SPPO
 from srl.envs import replay
 from srl.report.scores import read_scores
+from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.store import RunDirectory
 from srl.sweep.plan import load_sweep
 from srl.training.callbacks import Episodes, EvaluationLog
-from srl.training.checkpoint import checkpoint_steps
 from srl.training.logs import make_logger
 from srl.training.run import train_run
 from srl.training.stacked.train import train_population

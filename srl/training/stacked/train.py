@@ -26,6 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.compiled import CompiledUpdate
+from srl.config.population import population_key
 from srl.config.spec import RunSpec
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import eval_episode_limit, make_member_env, normalize_arguments
@@ -34,13 +35,12 @@ from srl.envs.reward_noise import RewardNoiseProcess, parse_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
+from srl.rundir.progress import beat_interval
 from srl.rundir.store import MONITOR, RunDirectory, Status
-from srl.sweep.tasks import population_key
 from srl.symmetric import UpdateStatistics
 from srl.training.callbacks import (
     Episodes,
     EvaluationLog,
-    beat_interval,
     check_losses,
     eval_interval,
     evaluation_progress,
@@ -81,7 +81,7 @@ def train_population(
 ) -> list[Status]:
     """Train runs together, each into its directory, from where they were interrupted, or from the start.
 
-    :param specs: The runs; all of one :func:`~srl.sweep.tasks.population_key`.
+    :param specs: The runs; all of one :func:`~srl.config.population.population_key`.
     :param paths: Their folders, new or of unfinished runs of the same specs.
     :param command: The command that asked for them, for the record.
     :param tell: Is given the status of the runs about once a second.

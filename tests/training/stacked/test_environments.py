@@ -8,7 +8,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
-from srl.envs.make import EnvSpec, make_member_env
+from srl.envs.make import make_member_env
+from srl.envs.spec import EnvSpec
 from srl.training.stacked.environments import MemberEnvs, StackedNormalize, StackedRunningMeanStd
 from srl.training.stacked.update import generalized_advantages
 from tests.small_runs import BROKEN
