@@ -42,25 +42,30 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
+    # What `from srl import SPPO` needs, and no more
     install_requires=[
         "torch>=2.8,<3",
         "stable-baselines3>=2.9,<3",
-        "gymnasium[box2d,mujoco]>=1.4,<2",
-        "ale-py>=0.12,<1",
-        "mujoco>=3.2,<5",
+        "gymnasium>=1.4,<2",
         "numpy>=2,<3",
-        "tensorboard>=2.20,<3",
-        # The headless build has the same cv2 and needs no libGL on the machine
-        "opencv-python-headless>=4.10,<6",
-        "pydantic>=2.10,<3",
-        "PyYAML>=6,<7",
-        "rich>=13,<16",
-        "scipy>=1.11,<2",
-        # SB3's `progress_bar=True`
-        "tqdm>=4.60,<5",
-        "tyro>=1,<2",
     ],
     extras_require={
+        # The commands: environments, run directories and sweeps
+        "experiments": [
+            "gymnasium[box2d,mujoco]>=1.4,<2",
+            "ale-py>=0.12,<1",
+            "mujoco>=3.2,<5",
+            "tensorboard>=2.20,<3",
+            # The headless build has the same cv2 and needs no libGL on the machine
+            "opencv-python-headless>=4.10,<6",
+            "pydantic>=2.10,<3",
+            "PyYAML>=6,<7",
+            "rich>=13,<16",
+            "scipy>=1.11,<2",
+            # SB3's `progress_bar=True`
+            "tqdm>=4.60,<5",
+            "tyro>=1,<2",
+        ],
         "dev": [
             "build",
             "import-linter>=2.15",
@@ -84,7 +89,7 @@ setup(
             "pillow>=10",
         ],
     },
-    entry_points={"console_scripts": ["srl = srl.cli:main"]},
+    entry_points={"console_scripts": ["srl = srl.__main__:main"]},
     # An installed copy finds the top-level configs/ beside its modules, as srl/configs/
     packages=[*find_packages(include=["srl", "srl.*"]), "srl.configs"],
     package_dir={"srl.configs": "configs"},

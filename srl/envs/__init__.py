@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from srl.errors import MissingExtra
+
 if TYPE_CHECKING:
     from srl.envs.discretize import DiscretizeAction
     from srl.envs.make import check_env, make_eval_env, make_train_env
@@ -56,7 +58,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Reading specs needs no torch; the wrappers of vectorised environments import it through SB3
     if name in _MODULES:
-        return getattr(import_module(f"srl.envs.{_MODULES[name]}"), name)
+        try:
+            module = import_module(f"srl.envs.{_MODULES[name]}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "srl":
+                raise
+            raise MissingExtra(f"srl.envs.{name}", error, "experiments") from error
+        return getattr(module, name)
     raise AttributeError(f"module 'srl.envs' has no attribute {name!r}")
 
 
