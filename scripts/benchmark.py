@@ -396,7 +396,7 @@ def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import ResultsWriter
 
-    from srl.rundir.store import RunDirectory
+    from srl.rundir.directory import RunDirectory
 
     written = ((Logger, "dump"), (ResultsWriter, "write_row"), (RunDirectory, "write_status"))
     clocks = [_clock(owner, name) for owner, name in written]

@@ -379,8 +379,8 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.config.spec import make_run_spec
+    from srl.rundir.directory import ERROR, RunDirectory
     from srl.rundir.disk import is_full, naming_full_disk, out_of_space
-    from srl.rundir.store import ERROR, RunDirectory
     from srl.sweep.display import RunDisplay
     from srl.sweep.execution import check_interval
     from srl.training.check import check_run
@@ -466,8 +466,8 @@ def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.config.files import find_sweep
     from srl.report.files import check_files, table_files
+    from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import naming_full_disk
-    from srl.rundir.store import RunDirectory
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.choose import capacity, engine_of, make_engine
     from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep

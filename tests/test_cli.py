@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from srl import __version__
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
 
 SRL = Path(sys.executable).with_name("srl")

@@ -19,7 +19,7 @@ from srl.config.compiling import n_minibatches, repays, resolve_compile
 from srl.config.spec import make_run_spec
 from srl.envs import make_train_env
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training.run import make_model, train_run
 from tests.small_runs import SMALL_WORDS, small_spec, srl
 from tests.training.stacked import comparison

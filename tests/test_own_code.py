@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from tests.small_runs import SMALL_WORDS, contents
 
 PACKAGE = """

@@ -21,7 +21,7 @@ from srl.errors import UserError
 from srl.report.curves import TRAINING, Series
 from srl.report.runs import Evaluations, Run, scored_run
 from srl.report.source import Source
-from srl.rundir.store import Status
+from srl.rundir.status import Status
 
 FORMAT = 1
 _METADATA = b"srl"

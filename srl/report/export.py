@@ -16,7 +16,7 @@ from srl.errors import UserError
 from srl.report.files import check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores, unfinished
-from srl.rundir.store import EVALUATIONS
+from srl.rundir.directory import EVALUATIONS
 
 Format = Literal["json", "parquet", "zoo", "archive"]
 

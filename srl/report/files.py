@@ -22,7 +22,8 @@ from srl.errors import UserError
 from srl.report.earlier import is_of_earlier_version
 from srl.report.runs import RECORD
 from srl.report.tables import Table, to_csv, to_latex, to_markdown
-from srl.rundir.store import SPEC, check_writable, read_bytes, replacing, write_text
+from srl.rundir.directory import SPEC
+from srl.rundir.files import check_writable, read_bytes, replacing, write_text
 
 _LOCK = ".srl-report.lock"
 

@@ -10,7 +10,7 @@ from srl.report.published import read_published
 from srl.report.runs import Cell, Run, State, group, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
-from srl.rundir.store import PLAN, read_comparisons
+from srl.rundir.plan import PLAN, read_comparisons
 
 
 @dataclass(frozen=True)

@@ -12,24 +12,21 @@ from pathlib import Path
 
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_path, read_arrays
-from srl.rundir.store import (
+from srl.rundir.directory import (
     CHECKPOINT,
     CHECKPOINTS,
     LOCK,
     LOG,
-    PLAN,
-    RANDOM,
     SPEC,
     STATUS,
     TEMPORARY,
     TEMPORARY_CHECKPOINT,
     RunDirectory,
     find_runs,
-    is_locked,
-    plain_files,
-    read_plan,
     walk,
 )
+from srl.rundir.files import RANDOM, is_locked, plain_files
+from srl.rundir.plan import PLAN, read_plan
 
 #: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
 _KEPT = 2

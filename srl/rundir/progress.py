@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from srl.config.algorithms import get_algorithm
 
 if TYPE_CHECKING:
-    from srl.rundir.store import PlannedRun, Status
+    from srl.rundir.plan import PlannedRun
+    from srl.rundir.status import Status
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "not started"]
 

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 from srl.config.spec import RunSpec
+from srl.rundir.plan import PlannedRun
 from srl.rundir.progress import Progress as RunsProgress
 from srl.rundir.progress import RunProgress, duration, outlook
-from srl.rundir.store import PlannedRun, Status
+from srl.rundir.status import Status
 from srl.sweep.execution import SweepProgress
 
 #: Seconds between lines where there is no terminal.

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from srl.errors import UserError
 from srl.rundir.checkpoints import last_checkpoint
+from srl.rundir.directory import RunDirectory
 from srl.rundir.disk import is_full, out_of_space
+from srl.rundir.plan import PlannedRun
 from srl.rundir.progress import Progress, RunProgress, State, beat_interval
-from srl.rundir.store import PlannedRun, RunDirectory, Status
+from srl.rundir.status import Status
 from srl.sweep.engines import Ended, Engine, Job, Order, Task
 from srl.sweep.plan import Plan
 

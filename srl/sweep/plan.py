@@ -23,17 +23,9 @@ from srl.config.variants import Variant, VariantError, check_comparisons, make_v
 from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.store import (
-    PLAN,
-    PLAN_FORMAT,
-    PlannedRun,
-    RunDirectory,
-    check_plan,
-    check_writable,
-    read_comparisons,
-    read_plan,
-    write_text,
-)
+from srl.rundir.directory import RunDirectory
+from srl.rundir.files import check_writable, write_text
+from srl.rundir.plan import PLAN, PLAN_FORMAT, PlannedRun, check_plan, read_comparisons, read_plan
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import Population, make_tasks
 

@@ -20,7 +20,7 @@ import torch as th
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
 from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_steps, read_arrays
-from srl.rundir.store import replacing
+from srl.rundir.files import replacing
 
 #: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
 _ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"

@@ -40,20 +40,9 @@ from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, st
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
-from srl.rundir.store import (
-    ERROR,
-    MODEL,
-    MONITOR,
-    PROGRESS,
-    SPEC,
-    VECNORMALIZE,
-    VERSIONS,
-    RunDirectory,
-    Status,
-    boot_id,
-    replacing,
-    write_text,
-)
+from srl.rundir.directory import ERROR, MODEL, MONITOR, PROGRESS, SPEC, VECNORMALIZE, VERSIONS, RunDirectory
+from srl.rundir.files import replacing, write_text
+from srl.rundir.status import Status, boot_id
 from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
 from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint
 from srl.training.logs import cut_logs, goes_on_from, log_state, make_logger, restore_logger

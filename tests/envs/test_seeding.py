@@ -23,7 +23,7 @@ from srl.envs.seeding import (
     stream_rng,
 )
 from srl.envs.spec import EnvSpec
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training.run import train_run
 from srl.training.stacked.train import train_population
 from tests.envs import lottery  # noqa: F401 (registers the environment)

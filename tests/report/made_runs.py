@@ -19,18 +19,8 @@ import numpy as np
 from srl.config.spec import RunSpec, make_run_spec
 from srl.envs import resolve_env_id
 from srl.errors import UserError
-from srl.rundir.store import (
-    ERROR,
-    EVALUATIONS,
-    LOCK,
-    MONITOR,
-    SPEC,
-    STATUS,
-    VERSIONS,
-    RunDirectory,
-    State,
-    Status,
-)
+from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS, RunDirectory
+from srl.rundir.status import State, Status
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, load_sweep, write_plan
 from srl.training.run import RECORDED_PACKAGES

@@ -16,7 +16,7 @@ from srl.report.intervals import Estimate
 from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
 from srl.report.runs import Run, group, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
-from srl.rundir.store import PlannedRun
+from srl.rundir.plan import PlannedRun
 from tests.report.made_runs import lay_down
 from tests.small_runs import small_spec
 

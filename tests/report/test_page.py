@@ -19,7 +19,7 @@ from PIL import Image
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan
 from tests.report.hostile import NAMES, SCRIPT, parse

@@ -17,7 +17,9 @@ from srl.report.published import read_published
 from srl.report.runs import UNFINISHED
 from srl.report.scores import read_scores
 from srl.report.tables import to_csv, to_markdown
-from srl.rundir.store import PlannedRun, RunDirectory, Status
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import PlannedRun
+from srl.rundir.status import Status
 from tests.small_runs import contents, small_spec, srl
 
 

@@ -25,7 +25,9 @@ from tensorboard.context import RequestContext
 
 from srl.report.markup import one_line
 from srl.report.status import Folder, screen
-from srl.rundir.store import PlannedRun, RunDirectory, Status, boot_id
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import PlannedRun
+from srl.rundir.status import Status, boot_id
 from tests.report.made_runs import lay_down
 from tests.small_runs import SMALL_WORDS, contents, small_spec, srl, until
 

@@ -14,7 +14,9 @@ import pytest
 
 from srl.errors import UserError
 from srl.rundir.clean import YOUNG, Garbage, find_garbage, remove
-from srl.rundir.store import RunDirectory, Status, replacing
+from srl.rundir.directory import RunDirectory
+from srl.rundir.files import replacing
+from srl.rundir.status import Status
 from srl.sweep.plan import make_plan, write_plan
 from srl.training.checkpoint import read_checkpoint, write_checkpoint
 from srl.training.run import train_run
@@ -350,7 +352,7 @@ def test_run_in_progress_in_this_process_is_left_alone(unfinished, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from tests.small_runs import small_spec
 with RunDirectory(Path(sys.argv[1])).claimed(small_spec(), keep=True):
     print("claimed", flush=True)

@@ -21,7 +21,8 @@ from srl.report.curves import learning_curve, training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.status import digest_of
 from srl.sweep.engines import Ended, execute
 from srl.sweep.execution import Persistence, run_sweep
 from srl.sweep.plan import make_plan, write_plan
@@ -466,9 +467,7 @@ def test_fields_of_a_newer_status_are_ignored(seal, copied, right):
     root, run, _ = copied("alone")
     values = json.loads((run / "status.json").read_text()) | {"heartbeat": {"every": 1.0}}
     if seal:
-        from srl.rundir.store import _checksum
-
-        values["checksum"] = _checksum({key: values[key] for key in values if key != "checksum"})
+        values["checksum"] = digest_of({key: values[key] for key in values if key != "checksum"})
     (run / "status.json").write_text(json.dumps(values))
     plan, paths = trained_again("alone", root)
     assert (paths, plan.damaged, plan.minor_damage) == ([], [], [])

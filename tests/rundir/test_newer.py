@@ -12,7 +12,8 @@ from srl.errors import UserError
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
-from srl.rundir.store import RunDirectory, read_plan
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import read_plan
 from srl.sweep.plan import make_plan, write_plan
 from srl.training.run import train_run
 from tests.report.made_runs import lay_down

@@ -9,7 +9,8 @@ import pytest
 from srl import SPPO
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.store import RunDirectory, write_text
+from srl.rundir.directory import RunDirectory
+from srl.rundir.files import write_text
 from srl.training.run import train_run
 from tests.small_runs import contents, small_spec, srl
 from tests.training.test_resume import interrupt_at, outcome

@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 from srl.report.status import Folder
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import PlannedRun
 from srl.rundir.progress import Progress, RunProgress, duration, makespan, outlook
-from srl.rundir.store import PlannedRun, RunDirectory, Status
+from srl.rundir.status import Status
 from srl.sweep import display, execution
 from srl.sweep.engines import Ended
 from srl.sweep.execution import Persistence

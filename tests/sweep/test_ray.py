@@ -15,7 +15,8 @@ from threading import Thread
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory, Status, find_runs
+from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.status import Status
 from srl.sweep.engines import Job, Order, Task
 from srl.sweep.engines.choose import capacity, engine_of, make_engine
 from srl.sweep.engines.ray import RayEngine

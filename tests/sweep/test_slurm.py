@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Order, Task
 from srl.sweep.engines import slurm as engine_module
 from srl.sweep.engines.slurm import SlurmEngine

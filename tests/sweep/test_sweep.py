@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory, Status, read_plan
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import read_plan
+from srl.rundir.status import Status
 from srl.sweep.plan import expand, load_sweep, make_plan, parse_seeds
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
 
@@ -314,7 +316,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
 
 @pytest.mark.slow
 def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path):
-    from tests.rundir.test_store import CLAIM
+    from tests.rundir.test_directory import CLAIM
 
     path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
     process = subprocess.Popen(

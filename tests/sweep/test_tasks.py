@@ -12,7 +12,7 @@ import pytest
 
 from srl.config.population import population_key
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import describe, divide, make_tasks, parse_population
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from srl import SA2C, SPPO
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training.check import check_runs
 from srl.training.run import train_run
 from srl.training.stacked import train_population

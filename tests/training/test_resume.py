@@ -13,7 +13,7 @@ import pytest
 
 from srl import SA2C, SPPO
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training import run as run_module
 from srl.training.run import RunFailed, package_versions, train_run
 from srl.training.stacked import train as population

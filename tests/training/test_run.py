@@ -16,7 +16,7 @@ from srl import SPPO
 from srl.config.spec import RunSpec
 from srl.envs import make_train_env
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training.run import RECORDED_PACKAGES, RunFailed, execute_run, train_run
 from tests.small_runs import BROKEN, contents, small_spec
 

@@ -14,7 +14,7 @@ from srl import SPPO
 from srl.envs import replay
 from srl.report.scores import read_scores
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.plan import load_sweep
 from srl.training.callbacks import Episodes, EvaluationLog
 from srl.training.logs import make_logger

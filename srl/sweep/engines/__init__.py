@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from srl.config.spec import RunSpec
-from srl.rundir.store import LOG
+from srl.rundir.directory import LOG
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Order, Task, execute, log_to_file
 from srl.sweep.engines.local import THREAD_VARIABLES
 

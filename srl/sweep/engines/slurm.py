@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Ended, Order, Task, why_ended
 from srl.sweep.engines.remote import absolute, execute_elsewhere, thread_variables
 

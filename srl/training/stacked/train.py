@@ -35,8 +35,9 @@ from srl.envs.reward_noise import RewardNoiseProcess, parse_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
+from srl.rundir.directory import MONITOR, RunDirectory
 from srl.rundir.progress import beat_interval
-from srl.rundir.store import MONITOR, RunDirectory, Status
+from srl.rundir.status import Status
 from srl.symmetric import UpdateStatistics
 from srl.training.callbacks import (
     Episodes,

@@ -15,7 +15,8 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from srl.config.spec import RunSpec
-from srl.rundir.store import RunDirectory, Status
+from srl.rundir.directory import RunDirectory
+from srl.rundir.status import Status
 from srl.training.run import RunFailed, train_run
 from srl.training.stacked import train_population
 

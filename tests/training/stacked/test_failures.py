@@ -5,7 +5,7 @@ import re
 import pytest
 import torch as th
 
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training import policy_options
 from srl.training.stacked import train_population
 from srl.training.stacked.train import execute_population

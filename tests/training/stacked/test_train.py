@@ -9,7 +9,7 @@ from srl import SA2C, SPPO
 from srl.config.spec import make_run_spec
 from srl.envs import make_train_env
 from srl.errors import UserError
-from srl.rundir.store import RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.training.stacked import train_population
 from tests.envs.unusual_spaces import UNUSUAL
 from tests.small_runs import contents, small_spec

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.store import (
-    EVALUATIONS,
-    SPEC,
-    STATUS,
-    RunDirectory,
-    Status,
-    check_writable,
-    read_plan,
-    replacing,
-    write_text,
-)
+from srl.rundir.directory import EVALUATIONS, SPEC, STATUS, RunDirectory
+from srl.rundir.files import check_writable, replacing, write_text
+from srl.rundir.plan import read_plan
+from srl.rundir.status import Status
 from tests.small_runs import contents, small_spec
 
 
@@ -138,7 +131,8 @@ def test_finished_run_is_not_begun_anew(claimed):
 CLAIM = """
 import sys, time
 from pathlib import Path
-from srl.rundir.store import RunDirectory, Status
+from srl.rundir.directory import RunDirectory
+from srl.rundir.status import Status
 from tests.small_runs import small_spec
 directory = RunDirectory(Path(sys.argv[1]))
 with directory.claimed(small_spec()):

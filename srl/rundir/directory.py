@@ -26,8 +26,6 @@ Before a run that had finished is retrained, its files move to ``damaged-N``, wh
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -35,26 +33,35 @@ import os
 import pickletools
 import re
 import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from stat import S_ISDIR, S_ISLNK, S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import IO, Any, Literal
 from zipfile import ZipFile
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from srl.config.algorithms import get_algorithm
 from srl.config.files import first_mistake
 from srl.config.lenient import LenientSpec, read_leniently, spec_text
 from srl.config.spec import RunSpec
 from srl.errors import UserError
+from srl.rundir.files import (
+    RANDOM,
+    acquire,
+    check_writable,
+    is_locked,
+    kind_of,
+    plain_files,
+    read_bytes,
+    write_text,
+)
+from srl.rundir.plan import PLAN, _newer
+from srl.rundir.status import STATUS_TYPE, Status, digest_of
 
 SPEC = "spec.json"
 STATUS = "status.json"
@@ -68,7 +75,6 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
-
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
 #: Names of what attempts at a run write, and a new attempt starts without.
@@ -76,8 +82,6 @@ _OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+(\..+\.[0-9]+\.[0-9]+)?")
 _MONITOR_FILE = re.compile(r"[0-9]+\.monitor\.csv")
 CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
-#: What :func:`replacing` adds to a name: a random part by tempfile.mkstemp.
-RANDOM = r"\.[a-z0-9_]{8}"
 _REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
 TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))}){RANDOM}")
 TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{RANDOM}")
@@ -87,80 +91,6 @@ _MODEL_PARTS = {"data", "policy.pth", "system_info.txt"}
 _ASIDE = re.compile(r"damaged-[0-9]+")
 #: Bytes above which a file of the same size and time of change is taken to be the same.
 _LARGE = 65536
-#: Notes that a status keeps, the latest.
-_MOST_NOTES = 50
-
-#: The plan of a sweep, in its folder: which runs there are to be.
-PLAN = "sweep.json"
-PLAN_FORMAT = 1
-
-State = Literal["running", "done", "failed"]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
-
-    :param path: The file to be.
-    :return: A context that yields a path beside it to write to, and moves that to ``path`` at its end,
-        after the content has reached the disk; on an exception nothing changes. The file at that path is
-        locked meanwhile.
-    :raises UserError: If ``path`` is a link, or no file: srl writes plain files, and replaces no others.
-    """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path} is {_kind(path)}, and srl writes a file there. Move it away.")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with suppress(OSError):  # not every file system has locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes files that only their owner can read
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # a failing write does not say of which file
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with replacing(path) as temporary:
-        # Names of files may hold bytes that are no text
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    :raises OSError: If it cannot be read, or is a pipe or a device, which could keep a reader waiting.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if not S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
-    finally:
-        os.close(descriptor)
-
-
-def plain_files(folder: Path) -> dict[str, os.stat_result]:
-    """The files in a folder by their names, without links; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            states = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    except OSError:
-        return {}
-    return {name: status for name, status in states.items() if S_ISREG(status.st_mode)}
 
 
 def growing_logs(folder: Path) -> list[Path]:
@@ -181,83 +111,6 @@ def checkpoint_files(folder: Path) -> list[Path]:
         for name in names
         if CHECKPOINT.fullmatch(name) or TEMPORARY_CHECKPOINT.fullmatch(name)
     ]
-
-
-def _kind(path: Path) -> str:
-    """What is at a path where srl writes something else, in words."""
-    mode = path.lstat().st_mode
-    if S_ISLNK(mode):
-        return "a link"
-    if S_ISDIR(mode):
-        return "a folder"
-    return "no folder" if S_ISREG(mode) else "no file"
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a run is."""
-
-    state: State
-    timesteps: int = 0
-    n_timesteps: int = 0
-    #: The progress of the evaluation that is running, such as "3/10 episodes, 12,300 steps"; empty for none.
-    evaluation: str = ""
-    #: Training steps per second of the latest attempt, evaluations included, from its first step on.
-    steps_per_second: float = 0.0
-    #: Seconds that this speed is the mean of, by the monotonic clock.
-    seconds: float = 0.0
-    #: Seconds since 1970; 0 for not yet.
-    started: float = 0.0
-    updated: float = 0.0
-    ended: float = 0.0
-    #: Why it failed, in one line.
-    reason: str = ""
-    #: Whether it would fail so again, from the same checkpoint.
-    lasting: bool = False
-    pid: int = 0
-    host: str = ""
-    #: The machine's monotonic clock at the last heartbeat, and the boot that it counts from.
-    clock: float = 0.0
-    boot: str = ""
-    #: Training steps of the checkpoint that it went on from last; 0 for none.
-    resumed_from: int = 0
-    #: How often it was begun or gone on with.
-    attempts: int = 1
-    #: Seconds that compiling the update took; 0 if nothing was compiled.
-    compile_seconds: float = 0.0
-    #: Why earlier attempts ended, and why it could not go on from a checkpoint, in lines.
-    notes: tuple[str, ...] = ()
-    #: Of a finished run: size, time of change in nanoseconds and SHA-256 of each file that it left.
-    files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-
-    def noted(self, note: str) -> Status:
-        """This status with one more note."""
-        return replace(self, notes=(*self.notes, note)[-_MOST_NOTES:])
-
-    def ended_as(self, state: State, now: float, reason: str = "") -> Status:
-        """This status, ended."""
-        return replace(self, state=state, updated=now, ended=now, reason=reason)
-
-    @property
-    def silence(self) -> float | None:
-        """Seconds since the last heartbeat; None if this machine cannot know: its wall clock may jump."""
-        known = self.boot != "" and self.boot == boot_id()
-        return max(time.monotonic() - self.clock, 0.0) if known else None
-
-
-@cache
-def boot_id() -> str:
-    """The latest boot of this machine, from which the monotonic clock of all its processes counts.
-
-    :return: Different for each boot of each machine; empty if the system does not tell.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-_STATUS = TypeAdapter(Status)
 
 
 class RunDirectory:
@@ -314,9 +167,9 @@ class RunDirectory:
             values = json.loads(read_bytes(self.path / STATUS))
             checksum = values.pop("checksum", "")
             known = {each.name: values[each.name] for each in fields(Status) if each.name in values}
-            if checksum not in ("", _checksum(values), _checksum(known)):
+            if checksum not in ("", digest_of(values), digest_of(known)):
                 return None
-            return _STATUS.validate_python(known)
+            return STATUS_TYPE.validate_python(known)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
 
@@ -336,7 +189,7 @@ class RunDirectory:
     def write_status(self, status: Status) -> None:
         """Replace the status."""
         values = asdict(status)
-        values["checksum"] = _checksum(values)
+        values["checksum"] = digest_of(values)
         write_text(self.path / STATUS, json.dumps(values, indent=1) + "\n")
 
     def seal(self, names: Collection[str] | None = None) -> dict[str, tuple[int, int, str]]:
@@ -610,8 +463,8 @@ class RunDirectory:
             if os.path.lexists(file) and not (S_ISDIR if is_folder else S_ISREG)(file.lstat().st_mode):
                 what = "folder" if is_folder else "file"
                 raise UserError(
-                    f"{file} is {_kind(file)}, and the run writes a {what} there. Move it away; nothing was "
-                    "written."
+                    f"{file} is {kind_of(file)}, and the run writes a {what} there. Move it away; nothing "
+                    "was written."
                 )
 
     def _spec_is_damaged(self, found: LenientSpec | None, status: Status | None) -> bool:
@@ -641,7 +494,7 @@ class RunDirectory:
         self.compare(spec)
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / LOCK).open("a+") as lock:
-            if not _acquire(lock):
+            if not acquire(lock):
                 status = self.read_status()
                 who = f" (process {status.pid} on {status.host})" if status and status.pid else ""
                 raise UserError(
@@ -718,40 +571,6 @@ class RunDirectory:
         return is_locked(self.path / LOCK)
 
 
-def _checksum(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def is_locked(file: Path) -> bool:
-    """Whether a process has locked a file, as far as this one can tell; nothing is written."""
-    try:
-        # Opening a pipe would wait
-        opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(opened)
-    return False
-
-
-def _acquire(lock: IO[str]) -> bool:
-    """Lock a file for this process, as long as it is open."""
-    # Whoever looks whether a run is in progress holds the lock for an instant
-    for _ in range(10):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.05)
-    return False
-
-
 def find_runs(root: Path) -> list[RunDirectory]:
     """All run directories at or below a folder, in the order of their paths."""
     found = [Path(folder) for folder, folders, files in walk(root) if SPEC in files]
@@ -773,109 +592,6 @@ def walk(
         if not {SPEC, STATUS, LOCK}.isdisjoint(names):
             folders[:] = [name for name in folders if not _ASIDE.fullmatch(name)]
         yield folder, folders, files
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run that a sweep is to make."""
-
-    #: Its folder, below the sweep's.
-    path: str
-    env: str
-    algo: str
-    noise: str
-    seed: int
-    n_timesteps: int
-    #: The name of its column, if that is not the algorithm's.
-    variant: str | None = None
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> PlannedRun:
-        """The plan's entry of a run."""
-        return cls(spec.path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps, spec.variant)
-
-
-def read_plan(root: Path) -> list[PlannedRun]:
-    """The runs that the sweeps in a folder are to make; empty without a plan.
-
-    :raises UserError: If there is a plan that cannot be read.
-    """
-    return [] if (plan := _load_plan(root)) is None else plan[0]
-
-
-def check_plan(root: Path) -> None:
-    """See that the plan of a sweep can be written: none is there yet, or one that this version writes.
-
-    :raises UserError: If it is a link, cannot be read, or has keys of a newer srl or of another program.
-    """
-    file = root / PLAN
-    plan = _load_plan(root)
-    if file.is_symlink():
-        raise UserError(f"{file} is a link, and srl writes a file there. Move it away; nothing was written.")
-    if plan is not None and plan[1]:
-        raise _newer(file, plan[1])
-
-
-def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
-    """The plan in a folder, and values of keys that this version does not write; None without a plan."""
-    file = root / PLAN
-    try:
-        values = json.loads(read_bytes(file))
-        plan = TypeAdapter(list[PlannedRun]).validate_python(values["runs"])
-        for run in plan:
-            get_algorithm(run.algo)
-        own = {each.name for each in fields(PlannedRun)}
-        unknown = {key: value for key, value in values.items() if key not in ("format", "compare", "runs")}
-        if values.get("format", PLAN_FORMAT) != PLAN_FORMAT:
-            unknown["format"] = values["format"]
-        for run in values["runs"]:
-            unknown |= {f"runs.{key}": value for key, value in run.items() if key not in own}
-        return plan, unknown
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{file}: not the plan of a sweep: {what}. Remove it to continue without it."
-        ) from None
-
-
-def read_comparisons(root: Path) -> list[tuple[str, str]]:
-    """Return the pairs of columns that the sweeps in a folder compare; empty without any, or a plan."""
-    try:
-        pairs = json.loads(read_bytes(root / PLAN)).get("compare", [])
-        return TypeAdapter(list[tuple[str, str]]).validate_python(pairs)
-    except (OSError, ValueError, AttributeError):
-        return []  # `read_plan` says what is wrong with it
-
-
-def _newer(file: Path, unknown: dict[str, Any]) -> UserError:
-    """What there is to say of a file in a folder that this version must not write to."""
-    keys = ", ".join(f"{key}={value!r}" for key, value in list(unknown.items())[:3])
-    return UserError(
-        f"{file} was written by a newer version of srl, or by another program: {keys} is not known here. "
-        "Update srl, or name another folder with --out; nothing was written."
-    )
-
-
-def check_writable(path: Path) -> None:
-    """See that a folder can be written to, or made.
-
-    :raises UserError: If it is a file or lies below one, or may not be written.
-    """
-    try:
-        nearest_existing = path
-        while not nearest_existing.exists():
-            nearest_existing = nearest_existing.parent
-        if not nearest_existing.is_dir():
-            raise UserError(f"{nearest_existing} is a file, and a folder is needed. Name another with --out.")
-        # Permissions alone do not tell: the file system may be mounted read-only
-        with tempfile.TemporaryFile(dir=nearest_existing):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}. Name another folder with --out."
-        ) from None
 
 
 def describe_difference(there: RunSpec, asked: RunSpec) -> str:
