@@ -88,10 +88,10 @@ def differences(folder, other):
     for name in here.keys() | there.keys():
         one, two = here.get(name), there.get(name)
         if one != two:
-            lines = (
-                enumerate(zip_longest(one, two)) if isinstance(one, list) and isinstance(two, list) else ()
-            )
-            found[name] = next(((n, pair) for n, pair in lines if pair[0] != pair[1]), "bytes")
+            found[name] = "bytes"
+            if isinstance(one, list) and isinstance(two, list):
+                pairs = enumerate(zip_longest(one, two))
+                found[name] = next((n, *pair) for n, pair in pairs if pair[0] != pair[1])
     return found
 
 
