@@ -233,6 +233,9 @@ class Report:
     and minmax elsewhere."""
     reps: int = 2000
     """Bootstrap samples of each interval."""
+    compare: tuple[str, ...] = ()
+    """Pairs of columns to compare, each as COLUMN:BASELINE, for example sppo:ppo; those of the sweep if not
+    given."""
     out: Path | None = None
     """Where to write it; into the folder itself if not given."""
 
@@ -616,6 +619,8 @@ def report(options: Report, command: str) -> int:
         raise UserError(f"--last {options.last}: at least one evaluation is needed.")
     if options.reps < 100:
         raise UserError(f"--reps {options.reps}: at least 100 are needed for a 95% interval.")
+    if options.compare and options.format != "page":
+        raise UserError(f"--compare has no effect on --format {options.format}, which compares nothing.")
     console = _console()
     from srl.report.files import check_folder
     from srl.report.normalisation import check_normalisation
@@ -660,7 +665,12 @@ def _write_page(
         ) from None
     check_files(out, FILES)
     made = make_report(
-        options.dir, last=options.last, normalisation=normalisation, reps=options.reps, tell=tell
+        options.dir,
+        last=options.last,
+        normalisation=normalisation,
+        reps=options.reps,
+        compare=_pairs(options.compare),
+        tell=tell,
     )
     files = write_report(made, out, tell)
     table = made.scores.table
@@ -669,6 +679,16 @@ def _write_page(
     console.print()
     _print_notes(made.summary, console)
     return files
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        column, _, baseline = text.partition(":")
+        if not column or not baseline or column == baseline:
+            raise UserError(f"--compare {text}: must be COLUMN:BASELINE, two columns such as sppo:ppo.")
+        pairs.append((column, baseline))
+    return pairs
 
 
 def _print_notes(notes: Sequence[str], console: Console) -> None:

@@ -67,7 +67,7 @@ class CompiledUpdate:
     :param model: An algorithm with its policy and optimizer.
     :param rollout: A rollout of that shape; its values do not matter.
     :param batch_size: Rows of a minibatch. A last minibatch of fewer rows is not compiled.
-    :param like: The update of a model that differs in numbers alone, whose compiled code is used.
+    :param others: Updates of other models. The code of one that differs in numbers alone is used.
     :raises NotCompiled: If the update of this model cannot be compiled here.
     """
 
@@ -76,7 +76,7 @@ class CompiledUpdate:
         model: SymmetricLossMixin,
         rollout: RolloutBufferSamples,
         batch_size: int,
-        like: CompiledUpdate | None = None,
+        others: Sequence[CompiledUpdate] = (),
     ):
         self._model = model
         self._batch_size = batch_size
@@ -98,7 +98,8 @@ class CompiledUpdate:
         self._no_flips = th.zeros(batch_size, dtype=th.bool, device=model.device)
         #: Of what the function returns; the trace sets them.
         self._figure_names: list[str] = []
-        if like is None or like._key[1:] != self._key[1:]:
+        like = next((other for other in others if other._key[1:] == self._key[1:]), None)
+        if like is None:
             rows = th.arange(batch_size, device=model.device)
             arguments = [*self._arguments(rollout), *self._coefficients(1), rows, self._no_flips]
             with _traceable(model.policy):
@@ -170,8 +171,9 @@ class CompiledUpdate:
     ) -> bool:
         """The gradient step on a minibatch of another size; returns as :meth:`_compiled_steps`."""
         model = self._model
+        minibatch = _take(rollout, rows)
         losses, prepared = model._losses(
-            _take(rollout, rows), model._flip_mask(len(rows)), model._coefficients()
+            model._evaluate(minibatch), minibatch, model._flip_mask(len(rows)), model._coefficients()
         )
         figures.append(_row(figures_of(losses, prepared)))
         stopped = self._exceeds_kl_limit(figures[-1])
@@ -286,10 +288,10 @@ class _Losses(nn.Module):
     def __init__(self, model: SymmetricLossMixin):
         super().__init__()
         self.policy = model.policy
-        self._losses = model._losses
+        self._model = model
 
-    def forward(self, *arguments: Any) -> Any:
-        return self._losses(*arguments)
+    def forward(self, minibatch: RolloutBufferSamples, *arguments: Any) -> Any:
+        return self._model._losses(self._model._evaluate(minibatch), minibatch, *arguments)
 
 
 @contextmanager

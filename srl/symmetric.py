@@ -149,6 +149,14 @@ class UpdateStatistics:
         return self._series("abs_max").max().item()
 
 
+class Evaluated(NamedTuple):
+    """A minibatch under the current policy, tensors of shape ``(..., batch_size)``."""
+
+    values: th.Tensor
+    log_prob: th.Tensor
+    entropy: th.Tensor | None
+
+
 class UpdateResult(NamedTuple):
     """How an update went."""
 
@@ -162,11 +170,14 @@ class UpdateResult(NamedTuple):
 
 
 class SymmetricLossMixin(OnPolicyAlgorithm):
-    """The parameters of the symmetric loss, checked, and the parts of an update that both algorithms use.
+    """The parameters of the symmetric loss, checked, and the update that both algorithms use.
 
-    A subclass calls :meth:`_init_symmetric_loss` before SB3's constructor builds the model.
+    A subclass calls :meth:`_init_symmetric_loss` before SB3's constructor builds the model, and computes its
+    losses in :meth:`_losses_of`.
     """
 
+    #: Passes over a rollout in an update.
+    n_epochs: int = 1
     alpha: float
     beta: float
     z: float
@@ -287,6 +298,47 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_compiled", "not_compiled"]
 
+    def train(self) -> None:
+        """Update policy using the currently gathered rollout buffer."""
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        compiled = self.compile_now()
+        if compiled is None:
+            result = self._update()
+        else:
+            from srl.compiled import whole_rollout
+
+            result = compiled.run(whole_rollout(self.rollout_buffer), np.random.permutation, self.n_epochs)
+        self._n_updates += result.n_epochs
+        if result.stopped and self.verbose >= 1:
+            print(
+                f"Early stopping at step {result.n_epochs - 1} due to reaching max kl: "
+                f"{result.statistics.mean('approx_kl', last=1):.2f}"
+            )
+        self._record_update(result, self._explained_variance())
+
+    def _update(self) -> UpdateResult:
+        """The gradient steps of an update, one for each minibatch."""
+        coefficients = self._coefficients()
+        statistics = UpdateStatistics()
+        epoch = n_minibatches = 0
+        for epoch in range(1, self.n_epochs + 1):
+            n_minibatches = 0
+            for rollout_data in self.rollout_buffer.get(self._minibatch_size):
+                n_minibatches += 1
+                flip_mask = self._flip_mask(len(rollout_data.advantages))
+                losses, prepared = self._losses(
+                    self._evaluate(rollout_data), rollout_data, flip_mask, coefficients
+                )
+                statistics.add(losses, prepared)
+                # The one place that must wait for the device, and only where a limit is set
+                limit = self._kl_limit
+                if limit is not None and isinstance(losses, PPOLosses) and losses.approx_kl.item() > limit:
+                    return UpdateResult(statistics, epoch, n_minibatches, stopped=True)
+                self._optimize(losses.loss)
+        return UpdateResult(statistics, epoch, n_minibatches, stopped=False)
+
     def _flip_mask(self, n_samples: int) -> th.Tensor | None:
         """Whose advantages the flip noise turns around, drawn; None for nobody's."""
         if self.advantage_flip_prob == 0:
@@ -294,26 +346,18 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         flips = self._flip_rng.random(n_samples) < self.advantage_flip_prob
         return th.as_tensor(flips, device=self.device)
 
-    def _prepare_advantages(self, advantages: th.Tensor, flip_mask: th.Tensor | None) -> PreparedAdvantages:
-        return prepare_advantages(
-            advantages,
-            flip_mask=flip_mask,
-            normalize=self.normalize_advantage,
-            transform=self.advantage_transform,
-        )
-
     def _coefficients(self) -> dict[str, float]:
         """The numbers in the loss that may change from update to update."""
         names = ("alpha", "beta", "z", "ent_coef", "vf_coef")
         return {name: getattr(self, name) for name in names}
 
-    def _evaluate(self, data: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    def _evaluate(self, data: Samples) -> Evaluated:
         """Values, log probabilities and entropies of a minibatch under the current policy."""
         actions = data.actions
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
         values, log_prob, entropy = self.policy.evaluate_actions(data.observations, actions)
-        return values.flatten(), log_prob, entropy
+        return Evaluated(values.flatten(), log_prob, entropy)
 
     @property
     def _has_probabilities(self) -> bool:
@@ -326,14 +370,40 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         return None
 
     def _losses(
-        self, data: Samples, flip_mask: th.Tensor | None, coefficients: Mapping[str, Coefficient]
+        self,
+        evaluated: Evaluated,
+        data: Samples,
+        flip_mask: th.Tensor | None,
+        coefficients: Mapping[str, Coefficient],
     ) -> tuple[A2CLosses | PPOLosses, PreparedAdvantages]:
-        """The losses of a minibatch.
+        """The losses of a minibatch, or of a minibatch of each member of a population with the same options.
 
-        :param data: The minibatch.
+        :param evaluated: The minibatch under the current policy.
+        :param data: The minibatch, tensors of shape ``(..., batch_size)``.
         :param flip_mask: Whose advantages change sign; None for nobody's.
-        :param coefficients: :meth:`_coefficients`, as numbers or tensors without dimensions.
+        :param coefficients: :meth:`_coefficients`, as numbers or tensors without dimensions; of members,
+            those of :class:`~srl.losses.LossWeights` of shape ``(...)`` and the others of shape ``(..., 1)``.
         """
+        prepared = prepare_advantages(
+            data.advantages,
+            flip_mask=flip_mask,
+            normalize=self.normalize_advantage,
+            transform=self.advantage_transform,
+        )
+        return self._losses_of(evaluated, data, prepared.advantages, coefficients), prepared
+
+    def _losses_of(
+        self,
+        evaluated: Evaluated,
+        data: Samples,
+        advantages: th.Tensor,
+        coefficients: Mapping[str, Coefficient],
+    ) -> A2CLosses | PPOLosses:
+        """What :meth:`_losses` returns, from advantages that are prepared."""
+        raise NotImplementedError
+
+    def _record_update(self, result: UpdateResult, explained_variance: float) -> None:
+        """Log an update, in SB3's names and order."""
         raise NotImplementedError
 
     def _trace_options(self) -> tuple[Any, ...]:
@@ -347,10 +417,10 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         """Samples of a minibatch, except for a last one with fewer."""
         raise NotImplementedError
 
-    def compile_now(self, like: CompiledUpdate | None = None) -> CompiledUpdate | None:
+    def compile_now(self, others: Sequence[CompiledUpdate] = ()) -> CompiledUpdate | None:
         """Compile the update, or load it from the user's cache, if that was not done for the current shapes.
 
-        :param like: The update of a model that differs in numbers alone, whose compiled code is used.
+        :param others: Updates of other models. The code of one that differs in numbers alone is used.
         :return: None if the update is not compiled; ``not_compiled`` is the reason where it should be.
         """
         if not self.compile_update or self.not_compiled is not None:
@@ -360,7 +430,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         try:
             rollout = whole_rollout(self.rollout_buffer)
             if self._compiled is None or not self._compiled.fits(rollout, self._minibatch_size):
-                self._compiled = CompiledUpdate(self, rollout, self._minibatch_size, like)
+                self._compiled = CompiledUpdate(self, rollout, self._minibatch_size, others)
         except NotCompiled as error:
             self.not_compiled = str(error)
             warnings.warn(f"{type(self).__name__}: the update is not compiled: {error}", stacklevel=2)

@@ -116,9 +116,10 @@ def test_member_of_any_population_is_its_run_alone_to_the_bit(algo, cache, tmp_p
         small(algo, 1),
         small(algo.replace("s", ""), 2, noise="gaussian:0.5"),
         small(algo, 3, overrides=dict(advantage_flip_prob=0.3, learning_rate=1e-2, gamma=0.9)),
+        small(algo, 4, overrides=dict(reverse_loss="mae")),
     ]
     alone = train_alone(specs, tmp_path)
-    for size in (1, 2, 3):
+    for size in (1, 2, 4):
         paths, statuses = train_together(specs[:size], tmp_path, f"together-{size}")
         assert [(status.state, status.notes) for status in statuses] == [("done", ())] * size
         for path, other in zip(paths, alone[:size], strict=True):

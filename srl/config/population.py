@@ -11,8 +11,12 @@ from srl.config.spec import RunSpec
 _OF_A_MEMBER = {"algo", "variant", "noise", "seed", "profile", "stacked"}
 _NUMBERS = {
     "alpha", "beta", "z", "learning_rate", "ent_coef", "vf_coef", "max_grad_norm", "gamma", "gae_lambda",
-    "clip_range", "clip_range_vf", "advantage_flip_prob",
+    "clip_range", "clip_range_vf", "advantage_flip_prob", "rms_prop_eps",
 }  # fmt: skip
+#: Options of the loss, which is computed for members of the same options at once.
+_LOSS = ("reverse_loss", "importance_weighting", "advantage_transform", "normalize_advantage")
+#: Arguments of the optimizer that are numbers of a member, too. Others decide what state it keeps.
+_OPTIMIZER_NUMBERS = {"eps", "betas", "alpha", "weight_decay"}
 
 
 def population_key(spec: RunSpec) -> str | None:
@@ -31,14 +35,23 @@ def population_key(spec: RunSpec) -> str | None:
         or hyperparams.policy_kwargs.features_extractor_class is not None
         or (hyperparams.policy == "CnnPolicy" and hyperparams.normalize is not None)
     )
-    has_clip_range_vf = False
-    if isinstance(hyperparams, PPOHyperparams):
-        alone = alone or hyperparams.target_kl is not None
-        has_clip_range_vf = hyperparams.clip_range_vf is not None
-    if alone:
+    if alone or (isinstance(hyperparams, PPOHyperparams) and hyperparams.target_kl is not None):
         return None
     shared = spec.model_dump(mode="json", exclude=_OF_A_MEMBER | {"hyperparams"})
-    shared["hyperparams"] = hyperparams.model_dump(mode="json", exclude=_NUMBERS)
+    shared["hyperparams"] = own = hyperparams.model_dump(mode="json", exclude=_NUMBERS | {*_LOSS})
+    optimizer = own["policy_kwargs"].pop("optimizer_kwargs") or {}
+    shared["optimizer"] = {name: optimizer[name] for name in optimizer.keys() - _OPTIMIZER_NUMBERS}
     shared["family"] = spec.algorithm.family
-    shared["has_clip_range_vf"] = has_clip_range_vf
     return json.dumps(shared, sort_keys=True)
+
+
+def member_order(spec: RunSpec) -> str:
+    """A key that sorts members of a population so that those of the same loss and optimizer are adjacent.
+
+    :param spec: A run.
+    """
+    hyperparams = spec.hyperparams
+    clips_values = getattr(hyperparams, "clip_range_vf", None) is not None
+    loss = [getattr(hyperparams, name, None) for name in _LOSS]
+    optimizer = hyperparams.policy_kwargs.optimizer_kwargs, getattr(hyperparams, "rms_prop_eps", None)
+    return repr((clips_values, *loss, hyperparams.learning_rate, *optimizer))

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
 from srl.config.algorithms import ALGORITHMS
+from srl.report.ablation import Ablation
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
 from srl.report.curves import Curve
@@ -27,6 +28,7 @@ from srl.report.intervals import Estimate
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
+from srl.report.trends import Trend, noise_level
 
 #: Colour, dashes and marker of each algorithm.
 _STYLES: dict[str, tuple[str, str, str]] = {
@@ -46,6 +48,9 @@ _VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 
 #: Markers of those; with the dashes there are enough for 44.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "*", "h", "d")
+
+#: Values of a hyperparameter up to which each has a tick.
+_MOST_TICKS = 8
 
 _AGGREGATE_TITLES = {
     "median": "Median",
@@ -147,6 +152,102 @@ def draw_curves(
         panels[0][0].set_ylabel(label)
         _head(figure, title, handles)
         return figure
+
+
+def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
+    """Scores against a hyperparameter, with a panel for each noise, side by side.
+
+    :param ablation: What to draw.
+    :param columns: All columns of the report.
+    :param title: What stands above.
+    """
+    with _settings():
+        figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
+        handles: dict[str, Any] = {}
+        for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
+            for line in sorted(lines, key=lambda line: columns.index(line.column)):
+                drawn = _draw_points(
+                    axes, line.values, line.means, [line.half_widths] * 2, style(line.column, columns)
+                )
+                handles.setdefault(line.label, drawn)
+            axes.set_title(one_line(describe_noise(noise)), loc="left")
+            axes.set_xlabel(ablation.name)
+            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            _scale_x(axes, [value for line in lines for value in line.values])
+        _share_y(panels[0])
+        panels[0][0].set_ylabel("mean return")
+        counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
+        seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        _head(figure, f"{title} (n={seeds})", handles)
+        return figure
+
+
+def draw_trends(
+    trends: Sequence[Trend], comparisons: Sequence[Comparison], columns: Sequence[str], *, title: str
+) -> Figure:
+    """Probabilities of improvement in an environment against the noise, with a panel for each kind of noise.
+
+    :param trends: Those of the environment.
+    :param comparisons: All comparisons.
+    :param columns: All columns of the report.
+    :param title: What stands above.
+    """
+    with _settings():
+        kinds = list(dict.fromkeys(trend.kind for trend in trends))
+        figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
+        handles: dict[str, Any] = {}
+        for axes, kind in zip(panels[0], kinds, strict=True):
+            own = [trend for trend in trends if trend.kind == kind]
+            for trend in own:
+                found = {
+                    noise_level(one.noise)[1]: one.per_task[trend.task].estimate
+                    for one in comparisons
+                    if one.name == trend.name
+                    and noise_level(one.noise)[0] in ("none", kind)
+                    and trend.task in one.per_task
+                }
+                levels = sorted(found)
+                estimates = [found[level] for level in levels]
+                widths = [
+                    [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
+                    for ends in ([one.low for one in estimates], [one.high for one in estimates])
+                ]
+                look = style(trend.column, columns)
+                values = [one.value for one in estimates]
+                handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
+            axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_xlabel(f"parameter of {one_line(kind)} noise")
+            _scale_x(axes, [level for trend in own for level in trend.levels], linear=True)
+        panels[0][0].set_ylabel("probability of improvement")
+        _head(figure, title, handles)
+        return figure
+
+
+def _draw_points(
+    axes: Axes, x: Sequence[float], y: Sequence[float], widths: Sequence[Sequence[float]], look: Style
+) -> Any:
+    """A line through points with intervals.
+
+    :param widths: How far the intervals reach below and above the points, NaN for none.
+    """
+    return axes.errorbar(
+        x, y, widths, color=look.color, linestyle=look.dashes, marker=look.marker, capsize=2.5, elinewidth=1
+    )
+
+
+def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> None:
+    """Ticks at the values themselves, on a scale that separates them unless it is to be linear."""
+    ticks = sorted(set(values))
+    positive = [value for value in ticks if value > 0]
+    if not linear and ticks[0] >= 0 and len(ticks) > 2 and ticks[-1] > 4 * positive[0]:
+        if ticks[0] == 0:
+            axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
+        else:
+            axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(ticks) <= _MOST_TICKS:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 def _seeds(curves: Sequence[Curve]) -> str:

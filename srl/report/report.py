@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from srl.errors import UserError, nearest
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
 from srl.report.comparison import Comparison, Matched, compare_pairs, family_sizes, task_name
 from srl.report.intervals import CONFIDENCE, Array, Estimate
@@ -20,6 +21,7 @@ from srl.report.significance import ALPHA, best_of_rows
 from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean
 from srl.report.summary import describe_runs, summarise
 from srl.report.tables import BOLD, Entry, Row, Table, rows_of, with_interval, with_p_values
+from srl.report.trends import Trend, find_trends
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,10 @@ class Report:
     scores: Scores
     aggregates: list[Aggregate]
     comparisons: list[Comparison]
+    trends: list[Trend]
     scales: Mapping[Task, Scale]
-    #: The paper's table, the robust one, the probabilities of improvement.
+    #: The paper's table, the robust one, the probabilities of improvement, and trends with noise if there are
+    #: any.
     tables: list[Table]
     #: Sentences that say what there is, and what the figures show.
     summary: list[str]
@@ -48,6 +52,7 @@ def make_report(
     last: int = 1,
     normalisation: Normalisation = "auto",
     reps: int = DEFAULT_REPS,
+    compare: Sequence[tuple[str, str]] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Read a folder of runs and compute all figures; nothing is written.
@@ -56,40 +61,60 @@ def make_report(
     :param last: The score of a run is the mean over this many evaluations, the last ones.
     :param normalisation: How scores of different environments come on one scale.
     :param reps: Bootstrap samples of each interval.
+    :param compare: The names of the columns to compare, each with its baseline's, instead of those of the
+        sweep.
     :param tell: Is given what is being done.
-    :raises UserError: If there is nothing to report on, or a configuration is malformed.
+    :raises UserError: If there is nothing to report on, there is no column of a name to compare, or a
+        configuration is malformed.
     """
     tell("Reading runs")
     scores = read_scores(root, last=last)
     cells, columns = scores.cells, scores.columns
+    _check_names([name for pair in compare for name in pair], [cell.name for cell in cells])
     tell("Computing intervals over environments")
     scales, notes = find_scales(cells, normalisation)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
     tell("Comparing algorithms")
-    comparisons = compare_pairs(cells, scores.compare, reps=reps)
+    comparisons = compare_pairs(cells, compare or scores.compare, reps=reps)
+    trends = find_trends(cells, list(dict.fromkeys((one.column, one.baseline) for one in comparisons)))
     tell("Computing intervals of each environment")
     tables = [
         scores.table,
         _robust_table(cells, columns, aggregates, reps),
         _improvement_table(comparisons),
+        *([_trend_table(trends)] if trends else []),
     ]
     notes += left_out
     notes += [f"{line} The score does not depend on it." for run in scores.runs for line in run.minor_damage]
     for comparison in comparisons:
         where = f"{comparison.name}, {describe_noise(comparison.noise)}"
         notes += [f"Left out of {where}: {line}." for line in comparison.left_out]
+    notes += [
+        f"Left out of the trend of {one.name} with {one.kind} noise in {one.task[0]}: {one.left_out}."
+        for one in trends
+        if one.left_out
+    ]
     return Report(
         scores,
         aggregates,
         comparisons,
+        trends,
         scales,
         tables,
-        [describe_runs(scores.runs, columns), *summarise(comparisons, cells)],
+        [describe_runs(scores.runs, columns), *summarise(comparisons, cells, trends)],
         notes,
         last,
         normalisation,
         reps,
     )
+
+
+def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    columns = list(dict.fromkeys(known))
+    for name in names:
+        if name not in columns:
+            hint = nearest(name, columns)
+            raise UserError(f"There is no column {name!r} to compare. Known: {', '.join(columns)}.{hint}")
 
 
 def _robust_table(
@@ -223,6 +248,54 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
         f"most {ALPHA:g}). The bootstrap intervals play no part in this."
     )
     return Table("improvement", title, columns, rows, records, [note] if rows else [])
+
+
+def _trend_table(trends: Sequence[Trend]) -> Table:
+    """Correlations between the noise and the difference of two columns."""
+    rows: dict[tuple[Task, str], dict[str, Entry]] = {}
+    for trend in trends:
+        rows.setdefault((trend.task, trend.kind), {})[trend.name] = Entry(
+            "-" if np.isnan(trend.correlation) else f"{trend.correlation:.2f}",
+            n=len(trend.seeds),
+            p_values=with_p_values(trend.p_value, trend.adjusted_p_value),
+            best=trend.shown != 0,
+            value=trend.correlation,
+        )
+    tasks = [trend.task for trend in trends]
+    records = [
+        {
+            "environment": trend.task[0],
+            "n_timesteps": trend.task[1],
+            "noise": trend.kind,
+            "levels": " ".join(f"{level:g}" for level in trend.levels),
+            "column": trend.column,
+            "baseline": trend.baseline,
+            "correlation": trend.correlation,
+            "n_seeds": len(trend.seeds),
+            "p_value": trend.p_value,
+            "adjusted_p_value": trend.adjusted_p_value,
+            "shown": trend.shown,
+        }
+        for trend in trends
+    ]
+    n_tests = sum(not np.isnan(trend.p_value) for trend in trends)
+    return Table(
+        "trend",
+        "Trend with noise: rank correlation between its parameter and the difference to the baseline, n "
+        "matched seeds",
+        list(dict.fromkeys(trend.name for trend in trends)),
+        [
+            Row(task_name(task, tasks), kind, task[1], entries)
+            for (task, kind), entries in sorted(rows.items(), key=lambda row: row[0])
+        ],
+        records,
+        [
+            "Spearman's correlation over seeds and noise levels, no noise included, between the parameter of "
+            "the noise and the difference of the two scores with the same seed and noise. p: two-sided "
+            "p-value of the test that permutes noise levels within seeds. Adjusted: by Holm's method for the "
+            f"{n_tests} trends. Bold: a trend is shown (adjusted p at most {ALPHA:g})."
+        ],
+    )
 
 
 def statistics(report: Report) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import permutations
 from math import comb
 
 import numpy as np
@@ -29,6 +30,8 @@ ALPHA = 0.05
 #: environments are below it.
 _MAX_OPERATIONS = 500_000_000
 _N_SAMPLES = 9_999
+#: Levels up to which all permutations of a trend are enumerated: 5,040 for each seed.
+_MOST_EXACT_LEVELS = 7
 _SAMPLING_SEED = 0
 
 
@@ -88,7 +91,15 @@ def null_distribution(columns: tuple[tuple[int, ...], ...], n_x: int) -> tuple[A
     :param n_x: Runs of X in each.
     :return: The probability and the p-value of each sum from :func:`lowest_sum` to the highest.
     """
-    parts = [_rank_sum_distribution(column, n_x) for column in columns]
+    return _of_sum([_rank_sum_distribution(column, n_x) for column in columns])
+
+
+def _of_sum(parts: Sequence[Array]) -> tuple[Array, Array]:
+    """The distribution of the sum of independent numbers, and the two-sided p-value of each sum.
+
+    :param parts: The distribution of each number, from its lowest value, in steps of 1.
+    :return: Both from the lowest sum to the highest.
+    """
     size = sum(map(len, parts)) - len(parts) + 1
     if len(parts) == 1:
         (distribution,) = parts
@@ -128,8 +139,42 @@ def _sampled_p_value(ranks: npt.NDArray[np.int64], n_x: int, observed: int) -> f
     sums = np.zeros(_N_SAMPLES, np.int64)
     for column in ranks.T:
         sums += [generator.choice(column, n_x, replace=False).sum() for _ in range(_N_SAMPLES)]
+    return _sampled(sums, observed)
+
+
+def _sampled(sums: npt.NDArray[np.int64], observed: int) -> float:
     extreme = min(np.count_nonzero(sums >= observed), np.count_nonzero(sums <= observed))
-    return min(1.0, 2 * float(extreme + 1) / (_N_SAMPLES + 1))
+    return min(1.0, 2 * float(extreme + 1) / (len(sums) + 1))
+
+
+def trend_test(values: Array) -> tuple[float, float]:
+    """Whether values grow with their level: Spearman's rank correlation, tested within seeds.
+
+    The correlation is that of all values with their levels; ties share their mean rank. Null hypothesis: the
+    values of a seed are exchangeable between levels. Every permutation of the levels, independently in each
+    seed, is then equally likely. The two-sided p-value is twice the smaller of the two one-sided ones. It is
+    exact for up to 7 levels; for more it is estimated from seeded permutations.
+
+    :param values: Shape (n_seeds, n_levels), the levels in ascending order.
+    :return: The correlation and the p-value; both NaN if all values are equal.
+    """
+    n_seeds, n_levels = values.shape
+    ranks = doubled_ranks(values.ravel()).reshape(values.shape)
+    if np.ptp(ranks) == 0:
+        return float("nan"), float("nan")
+    places = np.arange(n_levels)
+    correlation = np.corrcoef(np.tile(places, n_seeds), ranks.ravel())[0, 1]
+    observed = int((ranks @ places).sum())
+    if n_levels <= _MOST_EXACT_LEVELS:
+        # Of each seed the sum for every permutation, shape (n_seeds, n_permutations)
+        sums = ranks @ np.array(list(permutations(places))).T
+        counts = [np.bincount(row - row.min()) / row.size for row in sums]
+        p = float(_of_sum(counts)[1][observed - int(sums.min(axis=1).sum())])
+    else:
+        generator = np.random.default_rng(_SAMPLING_SEED)
+        orders = generator.permuted(np.tile(places, (_N_SAMPLES, n_seeds, 1)), axis=2)
+        p = _sampled(np.einsum("isl,sl->i", orders, ranks), observed)
+    return float(correlation), p
 
 
 def smallest_p_value(n_x: int, n_y: int, n_tasks: int) -> float:

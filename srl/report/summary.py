@@ -15,6 +15,7 @@ from srl.report.normalisation import Task
 from srl.report.runs import UNFINISHED, Cell, Run
 from srl.report.significance import ALPHA
 from srl.report.tables import noise_order, p_text, with_interval
+from srl.report.trends import Trend
 
 #: In how many of 100 cases a 95% bootstrap interval of the interquartile mean of so many normally distributed
 #: scores holds the true one; simulated, see docs/reports.md.
@@ -36,11 +37,14 @@ def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
     )
 
 
-def summarise(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[str]:
+def summarise(
+    comparisons: Sequence[Comparison], cells: Sequence[Cell], trends: Sequence[Trend] = ()
+) -> list[str]:
     """Sentences on each comparison, and on what they leave open.
 
     :param comparisons: Columns with their baselines.
     :param cells: All that is reported.
+    :param trends: How their differences change with noise.
     """
     lines = [line for comparison in comparisons for line in _describe(comparison)]
     if not comparisons:
@@ -49,6 +53,7 @@ def summarise(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[
             "compared."
         )
     lines += _noise_effects(comparisons)
+    lines += _describe_trends(trends)
     return lines + _caveats(comparisons, cells)
 
 
@@ -102,11 +107,7 @@ def _describe_tasks(comparison: Comparison) -> str:
     tasks = list(comparison.per_task)
     for task, improvement in comparison.per_task.items():
         by_verdict[improvement.shown].append(task_name(task, tasks))
-    # A list of many says less than their number, and the table has them
-    higher, lower, neither = (
-        f"{len(names)}{f' ({_join(names)})' if 0 < len(names) <= 4 else ''}"
-        for names in (by_verdict[1], by_verdict[-1], by_verdict[0])
-    )
+    higher, lower, neither = (_listed(by_verdict[verdict]) for verdict in (1, -1, 0))
     few = sum(not improvement.can_show for improvement in comparison.per_task.values())
     return (
         f"By environment, {describe_noise(comparison.noise)}: of {len(tasks)}, {comparison.column} "
@@ -130,6 +131,30 @@ def _noise_effects(comparisons: Sequence[Comparison]) -> list[str]:
             "not tested."
         )
     return lines
+
+
+def _describe_trends(trends: Sequence[Trend]) -> list[str]:
+    by_pair: dict[tuple[str, str], list[Trend]] = {}
+    for trend in trends:
+        by_pair.setdefault((trend.name, trend.kind), []).append(trend)
+    lines = []
+    for (name, kind), own in by_pair.items():
+        tasks = [trend.task for trend in own]
+        grows, falls, neither = (
+            [task_name(trend.task, tasks) for trend in own if trend.shown == verdict]
+            for verdict in (1, -1, 0)
+        )
+        lines.append(
+            f"The difference of {name} is shown to grow with {kind} noise in {_listed(grows)} of "
+            f"{_count(len(own), 'environment')}, to fall in {_listed(falls)}, and neither in "
+            f"{_listed(neither)}."
+        )
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    """How many, and which if they are few: the tables have them all."""
+    return f"{len(names)}{f' ({_join(names)})' if 0 < len(names) <= 4 else ''}"
 
 
 def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[str]:

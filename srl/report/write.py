@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from srl.config.spec import safe_name
 from srl.report import figures
+from srl.report.ablation import find_ablations
+from srl.report.comparison import task_name
 from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
 from srl.report.normalisation import NAMES, Task
@@ -66,7 +68,7 @@ def write_report(
     drawings = list(_drawings(report, curves, training))
     check_files(out, [f"{FIGURES}/{drawing.path}.{ending}" for drawing in drawings for ending in _ENDINGS])
     shown: dict[str, list[PageFigure]] = defaultdict(list)
-    for kind in ("improvement", "aggregate", *_KINDS):
+    for kind in ("improvement", "trend", "aggregate", "ablation", *_KINDS):
         shown[kind] = []
     drawn: dict[str, Writer] = {}
     for number, drawing in enumerate(drawings, 1):
@@ -129,6 +131,18 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
             "Probability of improvement in each environment",
             lambda: figures.draw_task_improvements(comparisons, columns),
         )
+    names: set[str] = set()
+    for task in dict.fromkeys(trend.task for trend in report.trends):
+        title = task_name(task, [trend.task for trend in report.trends])
+        caption = f"{title}: probability of improvement and noise"
+        yield _Drawing(
+            "trend",
+            f"trend/{_file_name(title, names)}",
+            caption,
+            lambda task=task, caption=caption: figures.draw_trends(  # type: ignore[misc]
+                [trend for trend in report.trends if trend.task == task], comparisons, columns, title=caption
+            ),
+        )
     for kind in dict.fromkeys(aggregate.kind for aggregate in report.aggregates):
         own = [aggregate for aggregate in report.aggregates if aggregate.kind == kind]
         yield _Drawing(
@@ -142,6 +156,19 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
             f"profile_{kind}",
             f"Performance profiles, {NAMES[kind]}, with 95% bands",
             lambda own=own: figures.draw_profiles(own, columns),  # type: ignore[misc]
+        )
+    ablations = find_ablations(report.scores.cells)
+    for ablation in ablations:
+        title = (
+            f"{task_name(ablation.task, [one.task for one in ablations])}: final return and {ablation.name}"
+        )
+        yield _Drawing(
+            "ablation",
+            f"ablation/{_file_name(title.replace(': final return and ', '-'), names)}",
+            title,
+            lambda ablation=ablation, title=title: figures.draw_ablation(  # type: ignore[misc]
+                ablation, columns, title=title
+            ),
         )
     yield from _drawings_of_curves("learning_curve", "mean return", learning, columns)
     suffixes = _normalised(report)
@@ -170,22 +197,29 @@ def _drawings_of_curves(
         env, steps = task
         several = sum(other[0] == env for other in curves) > 1
         title = f"{env}, {steps:,} steps" if several else env
-        # Different environments may have the same safe name
-        name = base = safe_name(title) or "environment"
-        number = 1
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.add(name)
         own = {column: text for (where, column), text in (suffixes or {}).items() if where == task}
         yield _Drawing(
             kind,
-            f"{kind}/{name}",
+            f"{kind}/{_file_name(title, names)}",
             f"{title}: {label}",
             lambda by_noise=by_noise, title=title, own=own: figures.draw_curves(  # type: ignore[misc]
                 by_noise, columns, title=title, label=label, suffixes=own
             ),
         )
+
+
+def _file_name(title: str, names: set[str]) -> str:
+    """The name of a figure's files, which is added to those that are taken.
+
+    Different titles may have the same safe name.
+    """
+    name = base = safe_name(title) or "environment"
+    number = 1
+    while name in names:
+        number += 1
+        name = f"{base}-{number}"
+    names.add(name)
+    return name
 
 
 def _normalised(report: Report) -> dict[tuple[Task, str], str]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from srl.advantages import PreparedAdvantages
-from srl.compiled import whole_rollout
 from srl.errors import UserError
 from srl.losses import A2CLosses, Coefficient, LossWeights, a2c_losses
 from srl.policies import POLICY_ALIASES
-from srl.symmetric import Samples, SymmetricLossMixin, UpdateResult, UpdateStatistics
+from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
 
@@ -150,55 +147,30 @@ class SA2C(SymmetricLossMixin, A2C):
         if _init_setup_model:
             self._setup_model()
 
-    def train(self) -> None:
-        """Update policy using the currently gathered rollout buffer (one gradient step over whole data)."""
-        # Switch to train mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        compiled = self.compile_now()
-        if compiled is None:
-            result = self._update()
-        else:
-            result = compiled.run(whole_rollout(self.rollout_buffer), np.random.permutation)
-        self._n_updates += 1
-        self._record_update(result.statistics, self._explained_variance())
-
-    def _update(self) -> UpdateResult:
-        """The gradient step of an update."""
-        coefficients = self._coefficients()
-        statistics = UpdateStatistics()
-        # This will only loop once (get all data in one go)
-        for rollout_data in self.rollout_buffer.get(batch_size=None):
-            flip_mask = self._flip_mask(len(rollout_data.advantages))
-            losses, prepared = self._losses(rollout_data, flip_mask, coefficients)
-            statistics.add(losses, prepared)
-            self._optimize(losses.loss)
-        return UpdateResult(statistics, n_epochs=1, n_minibatches=1, stopped=False)
-
-    def _losses(
-        self, data: Samples, flip_mask: th.Tensor | None, coefficients: Mapping[str, Coefficient]
-    ) -> tuple[A2CLosses, PreparedAdvantages]:
-        values, log_prob, entropy = self._evaluate(data)
-        prepared = self._prepare_advantages(data.advantages, flip_mask)
-        losses = a2c_losses(
-            values,
-            log_prob,
-            entropy,
-            advantages=prepared.advantages,
+    def _losses_of(
+        self,
+        evaluated: Evaluated,
+        data: Samples,
+        advantages: th.Tensor,
+        coefficients: Mapping[str, Coefficient],
+    ) -> A2CLosses:
+        return a2c_losses(
+            *evaluated,
+            advantages=advantages,
             returns=data.returns,
             weights=LossWeights.of(coefficients),
             has_probabilities=self._has_probabilities,
             reverse_loss=self.reverse_loss,
             z=coefficients["z"],
         )
-        return losses, prepared
 
     @property
     def _minibatch_size(self) -> int:
+        # The whole rollout
         return self.n_steps * self.n_envs
 
-    def _record_update(self, statistics: UpdateStatistics, explained_variance: float) -> None:
-        """Log an update, in SB3's names and order."""
+    def _record_update(self, result: UpdateResult, explained_variance: float) -> None:
+        statistics = result.statistics
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/explained_variance", explained_variance)
         self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from srl.advantages import PreparedAdvantages
-from srl.compiled import whole_rollout
 from srl.losses import Coefficient, LossWeights, PPOLosses, ppo_losses
 from srl.policies import POLICY_ALIASES
-from srl.symmetric import Samples, SymmetricLossMixin, UpdateResult, UpdateStatistics
+from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
 
 SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
 
@@ -165,62 +162,18 @@ class SPPO(SymmetricLossMixin, PPO):
         if _init_setup_model:
             self._setup_model()
 
-    def train(self) -> None:
-        """Update policy using the currently gathered rollout buffer."""
-        # Switch to train mode (this affects batch norm / dropout)
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        compiled = self.compile_now()
-        if compiled is None:
-            result = self._update()
-        else:
-            result = compiled.run(whole_rollout(self.rollout_buffer), np.random.permutation, self.n_epochs)
-        self._n_updates += result.n_epochs
-        if result.stopped and self.verbose >= 1:
-            print(
-                f"Early stopping at step {result.n_epochs - 1} due to reaching max kl: "
-                f"{result.statistics.mean('approx_kl', last=1):.2f}"
-            )
-
-        coefficients = self._coefficients()
-        self._record_update(
-            result.statistics,
-            result.n_minibatches,
-            self._explained_variance(),
-            clip_range=coefficients["clip_range"],
-            clip_range_vf=coefficients.get("clip_range_vf"),
-        )
-
-    def _update(self) -> UpdateResult:
-        """The gradient steps of an update, one for each minibatch."""
-        coefficients = self._coefficients()
-        statistics = UpdateStatistics()
-        epoch = n_minibatches = 0
-        for epoch in range(1, self.n_epochs + 1):
-            n_minibatches = 0
-            for rollout_data in self.rollout_buffer.get(self.batch_size):
-                n_minibatches += 1
-                flip_mask = self._flip_mask(len(rollout_data.advantages))
-                losses, prepared = self._losses(rollout_data, flip_mask, coefficients)
-                statistics.add(losses, prepared)
-                # The one place that must wait for the device, and only where a limit is set
-                if self._kl_limit is not None and losses.approx_kl.item() > self._kl_limit:
-                    return UpdateResult(statistics, epoch, n_minibatches, stopped=True)
-                self._optimize(losses.loss)
-        return UpdateResult(statistics, epoch, n_minibatches, stopped=False)
-
-    def _losses(
-        self, data: Samples, flip_mask: th.Tensor | None, coefficients: Mapping[str, Coefficient]
-    ) -> tuple[PPOLosses, PreparedAdvantages]:
-        values, log_prob, entropy = self._evaluate(data)
-        prepared = self._prepare_advantages(data.advantages, flip_mask)
-        losses = ppo_losses(
-            values,
-            log_prob,
-            entropy,
+    def _losses_of(
+        self,
+        evaluated: Evaluated,
+        data: Samples,
+        advantages: th.Tensor,
+        coefficients: Mapping[str, Coefficient],
+    ) -> PPOLosses:
+        return ppo_losses(
+            *evaluated,
             old_values=data.old_values,
             old_log_prob=data.old_log_prob,
-            advantages=prepared.advantages,
+            advantages=advantages,
             returns=data.returns,
             clip_range=coefficients["clip_range"],
             clip_range_vf=coefficients.get("clip_range_vf"),
@@ -230,7 +183,6 @@ class SPPO(SymmetricLossMixin, PPO):
             z=coefficients["z"],
             importance_weighting=self.importance_weighting,
         )
-        return losses, prepared
 
     def _coefficients(self) -> dict[str, float]:
         schedules = {"clip_range": self.clip_range, "clip_range_vf": self.clip_range_vf}
@@ -249,29 +201,21 @@ class SPPO(SymmetricLossMixin, PPO):
     def _minibatch_size(self) -> int:
         return min(self.batch_size, self.n_steps * self.n_envs)
 
-    def _record_update(
-        self,
-        statistics: UpdateStatistics,
-        n_minibatches: int,
-        explained_variance: float,
-        *,
-        clip_range: float,
-        clip_range_vf: float | None,
-    ) -> None:
-        """Log an update, in SB3's names and order; ``n_minibatches`` are those of its last epoch."""
+    def _record_update(self, result: UpdateResult, explained_variance: float) -> None:
+        statistics, coefficients = result.statistics, self._coefficients()
         self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))
         self.logger.record("train/policy_gradient_loss", statistics.mean("policy_loss"))
         self.logger.record("train/value_loss", statistics.mean("value_loss"))
         # As in SB3: that of the last epoch
-        self.logger.record("train/approx_kl", statistics.mean("approx_kl", last=n_minibatches))
+        self.logger.record("train/approx_kl", statistics.mean("approx_kl", last=result.n_minibatches))
         self.logger.record("train/clip_fraction", statistics.mean("clip_fraction"))
         self.logger.record("train/loss", statistics.mean("loss", last=1))
         self.logger.record("train/explained_variance", explained_variance)
         self._record_symmetric_loss(statistics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
+        for name in ("clip_range", "clip_range_vf"):
+            if name in coefficients:
+                self.logger.record(f"train/{name}", coefficients[name])
 
     def learn(
         self: SelfSPPO,

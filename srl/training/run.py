@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -120,18 +120,18 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
 
 
 def compile_update(
-    attempt: Attempt, model: SA2C | SPPO, like: CompiledUpdate | None = None
+    attempt: Attempt, model: SA2C | SPPO, others: Sequence[CompiledUpdate] = ()
 ) -> CompiledUpdate | None:
     """Compile a model's update before training, if its run is to be compiled; record how that went.
 
     :param attempt: At the run.
     :param model: Its algorithm.
-    :param like: The update of another run that trains with it.
+    :param others: The updates of other runs that train with it.
     :return: The update; None if it is not compiled.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the note says it
-        compiled = model.compile_now(like)
+        compiled = model.compile_now(others)
     if model.not_compiled is not None:
         attempt.note(f"the update is not compiled, so that last bits may differ: {model.not_compiled}")
     elif compiled is not None:

@@ -61,6 +61,28 @@ def test_grid_makes_a_column_of_each_combination_and_one_population_of_each_fami
     assert list(two)[:2] == ["sppo-beta-1-alpha-0.5", "sppo-beta-1-alpha-1"]
 
 
+@pytest.mark.slow
+def test_grid_over_beta_is_one_command_one_table_and_one_population_of_each_family(tmp_path):
+    words = ["--envs", "CartPole-v1", "--algos", "sppo", "sa2c", "--noise", "none", "--seeds", "0:2"]
+    words += ["--grid", "beta=0,1,5,20", "--timesteps", "64", "--jobs", "2", "--out", tmp_path]
+    small = ["--eval-freq", "32", "--eval-episodes", "2", "--hyperparams", "n_steps=32", "n_envs=1"]
+    outcome = srl("sweep", "discrete_srl", *words, *small)
+    assert outcome.status == 0, outcome.err
+    assert "To do: 16 in 2 populations of 8, 2 at a time" in outcome.out
+    header, _, row = (line for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line)
+    columns = [f"{algo}-beta={beta}" for algo in ("sppo", "sa2c") for beta in (0, 1, 5, 20)]
+    assert sorted(name.strip() for name in header.split("|") if "beta" in name) == sorted(columns)
+    assert row.count("(n=2)") == 8
+
+
+def test_variants_of_a_family_are_one_population(file):
+    found = columns(
+        file, algos=["sppo"], grid={"reverse_loss": ["rce", "mae"], "advantage_transform": ["none", "sign"]}
+    )
+    assert {spec.hyperparams.reverse_loss for spec in found.values()} == {"rce", "mae"}
+    assert len({population_key(spec) for spec in [*found.values(), *columns(file).values()]}) == 1
+
+
 def test_command_line_chooses_columns_and_the_comparisons_that_are_left(file):
     options = load_sweep(file, algos=["ppo-rescaled", "sppo"])
     assert [column.name for column in options.columns()] == ["sppo", "ppo-rescaled"]

@@ -266,6 +266,15 @@ MEMBERS = {
         small_spec("dsa2c", "LunarLanderContinuous-v3", seed=seed, n_timesteps=256, eval_freq=96)
         for seed in (1, 2)
     ],
+    "variants": [
+        small_spec("sppo", n_timesteps=256, overrides=changes)
+        for changes in (
+            {"reverse_loss": "mae"},
+            {"importance_weighting": False, "advantage_flip_prob": 0.1},
+            {"policy_kwargs": {"optimizer_kwargs": {"eps": 1e-2, "betas": [0.8, 0.99]}}},
+            {"clip_range_vf": "lin_0.2", "reverse_loss": "mae"},
+        )
+    ],
 }
 
 

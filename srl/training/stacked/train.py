@@ -21,12 +21,13 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from srl import SA2C, SPPO
 from srl.compiled import CompiledUpdate
-from srl.config.population import population_key
+from srl.config.population import member_order, population_key
 from srl.config.spec import RunSpec
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import eval_episode_limit, make_member_env, normalize_arguments
@@ -38,7 +39,7 @@ from srl.errors import UserError
 from srl.rundir.directory import MONITOR, RunDirectory
 from srl.rundir.progress import beat_interval
 from srl.rundir.status import Status
-from srl.symmetric import UpdateStatistics
+from srl.symmetric import UpdateResult
 from srl.training.callbacks import (
     Episodes,
     EvaluationLog,
@@ -62,14 +63,7 @@ from srl.training.run import (
 )
 from srl.training.stacked.environments import MemberEnvs, StackedNormalize
 from srl.training.stacked.networks import StackedPolicy
-from srl.training.stacked.update import (
-    CompiledUpdater,
-    Rollout,
-    Updater,
-    clip_range_of,
-    clip_range_vf_of,
-    generalized_advantages,
-)
+from srl.training.stacked.update import CompiledUpdater, Updater, generalized_advantages
 
 
 def train_population(
@@ -94,7 +88,8 @@ def train_population(
     keys = {population_key(spec) for spec in specs}
     if len(keys) != 1 or None in keys or len(specs) != len(paths):
         raise UserError(
-            "These runs cannot train as one population: they differ in more than one number each."
+            "These runs cannot train as one population: they differ in what its members share, such as the "
+            "environment or shapes."
         )
     if len(set(paths)) < len(paths):
         raise UserError("Each run needs a folder of its own, and one of these is named twice.")
@@ -111,8 +106,7 @@ def train_population(
                 print(f"{attempt.path}: {error}", file=sys.stderr)
                 attempt.status = Status("failed", reason=str(error))
         members = [attempt for attempt in attempts if attempt.running]
-        # Those of one learning rate next to each other, see StackedOptimizer
-        members.sort(key=lambda attempt: str(attempt.spec.hyperparams.learning_rate))
+        members.sort(key=lambda attempt: member_order(attempt.spec))
 
         def beat() -> None:
             if tell is not None:
@@ -208,7 +202,7 @@ class Population:
         th.set_num_threads(spec.threads)
         keep_freed_memory()
         self._resources = ExitStack()
-        self._compiled: CompiledUpdate | None = None
+        self._compiled: list[CompiledUpdate] = []
         with ExitStack() as on_error:
             on_error.push(self._resources)
             env_specs = [attempt.spec.env_spec() for attempt in attempts]
@@ -245,9 +239,8 @@ class Population:
         self._actor = self._policy.numpy_actor()
         permutations = [member.permutations for member in self._members]
         self._updater: Updater | CompiledUpdater
-        updates = [model._compiled for model in self._models if model._compiled is not None]
-        if len(updates) == len(self._models):
-            self._updater = CompiledUpdater(self._models, updates, permutations)
+        if len(self._compiled) == len(self._models):
+            self._updater = CompiledUpdater(self._models, self._compiled, permutations)
         else:
             rates = [member.spec.hyperparams.learning_rate for member in self._members]
             self._updater = Updater(self._models, self._policy, permutations, rates)
@@ -261,7 +254,7 @@ class Population:
         self._observations = np.empty(0)
         self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
         self._iteration = 0
-        self._unlogged: tuple[list[UpdateStatistics], Rollout] | None = None
+        self._unlogged: tuple[list[UpdateResult], RolloutBufferSamples] | None = None
         self._goes_on = bool(states)
         if states:
             with ExitStack() as on_error:
@@ -341,7 +334,9 @@ class Population:
         permutations.set_state(np.random.get_state())  # noqa: NPY002
         model.set_logger(make_logger(attempt.path, progress))
         self._resources.callback(model.logger.close)
-        self._compiled = compile_update(attempt, model, like=self._compiled)
+        compiled = compile_update(attempt, model, self._compiled)
+        if compiled is not None:
+            self._compiled.append(compiled)
         model.rollout_buffer = None  # type: ignore[assignment]
         model.ep_info_buffer = deque(maxlen=model._stats_window_size)
         model.ep_success_buffer = deque(maxlen=model._stats_window_size)
@@ -416,7 +411,7 @@ class Population:
         # as the array does
         return tensor.to(self._device, copy=self._normalize is None)
 
-    def _collect(self) -> Rollout:
+    def _collect(self) -> RolloutBufferSamples:
         n_steps, n_envs = self._spec.hyperparams.n_steps, self._envs.n_envs
         draws = th.stack(
             [self._policy.draws(member.generator, n_steps, n_envs) for member in self._members], dim=1
@@ -443,11 +438,11 @@ class Population:
         # As in SB3's buffer; policies take observations of float64 as float32
         shape = get_obs_shape(self._models[0].observation_space)
         observations = in_order(observations).reshape(*all_actions.shape[:2], *shape)
-        return Rollout(
+        return RolloutBufferSamples(
             observations=observations.float() if observations.dtype == th.float64 else observations,
             actions=all_actions,
-            values=in_order(values),
-            log_probs=in_order(outputs)
+            old_values=in_order(values),
+            old_log_prob=in_order(outputs)
             if self._actor is not None
             else self._policy.log_probs(in_order(outputs), all_actions),
             advantages=in_order(self._tensor(advantages)),
@@ -525,33 +520,22 @@ class Population:
         array = actions.cpu().numpy() if isinstance(actions, th.Tensor) else actions
         return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
 
-    def _update(self, rollout: Rollout) -> None:
-        statistics = self._updater.update(rollout)
-        self._unlogged = (statistics, rollout)
-        if not all(each.is_finite for each in statistics):
+    def _update(self, rollout: RolloutBufferSamples) -> None:
+        results = self._updater.update(rollout)
+        self._unlogged = (results, rollout)
+        if not all(result.statistics.is_finite for result in results):
             self._log_update()  # which sees whose losses are not
 
     def _log_update(self) -> None:
         """Log the latest update; before a line of the log is written is soon enough."""
         if self._unlogged is None:
             return
-        (statistics, rollout), self._unlogged = self._unlogged, None
-        values, returns = rollout.values.cpu().numpy(), rollout.returns.cpu().numpy()
+        (results, rollout), self._unlogged = self._unlogged, None
+        values, returns = rollout.old_values.cpu().numpy(), rollout.returns.cpu().numpy()
 
         def record(index: int) -> None:
             model = self._models[index]
-            explained = explained_variance(values[index], returns[index])
-            if isinstance(model, SPPO):
-                n_minibatches = -(-returns.shape[1] // model.batch_size)
-                model._record_update(
-                    statistics[index],
-                    n_minibatches,
-                    explained,
-                    clip_range=clip_range_of(model),
-                    clip_range_vf=clip_range_vf_of(model),
-                )
-            else:
-                model._record_update(statistics[index], explained)
+            model._record_update(results[index], float(explained_variance(values[index], returns[index])))
             check_losses(model.logger)
 
         self._each_active(record, self._at_step)

@@ -1,14 +1,16 @@
 """One update of all members: the rollout that they share the shape of, and the gradient steps.
 
-Tensors have the shape ``(S, ...)``: ``S`` members. What is random is drawn by each member for itself; the
-losses are those of :mod:`srl.losses`.
+``S`` is the number of members. A rollout is SB3's ``RolloutBufferSamples`` with a dimension for members in
+front: ``N = n_envs * n_steps`` samples of each, in the order of SB3's buffer, in tensors of shape ``(S, N)``,
+observations ``(S, N, *observation_shape)`` and actions ``(S, N, action_dim)``. What is random is drawn by
+each member for itself; the losses are the members' own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,31 +18,12 @@ import torch as th
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from srl import SA2C, SPPO
-from srl.advantages import prepare_advantages
+from srl.advantages import PreparedAdvantages
 from srl.compiled import CompiledUpdate
 from srl.distributions import VECTOR
-from srl.losses import A2CLosses, LossWeights, PPOLosses, a2c_losses, ppo_losses
-from srl.symmetric import UpdateStatistics
+from srl.losses import A2CLosses, LossWeights, PPOLosses
+from srl.symmetric import Evaluated, UpdateResult, UpdateStatistics
 from srl.training.stacked.networks import StackedPolicy
-
-
-@dataclass
-class Rollout:
-    """What the members have seen, ``N = n_envs * n_steps`` samples each, in the order of SB3's buffer."""
-
-    #: Shape ``(S, N, *observation_shape)``.
-    observations: th.Tensor
-    #: Shape ``(S, N, action_dim)``.
-    actions: th.Tensor
-    #: Shape ``(S, N)``, as all that follow.
-    values: th.Tensor
-    log_probs: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-
-    def of_member(self, index: int) -> RolloutBufferSamples:
-        """The samples of one member."""
-        return RolloutBufferSamples(*(tensor[index] for tensor in vars(self).values()))
 
 
 def generalized_advantages(
@@ -80,7 +63,7 @@ class StackedOptimizer:
     """The members' optimizers as one: any that treats each number by itself.
 
     :param policy: The stacked network.
-    :param models: The members, those of one learning rate next to each other.
+    :param models: The members, those of one learning rate and one set of options next to each other.
     :param learning_rates: Of each member, as its hyperparameters name it.
     """
 
@@ -90,14 +73,14 @@ class StackedOptimizer:
         self._policy = policy
         self._models = list(models)
         first = models[0].policy
-        starts = [i for i, rate in enumerate(learning_rates) if i == 0 or rate != learning_rates[i - 1]]
-        ends = [*starts[1:], len(models)]
+        options = [_options(model) for model in models]
+        groups = _alike([(rate, repr(own)) for rate, own in zip(learning_rates, options, strict=True)])
         fused = bool(first.optimizer_kwargs.get("fused"))
-        #: For each learning rate the first of its members, and what is optimized: the name of a parameter,
-        #: its part, and the members in that.
+        #: For each group its first member, and what is optimized: the name of a parameter, its part, and the
+        #: members in that.
         self._groups = [
-            (start, [piece for name in policy.parameters for piece in self._pieces(name, start, end, fused)])
-            for start, end in zip(starts, ends, strict=True)
+            (own.start, [piece for name in policy.parameters for piece in self._pieces(name, own, fused)])
+            for own in groups
         ]
         self._gradients = [th.zeros_like(parameter) for parameter in policy.parameters.values()]
         #: The same, each of shape ``(S, size)``.
@@ -106,22 +89,18 @@ class StackedOptimizer:
         for _, pieces in self._groups:
             for name, part, members in pieces:
                 part.grad = of_name[name][members]
-        groups = [
-            {
-                "params": [part for _, part, _ in pieces],
-                "lr": models[start].policy.optimizer.param_groups[0]["lr"],
-            }
-            for start, pieces in self._groups
-        ]
-        self._optimizer = first.optimizer_class(groups, **first.optimizer_kwargs)  # type: ignore[call-arg]
+        self._optimizer = first.optimizer_class(
+            [{**options[start], "params": [part for _, part, _ in pieces]} for start, pieces in self._groups],
+            **first.optimizer_kwargs,
+        )  # type: ignore[call-arg]
         self._max_norm = th.tensor([model.max_grad_norm for model in models], device=models[0].device)
 
-    def _pieces(self, name: str, start: int, end: int, fused: bool) -> list[tuple[str, th.Tensor, slice]]:
+    def _pieces(self, name: str, group: slice, fused: bool) -> list[tuple[str, th.Tensor, slice]]:
         """Parts of a stacked parameter to optimize as one tensor each."""
         parameter = self._policy.parameters[name].detach()
         # A fused optimizer rounds the numbers that do not fill its vectors in another way
-        size = 1 if fused and parameter[0].numel() % VECTOR else end - start
-        parts = [slice(first, first + size) for first in range(start, end, size)]
+        size = 1 if fused and parameter[0].numel() % VECTOR else group.stop - group.start
+        parts = [slice(first, first + size) for first in range(group.start, group.stop, size)]
         return [(name, parameter[part], part) for part in parts]
 
     def read_learning_rates(self) -> None:
@@ -186,19 +165,18 @@ class CompiledUpdater:
     ):
         self._members = list(zip(models, updates, permutations, strict=True))
 
-    def update(self, rollout: Rollout) -> list[UpdateStatistics]:
+    def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
         :param rollout: What they have seen.
-        :return: The figures of each member's update.
+        :return: How each member's update went.
         """
-        statistics = []
+        results = []
         for index, (model, update, permutations) in enumerate(self._members):
-            n_epochs = model.n_epochs if isinstance(model, SPPO) else 1
-            result = update.run(rollout.of_member(index), permutations.permutation, n_epochs)
-            model._n_updates += result.n_epochs
-            statistics.append(result.statistics)
-        return statistics
+            own = RolloutBufferSamples(*(tensor[index] for tensor in rollout))
+            results.append(update.run(own, permutations.permutation, model.n_epochs))
+            model._n_updates += results[-1].n_epochs
+        return results
 
     def take_over(self) -> None:
         """Nothing to do: the state is that of the members' own optimizers."""
@@ -210,7 +188,10 @@ class CompiledUpdater:
 class Updater:
     """The update of the stacked network.
 
-    :param models: The members, those of one learning rate next to each other.
+    The network is evaluated for all members at once, and the losses for those of the same options at once.
+
+    :param models: The members, those of the same options (see :func:`~srl.sweep.tasks.member_order`)
+        next to each other.
     :param policy: Their stacked network.
     :param permutations: Each member's generator of minibatch orders.
     :param learning_rates: Of each member, as its hyperparameters name it.
@@ -224,15 +205,13 @@ class Updater:
         learning_rates: Sequence[float | str],
     ):
         self._models = list(models)
-        self._first = models[0]
         self._policy = policy
         self._optimizer = StackedOptimizer(policy, models, learning_rates)
         self._permutations = list(permutations)
         self._device = models[0].device
-        self._weights = LossWeights(
-            *(self._column(name).squeeze(1) for name in ("alpha", "beta", "ent_coef", "vf_coef"))
-        )
-        self._z = self._column("z")
+        #: Members whose losses differ in numbers alone.
+        self._groups = [self._models[own] for own in _alike([model._trace_options() for model in models])]
+        self._sizes = [len(group) for group in self._groups]
         self._flips = any(model.advantage_flip_prob > 0 for model in models)
 
     def take_over(self) -> None:
@@ -243,26 +222,28 @@ class Updater:
         """Give the members' own optimizers their state."""
         self._optimizer.export()
 
-    def _column(self, name: str) -> th.Tensor:
-        """A coefficient of each member, shape ``(S, 1)``."""
-        return self._tensor([getattr(model, name) for model in self._models])
-
-    def _tensor(self, values: Sequence[float], dtype: th.dtype = th.float32) -> th.Tensor:
-        return th.tensor([[value] for value in values], dtype=dtype, device=self._device)
-
-    def update(self, rollout: Rollout) -> list[UpdateStatistics]:
+    def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
         :param rollout: What they have seen.
-        :return: The figures of each member's update.
+        :return: How each member's update went.
         """
+        first = self._models[0]
         statistics = UpdateStatistics()
         self._optimizer.read_learning_rates()
-        if isinstance(self._first, SA2C):
-            self._update_a2c(rollout, statistics)
-        else:
-            self._update_ppo(rollout, statistics)
-        return statistics.split()
+        coefficients = [self._coefficients(group) for group in self._groups]
+        n_samples = rollout.returns.shape[1]
+        for _ in range(first.n_epochs):
+            minibatches = th.split(self._orders(n_samples), first._minibatch_size, dim=1)
+            for rows in minibatches:
+                losses, prepared = self._losses(_take(rollout, rows), coefficients)
+                statistics.add(losses, prepared)
+                self._optimizer.step(losses.loss)
+        for model in self._models:
+            model._n_updates += first.n_epochs
+        return [
+            UpdateResult(own, first.n_epochs, len(minibatches), stopped=False) for own in statistics.split()
+        ]
 
     def _orders(self, n_samples: int) -> th.Tensor:
         """The order in which each member takes its samples, as rows of the flattened rollout."""
@@ -277,76 +258,65 @@ class Updater:
         masks = (model._flip_mask(n_samples) for model in self._models)
         return th.stack([nobody if mask is None else mask for mask in masks])
 
-    def _update_a2c(self, rollout: Rollout, statistics: UpdateStatistics) -> None:
-        batch = _take(rollout, self._orders(rollout.returns.shape[1]))
-        first = self._first
-        values, log_prob, entropy = self._policy.evaluate_actions(batch.observations, batch.actions)
-        prepared = prepare_advantages(
-            batch.advantages,
-            flip_mask=self._flip_mask(batch.returns.shape[1]),
-            normalize=first.normalize_advantage,
-            transform=first.advantage_transform,
-        )
-        losses: A2CLosses = a2c_losses(
-            values,
-            log_prob,
-            entropy,
-            advantages=prepared.advantages,
-            returns=batch.returns,
-            weights=self._weights,
-            has_probabilities=first._has_probabilities,
-            reverse_loss=first.reverse_loss,
-            z=self._z,
-        )
-        statistics.add(losses, prepared)
-        self._optimizer.step(losses.loss)
-        for model in self._models:
-            model._n_updates += 1
+    def _coefficients(self, group: Sequence[SA2C | SPPO]) -> dict[str, th.Tensor]:
+        """The coefficients of members, as the losses take them."""
+        own = [model._coefficients() for model in group]
+        table = th.tensor([list(each.values()) for each in own], dtype=th.float64, device=self._device)
+        columns = dict(zip(own[0], table.unsqueeze(2).unbind(1), strict=True))
+        # Clip ranges stay in float64, as Python has its numbers
+        weights = {name: columns[name].squeeze(1).float() for name in LossWeights._fields}
+        return columns | weights | {"z": columns["z"].float()}
 
-    def _update_ppo(self, rollout: Rollout, statistics: UpdateStatistics) -> None:
-        first = self._first
-        assert isinstance(first, SPPO)
-        clip_range = self._tensor([clip_range_of(model) for model in self._models], th.float64)
-        clip_range_vf = None
-        if first.clip_range_vf is not None:
-            clip_range_vf = self._tensor(
-                [clip_range_vf_of(model) or 0.0 for model in self._models], th.float64
+    def _losses(
+        self, batch: RolloutBufferSamples, coefficients: Sequence[dict[str, th.Tensor]]
+    ) -> tuple[A2CLosses | PPOLosses, PreparedAdvantages]:
+        """The losses of all members, each of shape ``(S,)``."""
+        evaluated = Evaluated(*self._policy.evaluate_actions(batch.observations, batch.actions))
+        flip_mask = self._flip_mask(batch.returns.shape[1])
+        if len(self._groups) == 1:
+            return self._models[0]._losses(evaluated, batch, flip_mask, coefficients[0])
+        parts = [
+            group[0]._losses(*arguments)
+            for group, *arguments in zip(
+                self._groups,
+                self._split(evaluated),
+                self._split(batch),
+                [None] * len(self._groups) if flip_mask is None else th.split(flip_mask, self._sizes),
+                coefficients,
+                strict=True,
             )
-        n_samples = rollout.returns.shape[1]
-        for _ in range(first.n_epochs):
-            orders = self._orders(n_samples)
-            for start in range(0, n_samples, first.batch_size):
-                batch = _take(rollout, orders[:, start : start + first.batch_size])
-                values, log_prob, entropy = self._policy.evaluate_actions(batch.observations, batch.actions)
-                prepared = prepare_advantages(
-                    batch.advantages,
-                    flip_mask=self._flip_mask(batch.returns.shape[1]),
-                    normalize=first.normalize_advantage,
-                    transform=first.advantage_transform,
-                )
-                losses: PPOLosses = ppo_losses(
-                    values,
-                    log_prob,
-                    entropy,
-                    old_values=batch.values,
-                    old_log_prob=batch.log_probs,
-                    advantages=prepared.advantages,
-                    returns=batch.returns,
-                    clip_range=clip_range,
-                    clip_range_vf=clip_range_vf,
-                    weights=self._weights,
-                    has_probabilities=first._has_probabilities,
-                    reverse_loss=first.reverse_loss,
-                    z=self._z,
-                    importance_weighting=first.importance_weighting,
-                )
-                statistics.add(losses, prepared)
-                self._optimizer.step(losses.loss)
-            for model in self._models:
-                model._n_updates += 1
+        ]
+        losses, prepared = zip(*parts, strict=True)
+        return _joined(losses), _joined(prepared)
+
+    def _split(self, tensors: Any) -> list[Any]:
+        """A named tuple of all members' tensors as one for each group."""
+        columns = (
+            [None] * len(self._sizes) if tensor is None else th.split(tensor, self._sizes)
+            for tensor in tensors
+        )
+        return [type(tensors)(*row) for row in zip(*columns, strict=True)]
 
 
-def _take(rollout: Rollout, rows: th.Tensor) -> Rollout:
+def _joined(parts: Sequence[Any]) -> Any:
+    """The named tuples of groups as one of all members."""
+    columns = zip(*parts, strict=True)
+    return type(parts[0])(*(None if column[0] is None else th.cat(column) for column in columns))
+
+
+def _alike(keys: Sequence[Any]) -> list[slice]:
+    """Where equal keys are next to each other."""
+    ends = list(accumulate(len(list(group)) for _, group in groupby(keys)))
+    return [slice(start, end) for start, end in pairwise([0, *ends])]
+
+
+def _options(model: SA2C | SPPO) -> dict[str, Any]:
+    """The options of a member's optimizer."""
+    (group,) = model.policy.optimizer.param_groups
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSamples:
     """Samples of a rollout, other ones for each member.
 
     :param rows: Rows of the rollout with its first two dimensions flattened, shape ``(S, batch_size)``.
@@ -357,18 +327,4 @@ def _take(rollout: Rollout, rows: th.Tensor) -> Rollout:
         taken = tensor.flatten(0, 1).index_select(0, flat)
         return taken.view(*rows.shape, *taken.shape[1:])
 
-    return Rollout(**{name: take(tensor) for name, tensor in vars(rollout).items()})
-
-
-def clip_range_of(model: SPPO | SA2C) -> float:
-    """A member's clip range now."""
-    assert isinstance(model, SPPO)
-    return float(model.clip_range(model._current_progress_remaining))  # type: ignore[operator]
-
-
-def clip_range_vf_of(model: SPPO | SA2C) -> float | None:
-    """A member's clip range of values now; None for none."""
-    assert isinstance(model, SPPO)
-    if model.clip_range_vf is None:
-        return None
-    return float(model.clip_range_vf(model._current_progress_remaining))  # type: ignore[operator]
+    return RolloutBufferSamples(*(take(tensor) for tensor in rollout))

@@ -1,0 +1,116 @@
+"""Scores against a hyperparameter: columns of one algorithm that differ in one number."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from srl.config.algorithms import get_algorithm
+from srl.report.intervals import t_interval
+from srl.report.normalisation import Task
+from srl.report.runs import Cell
+from srl.report.tables import noise_order
+
+_PREFIX = "hyperparams."
+
+
+@dataclass(frozen=True)
+class Line:
+    """The scores of an algorithm at the values of a hyperparameter."""
+
+    #: The algorithm, with what sets it apart from other lines of the same algorithm.
+    label: str
+    #: The column of the lowest value.
+    column: str
+    #: Of the hyperparameter, ascending, shape (n_values,).
+    values: tuple[float, ...]
+    #: Mean scores over seeds, and half of the widths of their 95% intervals, NaN for one seed.
+    means: tuple[float, ...]
+    half_widths: tuple[float, ...]
+    n_seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The scores in an environment against a hyperparameter."""
+
+    task: Task
+    #: The hyperparameter, as ``beta``.
+    name: str
+    #: By noise.
+    lines: Mapping[str, Sequence[Line]]
+
+
+def find_ablations(cells: Sequence[Cell]) -> list[Ablation]:
+    """The hyperparameters in which columns of an algorithm differ, if they agree in everything else.
+
+    :param cells: All that is reported. Hyperparameters that are no numbers are not looked at.
+    :return: An ablation for each environment and hyperparameter with a line of two finished values or more.
+    """
+    finished = [(cell, _settings(cell)) for cell in cells if cell.values]
+    # Cells that differ in one number have the same rest
+    groups: dict[tuple[Task, str, str, str], dict[tuple[Any, ...], list[tuple[float, Cell]]]]
+    groups = defaultdict(lambda: defaultdict(list))
+    by_place: dict[tuple[Task, str, str], list[tuple[Cell, dict[str, str]]]] = defaultdict(list)
+    for cell, settings in finished:
+        by_place[(cell.env, cell.n_timesteps), cell.algo, cell.noise].append((cell, settings))
+    for (task, algo, noise), members in by_place.items():
+        for key in _numbers([settings for _, settings in members]):
+            for cell, settings in members:
+                rest = tuple(item for item in settings.items() if item[0] != key)
+                groups[task, key, algo, noise][rest].append((json.loads(settings[key]), cell))
+    found: dict[tuple[Task, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    for (task, key, algo, noise), own in groups.items():
+        rests = [dict(rest) for rest, points in own.items() if len(points) > 1]
+        for rest, points in own.items():
+            if len(points) > 1:
+                found[task, key][noise].append(_line(algo, dict(rest), rests, points))
+    ordered = sorted(found.items(), key=lambda one: one[0])
+    return [
+        Ablation(
+            task,
+            key.removeprefix(_PREFIX),
+            {noise: lines[noise] for noise in sorted(lines, key=noise_order)},
+        )
+        for (task, key), lines in ordered
+    ]
+
+
+def _settings(cell: Cell) -> dict[str, str]:
+    """What is compared of a cell's runs, but for the name of the variant."""
+    settings = next((run.settings for run in cell.runs if run.settings), ())
+    return {key: value for key, value in settings if key != "variant"}
+
+
+def _numbers(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """The hyperparameters that are a number in each, and not the same one in all."""
+    keys = [key for key in settings[0] if key.startswith(_PREFIX) and all(key in one for one in settings)]
+    return [
+        key
+        for key in keys
+        if len({one[key] for one in settings}) > 1
+        and all(type(json.loads(one[key])) in (int, float) for one in settings)
+    ]
+
+
+def _line(
+    algo: str, rest: Mapping[str, str], others: Sequence[Mapping[str, str]], points: list[tuple[float, Cell]]
+) -> Line:
+    points = sorted(points, key=lambda point: point[0])
+    differing = [key for key in rest if any(other.get(key) != rest[key] for other in others)]
+    details = ", ".join(f"{key.removeprefix(_PREFIX)}={json.loads(rest[key])}" for key in differing)
+    label = get_algorithm(algo).label + (f" ({details})" if details else "")
+    intervals = [t_interval(np.array(cell.values)[:, None]) for _, cell in points]
+    return Line(
+        label,
+        points[0][1].column,
+        tuple(value for value, _ in points),
+        tuple(float(mean[0]) for mean, _ in intervals),
+        tuple(float(half_width[0]) for _, half_width in intervals),
+        tuple(len(cell.values) for _, cell in points),
+    )

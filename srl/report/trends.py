@@ -1,0 +1,105 @@
+"""Whether the difference of two columns grows with the noise on rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from srl.report.comparison import name_seeds
+from srl.report.normalisation import Task
+from srl.report.runs import Cell
+from srl.report.significance import ALPHA, holm, trend_test
+
+#: The fewest levels of noise, none included, over which a trend is tested.
+_FEWEST_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class Trend:
+    """The difference of a column and its baseline over the levels of a noise, in one environment."""
+
+    column: str
+    baseline: str
+    task: Task
+    #: The name of the noise process, such as ``gaussian``.
+    kind: str
+    #: Its parameter, ascending; 0 without noise.
+    levels: tuple[float, ...]
+    #: Those that both sides have finished under each level.
+    seeds: tuple[int, ...]
+    #: Spearman's, between level and difference.
+    correlation: float
+    p_value: float
+    #: By Holm's method for all trends of a report.
+    adjusted_p_value: float = float("nan")
+    #: A line on the seeds that are not among them; empty if there are none.
+    left_out: str = ""
+
+    @property
+    def name(self) -> str:
+        """As a table names the pair."""
+        return f"{self.column} over {self.baseline}"
+
+    @property
+    def shown(self) -> int:
+        """1 if the difference is shown to grow with the noise, -1 to fall, 0 if neither is shown."""
+        if not self.adjusted_p_value <= ALPHA:
+            return 0
+        return 1 if self.correlation > 0 else -1
+
+
+def noise_level(noise: str) -> tuple[str, float]:
+    """The kind of a noise and its parameter: ``("gaussian", 0.05)``, and ``("none", 0.0)``."""
+    kind, _, parameter = noise.partition(":")
+    return kind, float(parameter or 0)
+
+
+def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list[Trend]:
+    """The trends of pairs of columns, in each environment with enough levels of a noise.
+
+    :param cells: All that is reported.
+    :param pairs: Columns with their baselines.
+    :return: The trends, pair by pair.
+    """
+    done = {(cell.column, (cell.env, cell.n_timesteps), cell.noise): cell.done for cell in cells}
+    kinds = sorted({noise_level(cell.noise)[0] for cell in cells} - {"none"})
+    tasks = sorted({(cell.env, cell.n_timesteps) for cell in cells})
+    noises = sorted({cell.noise for cell in cells}, key=noise_level)
+    trends = []
+    for pair in pairs:
+        for task in tasks:
+            for kind in kinds:
+                own = [noise for noise in noises if noise_level(noise)[0] in ("none", kind)]
+                sides = {noise: [done.get((column, task, noise), {}) for column in pair] for noise in own}
+                trends += _trend(
+                    pair, task, kind, {noise: side for noise, side in sides.items() if all(side)}
+                )
+    adjusted = holm([trend.p_value for trend in trends])
+    return [replace(trend, adjusted_p_value=p) for trend, p in zip(trends, adjusted, strict=True)]
+
+
+def _trend(
+    pair: tuple[str, str], task: Task, kind: str, sides: Mapping[str, Sequence[Mapping[int, float]]]
+) -> list[Trend]:
+    """The trend over the noises of one kind that both sides have finished runs of, if they are enough."""
+    levels = sorted(sides, key=lambda noise: noise_level(noise)[1])
+    finished = [set(scores) for both in sides.values() for scores in both]
+    if len(levels) < _FEWEST_LEVELS or not (seeds := sorted(set.intersection(*finished))):
+        return []
+    differences = np.array(
+        [[sides[noise][0][seed] - sides[noise][1][seed] for noise in levels] for seed in seeds]
+    )
+    lacking = set.union(*finished) - set(seeds)
+    return [
+        Trend(
+            *pair,
+            task,
+            kind,
+            tuple(noise_level(noise)[1] for noise in levels),
+            tuple(seeds),
+            *trend_test(differences),
+            left_out=f"{name_seeds(lacking)}, not finished under every noise" if lacking else "",
+        )
+    ]

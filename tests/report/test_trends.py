@@ -1,0 +1,165 @@
+"""Whether a difference grows with the noise: the test, and what a report says of it."""
+
+from __future__ import annotations
+
+import csv
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from srl.report import significance
+from srl.report.report import make_report
+from srl.report.significance import holm, trend_test
+from srl.report.trends import noise_level
+from tests.report.made_runs import lay_down
+from tests.small_runs import srl
+
+LEVELS = {"none": 0.0, "gaussian:0.1": 0.1, "gaussian:0.2": 0.2, "gaussian:0.4": 0.4}
+ENV, OTHER = "CartPole-v1", "Acrobot-v1"
+
+
+def enumerated(values):
+    """The two-sided p-value, from all permutations within seeds."""
+    levels = np.arange(values.shape[1])
+
+    def correlation(orders):
+        return spearmanr(np.concatenate(orders), values.ravel()).statistic
+
+    orders = [np.array(order) for order in permutations(levels)]
+    null = np.array([correlation(chosen) for chosen in product(orders, repeat=len(values))])
+    observed = correlation([levels] * len(values))
+    # Equal ones may differ by a rounding error
+    ends = (np.mean(null >= observed - 1e-12), np.mean(null <= observed + 1e-12))
+    return observed, min(1.0, 2 * min(ends))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (3, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("n_distinct", [None, 3], ids=["no ties", "ties"])
+def test_it_is_spearmans_correlation_and_the_share_of_permutations(shape, n_distinct):
+    generator = np.random.default_rng(1)
+    values = (
+        generator.normal(size=shape) if n_distinct is None else generator.integers(n_distinct, size=shape)
+    )
+    correlation, p = trend_test(values.astype(float))
+    expected = enumerated(values)
+    assert correlation == pytest.approx(expected[0], abs=1e-12)
+    assert p == pytest.approx(expected[1], abs=1e-12)
+
+
+@pytest.mark.parametrize(("n_seeds", "n_levels", "p"), [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3)])
+def test_values_that_grow_in_each_seed_have_the_smallest_p_value(n_seeds, n_levels, p):
+    # The seeds have offsets of their own, within which the test permutes
+    values = np.arange(n_levels, dtype=float) + 0.1 * np.arange(n_seeds)[:, None]
+    assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p))
+    assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p))
+
+
+def spearmanr_of(values):
+    levels = np.tile(np.arange(values.shape[1]), len(values))
+    return spearmanr(levels, values.ravel()).statistic
+
+
+def test_equal_values_have_no_trend():
+    assert np.isnan(trend_test(np.ones((3, 4)))).all()
+
+
+def test_many_levels_are_sampled_with_about_the_exact_p_value(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(4, 5)) + 0.3 * np.arange(5)
+    exact = trend_test(values)
+    monkeypatch.setattr(significance, "_MOST_EXACT_LEVELS", 4)
+    sampled = trend_test(values)
+    assert sampled == trend_test(values)
+    assert sampled[0] == exact[0]
+    assert 0.001 < exact[1] < 0.5
+    assert sampled[1] == pytest.approx(exact[1], rel=0.2)
+
+
+def test_without_a_trend_at_most_5_percent_are_shown():
+    generator = np.random.default_rng(0)
+    # Seeds differ in level and spread
+    values = generator.normal(size=(1000, 4, 1)) + generator.exponential(size=(1000, 4, 1)) * (
+        generator.normal(size=(1000, 4, 4))
+    )
+    share = np.mean([trend_test(one)[1] <= 0.05 for one in values])
+    assert 0.03 < share <= 0.06
+
+
+def test_level_is_the_parameter_of_the_noise():
+    assert [noise_level(noise) for noise in ("none", "flip:0.1")] == [("none", 0.0), ("flip", 0.1)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Of SPPO over PPO the difference grows with the noise, of SA2C over A2C it does not change."""
+    root = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    for env in (ENV, OTHER):
+        for noise, level in LEVELS.items():
+            for algo in ("ppo", "sppo", "a2c", "sa2c"):
+                for seed in range(5):
+                    gain = 500 * level if algo == "sppo" else 0
+                    returns = 100 + gain + generator.normal(scale=20, size=(2, 2))
+                    lay_down(root, returns, env=env, algo=algo, noise=noise, seed=seed)
+    lay_down(root, [[1.0, 1.0]] * 2, env=ENV, algo="ppo", noise="none", seed=9)
+    variant = {"algo": "sppo", "variant": "sppo-beta=5", "overrides": {"beta": 5.0}}
+    lay_down(root, [[1.0, 1.0]] * 2, env=OTHER, **variant)
+    return root
+
+
+def test_report_tests_the_trend_of_each_pair_in_each_environment(root):
+    report = make_report(root, reps=100)
+    found = {(one.task[0], one.name): one for one in report.trends}
+    pairs = ("SPPO over PPO", "SA2C over A2C")
+    assert set(found) == {(env, pair) for env in (ENV, OTHER) for pair in pairs}
+    assert {(one.levels, one.seeds) for one in found.values()} == {((0.0, 0.1, 0.2, 0.4), (0, 1, 2, 3, 4))}
+    assert {pair for (_, pair), one in found.items() if one.shown == 1} == {"SPPO over PPO"}
+    assert {pair for (_, pair), one in found.items() if one.shown == 0} == {"SA2C over A2C"}
+    adjusted = holm([one.p_value for one in report.trends])
+    assert [one.adjusted_p_value for one in report.trends] == adjusted
+    assert any(
+        f"{pairs[0]} is shown to grow with gaussian noise in 2 ({OTHER} and {ENV})" in line
+        for line in report.summary
+    )
+    (note,) = (line for line in report.notes if "trend of SPPO over PPO" in line)
+    assert f"in {ENV}: seed 9, not finished under every noise" in note
+
+
+@pytest.mark.slow
+def test_pairs_that_the_command_line_names_are_the_family(root, tmp_path):
+    outcome = srl("report", root / OTHER, "--reps", 100, "--out", tmp_path, "--compare", "sppo:ppo")
+    assert outcome.status == 0, outcome.err
+    with (tmp_path / "trend.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["environment"], row["noise"], row["column"], row["shown"]) == (OTHER, "gaussian", "SPPO", "1")
+    assert row["adjusted_p_value"] == row["p_value"]
+    with (tmp_path / "improvement.csv").open() as file:
+        assert {row["column"] for row in csv.DictReader(file)} == {"SPPO"}
+    page = (tmp_path / "report.html").read_text()
+    figures = {
+        f"trend/{OTHER}": f"{OTHER}: probability of improvement and noise",
+        f"ablation/{OTHER}-beta": f"{OTHER}: final return and beta",
+    }
+    for path, caption in figures.items():
+        assert (tmp_path / "figures" / f"{path}.png").exists()
+        assert caption in page
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        ("sppo:ppo --format json", "--compare has no effect on --format json"),
+        ("sppo", "must be COLUMN:BASELINE"),
+        ("sppo:sppo", "must be COLUMN:BASELINE"),
+        (
+            "sppo:pppo",
+            "no column 'pppo' to compare. Known: a2c, ppo, sa2c, sppo, sppo-beta=5. Did you mean",
+        ),
+    ],
+)
+def test_pair_that_there_is_not_is_named(pair, says, root, tmp_path):
+    outcome = srl("report", root, "--out", tmp_path / "out", "--compare", *pair.split())
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert not (tmp_path / "out").exists()
