@@ -110,7 +110,7 @@ def make_report(
 
 
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    columns = list(dict.fromkeys(known))
+    columns = sorted(set(known))
     for name in names:
         if name not in columns:
             hint = nearest(name, columns)
