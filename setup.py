@@ -19,6 +19,16 @@ def read_version() -> str:
 
 
 README = ROOT / "README.md"
+DOCS = ["furo", "myst-parser>=4", "sphinx>=8"]
+REPORT = [
+    # rliable needs arch < 8, which needs pandas < 3
+    "rliable>=1.2,<2",
+    "pandas>=2.2,<3",
+    "pyarrow>=16",
+    "matplotlib>=3.9,<4",
+    "jinja2>=3.1,<4",
+    "pillow>=10",
+]
 
 setup(
     name="symmetric-rl",
@@ -61,20 +71,14 @@ setup(
         "tyro>=1,<2",
     ],
     extras_require={
-        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"],
+        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML", *DOCS],
+        "docs": DOCS,
+        "experiments": REPORT,
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
-        # rliable needs arch < 8, which needs pandas < 3
-        "report": [
-            "rliable>=1.2,<2",
-            "pandas>=2.2,<3",
-            "pyarrow>=16",
-            "matplotlib>=3.9,<4",
-            "jinja2>=3.1,<4",
-            "pillow>=10",
-        ],
+        "report": REPORT,
     },
     entry_points={"console_scripts": ["srl = srl.cli:main"]},
     # An installed copy finds the top-level configs/ beside its modules, as srl/configs/

@@ -10,12 +10,13 @@ from markdown_it import MarkdownIt
 from srl.experiment.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+TOP = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+PAGES = sorted([*TOP, *(ROOT / "docs").rglob("*.md")])
 
 #: Words in capitals that are names, besides the algorithms. Any other one outside of code is taken for a
 #: placeholder.
 NAMES = """
-    ALE AMD API BSD CLI CNN CPU CSS CSV CUDA CHANGELOG DDP DLR DOI DPO EGL EPYC EULA FAQ FFT FIRE GAE GIF GPU
+    ALE AMD API BSD CITATION CLI CNN CONTRIBUTING CPU CSS CSV CUDA CHANGELOG DDP DLR DOI DPO EGL EPYC EULA FAQ FFT FIRE GAE GIF GPU
     GRPO HTML HTTP HTTPS ICLR ICML IEEE IQM JSON LICENSE LLM LSTM MAE MANIFEST MDP MIT MLP MP4 NFS NTP
     NUMA PATH PDF PID PNG POSIX RAM README RGB RLHF RNG SB3 SBX SHA SIGHUP SIGINT SIGKILL SIGTERM SQL SSD
     SSH SVG TCP TOML TPU TRL TRPO URL USA UTC UTF WSL XLA YAML
