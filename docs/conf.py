@@ -23,7 +23,7 @@ import srl  # noqa: E402
 
 project = "srl"
 author = "The srl developers"
-copyright = author  # noqa: A001
+copyright = author
 release = version = srl.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]

@@ -1,4 +1,4 @@
-"""The exceptions that a user meets as a line of text: a mistake of the user's, and a full disk."""
+"""The exceptions that a user sees as one line of text: a mistake of the user, and a full disk."""
 
 from __future__ import annotations
 

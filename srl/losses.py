@@ -2,7 +2,7 @@
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
 Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(..., batch_size)``; every loss, to be
-minimised, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
+minimized, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
 front stand for the members of a population, each with a minibatch of its own; a number such as ``z`` can then
 be a tensor that broadcasts against them. Notation: ``A`` advantage, ``pi`` the current policy's probability
 of the action taken, ``pi_old`` that of the policy that collected the rollout, ``Z < 0`` the finite stand-in
@@ -162,7 +162,7 @@ def ppo_reverse_loss(
 class _RowMeanSquaredError(th.autograd.Function):
     """The mean squared error over the last dimension.
 
-    PyTorch's mse_loss averages over all dimensions; the gradient here is that for one row, to the bit.
+    PyTorch's mse_loss averages over all dimensions; the gradient here is that of one row, bitwise.
     """
 
     @staticmethod
@@ -221,7 +221,7 @@ class LossWeights(NamedTuple):
     ) -> th.Tensor:
         """``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
 
-        With the numbers ``alpha=1, beta=0`` it is SB3's loss to the bit.
+        With the numbers ``alpha=1, beta=0`` it is bitwise identical to SB3's loss.
         """
         loss = self.alpha * policy_loss
         if reverse_loss is not None and not (isinstance(self.beta, float | int) and self.beta == 0):

@@ -1,4 +1,4 @@
-"""All that stands between Gymnasium and an algorithm."""
+"""Environments: reward noise, discretized actions, and vectorized environments from a description."""
 
 from srl.envs.discretize import DiscretizeAction
 from srl.envs.make import EnvSpec, check_env, make_eval_env, make_train_env

@@ -1,4 +1,4 @@
-"""Environment ids: which there are, what they are called today, and what they need to run.
+"""Environment ids: registered, renamed, and their requirements.
 
 Importing this module registers the Atari games of ale-py and the games of MinAtar with Gymnasium; the
 package ``minatar`` itself is imported when a game is made.
@@ -28,7 +28,7 @@ for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
         kwargs={"game": _game, "use_minimal_action_set": True},
     )
 
-# Ids of the paper's protocol whose environment Gymnasium goes on offering under a new version number.
+# Ids of the paper's protocol whose environment Gymnasium offers under a new version number.
 RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
     "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",

@@ -1,4 +1,4 @@
-"""Noise on the rewards that a learner sees, and on nothing else.
+"""Noise on the rewards that the learner sees, and on nothing else.
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
 Scales", ICML 2025 (arXiv 2405.17618), train with Gaussian noise of standard deviation 0.05 on continuous
@@ -39,7 +39,7 @@ NOISE_PROCESSES: dict[str, type[RewardNoiseProcess]] = {}
 
 
 class RewardNoiseProcess(ABC):
-    """How one reward becomes another. Subclasses are frozen dataclasses with a single number as field."""
+    """A noise distribution. Subclasses are frozen dataclasses with a single number as field."""
 
     name: ClassVar[str]
 
@@ -120,8 +120,8 @@ class UniformNoise(RewardNoiseProcess):
 class RewardFlip(RewardNoiseProcess):
     """``r`` becomes ``1 - r`` with probability ``prob``, and stays otherwise.
 
-    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is no
-    clipped reward any more; that is the published definition.
+    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is not a
+    clipped reward; this is the published definition.
 
     :param prob: Probability of a flip, in (0, 1].
     :raises UserError: If ``prob`` is out of range.
@@ -167,7 +167,7 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
 
 
 class VecRewardNoise(TrainingOnlyWrapper):
-    """Add noise to the rewards of a vectorised environment; the outermost wrapper, in training alone.
+    """Add noise to the rewards of a vectorized environment; the outermost wrapper, in training only.
 
     Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` takes an
     evaluation environment without this wrapper.
@@ -187,7 +187,7 @@ class VecRewardNoise(TrainingOnlyWrapper):
     :param noise: A process, or its text as :func:`parse_noise` reads it.
     :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
         two runs are the same.
-    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class VecRewardNoise(TrainingOnlyWrapper):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the noise, where a seed is given, and the environments.
 
-        :param seed: The noise starts the stream of this seed; with None it goes on as it was.
+        :param seed: The noise starts the stream of this seed; None leaves it unchanged.
         :return: The seed of each environment, as ``VecEnv.seed`` gives it.
         """
         if seed is not None:
@@ -241,14 +241,14 @@ class VecRewardNoise(TrainingOnlyWrapper):
 class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
     """Add noise to the rewards of one environment.
 
-    ``reset(seed=...)`` starts the noise anew from that seed, as it does the environment's own
-    randomness: the same seed and actions give the same rewards. ``reset()`` lets it go on.
+    ``reset(seed=...)`` reseeds the noise together with the environment: the same seed and actions give the
+    same rewards. ``reset()`` continues its stream.
 
     :param env: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`parse_noise` reads it.
     :param seed: Seed of the noise until the first ``reset(seed=...)``, 0 or above. None takes fresh
         entropy.
-    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
     """
 
     def __init__(

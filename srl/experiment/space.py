@@ -1,4 +1,4 @@
-"""How much disk space runs take: known before they start, from their specs alone.
+"""Disk space of runs, estimated from their specs before they start.
 
 Figures are of real runs' files, rounded up; each file counts in whole blocks of a file system. What cannot be
 known before a run, how long its episodes are, is assumed from what random actions give, see

@@ -1,4 +1,4 @@
-"""Which runs train together as a population, and how many of them: from runs to an engine's tasks."""
+"""Group runs into the tasks of an engine: single runs and populations."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def population_key(spec: RunSpec) -> str | None:
 
     :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalised images, separate features extractors or one of
+        divergence, observations in several parts, normalized images, separate features extractors or one of
         the user's own.
     """
     hyperparams = spec.hyperparams

@@ -1,4 +1,4 @@
-"""One update of all members: the rollout that they share the shape of, and the gradient steps.
+"""One update of all members: rollouts of one shape, and the gradient steps.
 
 Tensors have the shape ``(S, ...)``: ``S`` members. What is random is drawn by each member for itself; the
 losses are those of :mod:`srl.losses`.
@@ -52,7 +52,7 @@ def generalized_advantages(
     gamma: np.ndarray,
     gae_lambda: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns of all members, as SB3's rollout buffer computes them, to the bit.
+    """Advantages and returns of all members, bitwise identical to SB3's rollout buffer.
 
     :param rewards: Float32, shape ``(n_steps, S, n_envs)``.
     :param values: Float32, shape ``(n_steps, S, n_envs)``.

@@ -26,7 +26,7 @@ _RMS_PROP_EPS = 1e-5
 
 
 class SA2C(SymmetricLossMixin, A2C):
-    """Symmetric Advantage Actor Critic (SA2C): A2C with a reverse loss beside its policy loss.
+    """Symmetric Advantage Actor Critic (SA2C): A2C with a reverse loss in addition to its policy loss.
 
     Paper: Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks
     and Model Scales", ICML 2025, https://arxiv.org/abs/2405.17618

@@ -22,7 +22,7 @@ SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
 
 
 class SPPO(SymmetricLossMixin, PPO):
-    """Symmetric Proximal Policy Optimization (SPPO): PPO with a reverse loss beside its policy loss.
+    """Symmetric Proximal Policy Optimization (SPPO): PPO with a reverse loss in addition to its policy loss.
 
     Paper: Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks
     and Model Scales", ICML 2025, https://arxiv.org/abs/2405.17618. Not Self-Play Preference Optimization,

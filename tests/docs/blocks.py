@@ -1,7 +1,7 @@
 """Run the code blocks of a page, in small settings.
 
-Blocks run in order, in one folder. A block that begins with a comment ``# NAME.py`` or ``# NAME.yml`` is saved
-under that name.
+Blocks run in order, in one folder. A block that begins with a comment ``# NAME.py`` or ``# NAME.yml`` is
+saved under that name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _ENV = {"continuous": "HalfCheetah-v4", "discrete": "PongNoFrameskip-v4"}
 
 def blocks(text: str) -> list[tuple[str, str]]:
     """The language and the content of each fenced block that is not a directive of the site."""
-    fences = [token for token in MarkdownIt("commonmark").parse(text) if token.type in ("fence", "code_block")]
+    fences = [
+        token for token in MarkdownIt("commonmark").parse(text) if token.type in ("fence", "code_block")
+    ]
     found = [(token.info.strip(), token.content) for token in fences if token.type == "fence"]
     return [(language, content) for language, content in found if not language.startswith("{")]
 
@@ -180,7 +182,11 @@ def small_run(words: list[str]) -> list[str]:
     if "--hyperparams" in words:
         names = {word.partition("=")[0] for word in words}
         place = words.index("--hyperparams") + 1
-        words = [*words[:place], *(value for value in small if value.partition("=")[0] not in names), *words[place:]]
+        words = [
+            *words[:place],
+            *(value for value in small if value.partition("=")[0] not in names),
+            *words[place:],
+        ]
     else:
         words = [*words, "--hyperparams", *small]
     return [*words, "--timesteps", "64", "--eval-episodes", "1", "--eval-max-episode-steps", "200"]
@@ -195,7 +201,9 @@ def dry_run(words: list[str]) -> list[str]:
 
 def small_sweep(words: list[str]) -> list[str]:
     """The options of ``srl sweep`` for a dry run with one environment, on this machine."""
-    words = ["local" if word == "auto" and words[at - 1] == "--address" else word for at, word in enumerate(words)]
+    words = [
+        "local" if word == "auto" and words[at - 1] == "--address" else word for at, word in enumerate(words)
+    ]
     kind = words[0].partition("_")[0]
     if kind in _ENV and "--envs" not in words:
         words += ["--envs", _ENV[kind]]

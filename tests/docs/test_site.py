@@ -60,7 +60,9 @@ def test_reference_has_every_option_and_public_name(site, capsys):
             assert re.search(rf'"pre">{option}</span>', page), f"srl {command} {option}"
     names = {f"srl.{name}" for name in srl.__all__ if not name.startswith("_")}
     names |= {f"srl.envs.{name}" for name in srl.envs.__all__}
-    documented = {name for page in site.rglob("*.html") for name in re.findall(r'id="(srl\.[\w.]+)"', page.read_text())}
+    documented = {
+        name for page in site.rglob("*.html") for name in re.findall(r'id="(srl\.[\w.]+)"', page.read_text())
+    }
     assert names <= documented
 
 
