@@ -19,7 +19,6 @@ def read_version() -> str:
 
 
 README = ROOT / "README.md"
-DOCS = ["furo", "myst-parser>=4", "sphinx>=8"]
 REPORT = [
     # rliable needs arch < 8, which needs pandas < 3
     "rliable>=1.2,<2",
@@ -71,8 +70,11 @@ setup(
         "tyro>=1,<2",
     ],
     extras_require={
-        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML", *DOCS],
-        "docs": DOCS,
+        "dev": [
+            *("build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"),
+            # The documentation site
+            *("furo", "myst-parser>=4", "sphinx>=8"),
+        ],
         "experiments": REPORT,
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],

@@ -196,7 +196,9 @@ def dry_run(words: list[str]) -> list[str]:
     """A sweep's dry run that checks the run of ``srl train``."""
     names = {"--algo": "--algos", "--env": "--envs", "--seed": "--seeds"}
     words = [names.get(word, word) for word in _without(_without(words, "--out"), "--threads")]
-    return ["sweep", "discrete_srl", *words, "--noise", "none", "--seeds", "0", "--dry-run"]
+    for option, value in (("--noise", "none"), ("--seeds", "0")):
+        words = words if option in words else [*words, option, value]
+    return ["sweep", "discrete_srl", *words, "--dry-run"]
 
 
 def small_sweep(words: list[str]) -> list[str]:
@@ -225,7 +227,7 @@ def check_requirements(words: list[str]) -> None:
         named = re.fullmatch(r"(?:\.|symmetric-rl)(?:\[([\w,]+)\])?", word)
         assert named, f"pip install {word}"
         for extra in (named[1] or "").split(",") if named[1] else ():
-            assert re.search(rf'^        "{extra}": \[', setup, re.MULTILINE), f"there is no extra {extra}"
+            assert re.search(rf'^        "{extra}": ', setup, re.MULTILINE), f"there is no extra {extra}"
 
 
 def check_python(words: list[str]) -> None:
