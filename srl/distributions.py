@@ -102,7 +102,7 @@ class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
     def proba_distribution(
         self, mean_actions: th.Tensor, log_std: th.Tensor
     ) -> UncheckedDiagGaussianDistribution:
-        # As SB3 computes it, bitwise identical
+        # Bitwise identical to SB3's
         self.distribution = Normal(
             mean_actions, th.ones_like(mean_actions) * log_std.exp(), validate_args=False
         )

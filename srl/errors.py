@@ -10,8 +10,7 @@ class UserError(ValueError):
     """A mistake in what the user asked for.
 
     Its message says what is wrong, where (file, key, value) and what to do. The command line prints
-    it without a traceback and exits with status 2; code that imports ``srl`` catches it as any
-    exception.
+    it without a traceback and exits with status 2.
     """
 
 

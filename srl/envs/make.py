@@ -54,7 +54,7 @@ from srl.spaces import check_supported
 #: Frames to a step of the agent in SB3's AtariWrapper.
 ATARI_FRAME_SKIP = 4
 
-# `training` is no one's choice: on in training, off in evaluation.
+# `training` cannot be chosen: on in training, off in evaluation.
 NORMALIZE_KEYS = frozenset(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
 
 
@@ -64,18 +64,18 @@ BACKENDS = ("gymnasium", "native")
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What the environment of a run is.
+    """Description of the environment of a run.
 
     :param env_id: A Gymnasium id; renamed ones are resolved when the environment is made.
     :param seed: Seed of the run, 0 or above; :mod:`srl.envs.seeding` derives the streams from it.
     :param n_envs: Environments side by side in training.
     :param bins: Values per action dimension, see :class:`~srl.envs.discretize.DiscretizeAction`; None
-        leaves the action space as it is.
+        keeps the action space.
     :param normalize: Arguments of SB3's ``VecNormalize``, for example ``{"norm_obs": True}``; an empty
-        dictionary takes its defaults, None leaves ``VecNormalize`` out.
+        dictionary takes its defaults, None disables ``VecNormalize``.
     :param gamma: Discount factor of the algorithm, which ``VecNormalize`` needs to scale rewards by their
-        returns; a ``gamma`` in ``normalize`` goes before it.
-    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 is no stacking.
+        returns; a ``gamma`` in ``normalize`` takes precedence.
+    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 disables stacking.
     :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
     :param env_kwargs: Further arguments of the environment's constructor.
     :param max_episode_steps: Time limit of an episode in steps of the agent, in place of the environment's;
@@ -85,7 +85,7 @@ class EnvSpec:
     :param packages: Modules to import first, which register environments with Gymnasium.
     :param backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads, see
         :mod:`srl.envs.native`.
-    :param n_threads: Threads of the native environments; they change the speed alone.
+    :param n_threads: Threads of the native environments; they affect only the speed.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None for no limit besides the environment's own.
     :raises UserError: If a value is out of its range; what depends on the environment is checked by
@@ -166,7 +166,7 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
     :param monitor_dir: Folder for ``Monitor``'s records of environment ``i``, ``i.monitor.csv``: raw return,
         length and time of each episode. None writes none.
     :param append: Append to files that exist; otherwise they are overwritten.
-    :return: ``spec.n_envs`` environments, seeded; reward noise, where there is any, is outermost.
+    :return: ``spec.n_envs`` environments, seeded; reward noise, if any, is outermost.
     :raises UserError: As :func:`check_env`.
     """
     venv = _make_stack(spec, spec.n_envs, monitor_dir, append=append)
@@ -179,8 +179,8 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
 def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
     """Make the environment that an algorithm is evaluated on.
 
-    It is that of training with other episodes, without reward noise, with raw rewards in place of
-    normalized ones, and with observation statistics that stay as they are set: give it training's with
+    It differs from training in its episodes, has no reward noise, raw rewards instead of
+    normalized ones, and fixed observation statistics: copy those of training with
     ``sync_envs_normalization(without_reward_noise(train_env), eval_env)``. On Atari an episode ends at
     each lost life here too; ``Monitor``'s entry in the infos, which SB3's ``evaluate_policy`` reads, has
     whole games and unclipped rewards.

@@ -36,11 +36,11 @@ RENAMED = {
 
 
 def resolve_env_id(env_id: str) -> tuple[str, str | None]:
-    """Find the id under which Gymnasium offers an environment today.
+    """Find the current id of an environment in Gymnasium.
 
     :param env_id: A Gymnasium id; ``module:Name-v0`` imports that module first, as ``gymnasium.make`` does.
-        Without a version, the latest is meant.
-    :return: The id to use, and where it differs from ``env_id`` one line that says so.
+        Without a version, the latest is used.
+    :return: The id to use, and a note if it differs from ``env_id``, otherwise None.
     :raises UserError: If there is no such environment, or it was withdrawn, or the module fails to import.
     """
     module, name = _split_id(env_id)
