@@ -19,15 +19,6 @@ def read_version() -> str:
 
 
 README = ROOT / "README.md"
-REPORT = [
-    # rliable needs arch < 8, which needs pandas < 3
-    "rliable>=1.2,<2",
-    "pandas>=2.2,<3",
-    "pyarrow>=16",
-    "matplotlib>=3.9,<4",
-    "jinja2>=3.1,<4",
-    "pillow>=10",
-]
 
 setup(
     name="symmetric-rl",
@@ -51,38 +42,58 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10",
+    # What `from srl import SPPO` needs, and no more
     install_requires=[
         "torch>=2.8,<3",
         "stable-baselines3>=2.9,<3",
-        "gymnasium[box2d,mujoco]>=1.4,<2",
-        "ale-py>=0.12,<1",
-        "mujoco>=3.2,<5",
+        "gymnasium>=1.4,<2",
         "numpy>=2,<3",
-        "tensorboard>=2.20,<3",
-        # The headless build has the same cv2 and needs no libGL on the machine
-        "opencv-python-headless>=4.10,<6",
-        "pydantic>=2.10,<3",
-        "PyYAML>=6,<7",
-        "rich>=13,<16",
-        "scipy>=1.11,<2",
-        # SB3's `progress_bar=True`
-        "tqdm>=4.60,<5",
-        "tyro>=1,<2",
     ],
     extras_require={
-        "dev": [
-            *("build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"),
-            # The documentation site
-            *("furo", "myst-parser>=4", "sphinx>=8"),
+        # The commands: environments, run directories and sweeps
+        "experiments": [
+            "gymnasium[box2d,mujoco]>=1.4,<2",
+            "ale-py>=0.12,<1",
+            "mujoco>=3.2,<5",
+            "tensorboard>=2.20,<3",
+            # The headless build has the same cv2 and needs no libGL on the machine
+            "opencv-python-headless>=4.10,<6",
+            "pydantic>=2.10,<3",
+            "PyYAML>=6,<7",
+            "rich>=13,<16",
+            "scipy>=1.11,<2",
+            # SB3's `progress_bar=True`
+            "tqdm>=4.60,<5",
+            "tyro>=1,<2",
         ],
-        "experiments": REPORT,
+        "dev": [
+            "build",
+            "import-linter>=2.15",
+            "mypy>=2",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff",
+            "types-PyYAML",
+            # The documentation site
+            "furo",
+            "myst-parser>=4",
+            "sphinx>=8",
+        ],
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
-        "report": REPORT,
+        # rliable needs arch < 8, which needs pandas < 3
+        "report": [
+            "rliable>=1.2,<2",
+            "pandas>=2.2,<3",
+            "pyarrow>=16",
+            "matplotlib>=3.9,<4",
+            "jinja2>=3.1,<4",
+            "pillow>=10",
+        ],
     },
-    entry_points={"console_scripts": ["srl = srl.cli:main"]},
+    entry_points={"console_scripts": ["srl = srl.__main__:main"]},
     # An installed copy finds the top-level configs/ beside its modules, as srl/configs/
     packages=[*find_packages(include=["srl", "srl.*"]), "srl.configs"],
     package_dir={"srl.configs": "configs"},

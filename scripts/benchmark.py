@@ -26,7 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from srl.experiment.engines.local import use_one_thread
+from srl.sweep.engines.local import use_one_thread
 
 GIB = 2**30
 
@@ -220,9 +220,9 @@ def _train_part(
     from contextlib import ExitStack
 
     from srl.compilation import why_not
-    from srl.experiment.run import Attempt
-    from srl.experiment.spec import make_run_spec
-    from srl.population.train import Population
+    from srl.config.spec import make_run_spec
+    from srl.training.run import Attempt
+    from srl.training.stacked.train import Population
 
     compile = "on" if why_not("cpu") is None else "off"
     kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
@@ -337,9 +337,9 @@ def sppo_atari_population_gpu() -> float:
     """Steps per second of 8 members of SPPO on Pong, on the GPU, native environments, all cores."""
     from contextlib import ExitStack
 
-    from srl.experiment.run import Attempt
-    from srl.experiment.spec import make_run_spec
-    from srl.population.train import Population
+    from srl.config.spec import make_run_spec
+    from srl.training.run import Attempt
+    from srl.training.stacked.train import Population
 
     n_threads = max(len(os.sched_getaffinity(0)) // 8, 1)
     specs = [
@@ -367,8 +367,8 @@ def atari_memory() -> float:
 def _peak_memory(algo: str, env: str, n_timesteps: int) -> float:
     import resource
 
-    from srl.experiment.run import train_run
-    from srl.experiment.spec import make_run_spec
+    from srl.config.spec import make_run_spec
+    from srl.training.run import train_run
 
     spec, _ = make_run_spec(algo, env, 0, n_timesteps=n_timesteps, n_eval_episodes=10)
     with tempfile.TemporaryDirectory() as folder:
@@ -379,8 +379,8 @@ def _peak_memory(algo: str, env: str, n_timesteps: int) -> float:
 
 def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     """Percent of the run time that checkpoints take at the default interval, from one after each update."""
-    from srl.experiment import run
-    from srl.population.train import Population
+    from srl.training import run
+    from srl.training.stacked.train import Population
 
     if n_runs > 1:
         clocks = [_clock(Population, "_keep")]
@@ -396,7 +396,7 @@ def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     from stable_baselines3.common.logger import Logger
     from stable_baselines3.common.monitor import ResultsWriter
 
-    from srl.experiment.store import RunDirectory
+    from srl.rundir.directory import RunDirectory
 
     written = ((Logger, "dump"), (ResultsWriter, "write_row"), (RunDirectory, "write_status"))
     clocks = [_clock(owner, name) for owner, name in written]
@@ -421,9 +421,9 @@ def _clock(owner: Any, name: str) -> list[float]:
 
 def _train(algo: str, env: str, n_runs: int, n_timesteps: int, **options: Any) -> float:
     """Train runs into folders, as a population if they are several; the seconds that takes."""
-    from srl.experiment.run import train_run
-    from srl.experiment.spec import make_run_spec
-    from srl.population.train import train_population
+    from srl.config.spec import make_run_spec
+    from srl.training.run import train_run
+    from srl.training.stacked.train import train_population
 
     specs = [make_run_spec(algo, env, seed, n_timesteps=n_timesteps)[0] for seed in range(n_runs)]
     with tempfile.TemporaryDirectory() as folder:
@@ -624,7 +624,7 @@ def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
         which needs SBX (pip install sbx-rl).
     :param repetitions: Turns of each ratio; memory and percentages are measured once.
     """
-    from srl.experiment.run import versions
+    from srl.training.run import versions
 
     known = ROWS | FURTHER_ROWS
     unknown = [row for row in rows if row not in known]

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 from rich.console import Console
+from rich.filesize import decimal
 
 from srl import __version__
 from srl.errors import OutOfSpace, UserError
@@ -134,8 +135,6 @@ class Train:
     """Whether the update is compiled: on, off, or auto for a run that is long enough to repay it."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
-    ignore_space: bool = False
-    """Begin although the disk may be too small."""
 
 
 @dataclass
@@ -205,8 +204,6 @@ class Sweep:
     time: str | None = None
     """Time limit of a Slurm job, H:MM:SS or minutes, 4:00:00 if not given; one that reaches it is put into
     the queue again."""
-    ignore_space: bool = False
-    """Begin although the disk may be too small."""
 
 
 @dataclass
@@ -381,13 +378,12 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
-    from srl.experiment.check import check_run
-    from srl.experiment.display import RunDisplay
-    from srl.experiment.engines import Job
-    from srl.experiment.execution import check_interval
-    from srl.experiment.space import check_space, naming_full_disk, out_of_space, says_full
-    from srl.experiment.spec import make_run_spec
-    from srl.experiment.store import ERROR, RunDirectory
+    from srl.config.spec import make_run_spec
+    from srl.rundir.directory import ERROR, RunDirectory
+    from srl.rundir.disk import is_full, naming_full_disk, out_of_space
+    from srl.sweep.display import RunDisplay
+    from srl.sweep.execution import check_interval
+    from srl.training.check import check_run
 
     console = _console()
     check_interval(options.checkpoint_every)
@@ -427,16 +423,13 @@ def train(options: Train, command: str) -> int:
         RunDirectory(path).restore_status(spec)
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
         return 0
-    jobs = [Job(spec, path)]
-    check_space(path, jobs, 1, or_ignore=options.ignore_space)
-
-    from srl.experiment.engines.local import use_one_thread
+    from srl.sweep.engines.local import use_one_thread
 
     use_one_thread(spec.threads)
-    from srl.experiment.run import RunFailed, train_run
+    from srl.training.run import RunFailed, train_run
 
     try:
-        with naming_full_disk(path, jobs, 1), RunDisplay(console, spec) as display:
+        with naming_full_disk(path), RunDisplay(console, spec) as display:
             train_run(
                 spec,
                 path,
@@ -445,8 +438,8 @@ def train(options: Train, command: str) -> int:
                 checkpoint_every=options.checkpoint_every,
             )
     except RunFailed as error:
-        if says_full(str(error)):
-            raise out_of_space(path, jobs, 1) from None
+        if is_full(path, str(error)):
+            raise out_of_space(path) from None
         print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
         if (path / ERROR).exists():
             print(f"Its traceback is in {path / ERROR}.", file=sys.stderr)
@@ -471,15 +464,15 @@ def train(options: Train, command: str) -> int:
 
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
-    from srl.experiment.config_files import find_sweep
-    from srl.experiment.display import SweepDisplay
-    from srl.experiment.engines.choose import capacity, engine_of, make_engine
-    from srl.experiment.execution import check_numbers, held_elsewhere, run_sweep
-    from srl.experiment.space import check_space, naming_full_disk, size
-    from srl.experiment.store import RunDirectory
-    from srl.experiment.sweep import expand, load_sweep, make_plan, write_plan
-    from srl.experiment.tasks import describe, parse_population
+    from srl.config.files import find_sweep
     from srl.report.files import check_files, table_files
+    from srl.rundir.directory import RunDirectory
+    from srl.rundir.disk import naming_full_disk
+    from srl.sweep.display import SweepDisplay
+    from srl.sweep.engines.choose import capacity, engine_of, make_engine
+    from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
+    from srl.sweep.plan import expand, load_sweep, make_plan, write_plan
+    from srl.sweep.tasks import describe, parse_population
 
     console = _console()
     config = find_sweep(options.config)
@@ -554,10 +547,6 @@ def sweep(options: Sweep, command: str) -> int:
     _print_notes([f"{line} The run is retrained." for line in plan.damaged], console)
     _print_notes([f"{line} The results are not affected." for line in plan.minor_damage], console)
     _print_notes([f"{line}: waited for." for line in held_elsewhere(plan.tasks)], console)
-    n_at_once = n_jobs * max((len(task.jobs) for task in plan.tasks), default=1)
-    needed, free = check_space(root, plan.to_do, n_at_once, or_ignore=options.ignore_space)
-    if plan.to_do:
-        console.print(f"Disk space: up to about {size(needed)} needed, {size(free)} free.", markup=False)
     if options.dry_run:
         done = {job.path for job in plan.done}
         for job in plan.jobs:
@@ -574,7 +563,7 @@ def sweep(options: Sweep, command: str) -> int:
     failures: dict[str, str] = {}
     if plan.to_do:
         engine = make_engine(engine_options, root, n_jobs)
-        with naming_full_disk(root, plan.to_do, n_at_once):
+        with naming_full_disk(root):
             write_plan(plan)
             with SweepDisplay(console) as display:
                 failures = run_sweep(
@@ -585,7 +574,7 @@ def sweep(options: Sweep, command: str) -> int:
                     say=display.say,
                     persistence=persistence,
                 )
-    with naming_full_disk(root, [], 0):
+    with naming_full_disk(root):
         _print_scores(root, console)
     if failures:
         print(
@@ -600,23 +589,22 @@ def sweep(options: Sweep, command: str) -> int:
 
 def clean(options: Clean, command: str) -> int:
     """``srl clean``; returns the exit status."""
-    from srl.experiment.clean import find_garbage, remove, shown
-    from srl.experiment.space import size
+    from srl.rundir.clean import find_garbage, remove, shown
 
     console = _console()
     garbage = find_garbage(options.dir)
     for item in garbage:
-        line = f"{shown(item.path)}  {size(item.n_bytes)}  {item.why}"
+        line = f"{shown(item.path)}  {decimal(item.n_bytes)}  {item.why}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not garbage:
         console.print(f"{options.dir}: nothing to remove.", markup=False, soft_wrap=True)
         return 0
     if not options.yes:
-        total = size(sum(item.n_bytes for item in garbage))
+        total = decimal(sum(item.n_bytes for item in garbage))
         console.print(f"{total} in all; nothing was removed. With --yes it is.", markup=False)
         return 0
     n_bytes, problems = remove(garbage)
-    console.print(f"Removed: {size(n_bytes)}.", markup=False)
+    console.print(f"Removed: {decimal(n_bytes)}.", markup=False)
     for problem in problems:
         print(f"srl: {problem}", file=sys.stderr)
     return FAILED if problems else 0

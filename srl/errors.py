@@ -35,3 +35,18 @@ class OutOfSpace(Exception):
 
 class NotCompiled(Exception):
     """A function was not compiled; the message is the reason in one line."""
+
+
+class MissingExtra(UserError, ImportError):
+    """A package is not installed that an extra of ``symmetric-rl`` brings; the message is the command.
+
+    :param what: What needs it, for example ``"The command srl"``.
+    :param error: What the import raised.
+    :param extra: The extra.
+    """
+
+    def __init__(self, what: str, error: ModuleNotFoundError, extra: str):
+        super().__init__(
+            f"{what} needs the package {error.name}, which is not installed. Run: "
+            f"pip install 'symmetric-rl[{extra}]'"
+        )

@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from srl import SPPO
 from srl.acting import NumpyActor, can_act_in_numpy
-from srl.population.networks import StackedPolicy
+from srl.training.stacked.networks import StackedPolicy
 from tests.test_algorithms import RandomEnv
 
 SPACES = {

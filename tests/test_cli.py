@@ -11,8 +11,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from srl import __version__
-from srl.experiment.store import RunDirectory
-from tests.experiment.small_runs import BROKEN, SMALL_WORDS, contents, srl
+from srl.rundir.directory import RunDirectory
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
 
 SRL = Path(sys.executable).with_name("srl")
 TRAIN = ["train", "--algo", "sppo", "--env", "CartPole-v1"]
@@ -183,7 +183,7 @@ MISTAKES = [
     ("words", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_mistake_ends_with_2_and_a_message_and_nothing_is_written(words, says, somewhere, monkeypatch):
-    monkeypatch.setattr("srl.experiment.run.train_run", lambda *args, **kwargs: pytest.fail("it trains"))
+    monkeypatch.setattr("srl.training.run.train_run", lambda *args, **kwargs: pytest.fail("it trains"))
     (somewhere / "file").write_text("mine")
     (somewhere / "malformed.yml").write_text("envs: [CartPole-v1\nalgos: [ppo]\n")
     before = contents(somewhere)
@@ -300,13 +300,13 @@ def test_disk_that_takes_little_is_named_without_a_traceback_and_the_same_comman
         ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert full.returncode == 1, full.stderr
     assert "Traceback" not in full.stdout + full.stderr
     assert "out" in full.stderr
     assert "File too large" in full.stderr
     assert "error.txt" not in full.stderr or list(somewhere.rglob("error.txt"))
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert list(somewhere.rglob("model.zip"))

@@ -15,16 +15,16 @@ from stable_baselines3.common.logger import configure
 from srl import SA2C, SPPO
 from srl import compilation as compilation_module
 from srl.compilation import why_not
+from srl.config.compiling import n_minibatches, repays, resolve_compile
+from srl.config.spec import make_run_spec
 from srl.envs import make_train_env
 from srl.errors import UserError
-from srl.experiment.compiling import n_minibatches, repays, resolve_compile
-from srl.experiment.run import make_model, train_run
-from srl.experiment.spec import make_run_spec
-from srl.experiment.store import RunDirectory
-from tests.experiment.small_runs import SMALL_WORDS, small_spec, srl
-from tests.population import comparison
-from tests.population.comparison import assert_same_result, train_alone, train_together
-from tests.population.small_envs import SMALL_ENVS
+from srl.rundir.directory import RunDirectory
+from srl.training.run import make_model, train_run
+from tests.small_runs import SMALL_WORDS, small_spec, srl
+from tests.training.stacked import comparison
+from tests.training.stacked.comparison import assert_same_result, train_alone, train_together
+from tests.training.stacked.small_envs import SMALL_ENVS
 
 #: In each epoch four minibatches of 16 samples, and one of 8, which is not compiled.
 PPO_SHAPE = dict(n_steps=36, n_envs=2, batch_size=16, n_epochs=2)
@@ -128,9 +128,9 @@ def test_member_of_any_population_is_its_run_alone_to_the_bit(algo, cache, tmp_p
 
 @pytest.mark.slow
 def test_interrupted_compiled_run_ends_with_the_bytes_of_one_that_was_not(cache, tmp_path):
-    from srl.population.train import train_population
-    from srl.population.update import CompiledUpdater
-    from tests.experiment.test_resume import interrupt_at, outcome, troubles
+    from srl.training.stacked.train import train_population
+    from srl.training.stacked.update import CompiledUpdater
+    from tests.training.test_resume import interrupt_at, outcome, troubles
 
     spec = small(n_timesteps=360, overrides=dict(advantage_flip_prob=0.1))
 
@@ -169,7 +169,7 @@ def test_compiled_model_goes_on_from_the_parameters_of_one_that_was_never_traine
 def test_processes_that_start_at_once_compile_once(cache, tmp_path):
     # The shape of all tests here, which this may compile for them
     code = (
-        "import sys; from pathlib import Path; from srl.experiment.run import train_run\n"
+        "import sys; from pathlib import Path; from srl.training.run import train_run\n"
         "from tests.test_compile import small\n"
         "print(train_run(small(seed=int(sys.argv[1])), Path(sys.argv[2])).compile_seconds > 0)"
     )
@@ -329,7 +329,7 @@ def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, 
 
 
 def test_file_of_a_sweep_may_say_on_and_off_as_yaml_does(tmp_path):
-    from srl.experiment.sweep import load_sweep
+    from srl.sweep.plan import load_sweep
 
     file = tmp_path / "sweep.yml"
     for text, choice in (("on", "on"), ("off", "off"), ("auto", "auto")):

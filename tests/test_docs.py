@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from srl.experiment.algorithms import ALGORITHMS
+from srl.config.algorithms import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOP = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,59 +19,10 @@ from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from srl.envs.registration import is_atari, resolve_env_id
 from srl.envs.seeding import small_seed
-from srl.errors import UserError
-
-if TYPE_CHECKING:
-    from srl.envs.make import EnvSpec
 
 #: Both sources keep a seed in a C++ int, which must not be negative: seeds are taken modulo this.
 N_SEEDS = 2**31
-
-
-def make_native(
-    spec: EnvSpec, n_envs: int, monitor_dir: str | None, limit: int | None = None
-) -> NativeVecEnv:
-    """Make the environments of a spec in C++ threads, each as if it had its Monitor and its preprocessing.
-
-    :param spec: What to make; ``n_threads`` says how many threads step the environments.
-    :param n_envs: Environments side by side.
-    :param monitor_dir: Folder for the records of episodes, ``i.monitor.csv``; None writes none.
-    :param limit: Length after which an episode is truncated, in frames on Atari; None for the environment's.
-    :return: Stacked frames, channels first, for an Atari game; else the observations as they are.
-    :raises UserError: If there is no native version of the environment, its package is not installed, or
-        it does not take the spec's arguments.
-    """
-    env_id, _ = resolve_env_id(spec.env_id)
-    if not is_atari(env_id):
-        raise UserError(
-            f"{env_id} has no native version: only Atari games have one. Use env_backend='gymnasium'."
-        )
-    if spec.env_kwargs:
-        raise UserError(
-            f"{env_id} with env_backend='native' takes no env_kwargs, but has {spec.env_kwargs}. Leave them "
-            "out, or use env_backend='gymnasium'."
-        )
-    if spec.wrappers:
-        raise UserError(
-            f"{env_id} with env_backend='native' takes no wrappers, but has {spec.wrappers[0][0]}. Leave it "
-            "out, or use env_backend='gymnasium'."
-        )
-    if spec.bins is not None:
-        raise UserError(
-            f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
-        )
-    from srl.envs.native_atari import AtariNativeVecEnv
-
-    return AtariNativeVecEnv(
-        env_id,
-        n_envs,
-        spec.frame_stack,
-        n_threads=spec.n_threads,
-        max_frames=limit,
-        monitor_dir=monitor_dir,
-    )
 
 
 class NativeVecEnv(VecEnv):

@@ -16,7 +16,6 @@ import inspect
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,11 +23,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.core import ActType, ObsType
 from gymnasium.utils import RecordConstructorArgs
-from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from srl.errors import UserError, nearest
-from srl.evaluation import TrainingOnlyWrapper
 
 # Seeded together with a run's seed, so that the noise shares no stream with the other generators that
 # are seeded with that same number (NumPy's global one, the environments', PyTorch's).
@@ -166,78 +162,6 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
     return process(value)  # type: ignore[call-arg]
 
 
-class VecRewardNoise(TrainingOnlyWrapper):
-    """Add noise to the rewards of a vectorized environment; the outermost wrapper, in training only.
-
-    Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` takes an
-    evaluation environment without this wrapper.
-
-    Observations, dones and infos pass unchanged, so the episode returns that ``Monitor`` writes into the
-    infos stay clean. Draws are independent per environment and step.
-
-    The noise has a generator of its own, :attr:`rng`, seeded by ``seed`` and a constant; ``reset`` does
-    not reseed it, ``seed`` does. SB3's algorithms call ``env.seed(seed)`` when they are set up, and with
-    the run's seed that gives the stream it began with. To continue an interrupted run, set
-    ``rng.bit_generator.state`` after the algorithm was set up or loaded.
-
-    Pickles as ``VecNormalize`` does: with the state of the generator and without the environment, which
-    :meth:`set_venv` gives back.
-
-    :param venv: The environment whose rewards get noise.
-    :param noise: A process, or its text as :func:`parse_noise` reads it.
-    :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
-        two runs are the same.
-    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
-    """
-
-    def __init__(
-        self,
-        venv: VecEnv,
-        noise: RewardNoiseProcess | str,
-        seed: int | np.random.SeedSequence | None = None,
-    ) -> None:
-        super().__init__(venv)
-        self.noise = _as_process(noise)
-        self.rng = noise_rng(seed)
-
-    def step_wait(self) -> VecEnvStepReturn:
-        observations, rewards, dones, infos = self.venv.step_wait()
-        # Processes give integers in a step in which all rewards are whole numbers
-        if rewards.dtype.kind != "f":
-            rewards = rewards.astype(np.float32)
-        return observations, self.noise.apply(rewards, self.rng), dones, infos
-
-    def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the noise, where a seed is given, and the environments.
-
-        :param seed: The noise starts the stream of this seed; None leaves it unchanged.
-        :return: The seed of each environment, as ``VecEnv.seed`` gives it.
-        """
-        if seed is not None:
-            self.rng = noise_rng(seed)
-        return self.venv.seed(seed)
-
-    def set_venv(self, venv: VecEnv) -> None:
-        """Give an unpickled wrapper its environment.
-
-        :param venv: The environment to wrap.
-        :raises ValueError: If the wrapper has one already.
-        """
-        if self.venv is not None:
-            raise ValueError("This VecRewardNoise has an environment already.")
-        self.venv = venv
-        self.num_envs = venv.num_envs
-        self.render_mode = venv.render_mode
-        self.class_attributes = dict(inspect.getmembers(type(self)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("venv", "class_attributes")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.venv = None  # type: ignore[assignment]
-
-
 class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
     """Add noise to the rewards of one environment.
 
@@ -254,7 +178,7 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
     def __init__(
         self, env: gym.Env[ObsType, ActType], noise: RewardNoiseProcess | str, seed: int | None = None
     ) -> None:
-        self.noise = _as_process(noise)
+        self.noise = as_process(noise)
         # As text, because an environment's spec has to turn into JSON.
         RecordConstructorArgs.__init__(self, noise=str(self.noise), seed=seed)
         gym.Wrapper.__init__(self, env)
@@ -290,7 +214,7 @@ def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return noisy
 
 
-def _as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
+def as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
     """Read the ``noise`` argument of a wrapper."""
     process = parse_noise(noise) if isinstance(noise, str) else noise
     if process is None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from srl.envs.replay import NotRestorable, Replayable
-from srl.envs.reward_noise import VecRewardNoise
+from srl.envs.vec_reward_noise import VecRewardNoise
 
 
 def env_state(venv: VecEnv) -> dict[str, Any]:

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from srl.config.lenient import read_leniently
 from srl.errors import UserError
-from srl.experiment.lenient import read_leniently
-from srl.experiment.store import Status
 from srl.report.curves import TRAINING, Series
 from srl.report.runs import Evaluations, Run, scored_run
 from srl.report.source import Source
+from srl.rundir.status import Status
 
 FORMAT = 1
 _METADATA = b"srl"

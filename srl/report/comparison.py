@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from srl.experiment.algorithms import get_algorithm
+from srl.config.algorithms import get_algorithm
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import Task
 from srl.report.runs import Cell

@@ -13,9 +13,11 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
-from srl.experiment.store import PROGRESS, RunDirectory, Status, read_bytes
 from srl.report.intervals import Array, t_interval
 from srl.report.runs import Cell, Run
+from srl.rundir.directory import PROGRESS, RunDirectory
+from srl.rundir.files import read_bytes
+from srl.rundir.status import Status
 
 #: The most points of a curve; more cannot be seen.
 N_POINTS = 100

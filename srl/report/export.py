@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srl.config.spec import safe_name
 from srl.errors import UserError
-from srl.experiment.spec import safe_name
-from srl.experiment.store import EVALUATIONS
 from srl.report.files import check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores, unfinished
+from srl.rundir.directory import EVALUATIONS
 
 Format = Literal["json", "parquet", "zoo", "archive"]
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from srl.experiment.algorithms import ALGORITHMS
+from srl.config.algorithms import ALGORITHMS
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
 from srl.report.curves import Curve

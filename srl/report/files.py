@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
 
 from srl.errors import UserError
-from srl.experiment.store import SPEC, check_writable, read_bytes, replacing, write_text
 from srl.report.earlier import is_of_earlier_version
 from srl.report.runs import RECORD
 from srl.report.tables import Table, to_csv, to_latex, to_markdown
+from srl.rundir.directory import SPEC
+from srl.rundir.files import check_writable, read_bytes, replacing, write_text
 
 _LOCK = ".srl-report.lock"
 

@@ -11,9 +11,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from srl.config.files import ConfigFile, configs_dir
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
-from srl.experiment.config_files import ConfigFile, configs_dir
 from srl.report.intervals import Array
 from srl.report.runs import Cell
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srl.experiment.config_files import ConfigFile, configs_dir
+from srl.config.files import ConfigFile, configs_dir
 from srl.report.runs import Cell
 
 

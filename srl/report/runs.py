@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srl.config.lenient import LenientSpec
+from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.experiment.lenient import LenientSpec
-from srl.experiment.spec import RunSpec
-from srl.experiment.store import PLAN, RESULTS, SPEC, RunDirectory, Status, flatten, read_plan, walk
+from srl.rundir.directory import RESULTS, SPEC, RunDirectory, flatten, walk
+from srl.rundir.plan import PLAN, read_plan
+from srl.rundir.status import Status
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "gym_packages"}

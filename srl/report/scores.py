@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from srl.experiment.store import PLAN, read_comparisons
 from srl.report.published import read_published
 from srl.report.runs import Cell, Run, State, group, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
+from srl.rundir.plan import PLAN, read_comparisons
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from srl.experiment.store import PROGRESS, RunDirectory
 from srl.report.runs import Run
+from srl.rundir.directory import PROGRESS, RunDirectory
 
 if TYPE_CHECKING:
     from srl.report.curves import Series

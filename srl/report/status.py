@@ -21,27 +21,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from srl.config.algorithms import get_algorithm
+from srl.config.files import first_mistake
+from srl.config.variants import column_order
 from srl.errors import UserError
-from srl.experiment.algorithms import get_algorithm
-from srl.experiment.checkpoint import last_checkpoint
-from srl.experiment.config_files import first_mistake
-from srl.experiment.progress import Progress, RunProgress, State, duration, outlook
-from srl.experiment.store import (
-    EVALUATIONS,
-    MODEL,
-    PLAN,
-    RESULTS,
-    SPEC,
-    STATUS,
-    PlannedRun,
-    RunDirectory,
-    Status,
-    read_bytes,
-    read_plan,
-    walk,
-)
-from srl.experiment.variants import column_order
 from srl.report.markup import one_line
+from srl.rundir.checkpoints import last_checkpoint
+from srl.rundir.directory import EVALUATIONS, MODEL, RESULTS, SPEC, STATUS, RunDirectory, walk
+from srl.rundir.files import read_bytes
+from srl.rundir.plan import PLAN, PlannedRun, read_plan
+from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
+from srl.rundir.status import Status
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {

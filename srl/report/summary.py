@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srl.experiment.algorithms import get_algorithm
+from srl.config.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
 from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
 from srl.report.normalisation import Task

@@ -14,7 +14,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from srl.experiment import variants
+from srl.config import variants
 from srl.report import markup
 from srl.report.intervals import Estimate
 from srl.report.published import Published

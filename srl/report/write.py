@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from srl.experiment.spec import safe_name
+from srl.config.spec import safe_name
 from srl.report import figures
 from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files

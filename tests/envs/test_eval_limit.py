@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from srl.envs.make import EnvSpec, eval_episode_limit, make_eval_env, make_train_env
+from srl.envs.make import eval_episode_limit, make_eval_env, make_train_env
+from srl.envs.spec import EnvSpec
 from srl.errors import UserError
 from tests.envs.unusual_envs import UNUSUAL
 

@@ -1,7 +1,6 @@
 """The stack of wrappers of training and of evaluation, on real environments of each kind."""
 
-from __future__ import annotations
-
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     VecEnv,
     VecEnvWrapper,
+    VecNormalize,
     sync_envs_normalization,
     unwrap_vec_normalize,
 )
@@ -24,14 +24,9 @@ from stable_baselines3.common.vec_env import (
 from srl.envs import make as make_module
 from srl.envs.discretize import DiscretizeAction
 from srl.envs.finite import NonFiniteError, VecCheckFinite
-from srl.envs.make import (
-    EnvSpec,
-    check_env,
-    make_eval_env,
-    make_train_env,
-    without_reward_noise,
-)
-from srl.envs.reward_noise import VecRewardNoise
+from srl.envs.make import check_env, make_eval_env, make_train_env, without_reward_noise
+from srl.envs.spec import NORMALIZE_KEYS, EnvSpec
+from srl.envs.vec_reward_noise import VecRewardNoise
 from srl.errors import UserError
 
 # The protocol asks for these versions of the MuJoCo tasks
@@ -409,3 +404,8 @@ def test_mujocos_other_messages_are_printed_and_logged_as_always(tmp_path, monke
     assert "WARNING: Nan, Inf or huge value in QPOS" in capfd.readouterr().err
     assert "Nan, Inf or huge value in QPOS" in (tmp_path / "MUJOCO_LOG.TXT").read_text()
     assert mujoco.get_mju_user_warning() is None
+
+
+def test_arguments_of_normalization_are_those_of_sb3():
+    arguments = set(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
+    assert arguments == NORMALIZE_KEYS

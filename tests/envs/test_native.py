@@ -18,11 +18,12 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from srl.envs.make import EnvSpec, check_spaces, make_eval_env, make_train_env
+from srl.envs.make import check_spaces, make_eval_env, make_train_env
 from srl.envs.native_atari import AtariNativeVecEnv
+from srl.envs.spec import EnvSpec
 from srl.errors import UserError
-from srl.experiment.check import check_run
-from tests.experiment.small_runs import small_spec
+from srl.training.check import check_run
+from tests.small_runs import small_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 

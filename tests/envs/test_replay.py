@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from srl.envs import replay
-from srl.envs.make import EnvSpec, make_eval_env, make_train_env
+from srl.envs.make import make_eval_env, make_train_env
 from srl.envs.replay import NotRestorable, Replayable
+from srl.envs.spec import EnvSpec
 from srl.envs.state import env_state, restore_env
 from tests.envs.unusual_envs import LegacyRandom, NeverEnds, PythonRandom
 

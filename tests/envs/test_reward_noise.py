@@ -22,9 +22,9 @@ from srl.envs.reward_noise import (
     RewardNoise,
     RewardNoiseProcess,
     UniformNoise,
-    VecRewardNoise,
     parse_noise,
 )
+from srl.envs.vec_reward_noise import VecRewardNoise
 from srl.errors import UserError
 
 # Versions that the protocol asks for, and what gymnasium's check says of any wrapper or unbounded space

@@ -12,7 +12,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from srl import SPPO
-from srl.envs.make import EnvSpec, make_train_env
+from srl.envs.make import make_train_env
 from srl.envs.seeding import (
     Stream,
     seed_env,
@@ -22,11 +22,12 @@ from srl.envs.seeding import (
     small_seed,
     stream_rng,
 )
-from srl.experiment.run import train_run
-from srl.experiment.store import RunDirectory
-from srl.population.train import train_population
+from srl.envs.spec import EnvSpec
+from srl.rundir.directory import RunDirectory
+from srl.training.run import train_run
+from srl.training.stacked.train import train_population
 from tests.envs import lottery  # noqa: F401 (registers the environment)
-from tests.experiment.small_runs import small_spec
+from tests.small_runs import small_spec
 
 SEEDS = [10_000, 10_001, 10_002, 1_010_000, 2_010_000]
 

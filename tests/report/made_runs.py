@@ -16,27 +16,17 @@ from zlib import crc32
 
 import numpy as np
 
+from srl.config.spec import RunSpec, make_run_spec
 from srl.envs import resolve_env_id
 from srl.errors import UserError
-from srl.experiment.engines import Job
-from srl.experiment.run import RECORDED_PACKAGES
-from srl.experiment.spec import RunSpec, make_run_spec
-from srl.experiment.store import (
-    ERROR,
-    EVALUATIONS,
-    LOCK,
-    MONITOR,
-    SPEC,
-    STATUS,
-    VERSIONS,
-    RunDirectory,
-    State,
-    Status,
-)
-from srl.experiment.sweep import Plan, load_sweep, write_plan
-from tests.experiment.small_runs import small_spec
+from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS, RunDirectory
+from srl.rundir.status import State, Status
+from srl.sweep.engines import Job
+from srl.sweep.plan import Plan, load_sweep, write_plan
+from srl.training.run import RECORDED_PACKAGES
+from tests.small_runs import small_spec
 
-#: What every made run says that it ran on, in the format of `srl.experiment.run.versions`.
+#: What every made run says that it ran on, in the format of `srl.training.run.versions`.
 MADE_VERSIONS = {
     "command": "srl sweep made.yml --out runs/made",
     "commit": "0123456789abcdef0123456789abcdef01234567",

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from srl.experiment.store import EVALUATIONS, PROGRESS
-from tests.experiment.small_runs import srl
+from srl.rundir.directory import EVALUATIONS, PROGRESS
 from tests.report.made_runs import MADE_VERSIONS, lay_down
+from tests.small_runs import srl
 
 WORDS = ("--reps", 100)
 

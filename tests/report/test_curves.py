@@ -19,8 +19,8 @@ from srl.report.curves import (
 )
 from srl.report.runs import group, read_runs
 from srl.report.source import Folders
-from tests.experiment.small_runs import SMALL_WORDS, contents, srl
 from tests.report.made_runs import lay_down
+from tests.small_runs import SMALL_WORDS, contents, srl
 
 
 def only_cell(root, last=1):

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from srl.errors import UserError
-from srl.experiment.store import EVALUATIONS, RunDirectory
 from srl.report.export import export
 from srl.report.scores import read_scores
-from tests.experiment.small_runs import contents, srl
+from srl.rundir.directory import EVALUATIONS, RunDirectory
 from tests.report.hostile import NAMES, SCRIPT
 from tests.report.made_runs import lay_down
+from tests.small_runs import contents, srl
 
 NAMES_OF_COLUMNS = [
     *("run", "environment", "algorithm", "name", "variant", "noise", "seed", "n_timesteps", "state"),

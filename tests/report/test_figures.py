@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from srl.experiment.algorithms import ALGORITHMS
+from srl.config.algorithms import ALGORITHMS
 from srl.report import figures
 from srl.report.aggregate import Aggregate
 from srl.report.comparison import Comparison, Improvement, Matched

@@ -15,8 +15,8 @@ from srl.errors import UserError
 from srl.report.files import check_files, text_writer, write_files
 from srl.report.scores import read_scores
 from srl.report.write import FILES
-from tests.experiment.small_runs import SMALL_WORDS, contents, srl
 from tests.report.made_runs import lay_down
+from tests.small_runs import SMALL_WORDS, contents, srl
 
 DATA = Path(__file__).parent.parent / "data"
 RETURNS = np.array([[1.0, 2.0], [3.0, 4.0]])

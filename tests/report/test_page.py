@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srl.experiment.engines import Job
-from srl.experiment.store import RunDirectory
-from srl.experiment.sweep import Plan, write_plan
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
-from tests.experiment.small_runs import contents, small_spec, srl
+from srl.rundir.directory import RunDirectory
+from srl.sweep.engines import Job
+from srl.sweep.plan import Plan, write_plan
 from tests.report.hostile import NAMES, SCRIPT, parse
 from tests.report.made_runs import MADE_VERSIONS, lay_down, make_sweep
+from tests.small_runs import contents, small_spec, srl
 
 #: Environments of the hostile sweep; the names of their runs' folders are as bad.
 HOSTILE_ENVS = (
@@ -437,7 +437,7 @@ def dump(browser, page, folder):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]

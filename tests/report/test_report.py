@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from srl.errors import UserError
-from srl.experiment.store import PlannedRun, RunDirectory, Status
 from srl.report.files import write_tables
 from srl.report.published import read_published
 from srl.report.runs import UNFINISHED
 from srl.report.scores import read_scores
 from srl.report.tables import to_csv, to_markdown
-from tests.experiment.small_runs import contents, small_spec, srl
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import PlannedRun
+from srl.rundir.status import Status
+from tests.small_runs import contents, small_spec, srl
 
 
 def lay_down(root, score=None, *, at=None, state="done", reason="", **changes):

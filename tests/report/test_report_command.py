@@ -7,13 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from srl.experiment.engines import Job
-from srl.experiment.spec import RunSpec
-from srl.experiment.sweep import Plan, write_plan
+from srl.config.spec import RunSpec
 from srl.report.report import make_report
-from tests.experiment.small_runs import contents, small_spec, srl
+from srl.sweep.engines import Job
+from srl.sweep.plan import Plan, write_plan
 from tests.report.hostile import parse
 from tests.report.made_runs import lay_down
+from tests.small_runs import contents, small_spec, srl
 
 RETURNS = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 

@@ -23,11 +23,13 @@ from tensorboard.backend.event_processing.data_provider import MultiplexerDataPr
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 
-from srl.experiment.store import PlannedRun, RunDirectory, Status, boot_id
 from srl.report.markup import one_line
 from srl.report.status import Folder, screen
-from tests.experiment.small_runs import SMALL_WORDS, contents, small_spec, srl, until
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import PlannedRun
+from srl.rundir.status import Status, boot_id
 from tests.report.made_runs import lay_down
+from tests.small_runs import SMALL_WORDS, contents, small_spec, srl, until
 
 SRL = Path(sys.executable).with_name("srl")
 #: Two evaluations of two episodes.
@@ -548,7 +550,7 @@ def test_watching_into_a_pipe_prints_what_has_changed_and_ends_with_the_last_run
         assert "1 done, 1 not started" in first
         assert not select.select([process.stdout], [], [], 1.0)[0]
         lay(tmp_path, "failed", seed=1, reason="it broke")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("\n")
     assert out.count("2 runs") == 1
@@ -563,7 +565,7 @@ def test_ctrl_c_ends_watching_without_a_word(number, tmp_path):
     with watch(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         read_until(process, "CartPole-v1")
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (0, "", "")
     assert contents(tmp_path) == before
 
@@ -583,7 +585,7 @@ def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path
         while "1 not started" not in out:
             out += os.read(master, 4096).decode()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=600) == 0
         with suppress(OSError):  # the end of a terminal
             while data := os.read(master, 4096):
                 out += data.decode()

@@ -370,7 +370,7 @@ def compile_latex(program, folder, text):
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (folder / "table.pdf").stat().st_size > 0

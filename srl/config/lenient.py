@@ -1,0 +1,82 @@
+"""Specs of other versions of srl, read as far as this version knows their keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from srl.config.algorithms import get_algorithm
+from srl.config.hyperparams import FAMILIES
+from srl.config.spec import RunSpec
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_FORMAT: int = RunSpec.model_fields["format"].default
+
+
+@dataclass(frozen=True)
+class LenientSpec:
+    """A spec, and what its file says beyond it."""
+
+    spec: RunSpec
+    #: Values of the keys that this version does not know, by dotted keys such as ``hyperparams.new``; also
+    #: ``format``, if it is higher than this version's.
+    unknown: dict[str, Any]
+    #: SHA-256 of the file and, if it has all keys that this version writes, of the file that this version
+    #: would have written: unknown keys and another layout do not change what the known keys say.
+    digests: frozenset[str]
+
+
+def spec_text(spec: RunSpec) -> str:
+    """The content of a run's ``spec.json``."""
+    return spec.model_dump_json(indent=1) + "\n"
+
+
+def read_leniently(content: bytes) -> LenientSpec:
+    """Read a spec that this version or another one wrote.
+
+    Missing keys take their defaults, as in any spec. Unknown keys, nested ones included, are kept apart.
+
+    :param content: The content of ``spec.json``.
+    :raises ValidationError, ValueError, TypeError: If it is not the spec of a run.
+    """
+    known = json.loads(content)
+    if not isinstance(known, dict):
+        raise TypeError("it must be a mapping of keys to values")
+    unknown: dict[str, Any] = {}
+    if isinstance(known.get("format"), int) and known["format"] > _FORMAT:
+        unknown["format"] = known["format"]
+        known["format"] = _FORMAT
+    parsed = dict(known)
+    if isinstance(known.get("hyperparams"), dict):
+        family = get_algorithm(str(known.get("algo"))).family
+        parsed["hyperparams"] = _without_unknown(
+            FAMILIES[family], known["hyperparams"], "hyperparams.", unknown
+        )
+    spec = _without_unknown(RunSpec, parsed, "", unknown)
+    known = {key: value for key, value in known.items() if key in parsed}
+    digests = {hashlib.sha256(content).hexdigest()}
+    if known == spec.model_dump(mode="json"):
+        digests.add(hashlib.sha256(spec_text(spec).encode()).hexdigest())
+    return LenientSpec(spec, unknown, frozenset(digests))
+
+
+def _without_unknown(
+    model: type[_Model], values: dict[str, Any], prefix: str, unknown: dict[str, Any]
+) -> _Model:
+    """Validate values; keys that the model does not know move from them to ``unknown``."""
+    while True:
+        try:
+            return model(**values)
+        except ValidationError as error:
+            places = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+            if not places:
+                raise
+            for *parents, key in places:
+                holder: Any = reduce(getitem, parents, values)  # type: ignore[arg-type]
+                unknown[prefix + ".".join(map(str, [*parents, key]))] = holder.pop(key)

@@ -1,0 +1,173 @@
+"""The columns of a sweep: algorithms, and named variants of them that differ in hyperparameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from srl.config.algorithms import ALGORITHMS, get_algorithm
+from srl.config.files import first_mistake
+from srl.config.hyperparams import FAMILIES, check_hyperparams
+from srl.errors import UserError, nearest
+
+#: What a variant's name may be: it names a folder, and a column of tables.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}$"
+NAMES_ARE = "Names have at most 80 letters, digits and . _ + = -, the first a letter or a digit."
+
+
+class VariantError(UserError):
+    """A mistake in the variants of a sweep, with the keys that lead to it."""
+
+    def __init__(self, keys: Sequence[str | int], message: str):
+        super().__init__(f"{'.'.join(map(str, keys))}: {message}")
+        self.keys, self.message = list(keys), message
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One column of a sweep."""
+
+    #: The algorithm's, or a name of its own.
+    name: str
+    #: The algorithm's name.
+    algo: str
+    #: Hyperparameters that take precedence over all others of the sweep.
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str | None:
+        """The name for a run's spec; None if it is the algorithm's."""
+        return None if self.name == self.algo else self.name
+
+
+def make_variants(
+    algos: Sequence[str], named: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]
+) -> list[Variant]:
+    """Return the columns of a sweep.
+
+    :param algos: Algorithms; with a grid, each is expanded into a variant for each point of it, such as
+        ``sppo-beta=5``.
+    :param named: Variants by name: ``algo`` and the hyperparameters in which they differ from it.
+    :param grid: Values by hyperparameter; every combination is a point.
+    :raises VariantError: If a name is taken or malformed, an algorithm or a key unknown, a value out of
+        range, or a key of the grid does not apply to one of ``algos``.
+    """
+    variants = [Variant(name, name) for name in algos]
+    if grid:
+        variants = [variant for name in algos for variant in _grid_of(name, grid)]
+    for name, values in named.items():
+        variants.append(_named(name, values))
+    taken: dict[str, str] = {}
+    for variant in variants:
+        # File systems may not tell cases apart
+        first = taken.setdefault(variant.name.lower(), variant.name)
+        if first is not variant.name:
+            raise VariantError(["variants", variant.name], f"the name {first!r} is taken. Use another.")
+    return variants
+
+
+def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[Variant]) -> None:
+    """See that comparisons name two columns of the sweep each.
+
+    :param comparisons: Pairs of names.
+    :param variants: The columns.
+    :raises VariantError: If one does not.
+    """
+    known = [variant.name for variant in variants]
+    for index, pair in enumerate(comparisons):
+        for name in pair:
+            if name not in known:
+                hint = nearest(name, known)
+                raise VariantError(
+                    ["compare", index],
+                    f"there is no column {name!r} in this sweep. Known: {', '.join(known)}.{hint}",
+                )
+        if len(set(pair)) != 2 or len(pair) != 2:
+            raise VariantError(["compare", index], f"{list(pair)}: must name two different columns.")
+
+
+def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
+    """A key that sorts columns: algorithms as the paper has them, each before its variants, numbers by value.
+
+    :param algo: The algorithm's name.
+    :param name: The column's.
+    """
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
+    return list(ALGORITHMS).index(algo), name != algo, by_value
+
+
+def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
+    for key, values in grid.items():
+        known = _keys_of(algo)
+        if key not in known:
+            raise VariantError(
+                ["grid", key],
+                f"does not apply to {get_algorithm(algo).label}.{nearest(key, known)} A grid expands all of "
+                "algos; name columns that it leaves as they are under variants.",
+            )
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise VariantError(["grid", key], f"{values!r}: must be a list of values, for example [0, 1, 5].")
+    variants = []
+    for point in product(*grid.values()):
+        overrides = dict(zip(grid, point, strict=True))
+        name = "-".join([algo, *(f"{key}={_text(value)}" for key, value in overrides.items())])
+        _check_values(["grid"], algo, overrides)
+        if not re.fullmatch(NAME, name):
+            raise VariantError(
+                ["grid"], f"{name!r} is too long for a name, or has other characters than it may."
+            )
+        variants.append(Variant(name, algo, overrides))
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise VariantError(["grid"], f"the point {name} is specified twice.")
+    return variants
+
+
+def _named(name: str, values: Any) -> Variant:
+    keys: list[str | int] = ["variants", name]
+    if not re.fullmatch(NAME, name):
+        raise VariantError(keys, f"is no name for a column. {NAMES_ARE}")
+    if not isinstance(values, Mapping) or not isinstance(values.get("algo"), str):
+        raise VariantError(keys, "must be a mapping with the key algo, for example {algo: sppo, beta: 5}.")
+    try:
+        algo = get_algorithm(values["algo"]).name
+    except UserError as error:
+        raise VariantError([*keys, "algo"], str(error)) from None
+    if name.lower() in ALGORITHMS:
+        raise VariantError(keys, "is the name of an algorithm. Use another.")
+    overrides = {key: value for key, value in values.items() if key != "algo"}
+    known = _keys_of(algo)
+    for key in overrides:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise VariantError([*keys, key], f"is no hyperparameter of {get_algorithm(algo).label}.{hint}")
+    _check_values(keys, algo, overrides)
+    return Variant(name, algo, overrides)
+
+
+def _keys_of(algo: str) -> list[str]:
+    """The hyperparameters that make a difference to an algorithm."""
+    algorithm = get_algorithm(algo)
+    without = () if algorithm.symmetric else ("beta", "z", "reverse_loss", "importance_weighting")
+    return [key for key in FAMILIES[algorithm.family].model_fields if key not in without]
+
+
+def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> None:
+    try:
+        check_hyperparams(get_algorithm(algo), overrides)
+    except ValidationError as error:
+        where, message = first_mistake(error)
+        # What concerns no key alone depends on the environment's other hyperparameters
+        if where:
+            raise VariantError([*keys, *where], message) from None
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

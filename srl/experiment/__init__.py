@@ -1,1 +1,0 @@
-"""From a configuration to run directories: specs, single runs, sweeps and the engines that execute them."""

@@ -1,0 +1,1 @@
+"""The run directory: its files, their integrity, and how far runs are."""

@@ -1,0 +1,102 @@
+"""The plan of a sweep, ``sweep.json``: which runs there are to be, and what reports compare."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from srl.config.algorithms import get_algorithm
+from srl.config.spec import RunSpec
+from srl.errors import UserError
+from srl.rundir.files import read_bytes
+
+#: The plan of a sweep, in its folder: which runs there are to be.
+PLAN = "sweep.json"
+PLAN_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a sweep is to make."""
+
+    #: Its folder, below the sweep's.
+    path: str
+    env: str
+    algo: str
+    noise: str
+    seed: int
+    n_timesteps: int
+    #: The name of its column, if that is not the algorithm's.
+    variant: str | None = None
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> PlannedRun:
+        """The plan's entry of a run."""
+        return cls(spec.path, spec.env, spec.algo, spec.noise, spec.seed, spec.n_timesteps, spec.variant)
+
+
+def read_plan(root: Path) -> list[PlannedRun]:
+    """The runs that the sweeps in a folder are to make; empty without a plan.
+
+    :raises UserError: If there is a plan that cannot be read.
+    """
+    return [] if (plan := _load_plan(root)) is None else plan[0]
+
+
+def check_plan(root: Path) -> None:
+    """See that the plan of a sweep can be written: none is there yet, or one that this version writes.
+
+    :raises UserError: If it is a link, cannot be read, or has keys of a newer srl or of another program.
+    """
+    file = root / PLAN
+    plan = _load_plan(root)
+    if file.is_symlink():
+        raise UserError(f"{file} is a link, and srl writes a file there. Move it away; nothing was written.")
+    if plan is not None and plan[1]:
+        raise _newer(file, plan[1])
+
+
+def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
+    """The plan in a folder, and values of keys that this version does not write; None without a plan."""
+    file = root / PLAN
+    try:
+        values = json.loads(read_bytes(file))
+        plan = TypeAdapter(list[PlannedRun]).validate_python(values["runs"])
+        for run in plan:
+            get_algorithm(run.algo)
+        own = {each.name for each in fields(PlannedRun)}
+        unknown = {key: value for key, value in values.items() if key not in ("format", "compare", "runs")}
+        if values.get("format", PLAN_FORMAT) != PLAN_FORMAT:
+            unknown["format"] = values["format"]
+        for run in values["runs"]:
+            unknown |= {f"runs.{key}": value for key, value in run.items() if key not in own}
+        return plan, unknown
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file}: not the plan of a sweep: {what}. Remove it to continue without it."
+        ) from None
+
+
+def read_comparisons(root: Path) -> list[tuple[str, str]]:
+    """Return the pairs of columns that the sweeps in a folder compare; empty without any, or a plan."""
+    try:
+        pairs = json.loads(read_bytes(root / PLAN)).get("compare", [])
+        return TypeAdapter(list[tuple[str, str]]).validate_python(pairs)
+    except (OSError, ValueError, AttributeError):
+        return []  # `read_plan` says what is wrong with it
+
+
+def _newer(file: Path, unknown: dict[str, Any]) -> UserError:
+    """What there is to say of a file in a folder that this version must not write to."""
+    keys = ", ".join(f"{key}={value!r}" for key, value in list(unknown.items())[:3])
+    return UserError(
+        f"{file} was written by a newer version of srl, or by another program: {keys} is not known here. "
+        "Update srl, or name another folder with --out; nothing was written."
+    )

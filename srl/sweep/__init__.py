@@ -1,0 +1,1 @@
+"""Which process trains what: plan, tasks, engines and progress of a sweep."""

@@ -1,0 +1,211 @@
+"""Runs and populations as tasks of a Ray cluster, which restarts the tasks of a lost node on another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+
+from srl.errors import UserError
+from srl.sweep.engines import Ended, Order, Task, why_ended
+from srl.sweep.engines.remote import absolute, execute_elsewhere, in_progress, thread_variables
+
+#: Ray queues what there is no place for.
+_ROOM = 100_000
+#: Seconds that a node is given to answer, and that tasks are given to end in order.
+_ANSWER, _GRACE = 5.0, 10.0
+
+
+class RayEngine:
+    """Tasks of a Ray cluster, each in a process of its own, as many at once as the cluster has cores for.
+
+    Run directories must lie in storage that all nodes have at the same path, and srl must be installed on
+    all. If this process dies, Ray ends its tasks.
+
+    :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or
+        ``"local"`` for a cluster of this machine alone that ends with the engine.
+    :param n_jobs: How many tasks it takes at once; None for all, which then wait in Ray's queue.
+    :param tasks_per_gpu: How many tasks on GPUs share one.
+    :param n_lost: How often Ray does a task again whose node or process is lost, before it is told of.
+    :raises UserError: If Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, address: str, *, n_jobs: int | None = None, tasks_per_gpu: int = 4, n_lost: int = 10):
+        self._ray = ray = _import_ray()
+        self._n_jobs = n_jobs or _ROOM
+        self._tasks_per_gpu = tasks_per_gpu
+        self._n_lost = n_lost
+        self._running: dict[Any, Task] = {}
+        self._began_ray = not ray.is_initialized()
+        if self._began_ray:
+            _connect(ray, address)
+        # A fresh process for each: a run must not see what another has left
+        self._work = ray.remote(max_calls=1)(execute_elsewhere)
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it takes now."""
+        return self._n_jobs - len(self._running)
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Start tasks; see :class:`srl.sweep.engines.Engine`."""
+        for order in orders:
+            task = order.task
+            options: dict[str, Any] = {
+                "name": task.name,
+                "num_cpus": task.jobs[0].spec.threads,
+                "max_retries": self._n_lost,
+                "runtime_env": {"env_vars": thread_variables(order)},
+            }
+            if task.needs_gpu:
+                options["num_gpus"] = 1 / self._tasks_per_gpu
+            self._running[self._work.options(**options).remote(absolute(order))] = task
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait for tasks to end; see :class:`srl.sweep.engines.Engine`."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        if not self._ended(1, seconds):
+            return []
+        return [Ended(self._running.pop(ref), killed=self._why(ref)) for ref in self._ended(None, 0)]
+
+    def end(self, task: Task) -> None:
+        """End a task at once; see :class:`srl.sweep.engines.Engine`."""
+        for ref, running in self._running.items():
+            if running is task:
+                self._ray.cancel(ref, force=True)
+
+    def close(self) -> None:
+        """End all tasks in order."""
+        jobs = [job for task in self._running.values() for job in task.jobs]
+        for force in (False, True):
+            for ref in self._running:
+                self._ray.cancel(ref, force=force)
+            # Ray says that a task has ended before its process has
+            deadline = time.monotonic() + _GRACE
+            for ref in self._ended(None, _GRACE):
+                del self._running[ref]
+            while in_progress(jobs) and time.monotonic() < deadline:
+                time.sleep(0.1)
+        self._running.clear()
+        if self._began_ray:
+            self._ray.shutdown()
+
+    def _ended(self, count: int | None, seconds: float) -> list[Any]:
+        """Wait until so many tasks, or all, have ended; those that have."""
+        refs = list(self._running)
+        if not refs:
+            return []
+        ready: list[Any]
+        ready, _ = self._ray.wait(refs, num_returns=count or len(refs), timeout=seconds, fetch_local=False)
+        return ready
+
+    def _why(self, ref: Any) -> str:
+        """Why a task has ended, if not by itself: one line, else empty."""
+        exceptions = self._ray.exceptions
+        try:
+            return why_ended(self._ray.get(ref))
+        except exceptions.RayTaskError as error:
+            # Its text is the traceback
+            return f"its process failed: {type(error.cause).__name__}: {_first_line(error.cause)}"
+        except exceptions.TaskCancelledError:
+            return "it was cancelled"
+        except exceptions.RayError as error:
+            why = {
+                exceptions.OutOfMemoryError: "its node ran out of memory",
+                exceptions.NodeDiedError: "its node was lost",
+                exceptions.WorkerCrashedError: "its process was ended from outside or crashed",
+            }.get(type(error), "Ray could not do it")
+            return f"{why} ({type(error).__name__}: {_first_line(error)})"
+
+
+def cluster_resources(address: str) -> dict[str, float]:
+    """What all nodes of a cluster have: ``"CPU"``, ``"GPU"``, and ``"memory"`` in bytes.
+
+    :param address: As of :class:`RayEngine`.
+    :raises UserError: If Ray is not installed, or no cluster answers.
+    """
+    ray = _import_ray()
+    _connect(ray, address)
+    try:
+        resources: dict[str, float] = ray.cluster_resources()
+        return resources
+    finally:
+        ray.shutdown()
+
+
+def _import_ray() -> Any:
+    # What Ray would else send home, and a warning of each process about GPUs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--engine ray needs Ray: pip install 'symmetric-rl[ray]'.") from None
+    return ray
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [""])[0][:200]
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect to a cluster, or begin one of this machine.
+
+    :raises UserError: If there is none.
+    """
+    what_to_do = "Start one with: ray start --head, and on the other machines: ray start --address HOST:6379."
+    if address.startswith("ray://"):
+        raise UserError(f"--address {address}: a sweep runs on a node of the cluster; give auto there.")
+    if address not in ("auto", "local"):
+        _check_answer(address, what_to_do)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        ray.init(
+            address=address,
+            namespace="srl",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            **({"include_dashboard": False} if address == "local" else {}),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: no Ray cluster: {_first_line(error)} {what_to_do}") from None
+    finally:
+        # Ray puts one for SIGTERM below Python's, which aborts
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
+
+
+def _check_answer(address: str, what_to_do: str) -> None:
+    """Ray itself waits for minutes for a machine that does not answer."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and int(port) < 2**16):
+        raise UserError(f"--address {address}: must be auto, local, or HOST:PORT of a cluster's head.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nothing answers there: {error}. {what_to_do}") from None
+    if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return  # whose certificates Ray itself looks at
+    channel = grpc.insecure_channel(address)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=_ANSWER)
+    except grpc.FutureTimeoutError:
+        raise UserError(
+            f"--address {address}: what answers there is no head of a Ray cluster. {what_to_do}"
+        ) from None
+    finally:
+        channel.close()

@@ -1,0 +1,316 @@
+"""Runs and populations as jobs of a Slurm cluster, through submitit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srl.errors import UserError
+from srl.rundir.directory import RunDirectory
+from srl.sweep.engines import Ended, Order, Task, why_ended
+from srl.sweep.engines.remote import absolute, execute_elsewhere, thread_variables
+
+#: Slurm's own limit, unless a cluster says otherwise.
+_LARGEST_ARRAY = 1000
+#: Tasks of an array that run at once, if nothing else is said.
+MAX_PARALLEL = 64
+#: How often a job may reach its time limit and go on: as good as always.
+_MOST_TIMEOUTS = 1000
+#: Seconds before its end at which Slurm tells a job of it.
+_SIGNAL_BEFORE = 120
+#: Seconds between two looks at the jobs' results, and between two questions to Slurm.
+_LOOK_EVERY, _ASK_EVERY = 2.0, 30.0
+#: Seconds that tasks are given to end in order.
+_GRACE = 10.0
+#: States that a job leaves no more. Submitit takes a suspended job for one that has ended.
+_ENDED = {
+    "BOOT_FAIL": "its node did not start",
+    "CANCELLED": "its job was cancelled",
+    "COMPLETED": "",
+    "DEADLINE": "its job reached its deadline",
+    "FAILED": "its job failed",
+    "NODE_FAIL": "its node was lost",
+    "OUT_OF_MEMORY": "its job ran out of memory",
+    "PREEMPTED": "its job was pre-empted, and not queued again",
+    "REVOKED": "its job was moved to another cluster",
+    "TIMEOUT": "its job was ended at its time limit",
+}
+#: How often in succession Slurm must say that. It does for a moment of a job that it queues again.
+_TIMES_ENDED, _TIMES_PREEMPTED = 2, 10
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job does, and does again when it was preempted or has reached its time limit.
+
+    :param order: The task, its paths absolute.
+    """
+
+    order: Order
+
+    def __call__(self) -> int:
+        """Do it in this process, from the runs' last checkpoints."""
+        return execute_elsewhere(self.order)
+
+    def checkpoint(self) -> Any:
+        """What is queued again: the same, as all that it goes on from lies in the run directories."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+@dataclass
+class _Job:
+    job: Any
+    task: Task
+    #: What Slurm said of it last, and how often in succession.
+    state: str = ""
+    times: int = 0
+
+
+class SlurmEngine:
+    """Jobs of a Slurm cluster: each call of :meth:`submit` is one array for the CPU, one for GPUs.
+
+    A job that is preempted or reaches its time limit is queued again, and its runs go on from their last
+    checkpoints; Slurm does the same with those of a node that fails. If this process dies, the jobs go on.
+
+    :param folder: For Slurm's logs and what jobs are told; in storage that all nodes have at the same path,
+        as the run directories are.
+    :param cluster: ``"slurm"``, which is what None means, or ``"local"``: processes of this machine in
+        Slurm's place, for tests.
+    :param partition: Where jobs run; None for the cluster's default.
+    :param time: Minutes that a job may run before it is queued again.
+    :param max_parallel: The most tasks of an array that run at once.
+    :param mem_gb: Memory of a job; None for the cluster's default.
+    :param options: More options of ``sbatch``, by their long names: ``{"account": "lab"}``; True for one
+        without a value.
+    :raises UserError: If submitit is not installed, or Slurm is not here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cluster: str | None = None,
+        partition: str | None = None,
+        time: int = 240,
+        max_parallel: int = MAX_PARALLEL,
+        mem_gb: float | None = None,
+        options: Mapping[str, str | int | bool] | None = None,
+    ):
+        try:
+            import submitit
+        except ImportError:
+            raise UserError("--engine slurm needs submitit: pip install 'symmetric-rl[slurm]'.") from None
+        self._folder = folder.absolute()
+        self._cluster = cluster or "slurm"
+        self._max_parallel = max_parallel
+        self._running: list[_Job] = []
+        #: What Slurm did not take, to be submitted again.
+        self._refused: list[Order] = []
+        self._taken_once = False
+        self._next_look = self._next_ask = self._next_submit = 0.0
+        self._parameters: dict[str, Any] = {
+            "name": "srl",
+            "timeout_min": time,
+            "mem_gb": mem_gb,
+            "stderr_to_stdout": True,
+            "slurm_partition": partition,
+            "slurm_signal_delay_s": _SIGNAL_BEFORE,
+            "slurm_array_parallelism": max_parallel,
+            "slurm_additional_parameters": {"requeue": True, **(options or {})},
+        }
+        if self._cluster == "slurm":
+            _check_slurm()
+        self._submitit = submitit
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it takes now: an array, or when few are left, what may run beside them."""
+        n_there = len(self._running) + len(self._refused)
+        return _LARGEST_ARRAY if n_there == 0 else max(self._max_parallel - n_there, 0)
+
+    def submit(self, orders: Sequence[Order]) -> None:
+        """Start tasks; see :class:`srl.sweep.engines.Engine`.
+
+        :raises UserError: If Slurm refuses the first. Later it may only be out of order for a while, and is
+            asked again.
+        """
+        alike: dict[tuple[bool, int], list[Order]] = {}
+        for order in orders:
+            key = (order.task.needs_gpu, order.task.jobs[0].spec.threads)
+            alike.setdefault(key, []).append(order)
+        for (needs_gpu, n_threads), group in alike.items():
+            try:
+                jobs = self._submit_alike(group, needs_gpu, n_threads)
+            except (RuntimeError, OSError) as error:
+                lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+                reason = f"Slurm did not take the jobs: {lines[-1] if lines else error}"
+                if not self._taken_once:
+                    raise UserError(reason) from None
+                print(f"{reason}; retrying.", file=sys.stderr)
+                self._refused += group
+                self._next_submit = time.monotonic() + _ASK_EVERY
+                continue
+            self._taken_once = True
+            self._running += [_Job(job, order.task) for job, order in zip(jobs, group, strict=True)]
+        self._next_look = 0.0
+
+    def _submit_alike(self, orders: Sequence[Order], needs_gpu: bool, n_threads: int) -> list[Any]:
+        executor = self._submitit.AutoExecutor(
+            self._folder,
+            cluster=self._cluster,
+            slurm_max_num_timeout=_MOST_TIMEOUTS,
+            local_max_num_timeout=_MOST_TIMEOUTS,
+        )
+        variables = thread_variables(orders[0])
+        executor.update_parameters(
+            **self._parameters,
+            cpus_per_task=n_threads,
+            gpus_per_node=1 if needs_gpu else None,
+            # They must hold before submitit imports NumPy
+            slurm_setup=[f"export {name}={value}" for name, value in variables.items()],
+        )
+        with self._submitit.helpers.environment_variables(**variables):
+            jobs: list[Any] = executor.submit_array([Work(absolute(order)) for order in orders])
+        return jobs
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait for tasks to end; see :class:`srl.sweep.engines.Engine`."""
+        deadline = time.monotonic() + seconds
+        while not (ended := self._look()) and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return ended
+
+    def end(self, task: Task) -> None:
+        """End a task at once; see :class:`srl.sweep.engines.Engine`."""
+        for running in self._running:
+            if running.task is task:
+                if self._cluster == "slurm":
+                    self._scancel("--signal=USR1", [running])  # it says where it is
+                    self._scancel("", [running])
+                else:
+                    running.job.cancel()
+
+    def close(self) -> None:
+        """End all tasks in order."""
+        if self._running and self._cluster == "slurm":
+            # What scancel itself sends is what Slurm sends before a preemption, and means nothing to a job
+            self._scancel("--signal=INT", self._running)
+            self._wait_until(
+                lambda: (
+                    not any(
+                        RunDirectory(job.path).in_progress for each in self._running for job in each.task.jobs
+                    )
+                )
+            )
+            self._scancel("", self._running)
+        else:
+            for running in self._running:
+                running.job.cancel()
+            self._wait_until(lambda: all(running.job.done() for running in self._running))
+        self._running.clear()
+        self._refused.clear()
+
+    def _scancel(self, option: str, running: Sequence[_Job]) -> None:
+        command = ["scancel", *([option] if option else []), *(each.job.job_id for each in running)]
+        # It complains of those that have ended
+        subprocess.run(command, check=False, capture_output=True)
+
+    @staticmethod
+    def _wait_until(condition: Any) -> None:
+        deadline = time.monotonic() + _GRACE
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _look(self) -> list[Ended]:
+        """The tasks that have ended."""
+        now = time.monotonic()
+        if self._refused and now >= self._next_submit:
+            again, self._refused = self._refused, []
+            self.submit(again)
+        if not self._running or now < self._next_look:
+            return []
+        if self._cluster != "slurm":
+            return self._take({id(each): each.job.state for each in self._running if each.job.done()})
+        self._next_look = now + _LOOK_EVERY
+        # One call, where asking for each file is one for each job
+        written = set(os.listdir(self._folder))
+        ended = {id(each): "" for each in self._running if each.job.paths.result_pickle.name in written}
+        if now >= self._next_ask:
+            self._next_ask = now + _ASK_EVERY
+            ended |= {id(each): each.state for each in self._ask() if id(each) not in ended}
+        return self._take(ended)
+
+    def _ask(self) -> list[_Job]:
+        """Ask Slurm for states; those jobs that have ended for good."""
+        arrays = dict.fromkeys(each.job.job_id.split("_")[0] for each in self._running)
+        command = ["sacct", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays)]
+        try:
+            answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            return []  # it is asked again
+        from submitit.slurm.slurm import SlurmInfoWatcher
+
+        states = SlurmInfoWatcher().read_info(answer.stdout)
+        ended = []
+        for each in self._running:
+            # "CANCELLED by 1000"
+            state = (states.get(each.job.job_id, {}).get("State") or "UNKNOWN").split()[0].rstrip("+")
+            each.times = each.times + 1 if state == each.state else 1
+            each.state = state
+            if state in _ENDED and each.times >= (_TIMES_PREEMPTED if state == "PREEMPTED" else _TIMES_ENDED):
+                ended.append(each)
+        return ended
+
+    def _take(self, states: Mapping[int, str]) -> list[Ended]:
+        """Tasks that have ended, taken from those that run."""
+        taken = [each for each in self._running if id(each) in states]
+        self._running = [each for each in self._running if id(each) not in states]
+        return [Ended(each.task, killed=_why(each, states[id(each)])) for each in taken]
+
+
+def _why(ended: _Job, state: str) -> str:
+    """Why a job has ended, if not by itself: one line, else empty."""
+    from submitit.core.utils import pickle_load
+
+    try:
+        outcome, result = pickle_load(ended.job.paths.result_pickle)
+    except Exception:  # there is none, or half of one
+        if state in _ENDED:
+            return f"{_ENDED[state]} (Slurm: {state})" if _ENDED[state] else ""
+        return f"its job ended without a result; see {ended.job.paths.stdout}"
+    if outcome == "success":
+        return why_ended(result)
+    lines = [line.strip() for line in str(result).splitlines() if line.strip()]
+    return f"its job failed: {(lines or [''])[-1][:200]}"
+
+
+def _check_slurm() -> None:
+    """See that jobs can be submitted and followed from here.
+
+    :raises UserError: If not.
+    """
+    missing = [
+        name for name in ("sbatch", "srun", "sacct", "scancel", "scontrol") if shutil.which(name) is None
+    ]
+    if missing:
+        raise UserError(
+            f"--engine slurm: no {', '.join(missing)} on the PATH. Give the command on a machine from which "
+            "jobs are submitted, or --engine local."
+        )
+    ask = ["sacct", "--noheader", "--allocations", "--starttime=now"]
+    try:
+        subprocess.run(ask, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        raise UserError(
+            f"--engine slurm: sacct, which says how jobs have ended, does not work here: {said}"
+        ) from None

@@ -1,0 +1,194 @@
+"""Group runs into the tasks of an engine: single runs and populations."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from srl.config.population import population_key
+from srl.config.spec import RunSpec
+from srl.errors import UserError
+from srl.rundir.progress import makespan
+from srl.sweep.engines import Job, Task
+
+#: The most members of a population; ``"auto"`` chooses, ``"off"`` trains each run alone.
+Population = int | Literal["auto", "off"]
+
+#: The most members that ``"auto"`` puts together. More hardly make a step cheaper, and a process that dies
+#: takes its runs with it.
+_LARGEST = 64
+#: What a step of a population takes besides its members, in members: between 4 and 22 where it was measured,
+#: see docs/benchmarks.md.
+_OVERHEAD = 8
+#: Members below which a population is divided only if processes would be idle: it gets little faster.
+_SMALLEST = 4
+#: Bytes that a process, an environment and a number of a rollout take; measured, and rounded up.
+_PROCESS_BYTES = 500e6
+_ENV_BYTES = 6e6
+_COPIES_OF_A_ROLLOUT = 4
+#: Share of the free memory that populations may take.
+_MEMORY_SHARE = 0.7
+
+
+def parse_population(text: str) -> Population:
+    """Read the option ``--population``.
+
+    :param text: ``"auto"``, ``"off"``, or how many members a population has at the most.
+    :raises UserError: For anything else.
+    """
+    if text in ("auto", "off"):
+        return text  # type: ignore[return-value]
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise UserError(f"--population {text}: must be auto, off, or the most members of one, 1 or above.")
+    return int(text)
+
+
+def make_tasks(
+    jobs: Sequence[Job],
+    population: Population,
+    n_jobs: int,
+    *,
+    memory: float | None = None,
+    done: Collection[Path] = (),
+    begun: Mapping[Path, bool] | None = None,
+) -> list[Task]:
+    """Put runs together that can train as one population.
+
+    ``"auto"`` divides the runs among ``n_jobs`` processes as far as memory allows, see :func:`divide`. It
+    leaves networks for images alone on the CPU, where their convolutions take the time, stacked or not.
+
+    :param jobs: The runs.
+    :param population: The most members of a population, ``"auto"``, or ``"off"``.
+    :param n_jobs: How many tasks run at once.
+    :param memory: Bytes that these share; None for no limit.
+    :param done: Folders of jobs that are finished: no task has them. They count in whether a run is stacked,
+        so that what is left of an interrupted sweep trains as it would have: on some CPUs a stacked network
+        rounds differently from one alone.
+    :param begun: Folders of jobs that go on from a checkpoint, and whether they were begun stacked: they stay
+        what they are.
+    :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population
+        of one only if ``population`` is a number, or those that it would train with are done.
+    """
+    begun = {} if begun is None else begun
+    groups: dict[str, list[Job]] = {}
+    for index, job in enumerate(jobs):
+        if begun.get(job.path) is False:
+            key = None
+        elif begun.get(job.path):
+            key = population_key(job.spec)
+        else:
+            key = _group(job.spec, population)
+        groups.setdefault(key or f"alone {index}", []).append(job)
+    left = {key: [job for job in group if job.path not in done] for key, group in groups.items()}
+    largest, steps = [], []
+    for key, group in groups.items():
+        alone = key.startswith("alone")
+        largest.append(1 if alone else min(_LARGEST, _fitting(group[0].spec, n_jobs, memory)))
+        steps.append(group[0].spec.n_timesteps)
+    n_of_all = divide([len(group) for group in groups.values()], steps, largest, n_jobs)
+    n_of_left = divide([len(members) for members in left.values()], steps, largest, n_jobs)
+    tasks: list[tuple[Job, ...]] = []
+    for key, n_whole, n_parts in zip(groups, n_of_all, n_of_left, strict=True):
+        members = left[key]
+        if isinstance(population, int) and not key.startswith("alone"):
+            stacked, n_parts = True, -(-len(members) // population)
+        else:
+            stacked = n_whole < len(groups[key]) or any(begun.get(job.path) for job in members)
+        # Runs that stand next to each other in the plan, so that tables fill evenly
+        ends = [round(part * len(members) / max(n_parts, 1)) for part in range(n_parts + 1)]
+        for first, end in pairwise(ends):
+            part = members[first:end]
+            tasks.append(tuple(_stacked(job) for job in part) if stacked else tuple(part))
+    order = {job.path: index for index, job in enumerate(jobs)}
+    return [Task(members) for members in sorted(tasks, key=lambda members: order[members[0].path])]
+
+
+def divide(
+    n_runs: Sequence[int], n_timesteps: Sequence[int], largest: Sequence[int], n_jobs: int
+) -> list[int]:
+    """Into how many populations each group of runs is divided, so that all end soon.
+
+    A population takes as long as its training steps times its members and a constant overhead. There are
+    ``n_jobs`` populations in total, or a multiple of that: more would repeat the overhead, fewer would leave
+    processes idle. The group whose populations take longest is divided first, but below four members only if
+    processes would be idle otherwise.
+
+    :param n_runs: Runs in each group, shape (n_groups,).
+    :param n_timesteps: Training steps of each run of a group, shape (n_groups,).
+    :param largest: The most members of a population of each group, shape (n_groups,).
+    :param n_jobs: How many populations train at once.
+    :return: Populations of each group, shape (n_groups,).
+    """
+    n_jobs = max(min(n_jobs, sum(n_runs)), 1)
+    parts = [-(-n // most) for n, most in zip(n_runs, largest, strict=True)]
+
+    def duration(group: int, n_members: float) -> float:
+        return n_timesteps[group] * (_OVERHEAD + n_members)
+
+    def priority(group: int) -> tuple[bool, float, int]:
+        n_members = n_runs[group] / parts[group]
+        return n_members <= _SMALLEST, -duration(group, n_members), group
+
+    divisible = [priority(group) for group, n in enumerate(n_runs) if parts[group] < n]
+    heapq.heapify(divisible)
+    best, soonest = list(parts), math.inf
+    while True:
+        # Below the smallest size only if processes would be idle
+        last = not divisible or (divisible[0][0] and sum(parts) >= n_jobs)
+        if last or sum(parts) % n_jobs == 0:
+            durations = [
+                duration(group, (n_runs[group] + part) // n_parts)
+                for group, n_parts in enumerate(parts)
+                for part in range(n_parts)
+            ]
+            if sum(durations) / n_jobs >= soonest:
+                return best  # and more populations take longer still
+            end = makespan([0.0] * n_jobs, sorted(durations, reverse=True))
+            if end < soonest:
+                best, soonest = list(parts), end
+        if last:
+            return best
+        *_, group = heapq.heappop(divisible)
+        parts[group] += 1
+        if parts[group] < n_runs[group]:
+            heapq.heappush(divisible, priority(group))
+
+
+def describe(tasks: Sequence[Task]) -> str:
+    """How runs are put together, to stand after their number; empty if each is by itself."""
+    sizes = sorted(len(task.jobs) for task in tasks if task.jobs[0].spec.stacked)
+    if not sizes:
+        return ""
+    span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
+    n_alone = len(tasks) - len(sizes)
+    return f" in {len(sizes)} populations of {span}" + (f" and {n_alone} alone" if n_alone else "")
+
+
+def _stacked(job: Job) -> Job:
+    return Job(job.spec.model_copy(update={"stacked": True}), job.path)
+
+
+def _group(spec: RunSpec, population: Population) -> str | None:
+    if population == "off":
+        return None
+    if population == "auto" and spec.hyperparams.policy == "CnnPolicy" and spec.device == "cpu":
+        return None
+    return population_key(spec)
+
+
+def _fitting(spec: RunSpec, n_jobs: int, memory: float | None) -> int:
+    """How many members a population can have if ``n_jobs`` are to fit into memory."""
+    if memory is None:
+        return _LARGEST
+    hyperparams = spec.hyperparams
+    n_envs = hyperparams.n_envs + spec.n_eval_envs
+    # Atari's frames are far larger than any other observation of the protocol
+    observation = 84 * 84 * hyperparams.frame_stack if hyperparams.policy == "CnnPolicy" else 400 * 8
+    rollout = prod((hyperparams.n_envs, hyperparams.n_steps, observation, _COPIES_OF_A_ROLLOUT))
+    share = memory * _MEMORY_SHARE / n_jobs - _PROCESS_BYTES
+    return max(int(share / (n_envs * _ENV_BYTES + rollout)), 1)

@@ -1,0 +1,151 @@
+"""Checkpoints of a run: everything that it needs to resume with bitwise-identical results.
+
+A checkpoint is one file, ``checkpoints/STEPS.npz`` in the run's folder: arrays, and their structure as JSON.
+Nothing in it is executed when it is read. It is written completely or not at all, and read back; the previous
+one is kept until then, so that there is always a complete one.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from srl.envs.replay import NotRestorable
+from srl.errors import UserError
+from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_steps, read_arrays
+from srl.rundir.files import replacing
+
+#: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
+_ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"
+
+
+class CheckpointTimer:
+    """Writes a checkpoint at most once per interval, as long as the environments can be restored.
+
+    :param interval: Seconds between two checkpoints; with 0 each call of :meth:`keep` writes one.
+    :param note: Is given the reason why there are no checkpoints, once for each reason.
+    """
+
+    def __init__(self, interval: float, note: Callable[[str], None]):
+        self._interval = interval
+        self._note = note
+        self._noted: set[str] = set()
+        self._due = time.monotonic() + interval
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the interval since the last checkpoint has passed."""
+        return time.monotonic() >= self._due
+
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint and start the next interval.
+
+        :param write: Writes it. On :class:`~srl.envs.replay.NotRestorable` the existing checkpoints are
+            kept, and the next attempt follows after the interval.
+        """
+        try:
+            write()
+        except NotRestorable as error:
+            reason = str(error)
+            if reason not in self._noted:
+                self._noted.add(reason)
+                self._note(f"keeps no checkpoints: {reason}")
+        self._due = time.monotonic() + self._interval
+
+
+def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint, see that it can be read, and remove all but the one before.
+
+    :param folder: The run's.
+    :param steps: Its training steps so far.
+    :param state: Numbers, texts, arrays, tensors, and lists, tuples and mappings of these.
+    :raises OSError: If it cannot be written; earlier ones are as they were.
+    """
+    file = checkpoint_path(folder, steps)
+    file.parent.mkdir(exist_ok=True)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    tree = json.dumps({"format": FORMAT, "steps": steps, "state": _taken_apart(state, arrays)})
+    arrays[TREE] = np.frombuffer(tree.encode(), np.uint8)
+    with replacing(file) as temporary:
+        with temporary.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+        _read(temporary)
+    for older in checkpoint_steps(folder)[2:]:
+        checkpoint_path(folder, older).unlink()
+
+
+def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    :param folder: The run's.
+    :param steps: Which one, see :func:`checkpoint_steps`.
+    :raises UserError: If it cannot be read, or is of another version.
+    """
+    return _read(checkpoint_path(folder, steps))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree, arrays = read_arrays(file)
+        state = _put_together(tree["state"], arrays)
+    except UserError:
+        raise
+    except Exception as error:  # the structure can be wrong in any way
+        raise UserError(f"{file}: damaged: {error}") from None
+    assert isinstance(state, dict)
+    return state
+
+
+def _taken_apart(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """A value as JSON has it; arrays go to ``arrays``, and their names stand in their places."""
+    if isinstance(value, np.generic):
+        return {_SCALAR: _taken_apart(np.asarray(value), arrays)}
+    if isinstance(value, (th.Tensor, np.ndarray)):
+        kind = _TENSOR if isinstance(value, th.Tensor) else _ARRAY
+        name = str(len(arrays))
+        array = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
+        if array.dtype.hasobject:
+            raise TypeError(f"an array of {array.dtype} cannot be kept in a checkpoint")
+        # Convolutions round by how their input lies in memory
+        axes = sorted(range(array.ndim), key=lambda axis: (-array.strides[axis], -array.shape[axis]))
+        arrays[name] = array.transpose(axes)
+        return {kind: name, "axes": axes}
+    if isinstance(value, dict):
+        # Keys that are no texts, as those of an optimizer's state, would come back as texts
+        return {
+            "keys": list(value),
+            "values": [_taken_apart(item, arrays) for item in value.values()],
+        }
+    if isinstance(value, tuple):
+        return {_TUPLE: [_taken_apart(item, arrays) for item in value]}
+    if isinstance(value, list):
+        return [_taken_apart(item, arrays) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be kept in a checkpoint")
+
+
+def _put_together(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, list):
+        return [_put_together(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _ARRAY in value or _TENSOR in value:
+        array = arrays[value[_ARRAY] if _ARRAY in value else value[_TENSOR]].transpose(
+            np.argsort(value["axes"])
+        )
+        return array if _ARRAY in value else th.from_numpy(array)
+    if _SCALAR in value:
+        return _put_together(value[_SCALAR], arrays)[()]
+    if _TUPLE in value:
+        return tuple(_put_together(item, arrays) for item in value[_TUPLE])
+    # Equal names are one object, as in a program's text: pickle writes those once
+    keys = [sys.intern(key) if isinstance(key, str) else key for key in value["keys"]]
+    return dict(zip(keys, (_put_together(item, arrays) for item in value["values"]), strict=True))

@@ -1,0 +1,5 @@
+"""Many runs of one environment trained as one stacked network: see :mod:`srl.training.stacked.train`."""
+
+from srl.training.stacked.train import train_population
+
+__all__ = ["train_population"]

@@ -1,0 +1,173 @@
+"""What a run is, and mistakes that are found before it trains."""
+
+import json
+
+import gymnasium as gym
+import pytest
+import torch as th
+
+from srl.config.spec import RunSpec, make_run_spec, resolve_device, safe_name
+from srl.errors import UserError
+from srl.training.check import check_run
+from tests.small_runs import BROKEN, small_spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(algo="spo"), "Did you mean sppo"),
+        (dict(env="CartPol-v1"), "Did you mean CartPole-v1"),
+        (dict(env="nowhere:Name-v0"), "'nowhere'"),
+        (dict(env="LunarLander-v1"), "LunarLander-v3"),
+        (dict(noise="flip:1.5"), "flip:PROB"),
+        (dict(noise="flip:0"), "flip:PROB"),
+        (dict(noise="flip:nan"), "flip:PROB"),
+        (dict(noise="gaussian:-0.1"), "gaussian:STD"),
+        (dict(noise="gaussian:inf"), "gaussian:STD"),
+        (dict(noise="gausian:0.1"), "Did you mean gaussian"),
+        (dict(noise="flip"), "exactly one parameter"),
+        (dict(noise=""), "none, gaussian:STD"),
+        (dict(seed=-1), "seed: -1"),
+        (dict(seed=2**31), "seed"),
+        (dict(n_timesteps=0), "n_timesteps: 0"),
+        (dict(bins=11), "Use dsppo"),
+        (dict(algo="dsppo", env="Pendulum-v1", bins=1), "bins: 1"),
+        (dict(profile="author"), "Did you mean authors"),
+        (dict(eval_freq=0), "eval_freq: 0"),
+        (dict(n_eval_episodes=0), "n_eval_episodes: 0"),
+        (dict(threads=0), "threads: 0"),
+        (dict(device="gpu"), "auto, cpu, cuda, cuda:N"),
+        (dict(device="cuda:"), "auto, cpu, cuda, cuda:N"),
+    ],
+    ids=str,
+)
+def test_wrong_value_is_named(changes, says):
+    with pytest.raises(UserError) as error:
+        small_spec(**changes)
+    assert says in str(error.value)
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
+def test_cuda_where_there_is_none_is_refused(device):
+    with pytest.raises(UserError, match=f"device='{device}': .* sees 0 CUDA devices"):
+        resolve_device(device, "MlpPolicy")
+
+
+def test_auto_keeps_small_networks_on_the_cpu():
+    assert resolve_device("auto", "MlpPolicy") == "cpu"
+    assert resolve_device("auto", "CnnPolicy") == ("cuda" if th.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("algo", ["sppo", "sa2c"])
+def test_box_actions_with_a_reverse_loss_are_refused_and_told_how_to_discretise(algo):
+    with pytest.raises(UserError) as error:
+        check_run(small_spec(algo, "Pendulum-v1"))
+    assert "Discretise the actions with --algo d" + algo in str(error.value)
+
+
+@pytest.mark.parametrize(("algo", "overrides"), [("ppo", {}), ("dsppo", {}), ("sppo", {"beta": 0})])
+def test_box_actions_go_without_a_reverse_loss_or_discretised(algo, overrides):
+    check_run(small_spec(algo, "Pendulum-v1", overrides=overrides))
+
+
+def test_discrete_actions_are_not_discretised():
+    with pytest.raises(UserError, match="cannot be discretised"):
+        check_run(small_spec("dsppo", "CartPole-v1"))
+
+
+@pytest.mark.parametrize(
+    ("env", "overrides"),
+    [
+        ("CartPole-v1", dict(policy="CnnPolicy")),
+        ("CartPole-v1", dict(policy="MultiInputPolicy")),
+        ("CartPole-v1", dict(use_sde=True)),
+        ("CartPole-v1", dict(clip_range_vf=0.0)),
+        ("CartPole-v1", dict(policy_kwargs={"optimizer_kwargs": {"epsilon": 1e-5}})),
+        ("FrozenLake-v1", dict(normalize=True)),
+    ],
+    ids=str,
+)
+def test_hyperparameters_that_do_not_go_with_the_environment_are_found_before_training(env, overrides):
+    with pytest.raises(UserError):
+        check_run(small_spec(env=env, overrides=overrides))
+
+
+def test_environment_that_cannot_be_made_is_a_user_error():
+    with pytest.raises(UserError, match="no simulator here"):
+        check_run(small_spec(env=BROKEN + "CannotBeMade-v0"))
+
+
+@pytest.mark.parametrize("code", ["this is no Python", "1 / 0"], ids=["syntax", "exception"])
+def test_environments_module_that_breaks_at_import_is_a_user_error(code, tmp_path, monkeypatch):
+    (tmp_path / "breaking_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="breaking_module"):
+        small_spec(env="breaking_module:Name-v0")
+
+
+def test_renamed_environment_is_resolved_and_said():
+    spec, notes = make_run_spec("ppo", "LunarLander-v2", 0)
+    assert spec.env == "LunarLander-v3"
+    assert "renamed" in notes[0]
+
+
+def test_spec_is_complete_and_survives_json():
+    for algo, env in (("sppo", "CartPole-v1"), ("dsa2c", "Pendulum-v1"), ("a2c", "CartPole-v1")):
+        spec = small_spec(algo, env, noise="flip:0.10", overrides={"normalize": {"clip_obs": 5}})
+        text = spec.model_dump_json()
+        assert RunSpec(**json.loads(text)) == spec
+        assert spec.noise == "flip:0.1"
+        assert spec.hyperparams.normalize.clip_obs == 5.0
+        assert json.loads(text)["hyperparams"]["normalize"]["norm_reward"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (dict(algo="spo"), "sppo"),
+        (dict(format=3), "format"),
+        (dict(extra=1), "extra"),
+        (dict(hyperparams={"z": 1.0}), "z"),
+        (dict(hyperparams=None), "hyperparams"),
+        (dict(seed=None), "seed"),
+    ],
+    ids=str,
+)
+def test_spec_of_another_shape_is_refused(change, says):
+    values = json.loads(small_spec().model_dump_json())
+    with pytest.raises(ValueError, match=says):
+        RunSpec(**(values | change))
+
+
+def test_spec_of_before_evaluation_episodes_had_a_limit_is_that_of_the_same_run():
+    values = json.loads(small_spec().model_dump_json())
+    assert values.pop("eval_max_episode_steps") == 50_000
+    assert RunSpec(**values) == small_spec()
+
+
+def test_evaluation_episodes_may_last_as_long_as_the_environments_time_limit():
+    gym.register("VeryLong-v0", entry_point=f"{BROKEN}Fine", max_episode_steps=80_000)
+    assert small_spec(env="VeryLong-v0").eval_max_episode_steps == 80_000
+    assert small_spec(env="VeryLong-v0", eval_max_episode_steps=10).eval_max_episode_steps == 10
+
+
+@pytest.mark.parametrize(
+    ("env", "noise", "path"),
+    [
+        ("CartPole-v1", "none", "CartPole-v1/sppo/none/seed-0"),
+        ("CartPole-v1", "flip:0.10", "CartPole-v1/sppo/flip-0.1/seed-0"),
+        (BROKEN + "Fine-v0", "none", "tests.training.broken_envs-Fine-v0/sppo/none/seed-0"),
+        ("ALE/Pong-v5", "none", "ALE-Pong-v5/sppo/none/seed-0"),
+    ],
+)
+def test_path_is_made_of_plain_names(env, noise, path):
+    assert make_run_spec("sppo", env, 0, noise=noise, device="cpu")[0].path == path
+
+
+@pytest.mark.parametrize("text", ["../../etc", "a/b", "..", "a b;c$d", "a\x00b"])
+def test_safe_name_stays_in_its_folder(text):
+    name = safe_name(text)
+    assert "/" not in name
+    assert "\x00" not in name
+    assert not name.startswith(".")

@@ -1,0 +1,114 @@
+"""Columns of a sweep: named variants, grids and comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from srl.config.population import population_key
+from srl.sweep.plan import expand, load_sweep
+from tests.small_runs import contents, srl
+
+FILE = """envs: [CartPole-v1]
+algos: [ppo, sppo]
+variants:
+  ppo-rescaled: {algo: ppo, vf_coef: 0.3, max_grad_norm: 0.3}
+  sppo-unweighted: {algo: sppo, importance_weighting: false}
+compare:
+  - [sppo, ppo]
+  - [sppo, ppo-rescaled]
+noise: [none]
+seeds: [0, 1]
+n_timesteps: 64
+eval_freq: 32
+n_eval_episodes: 2
+overrides: {n_steps: 32, batch_size: 32, n_epochs: 1}
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yml"
+    path.write_text(FILE)
+    return path
+
+
+def columns(*args, **kwargs) -> dict[str, dict]:
+    specs, _ = expand(load_sweep(*args, **kwargs))
+    return {Path(spec.path).parts[1]: spec for spec in specs}
+
+
+def test_variant_is_its_algorithm_with_other_hyperparameters_in_a_folder_of_its_own(file):
+    found = columns(file)
+    assert list(found) == ["ppo", "sppo", "ppo-rescaled", "sppo-unweighted"]
+    rescaled = found["ppo-rescaled"]
+    assert (rescaled.algo, rescaled.variant) == ("ppo", "ppo-rescaled")
+    assert (rescaled.hyperparams.vf_coef, rescaled.hyperparams.max_grad_norm) == (0.3, 0.3)
+    assert found["ppo"].variant is None
+    changed = {"variant": "ppo-rescaled", "hyperparams": rescaled.hyperparams}
+    assert found["ppo"].model_copy(update=changed) == rescaled
+
+
+def test_grid_makes_a_column_of_each_combination_and_one_population_of_each_family(file):
+    found = columns(file, algos=["sppo", "sa2c"], grid={"beta": [0, 1, 5, 20]})
+    assert list(found) == [f"{algo}-beta-{beta}" for algo in ("sppo", "sa2c") for beta in (0, 1, 5, 20)]
+    assert [spec.hyperparams.beta for spec in found.values()] == [0, 1, 5, 20] * 2
+    assert found["sppo-beta-5"].variant == "sppo-beta=5"
+    assert len({population_key(spec) for spec in found.values()}) == 2
+    two = columns(file, algos=["sppo"], grid={"beta": [1, 5], "alpha": [0.5, 1]})
+    assert list(two)[:2] == ["sppo-beta-1-alpha-0.5", "sppo-beta-1-alpha-1"]
+
+
+def test_command_line_chooses_columns_and_the_comparisons_that_are_left(file):
+    options = load_sweep(file, algos=["ppo-rescaled", "sppo"])
+    assert [column.name for column in options.columns()] == ["sppo", "ppo-rescaled"]
+    assert options.compare == [["sppo", "ppo-rescaled"]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("ppo-rescaled: {algo: ppo,", "ppo: {algo: ppo,", ["line 4", "variants.ppo", "name of an algorithm"]),
+        ("sppo-unweighted:", "PPO-rescaled:", ["line 5", "'ppo-rescaled' is taken"]),
+        ("sppo-unweighted:", "ppo-rescaled:", ["line 5", "first in line 4"]),
+        ("sppo-unweighted:", "a/b:", ["line 5", "no name for a column"]),
+        ("{algo: ppo, vf_coef", "{algo: pppo, vf_coef", ["line 4", "Did you mean ppo"]),
+        ("vf_coef: 0.3", "vf_coeff: 0.3", ["line 4", "no hyperparameter of PPO", "Did you mean vf_coef"]),
+        ("vf_coef: 0.3", "beta: 0.3", ["line 4", "no hyperparameter of PPO"]),
+        ("vf_coef: 0.3", "vf_coef: -0.3", ["line 4", "variants.ppo-rescaled.vf_coef", "-0.3"]),
+        ("{algo: ppo, vf_coef", "{vf_coef", ["line 4", "key algo"]),
+        ("[sppo, ppo-rescaled]", "[sppo, ppo-rescale]", ["line 8", "Did you mean ppo-rescaled"]),
+        ("[sppo, ppo-rescaled]", "[sppo, sppo]", ["line 8", "two different columns"]),
+        ("[sppo, ppo-rescaled]", "[sppo]", ["line 8", "two different columns"]),
+        ("seeds: [0, 1]", "seeds: [0, 1]\ngrid: {beta: [0, 1]}", ["line 11", "does not apply to PPO"]),
+        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {bet: [1]}", ["line 3", "Did you mean beta"]),
+        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: 1}", ["line 3", "list of values"]),
+        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [1, 1.0]}", ["line 3", "is specified twice"]),
+        ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [-1]}", ["line 3", "grid.beta", "-1"]),
+    ],
+)  # fmt: skip
+def test_mistake_in_variants_is_named_with_its_line(old, new, says, file):
+    file.write_text(FILE.replace(old, new))
+    before = contents(file.parent)
+    outcome = srl("sweep", "mine.yml", "--out", "runs")
+    assert outcome.status == 2
+    assert all(word in outcome.err for word in says), outcome.err
+    assert contents(file.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--grid", "beta=0,1"], "--grid beta: does not apply to PPO"),
+        (["--algos", "sppo", "--grid", "beta=0,x"], "beta"),
+        (["--algos", "sppo", "--grid", "beta"], "NAME=VALUE"),
+        (["--algos", "ppo-rescale"], "ppo-rescale"),
+    ],
+)
+def test_mistake_on_the_command_line_is_named(words, says, file):
+    outcome = srl("sweep", "mine.yml", "--out", "runs", *words)
+    assert outcome.status == 2
+    assert says in outcome.err
+    assert not Path("runs").exists()

@@ -1,0 +1,240 @@
+"""Tasks on a Ray cluster of two nodes, which are processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from srl.errors import UserError
+from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.status import Status
+from srl.sweep.engines import Job, Order, Task
+from srl.sweep.engines.choose import capacity, engine_of, make_engine
+from srl.sweep.engines.ray import RayEngine
+from srl.training.run import train_run
+from tests.small_runs import SMALL_WORDS, small_spec, srl, until
+from tests.sweep.chaos import compare
+from tests.training.test_resume import outcome
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+SPECS = [small_spec(seed=seed, n_timesteps=3200, eval_freq=320) for seed in (1, 2)]
+#: A sweep's process that is killed.
+DRIVER = """
+import sys
+from pathlib import Path
+from srl.sweep.engines.ray import RayEngine
+from tests.sweep.test_ray import orders
+engine = RayEngine(sys.argv[1])
+engine.submit(orders(Path(sys.argv[2])))
+while True:
+    engine.wait(1)
+"""
+
+
+def orders(root, **changes):
+    specs = [spec.model_copy(update=changes) for spec in SPECS]
+    return [
+        Order(Task((Job(spec, root / str(place)),)), checkpoint_every=0) for place, spec in enumerate(specs)
+    ]
+
+
+def status(order):
+    return RunDirectory(order.task.jobs[0].path).read_status()
+
+
+def are_beyond(orders, steps):
+    return all(status(order) is not None and status(order).timesteps > steps for order in orders)
+
+
+def all_ended(engine, n):
+    ended = []
+    until(lambda: ended.extend(engine.wait(0.2)) or len(ended) == n)
+    return ended
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hears_ctrl_c():
+    """Processes that are begun here hear Ctrl-C, also where the tests run in the background."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="module")
+def cluster(hears_ctrl_c):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The outcomes of undisturbed runs."""
+    root = tmp_path_factory.mktemp("whole")
+    for place, spec in enumerate(SPECS):
+        train_run(spec, root / str(place))
+    return [outcome(root / str(place)) for place in range(len(SPECS))]
+
+
+def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
+        *("--seeds", "0:2", "--timesteps", 1600, "--device", "cpu", "--population", "off", *SMALL_WORDS),
+        *("--checkpoint-every", 0),
+    ]
+    lost = Path("lost")
+
+    def lose_a_node():
+        until(lambda: lost.exists() and sum(run.in_progress for run in find_runs(lost)) == 2)
+        time.sleep(1)
+        cluster.remove_node(cluster.second, allow_graceful=False)
+
+    losing = Thread(target=lose_a_node)
+    losing.start()
+    try:
+        ended = srl(*words, "--engine", "ray", "--address", cluster.address, "--out", lost)
+    finally:
+        losing.join()
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+    assert ended.status == 0, ended.err
+    statuses = [run.read_status() for run in find_runs(lost)]
+    assert [each.state for each in statuses] == ["done"] * 2
+    assert sorted(each.attempts for each in statuses) == [1, 2]
+    assert srl(*words, "--out", tmp_path / "whole").status == 0
+    compare(lost, tmp_path / "whole")
+
+
+def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("srl.sweep.engines.choose.available_memory", lambda: 0)
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
+        *("--seeds", "0:4", "--timesteps", 64, "--device", "cpu", "--out", tmp_path, *SMALL_WORDS),
+        *("--engine", "ray", "--address", cluster.address),
+    ]
+    assert "To do: 8 in 2 populations of 4, 2 at a time" in srl(*words, "--dry-run").out
+    ended = srl(*words, "--jobs", 1)
+    assert ended.status == 0, ended.err
+    assert "To do: 8 in 1 populations of 8, 1 at a time" in ended.out
+    # Two tasks on each GPU, and the cluster has one
+    options = engine_of("ray", None, address=cluster.address, tasks_per_gpu=2)
+    assert capacity(options, on_gpus=True)[0] == 2
+    assert capacity(options)[0] == 2
+    engine = make_engine(replace(options, n_jobs=3), tmp_path, 3)
+    assert engine.room == 3
+    engine.close()
+
+
+def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):
+    asked = orders(tmp_path)
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)])
+    until(lambda: are_beyond(asked, 100))
+    driver.kill()
+    driver.wait()
+    until(lambda: not any(RunDirectory(each.task.jobs[0].path).in_progress for each in asked))
+    assert not any(status(each).state == "done" for each in asked)
+    engine = RayEngine(cluster.address)
+    try:
+        engine.submit(asked)
+        assert [each.killed for each in all_ended(engine, 2)] == ["", ""]
+    finally:
+        engine.close()
+    assert [status(each).attempts for each in asked] == [2, 2]
+    assert [outcome(tmp_path / str(place)) for place in range(2)] == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path):
+    words = [
+        *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
+        *("--seeds", "0:2", "--timesteps", "1000000", "--device", "cpu", "--population", "off", *SMALL_WORDS),
+        *("--engine", "ray", "--address", cluster.address, "--out", str(tmp_path / "out")),
+    ]
+    sweep = subprocess.Popen(
+        [Path(sys.executable).with_name("srl"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(2)]
+    until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs))
+    sweep.send_signal(number)
+    _, err = sweep.communicate(timeout=600)
+    assert (sweep.returncode, err) == (130, "srl: stopped. Rerun the command to resume.\n")
+    assert [run.read_status().reason for run in runs] == ["the sweep was stopped"] * 2
+    assert not any(run.in_progress for run in runs)
+
+
+def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):
+    first, second = orders(tmp_path, n_timesteps=1_000_000)
+    on_gpu = Order(
+        Task((Job(small_spec().model_copy(update={"device": "cuda"}), tmp_path / "gpu"),)), checkpoint_every=0
+    )
+    engine = RayEngine(cluster.address, n_lost=0)
+    try:
+        assert engine.room > 1000
+        engine.submit([first, second])
+        until(lambda: engine.wait(0) or are_beyond([first, second], 100))
+        os.kill(status(first).pid, signal.SIGUSR1)
+        until(lambda: "most recent call first" in first.task.log.read_text())
+        os.kill(status(first).pid, signal.SIGKILL)
+        (ended,) = all_ended(engine, 1)
+        assert ended.task is first.task
+        assert "WorkerCrashedError" in ended.killed
+        assert "\n" not in ended.killed
+        engine.end(second.task)
+        (ended,) = all_ended(engine, 1)
+        assert (ended.task, ended.killed) == (second.task, "it was cancelled")
+        engine.submit([on_gpu])
+        (ended,) = all_ended(engine, 1)
+        assert (ended.killed, status(on_gpu).state) == ("", "done")
+        until(lambda: not RunDirectory(second.task.jobs[0].path).in_progress)
+        engine.submit([second])
+        # It trains, and does not only restore a checkpoint
+        until(lambda: status(second).attempts == 2 and status(second).seconds > 0)
+    finally:
+        engine.close()
+    assert status(second).reason == "stopped by the user"
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("127.0.0.1:1", "nothing answers there.*ray start --head"),
+        ("head", "auto, local, or HOST:PORT"),
+        ("ray://head:10001", "on a node of the cluster"),
+    ],
+)
+def test_address_where_nothing_answers_is_named(address, what):
+    with pytest.raises(UserError, match=f"--address {address}: .*{what}"):
+        RayEngine(address)
+
+
+def test_address_of_something_else_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        with pytest.raises(UserError, match="no head of a Ray cluster"):
+            RayEngine(address)
+
+
+def test_missing_ray_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'symmetric-rl\[ray\]'"):
+        RayEngine("auto")

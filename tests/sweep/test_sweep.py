@@ -1,0 +1,411 @@
+"""Sweeps: expansion, runs as independent processes, resuming, and what ends them."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Timer
+
+import numpy as np
+import pytest
+
+from srl.errors import UserError
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import read_plan
+from srl.rundir.status import Status
+from srl.sweep.plan import expand, load_sweep, make_plan, parse_seeds
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("texts", "seeds"),
+    [
+        (["10000:10005"], [10000, 10001, 10002, 10003, 10004]),
+        (["1", "2", "5:7"], [1, 2, 5, 6]),
+        ([7], [7]),
+        (["0"], [0]),
+        (["2147483647"], [2147483647]),
+        (["5:6", "3"], [5, 3]),
+    ],
+)
+def test_seeds_are_numbers_and_ranges_without_their_end(texts, seeds):
+    assert parse_seeds(texts) == seeds
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["1", "1"], "1 is specified twice"),
+        (["1:5", "3"], "3 is specified twice"),
+        (["01", "1"], "1 is specified twice"),
+        (["5:5"], "'5:5' is empty"),
+        (["5:1"], "'5:1' is empty"),
+        (["a"], "'a' is neither"),
+        (["-1"], "'-1' is neither"),
+        (["1.0"], "'1.0' is neither"),
+        ([True], "True is neither"),
+        ([None], "None is neither"),
+        (["1:2:3"], "'1:2:3' is neither"),
+        ([":5"], "':5' is neither"),
+        (["5:"], "'5:' is neither"),
+        ([""], "'' is neither"),
+        (["²"], "'²' is neither"),
+        (["2147483648"], "beyond"),
+        (["0:1000000"], "100,000 is the most"),
+        ([], "at least one"),
+    ],
+)
+def test_seeds_that_repeat_or_do_not_parse_are_named(texts, says):
+    with pytest.raises(UserError) as error:
+        parse_seeds(texts)
+    assert says in str(error.value)
+
+
+MINE = """\
+envs: [CartPole-v1]
+algos: [ppo, sppo]
+noise: [none]
+seeds: ["0:2"]
+n_timesteps: 64
+quick:
+  n_timesteps: 32
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The file of a sweep, which a test may change."""
+    file = tmp_path / "mine.yml"
+    file.write_text(MINE)
+    return file
+
+
+def change(file, old, new):
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "says"),
+    [
+        ("[ppo, sppo]", "[ppo, spo]", 2, "key algos: .*Did you mean sppo"),
+        ("[none]", "[none, flop:1]", 3, "key noise: .*Did you mean flip"),
+        ("[none]", "[flip:1.5]", 3, r"key noise: .*flip:PROB"),
+        ("[none]", "[null]", 3, "key noise"),
+        ("[none]", "none", 3, "key noise"),
+        ('["0:2"]', "[0, 1, 0]", 4, "key seeds: .*0 is specified twice"),
+        ('["0:2"]', "[x]", 4, "key seeds: .*'x' is neither"),
+        ('["0:2"]', "", 4, "key seeds"),
+        ("[CartPole-v1]", "[]", 1, "key envs"),
+        ("n_timesteps: 64", "n_timestep: 64", 5, "key n_timestep: there is no such key.*n_timesteps"),
+        ("n_timesteps: 64", "n_timesteps: -1", 5, "key n_timesteps: -1"),
+        ("n_timesteps: 64", "bins: 1", 5, "key bins: 1"),
+        ("n_timesteps: 64", "overrides: 3", 5, "key overrides"),
+        ("n_timesteps: 64", "1: 3", 5, "1"),
+        ("n_timesteps: 64", "yes: 3", 5, "yes"),
+        ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 is specified twice"),
+        ("  n_timesteps: 32", "  n_timestep: 1", 7, "key quick.n_timestep: there is no such key"),
+        ("quick:\n  n_timesteps: 32", "quick: 3", 6, "key quick: must be a mapping"),
+        ("envs: [CartPole-v1]\n", "", None, "key envs: is missing"),
+        ("n_timesteps: 64", "envs: [Acrobot-v1]", 5, "'envs' is specified twice"),
+        ("[none]", "[none", 4, "mine.yml"),
+        ("n_timesteps: 64", "x: !!python/object/apply:os.abort []", 5, "tags that make Python objects"),
+    ],
+)
+def test_mistake_in_a_sweeps_file_is_placed(mine, old, new, line, says):
+    change(mine, old, new)
+    with pytest.raises(UserError, match=says) as error:
+        load_sweep(mine)
+    assert str(error.value).startswith(f"{mine}, line {line}" if line else f"{mine}, key")
+
+
+@pytest.mark.parametrize("text", ["1:5", "10:20", "[1:5]", "[10:30]"])
+def test_seeds_that_yaml_reads_as_another_number_are_not_taken_for_it(mine, text):
+    # In YAML 1.1, 1:5 without quotes is 65: one hour and five minutes
+    change(mine, '["0:2"]', text)
+    first, end = map(int, text.strip("[]").split(":"))
+    try:
+        seeds = load_sweep(mine).seeds
+    except UserError:
+        return
+    assert seeds == list(range(first, end))
+
+
+def test_small_version_is_asked_for_only_where_there_is_one(mine):
+    assert load_sweep(mine, quick=True).n_timesteps == 32
+    assert load_sweep(mine).n_timesteps == 64
+    change(mine, "quick:\n  n_timesteps: 32\n", "")
+    with pytest.raises(UserError, match="quick"):
+        load_sweep(mine, quick=True)
+
+
+def test_environments_algorithms_noise_and_seeds_are_multiplied(mine):
+    options = load_sweep(mine, envs=["CartPole-v1", "Acrobot-v1"], noise=["none", "flip:0.1"], seeds=["3:6"])
+    specs, _ = expand(options)
+    assert len(specs) == 2 * 2 * 2 * 3 == len({spec.path for spec in specs})
+    # Seed by seed, so that a table fills evenly
+    assert [spec.seed for spec in specs] == [3] * 8 + [4] * 8 + [5] * 8
+
+
+def test_seeds_of_a_sweep_are_runs_of_their_own_spec(mine):
+    from srl.config.spec import make_run_spec
+
+    for spec in expand(load_sweep(mine))[0]:
+        alone, _ = make_run_spec(spec.algo, spec.env, spec.seed, n_timesteps=64)
+        assert spec == alone
+
+
+def test_overrides_reach_all_runs_and_symmetric_ones_the_symmetric(mine):
+    options = load_sweep(mine, overrides={"gamma": 0.5}, symmetric_overrides={"beta": 7.0, "alpha": 0.25})
+    by_algo = {spec.algo: spec.hyperparams for spec in expand(options)[0]}
+    assert (by_algo["ppo"].gamma, by_algo["ppo"].alpha, by_algo["ppo"].beta) == (0.5, 1.0, 0.0)
+    assert (by_algo["sppo"].gamma, by_algo["sppo"].alpha, by_algo["sppo"].beta) == (0.5, 0.25, 7.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(envs=["CartPole-v1", "CartPole-v1"]),
+        dict(algos=["ppo", "PPO"]),
+        dict(noise=["flip:0.1", "flip:0.10"]),
+        dict(envs=["LunarLander-v2", "LunarLander-v3"]),
+    ],
+    ids=str,
+)
+def test_what_stands_twice_is_refused(mine, changes):
+    with pytest.raises(UserError, match="is specified twice"):
+        expand(load_sweep(mine, **changes))
+
+
+def test_plan_of_a_folder_that_holds_a_run_of_another_spec_is_refused(mine, tmp_path):
+    specs, _ = expand(load_sweep(mine))
+    other, _ = expand(load_sweep(mine, n_timesteps=128))
+    with RunDirectory(tmp_path / "out" / other[3].path).claimed(other[3]):
+        pass
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="n_timesteps is 128 there and 64 here"):
+        make_plan(specs, tmp_path / "out")
+    assert contents(tmp_path) == before
+
+
+# A sweep with all that can happen, run once for the tests that follow
+
+KILLED, NAN, FINE = (BROKEN + name for name in ("Killed-v0", "NanReward-v0", "Fine-v0"))
+WORDS = [
+    *("--envs", FINE, KILLED, NAN, "--algos", "sppo", "--noise", "none", "--seeds", "0:2"),
+    *("--timesteps", "64", "--jobs", "2", "--retries", "1", "--population", "off", *SMALL_WORDS),
+]
+
+
+def folder(root, env, seed):
+    return root / env.replace(":", "-") / "sppo" / "none" / f"seed-{seed}"
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The folder of a sweep of which most runs fail, and how the command ended."""
+    root = tmp_path_factory.mktemp("swept") / "out"
+    return root, srl("sweep", "discrete_srl", "--out", root, *WORDS)
+
+
+@pytest.mark.slow
+def test_runs_that_fail_do_not_stop_the_others(swept):
+    root, _ = swept
+    states = {
+        (env, seed): RunDirectory(folder(root, env, seed)).read_status()
+        for env in (FINE, KILLED, NAN)
+        for seed in (0, 1)
+    }
+    for (env, _), status in states.items():
+        assert status.state == ("done" if env == FINE else "failed")
+        assert min(status.started, status.ended) > 0
+    assert states[NAN, 0].reason.endswith("(NaN) in environment 0. (at step 40)")
+    assert states[KILLED, 1].reason.startswith("its process was ended by SIGKILL")
+
+
+@pytest.mark.slow
+def test_exit_status_and_last_lines_say_what_failed(swept):
+    _, outcome = swept
+    assert outcome.status == 1
+    lines = outcome.err.strip().splitlines()
+    assert "4 of 6 runs failed" in lines[-5]
+    assert len([line for line in lines if "seed-" in line]) == 4
+    assert "(at step 40)" in outcome.err
+    assert "SIGKILL" in outcome.err
+    assert "Traceback" not in outcome.out + outcome.err
+
+
+@pytest.mark.slow
+def test_table_of_the_sweep_counts_what_failed(swept):
+    root, outcome = swept
+    assert "8.0 ± 0.0 (n=2)" in outcome.out
+    # One environment is killed, one gives a NaN
+    assert len(re.findall(r"│ +2 failed │\n", outcome.out)) == 2
+    table = (root / "table.csv").read_text()
+    assert f"{FINE},none,64,sppo,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
+    assert f"{NAN},none,64,sppo,sppo,,,,0,0,0,0,2,0,0,0" in table
+
+
+@pytest.mark.slow
+def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
+    root, _ = swept
+    alone = srl(
+        *(
+            "train",
+            "--algo",
+            "sppo",
+            "--env",
+            FINE,
+            "--seed",
+            1,
+            "--timesteps",
+            64,
+            "--out",
+            tmp_path / "alone",
+        ),
+        *SMALL_WORDS,
+    )
+    assert alone.status == 0, alone.err
+    in_sweep = folder(root, FINE, 1)
+    assert (tmp_path / "alone" / "spec.json").read_bytes() == (in_sweep / "spec.json").read_bytes()
+    ours, theirs = (
+        RunDirectory(path).read_evaluations()["results"] for path in (tmp_path / "alone", in_sweep)
+    )
+    assert np.array_equal(ours, theirs)
+    from srl import SPPO
+
+    states = [SPPO.load(path / "model.zip").policy.state_dict() for path in (tmp_path / "alone", in_sweep)]
+    assert all(bool((states[0][name] == states[1][name]).all()) for name in states[0])
+
+
+@pytest.mark.slow
+def test_same_command_tries_only_what_is_not_done(swept):
+    root, _ = swept
+    done = [folder(root, FINE, seed) for seed in (0, 1)]
+    before = [contents(path) for path in done]
+    failed_before = RunDirectory(folder(root, NAN, 0)).read_status()
+    # One was interrupted: its status still says that it is running, and its process is gone
+    interrupted = RunDirectory(folder(root, KILLED, 0))
+    interrupted.write_status(Status("running", timesteps=10, n_timesteps=64, pid=2**22, host="elsewhere"))
+    again = srl("sweep", "discrete_srl", "--out", root, *WORDS)
+    assert again.status == 1
+    assert "Done already: 2. To do: 4" in again.out
+    assert "4 of 4 runs failed" in again.err
+    assert [contents(path) for path in done] == before
+    assert RunDirectory(folder(root, NAN, 0)).read_status().attempts > failed_before.attempts
+    assert interrupted.read_status().reason.startswith("its process was ended by SIGKILL")
+
+
+@pytest.mark.slow
+def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
+    words = ["--algos", "sppo", "--noise", "none", "--timesteps", "32", "--out", tmp_path, *SMALL_WORDS]
+    first = srl("sweep", "discrete_srl", "--envs", FINE, "--seeds", "0", *words)
+    second = srl("sweep", "discrete_srl", "--envs", FINE, "--seeds", "1", *words)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert [run.seed for run in read_plan(tmp_path)] == [0, 1]
+    assert "(n=2)" in second.out
+    assert "Done already: 0. To do: 1" in second.out
+
+
+@pytest.mark.slow
+def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path):
+    from tests.rundir.test_directory import CLAIM
+
+    path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLAIM, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout.readline() == b"claimed\n"
+        Timer(4.0, process.kill).start()
+        outcome = srl(
+            *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
+            *("--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS),
+        )
+        assert outcome.status == 0, outcome.err
+        assert "trains 1 of these runs: waited for." in outcome.out
+        assert process.poll() is not None
+        assert RunDirectory(path).read_status().state == "done"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def hear_signals():
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture
+def long_sweep(tmp_path):
+    """A sweep of three long runs in a process group of its own, two of them training, and their folders."""
+    words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
+    words += ["--seeds", "0:3", "--timesteps", "100000000", "--jobs", "2", "--out", str(tmp_path / "out")]
+    words += ["--population", "off"]
+    words += ["--hyperparams", "n_steps=32", "batch_size=32", "n_epochs=1", "n_envs=1"]
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("srl"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # The tests may themselves run in the background, where a shell has SIGINT ignored
+        preexec_fn=hear_signals,
+    )
+    runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
+    try:
+        assert soon(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))
+        yield process, runs
+    finally:
+        # The group is this sweep's own
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def soon(condition, seconds=90.0):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_sweep, tmp_path):
+    process, runs = long_sweep
+    # A terminal sends Ctrl-C and its end to the whole group, kill sends to the one process
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130
+    assert "stopped" in err
+    assert "Traceback" not in out + err
+    assert not runs[2].path.exists()
+    for run in runs[:2]:
+        assert not run.in_progress
+        assert (run.read_status().state, run.read_status().reason) == ("failed", "the sweep was stopped")
+    assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]) == 3
+    plan = make_plan([run.read_spec() for run in runs[:2]], tmp_path / "out")
+    assert len(plan.to_do) == 2
+
+
+@pytest.mark.slow
+def test_runs_of_a_killed_sweep_end_too(long_sweep):
+    # Else they hold their folders, and the same command cannot complete the sweep
+    process, runs = long_sweep
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert soon(lambda: not any(run.in_progress for run in runs[:2]), seconds=15)

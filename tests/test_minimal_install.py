@@ -1,0 +1,68 @@
+"""The library works with what SB3 brings along; the commands name the extra that they need."""
+
+import subprocess
+import sys
+
+#: What only the extras bring.
+EXTRAS = (
+    "ale_py", "Box2D", "cv2", "mujoco", "pydantic", "rich", "scipy", "tensorboard", "tqdm", "tyro", "yaml",
+    "rliable", "pyarrow", "jinja2",
+)  # fmt: skip
+WITHOUT_EXTRAS = f"""
+import sys
+
+class WithoutExtras:
+    # It finds no module of the extras
+
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {EXTRAS}
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(WithoutExtras, sys.meta_path)
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_sppo_trains_with_noise_on_discretized_actions_without_the_extras():
+    ended = python("""
+import gymnasium as gym, srl
+from srl.envs import DiscretizeAction, RewardNoise, VecRewardNoise
+from stable_baselines3.common.env_util import make_vec_env
+
+noisy = VecRewardNoise(make_vec_env("CartPole-v1"), "gaussian:0.1", seed=0)
+model = srl.SPPO("MlpPolicy", noisy, n_steps=64, batch_size=64, n_epochs=1, device="cpu").learn(64)
+assert model.num_timesteps == 64
+pendulum = DiscretizeAction(RewardNoise(gym.make("Pendulum-v1"), "gaussian:0.1"), 11)
+srl.SA2C("MlpPolicy", pendulum, device="cpu").learn(5)
+""")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_command_without_the_extras_names_the_command_that_installs_them():
+    ended = python("from srl.__main__ import main; sys.argv = ['srl', '--version']; main()")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("srl: The command srl needs the package ")
+    assert ended.stderr.endswith("Run: pip install 'symmetric-rl[experiments]'\n")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_environments_without_the_extras_name_the_command_that_installs_them():
+    ended = python("""
+import srl.envs
+try:
+    srl.envs.make_train_env
+except ImportError as error:
+    print(error)
+""")
+    assert ended.stdout.startswith("srl.envs.make_train_env needs the package ")
+    assert ended.stdout.endswith("Run: pip install 'symmetric-rl[experiments]'\n")
