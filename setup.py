@@ -74,6 +74,10 @@ setup(
             "pytest-xdist>=3",
             "ruff",
             "types-PyYAML",
+            # The documentation site
+            "furo",
+            "myst-parser>=4",
+            "sphinx>=8",
         ],
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],

@@ -1,7 +1,7 @@
 """Acting in NumPy: the policy's forward pass and draw for a few rows, where PyTorch's calls cost most.
 
-An actor reads the parameters in place, of one policy or of the stacked policies of a population. In what
-follows ``S`` is the number of members and ``n`` the number of rows that each has. A member's results do not
+An actor reads the parameters in place, of one policy or of the stacked policies of a population. Below,
+``S`` is the number of members and ``n`` the number of rows that each has. A member's results do not
 depend on ``S``: every operation treats the members one after the other.
 """
 

@@ -1,6 +1,6 @@
-"""What happens to a minibatch's advantages before they weigh a loss: pure functions of tensors.
+"""Preparation of a minibatch's advantages for the loss: pure functions of tensors.
 
-The order is flip noise, normalisation, statistics, transform (:func:`prepare_advantages`). Every tensor has
+The order is flip noise, normalization, statistics, transform (:func:`prepare_advantages`). Every tensor has
 shape ``(..., batch_size)``, where the dimensions in front stand for the members of a population, each with a
 minibatch of its own; nothing here waits for the device.
 """
@@ -17,11 +17,11 @@ N_ADVANTAGE_BINS = 5
 
 
 class PreparedAdvantages(NamedTuple):
-    """A minibatch's advantages, ready for the loss, and what happened to them."""
+    """A minibatch's advantages, ready for the loss, and statistics of their preparation."""
 
     #: Shape ``(..., batch_size)``.
     advantages: th.Tensor
-    #: How many advantages changed sign by noise and normalisation, shape ``(...)``.
+    #: How many advantages changed sign by noise and normalization, shape ``(...)``.
     n_sign_changes: th.Tensor
     #: The largest absolute advantage before the transform, shape ``(...)``.
     abs_max: th.Tensor
@@ -89,11 +89,11 @@ def prepare_advantages(
     normalize: bool = False,
     transform: str = "none",
 ) -> PreparedAdvantages:
-    """Flip, normalise and transform a minibatch's advantages, and count what changed sign.
+    """Flip, normalize and transform a minibatch's advantages, and count what changed sign.
 
     :param advantages: The rollout buffer's advantages, shape ``(..., batch_size)``.
     :param flip_mask: Where the sign is flipped, boolean, shape ``(..., batch_size)``; None for nowhere.
-    :param normalize: Whether to normalise.
+    :param normalize: Whether to normalize.
     :param transform: A name of :data:`ADVANTAGE_TRANSFORMS`.
     :return: The advantages for the loss, and the statistics.
     """

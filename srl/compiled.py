@@ -1,8 +1,8 @@
 """The update of SA2C and SPPO as one pure function, compiled.
 
 The function takes the parameters, the optimizer's state, a rollout, the rows of a minibatch and the
-coefficients of the loss, and gives the new parameters, the new state and the figures to log. Its loss is the
-algorithm's own. The compiled code writes the new values into the tensors of the policy and its optimizer,
+coefficients of the loss, and returns the new parameters, the new state and the figures to log. Its loss is
+the algorithm's own. The compiled code writes the new values into the tensors of the policy and its optimizer,
 which stay what SB3 made them: they save, load and continue as without compilation.
 
 A model is updated by the same machine code alone and as a member of a population, so that its result does not

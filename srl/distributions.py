@@ -74,7 +74,7 @@ class UncheckedCategoricalDistribution(CategoricalDistribution):
 
 
 class UncheckedBernoulliDistribution(BernoulliDistribution):
-    """SB3's BernoulliDistribution without argument checks; results are the same to the bit."""
+    """SB3's BernoulliDistribution without argument checks; results are bitwise identical."""
 
     def proba_distribution(self, action_logits: th.Tensor) -> UncheckedBernoulliDistribution:
         self.distribution = Bernoulli(logits=action_logits, validate_args=False)
@@ -97,12 +97,12 @@ class UncheckedBernoulliDistribution(BernoulliDistribution):
 
 
 class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
-    """SB3's DiagGaussianDistribution without argument checks; results are the same to the bit."""
+    """SB3's DiagGaussianDistribution without argument checks; results are bitwise identical."""
 
     def proba_distribution(
         self, mean_actions: th.Tensor, log_std: th.Tensor
     ) -> UncheckedDiagGaussianDistribution:
-        # As SB3 computes it, to the bit
+        # Bitwise identical to SB3's
         self.distribution = Normal(
             mean_actions, th.ones_like(mean_actions) * log_std.exp(), validate_args=False
         )

@@ -27,7 +27,7 @@ _SCALE_FREE: tuple[type[th.optim.Optimizer], ...] = (th.optim.Adam, th.optim.Ada
 def policy_coefficient(
     alpha: float = 0.5, beta: float = 1.0, z: float = -1.0, reverse_loss: str = "rce"
 ) -> float:
-    """Return by how much SPPO multiplies PPO's policy gradient.
+    """Return the factor between the policy gradients of SPPO and PPO.
 
     :param alpha: Weight of the policy loss.
     :param beta: Weight of the reverse loss.
@@ -50,7 +50,7 @@ def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
     ``max_grad_norm / c`` and the optimizer's ``eps / c``; all others stay. The steps are equal up to rounding
     and the 1e-6 that PyTorch's gradient clipping adds to the norm.
 
-    :param sppo_kwargs: Keyword arguments of SPPO's constructor; what is missing has SPPO's default.
+    :param sppo_kwargs: Keyword arguments of SPPO's constructor; missing ones have SPPO's defaults.
     :return: Keyword arguments for ``stable_baselines3.PPO``.
     :raises UserError: If no PPO is equivalent: without importance weighting, with transformed or flipped
         advantages, with ``alpha = beta = 0``, or with an optimizer that depends on the gradient's scale.

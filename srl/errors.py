@@ -1,4 +1,4 @@
-"""The exceptions that a user meets as a line of text: a mistake of the user's, and a full disk."""
+"""The exceptions that a user sees as one line of text: a mistake of the user, and a full disk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ class UserError(ValueError):
     """A mistake in what the user asked for.
 
     Its message says what is wrong, where (file, key, value) and what to do. The command line prints
-    it without a traceback and exits with status 2; code that imports ``srl`` catches it as any
-    exception.
+    it without a traceback and exits with status 2.
     """
 
 

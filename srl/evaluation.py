@@ -1,4 +1,4 @@
-"""Evaluation environments beside a training environment with wrappers that evaluation does not have.
+"""Evaluation environments for a training environment with wrappers that evaluation does not have.
 
 SB3's ``EvalCallback`` copies the statistics of ``VecNormalize`` by walking the wrappers of both environments
 in step, and so needs as many wrappers in the evaluation environment as in the training environment.

@@ -2,7 +2,7 @@
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
 Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(..., batch_size)``; every loss, to be
-minimised, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
+minimized, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
 front stand for the members of a population, each with a minibatch of its own; a number such as ``z`` can then
 be a tensor that broadcasts against them. Notation: ``A`` advantage, ``pi`` the current policy's probability
 of the action taken, ``pi_old`` that of the policy that collected the rollout, ``Z < 0`` the finite stand-in
@@ -98,7 +98,7 @@ def reverse_cross_entropy(
 def mean_absolute_error(
     advantages: th.Tensor, weight: Coefficient, weighted_prob: th.Tensor, z: Coefficient
 ) -> th.Tensor:
-    """The mean absolute error loss, ``mean(A w (1 - 2 pi))``; ``z`` has no part in it.
+    """The mean absolute error loss, ``mean(A w (1 - 2 pi))``; ``z`` is not used.
 
     :param advantages: Advantages, shape ``(..., batch_size)``.
     :param weight: ``w``, shape ``(..., batch_size)`` or a number.
@@ -162,7 +162,7 @@ def ppo_reverse_loss(
 class _RowMeanSquaredError(th.autograd.Function):
     """The mean squared error over the last dimension.
 
-    PyTorch's mse_loss averages over all dimensions; the gradient here is that for one row, to the bit.
+    PyTorch's mse_loss averages over all dimensions; the gradient here is that of one row, bitwise.
     """
 
     @staticmethod
@@ -200,7 +200,7 @@ def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
 
 
 class LossWeights(NamedTuple):
-    """What the parts of a loss are multiplied by: numbers, or tensors with one for each member."""
+    """Weights of the parts of a loss: numbers, or tensors with one for each member."""
 
     alpha: Coefficient
     beta: Coefficient
@@ -221,7 +221,7 @@ class LossWeights(NamedTuple):
     ) -> th.Tensor:
         """``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
 
-        With the numbers ``alpha=1, beta=0`` it is SB3's loss to the bit.
+        With the numbers ``alpha=1, beta=0`` it is bitwise identical to SB3's loss.
         """
         loss = self.alpha * policy_loss
         if reverse_loss is not None and not (isinstance(self.beta, float | int) and self.beta == 0):
@@ -272,8 +272,8 @@ def a2c_losses(
     :param values: ``V`` of the current network, shape ``(..., batch_size)``, as all that follow.
     :param log_prob: ``log pi``.
     :param entropy: Of the policy, or None.
-    :param advantages: As the losses are to use them.
-    :param returns: What ``V`` is to predict.
+    :param advantages: After normalization.
+    :param returns: Targets of ``V``.
     :param weights: The weights of the parts.
     :param has_probabilities: False for actions with densities, where there is no reverse loss.
     :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
@@ -315,8 +315,8 @@ def ppo_losses(
     :param entropy: Of the policy, or None.
     :param old_values: ``V`` of the network that collected the rollout.
     :param old_log_prob: ``log pi_old``.
-    :param advantages: As the losses are to use them.
-    :param returns: What ``V`` is to predict.
+    :param advantages: After normalization.
+    :param returns: Targets of ``V``.
     :param clip_range: Of the ratio; a tensor in float64, as Python has its numbers.
     :param clip_range_vf: How far ``V`` may move from ``old_values``; None for any distance.
     :param weights: The weights of the parts.

@@ -1,8 +1,8 @@
 """SB3's actor-critic policies with the faster action distributions of :mod:`srl.distributions`.
 
-Networks, parameters, initialisation and ``state_dict`` are SB3's, so that parameters can be exchanged with
+Networks, parameters, initialization and ``state_dict`` are SB3's, so that parameters can be exchanged with
 SB3's policies in both directions. MLPs on the CPU sample MultiDiscrete actions in NumPy, see
-:mod:`srl.acting`; other actions are SB3's to the bit, unless ``numpy_acting`` is set.
+:mod:`srl.acting`; other actions are bitwise identical to SB3's, unless ``numpy_acting`` is set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         self.action_dist = without_checks(self.action_dist, self.action_space)
         self.numpy_acting = isinstance(self.action_dist, BatchedMultiCategoricalDistribution)
         # Fused Adam takes a third of the time and differs in the last bit. Where the batched distribution's
-        # random draws differ from SB3's anyway that costs nothing; elsewhere results stay SB3's to the bit.
+        # random draws differ from SB3's anyway that costs nothing; elsewhere results stay identical to SB3's.
         if (
             isinstance(self.action_dist, BatchedMultiCategoricalDistribution)
             and self.optimizer_class is th.optim.Adam

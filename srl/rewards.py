@@ -1,4 +1,4 @@
-"""Explain the errors of SB3 and NumPy for rewards that are arrays and not numbers."""
+"""Explain the errors of SB3 and NumPy for rewards that are arrays instead of numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SA2C and SPPO share: the parameters of the symmetric loss, and the parts of an update."""
+"""Common parts of SA2C and SPPO: the parameters of the symmetric loss, and the parts of an update."""
 
 from __future__ import annotations
 
@@ -407,7 +407,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         raise NotImplementedError
 
     def _trace_options(self) -> tuple[Any, ...]:
-        """What a compiled update depends on beside shapes and the optimizer's options."""
+        """What a compiled update depends on in addition to shapes and the optimizer's options."""
         names = ("normalize_advantage", "advantage_transform", "reverse_loss", "importance_weighting")
         options = (getattr(self, name, None) for name in names)
         return (*options, tuple(self._coefficients()), self._kl_limit)
@@ -440,7 +440,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
     def _optimize(self, loss: th.Tensor) -> None:
         """One optimizer step with the gradient norm clipped."""
         optimizer = self.policy.optimizer
-        # SB3's policies give their optimizer all of their parameters, and finding them anew takes time
+        # SB3's policies give their optimizer all of their parameters, and finding them again takes time
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
             parameter.grad = None

@@ -17,7 +17,7 @@ class Algorithm:
     family: str
     #: Whether it has the reverse loss; those without train with ``beta=0``.
     symmetric: bool
-    #: Whether it acts on discretised actions.
+    #: Whether it acts on discretized actions.
     discretised: bool
 
     @property
@@ -27,7 +27,7 @@ class Algorithm:
 
     @property
     def hyperparams_name(self) -> str:
-        """The name of its file in ``configs/hyperparams``, shared by plain and discretised actions."""
+        """The name of its file in ``configs/hyperparams``, shared by plain and discretized actions."""
         return self.name.removeprefix("d") if self.discretised else self.name
 
 

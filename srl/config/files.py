@@ -1,4 +1,4 @@
-"""Where the shipped configurations lie, and YAML files whose mistakes can be pointed at."""
+"""Paths of the shipped configurations, and YAML files with mistakes reported by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hyperparameters: what there is, what is allowed, and how a file's entry becomes a run's.
+"""Hyperparameters: models, validation, and resolution of a file's entry for a run.
 
 The files are those of rl-baselines3-zoo as far as they need no evaluated Python: an entry for each
 environment, anchors, ``normalize``, ``frame_stack``, ``n_timesteps``, ``lin_2.5e-4``; ``policy_kwargs`` as
@@ -151,7 +151,7 @@ class NormalizeOptions(Strict):
     clip_obs: Annotated[Number, Field(gt=0)] = 10.0
     clip_reward: Annotated[Number, Field(gt=0)] = 10.0
     epsilon: Annotated[Number, Field(gt=0)] = 1e-8
-    #: Keys of a Dict observation space that are normalised; None for all.
+    #: Keys of a Dict observation space that are normalized; None for all.
     norm_obs_keys: list[str] | None = None
 
 

@@ -24,7 +24,7 @@ def population_key(spec: RunSpec) -> str | None:
 
     :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalised images, separate features extractors or one of
+        divergence, observations in several parts, normalized images, separate features extractors or one of
         the user's own.
     """
     hyperparams = spec.hyperparams

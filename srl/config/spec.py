@@ -1,4 +1,4 @@
-"""What a run is: everything that decides its result, checked and complete."""
+"""The spec of a run: everything that determines its result, validated and complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from srl.envs.reward_noise import parse_noise
 from srl.envs.spec import BACKENDS, EnvSpec
 from srl.errors import UserError, nearest
 
-#: Values per action dimension that the paper discretises into.
+#: Values per action dimension that the paper discretizes into.
 DEFAULT_BINS = 11
 #: Above every time limit of Gymnasium and ale-py, whose games have 27,000 steps at most. Not above
 #: :data:`srl.envs.replay.MAX_RECORDED_STEPS`, so that runs have checkpoints whose evaluations are truncated.
@@ -172,7 +172,7 @@ def make_run_spec(
     :param variant: The name of the column that the run is in, if that is not the algorithm's.
     :param noise: Reward noise in training, see :func:`srl.envs.parse_noise`.
     :param n_timesteps: Training steps; None takes the hyperparameter file's.
-    :param bins: Values per action dimension for a discretised algorithm; None takes 11.
+    :param bins: Values per action dimension for a discretized algorithm; None takes 11.
     :param profile: ``"controlled"`` or ``"authors"``.
     :param device: ``"auto"`` takes a GPU for image observations where there is one, else the CPU.
     :param threads: Threads of torch, and of native environments.

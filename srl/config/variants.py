@@ -1,4 +1,4 @@
-"""What the columns of a sweep are: algorithms, and named variants of them that differ in hyperparameters."""
+"""The columns of a sweep: algorithms, and named variants of them that differ in hyperparameters."""
 
 from __future__ import annotations
 

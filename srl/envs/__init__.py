@@ -1,4 +1,4 @@
-"""From Gymnasium to the vectorised environment that an algorithm trains on."""
+"""Environments: reward noise, discretized actions, and vectorized environments from a description."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Reading specs needs no torch; the wrappers of vectorised environments import it through SB3
+    # Reading specs needs no torch; the wrappers of vectorized environments import it through SB3
     if name in _MODULES:
         try:
             module = import_module(f"srl.envs.{_MODULES[name]}")

@@ -1,4 +1,4 @@
-"""Box2D worlds that do not remember earlier episodes."""
+"""New Box2D worlds at each reset, without traces of earlier episodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Continuous actions as a grid, for losses that need the probability of an action and not its density."""
+"""Continuous actions as a grid, for losses that need the probability of an action instead of its density."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from srl.errors import UserError
 class DiscretizeAction(gym.ActionWrapper[ObsType, np.ndarray, np.ndarray], RecordConstructorArgs):
     """Turn each dimension of a Box action space into ``bins`` values evenly spaced from low to high.
 
-    Both ends are among the values, exactly. (``gymnasium.wrappers.DiscretizeAction`` takes the centres of
+    Both ends are among the values, exactly. (``gymnasium.wrappers.DiscretizeAction`` takes the centers of
     the bins instead, and so cannot push with full force.) A space of shape ``(2, 3)`` is read in C order
     as 6 dimensions.
 
     :param env: An environment with a bounded Box action space of ``n`` dimensions in all. The wrapped one
         has ``MultiDiscrete([bins] * n)``.
     :param bins: Values per dimension, at least 2.
-    :raises UserError: If ``bins`` is no such number, or the action space is no bounded Box.
+    :raises UserError: If ``bins`` is not such a number, or the action space is not a bounded Box.
     """
 
     def __init__(self, env: gym.Env[ObsType, np.ndarray], bins: int = 11) -> None:
@@ -35,7 +35,7 @@ class DiscretizeAction(gym.ActionWrapper[ObsType, np.ndarray, np.ndarray], Recor
         # In float64, where NumPy sets both ends exactly; the dtype of the space comes last.
         low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
         self.values: np.ndarray = np.linspace(low, high, bins, axis=1).astype(space.dtype)
-        """Shape ``(n, bins)``: what each bin of each dimension stands for."""
+        """Shape ``(n, bins)``: the value of each bin of each dimension."""
         self.action_space = spaces.MultiDiscrete([bins] * len(low))
         self._dimensions = np.arange(len(low))
         self._shape = space.shape
@@ -58,7 +58,7 @@ def check_bins(bins: Any) -> None:
 
 
 def _bounded_box(env: gym.Env[Any, Any]) -> spaces.Box:
-    """Return the action space of an environment if it can be discretised, and raise if not."""
+    """Return the action space of an environment if it can be discretized, and raise if not."""
     space = env.action_space
     name = env.spec.id if env.spec is not None else str(env)
     if not isinstance(space, spaces.Box):

@@ -1,4 +1,4 @@
-"""Stop a run at the first number that is not one, and say where it came from."""
+"""Stop a run at the first number that is not finite, and name its source."""
 
 from __future__ import annotations
 

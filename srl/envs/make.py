@@ -1,4 +1,4 @@
-"""From a description of an environment to the vectorised environment that an algorithm trains on.
+"""From a description of an environment to the vectorized environment that an algorithm trains on.
 
 From the inside out: Gymnasium's environment, ``Monitor`` (raw rewards, whole episodes), the Atari
 preprocessing, the user's wrappers, discretized actions, :class:`~srl.envs.vector.SerialVecEnv`,
@@ -73,7 +73,7 @@ def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     :param spec: What to make.
     :return: The observation space and the action space that the algorithm will see.
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
-        take ``env_kwargs``, or does not go with the bins, the frame stack or the normalisation.
+        take ``env_kwargs``, or does not fit the bins, the frame stack or the normalization.
     """
     venv = _make_stack(spec, n_envs=1)
     venv.close()
@@ -86,8 +86,8 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
     :param spec: What to make.
     :param monitor_dir: Folder for ``Monitor``'s records of environment ``i``, ``i.monitor.csv``: raw return,
         length and time of each episode. None writes none.
-    :param append: Go on with files that exist; else they are begun anew.
-    :return: ``spec.n_envs`` environments, seeded; reward noise, where there is any, is outermost.
+    :param append: Append to files that exist; otherwise they are overwritten.
+    :return: ``spec.n_envs`` environments, seeded; reward noise, if any, is outermost.
     :raises UserError: As :func:`check_env`.
     """
     venv = _make_stack(spec, spec.n_envs, monitor_dir, append=append)
@@ -100,8 +100,8 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
 def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
     """Make the environment that an algorithm is evaluated on.
 
-    It is that of training with other episodes, without reward noise, with raw rewards in place of
-    normalised ones, and with observation statistics that stay as they are set: give it training's with
+    It differs from training in its episodes, has no reward noise, raw rewards instead of
+    normalized ones, and fixed observation statistics: copy those of training with
     ``sync_envs_normalization(without_reward_noise(train_env), eval_env)``. On Atari an episode ends at
     each lost life here too; ``Monitor``'s entry in the infos, which SB3's ``evaluate_policy`` reads, has
     whole games and unclipped rewards.
@@ -124,7 +124,7 @@ def make_member_env(
     """Make the environments of one member of a population.
 
     They are those of training or evaluation without what a population does for all members at once: the
-    watch for numbers that are not finite, normalisation and reward noise.
+    check for numbers that are not finite, normalization and reward noise.
 
     :param spec: What to make.
     :param n_eval_envs: Environments side by side for evaluation; None makes those of training.
@@ -144,7 +144,7 @@ def without_reward_noise(venv: VecEnv) -> VecEnv:
 
     SB3's ``sync_envs_normalization`` walks two stacks of wrappers in step, and evaluation has no noise.
 
-    :param venv: Any vectorised environment.
+    :param venv: Any vectorized environment.
     :return: The one below the noise, or ``venv`` itself where its outermost wrapper is another.
     """
     return venv.venv if isinstance(venv, VecRewardNoise) else venv
@@ -199,7 +199,7 @@ def _channels_order(space: spaces.Space[Any]) -> Literal["first"] | None:
 
 
 def _check_normalised_keys(spec: EnvSpec, space: spaces.Space[Any]) -> None:
-    """Check that the parts of a Dict observation space that are to be normalised exist and are Box spaces."""
+    """Check that the parts of a Dict observation space that are to be normalized exist and are Box spaces."""
     normalize = spec.normalize or {}
     if not isinstance(space, spaces.Dict) or not normalize.get("norm_obs", True):
         return

@@ -1,4 +1,4 @@
-"""MinAtar's games with episodes that depend on their own random numbers and actions alone."""
+"""MinAtar's games, with episodes that depend only on their own random generator and the actions."""
 
 from __future__ import annotations
 

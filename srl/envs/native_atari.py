@@ -1,4 +1,4 @@
-"""Atari games in C++ threads of ale-py, preprocessed there too."""
+"""Atari games in C++ threads of ale-py, preprocessed in C++ too."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class AtariNativeVecEnv(NativeVecEnv):
     """Atari games, emulated and preprocessed by ale-py's ``AtariVectorEnv``.
 
     It gives what SB3's ``AtariWrapper``, ``VecFrameStack`` and ``VecTransposeImage`` give: four frames to a
-    step with the brighter of the last two, grey frames of 84 x 84 stacked with the oldest first, signs for
+    step with the brighter of the last two, gray frames of 84 x 84 stacked with the oldest first, signs for
     rewards, no-ops at the beginning of a game, an episode for each life. Two things are not the same, besides
-    some grey values: FIRE is pressed for one frame at the beginning of a game, before the no-ops, and after a
-    lost life the game goes on with the next action, where SB3 takes a no-op and presses FIRE.
+    some gray values: FIRE is pressed for one frame at the beginning of a game, before the no-ops, and after a
+    lost life the game continues with the next action, where SB3 takes a no-op and presses FIRE.
 
     :param env_id: Id of one of ale-py's games.
     :param num_envs: Games side by side.

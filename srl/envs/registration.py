@@ -1,4 +1,4 @@
-"""Environment ids: which there are, what they are called today, and what they need to run.
+"""Environment ids: registered, renamed, and their requirements.
 
 Importing this module registers the Atari games of ale-py and the games of MinAtar with Gymnasium; the
 package ``minatar`` itself is imported when a game is made.
@@ -28,7 +28,7 @@ for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
         kwargs={"game": _game, "use_minimal_action_set": True},
     )
 
-# Ids of the paper's protocol whose environment Gymnasium goes on offering under a new version number.
+# Ids of the paper's protocol whose environment Gymnasium offers under a new version number.
 RENAMED = {
     "LunarLander-v2": "LunarLander-v3",
     "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
@@ -36,11 +36,11 @@ RENAMED = {
 
 
 def resolve_env_id(env_id: str) -> tuple[str, str | None]:
-    """Find the id under which Gymnasium offers an environment today.
+    """Find the current id of an environment in Gymnasium.
 
     :param env_id: A Gymnasium id; ``module:Name-v0`` imports that module first, as ``gymnasium.make`` does.
-        Without a version, the latest is meant.
-    :return: The id to use, and where it differs from ``env_id`` one line that says so.
+        Without a version, the latest is used.
+    :return: The id to use, and a note if it differs from ``env_id``, otherwise None.
     :raises UserError: If there is no such environment, or it was withdrawn, or the module fails to import.
     """
     module, name = _split_id(env_id)

@@ -1,4 +1,4 @@
-"""Noise on the rewards that a learner sees, and on nothing else.
+"""Noise on the rewards that the learner sees, and on nothing else.
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
 Scales", ICML 2025 (arXiv 2405.17618), train with Gaussian noise of standard deviation 0.05 on continuous
@@ -35,7 +35,7 @@ NOISE_PROCESSES: dict[str, type[RewardNoiseProcess]] = {}
 
 
 class RewardNoiseProcess(ABC):
-    """How one reward becomes another. Subclasses are frozen dataclasses with a single number as field."""
+    """A noise distribution. Subclasses are frozen dataclasses with a single number as field."""
 
     name: ClassVar[str]
 
@@ -116,8 +116,8 @@ class UniformNoise(RewardNoiseProcess):
 class RewardFlip(RewardNoiseProcess):
     """``r`` becomes ``1 - r`` with probability ``prob``, and stays otherwise.
 
-    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is no
-    clipped reward any more; that is the published definition.
+    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is not a
+    clipped reward; this is the published definition.
 
     :param prob: Probability of a flip, in (0, 1].
     :raises UserError: If ``prob`` is out of range.
@@ -165,14 +165,14 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
 class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
     """Add noise to the rewards of one environment.
 
-    ``reset(seed=...)`` starts the noise anew from that seed, as it does the environment's own
-    randomness: the same seed and actions give the same rewards. ``reset()`` lets it go on.
+    ``reset(seed=...)`` reseeds the noise together with the environment: the same seed and actions give the
+    same rewards. ``reset()`` continues its stream.
 
     :param env: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`parse_noise` reads it.
     :param seed: Seed of the noise until the first ``reset(seed=...)``, 0 or above. None takes fresh
         entropy.
-    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""All random streams of a run, and how the run's seed starts each of them.
+"""All random streams of a run, and their derivation from the run's seed.
 
 A stream is ``numpy.random.SeedSequence(seed, spawn_key=(stream, index))``: streams of different seeds, names
 or indices are independent. Library users who call ``SPPO(seed=...)`` have SB3's seeding instead.
@@ -84,7 +84,7 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     env.action_space.seed(seed)
     life: Any = unwrap_wrapper(env, EpisodicLifeEnv)
     if life is not None:
-        # Else the next reset would go on with the game that this one has begun
+        # Otherwise the next reset would continue the game that this one has begun
         life.was_real_done = True
     generator = env_generator(env)
     if isinstance(generator, np.random.Generator):

@@ -21,18 +21,18 @@ BACKENDS = ("gymnasium", "native")
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """What the environment of a run is.
+    """Description of the environment of a run.
 
     :param env_id: A Gymnasium id; renamed ones are resolved when the environment is made.
     :param seed: Seed of the run, 0 or above; :mod:`srl.envs.seeding` derives the streams from it.
     :param n_envs: Environments side by side in training.
     :param bins: Values per action dimension, see :class:`~srl.envs.discretize.DiscretizeAction`; None
-        leaves the action space as it is.
+        keeps the action space.
     :param normalize: Arguments of SB3's ``VecNormalize``, for example ``{"norm_obs": True}``; an empty
-        dictionary takes its defaults, None leaves ``VecNormalize`` out.
+        dictionary takes its defaults, None disables ``VecNormalize``.
     :param gamma: Discount factor of the algorithm, which ``VecNormalize`` needs to scale rewards by their
-        returns; a ``gamma`` in ``normalize`` goes before it.
-    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 is no stacking.
+        returns; a ``gamma`` in ``normalize`` takes precedence.
+    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 disables stacking.
     :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
     :param env_kwargs: Further arguments of the environment's constructor.
     :param max_episode_steps: Time limit of an episode in steps of the agent, in place of the environment's;
@@ -42,11 +42,11 @@ class EnvSpec:
     :param packages: Modules to import first, which register environments with Gymnasium.
     :param backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads, see
         :mod:`srl.envs.native_atari`.
-    :param n_threads: Threads of the native environments; they change the speed alone.
+    :param n_threads: Threads of the native environments; they affect only the speed.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None for no limit besides the environment's own.
-    :raises UserError: If a value is out of its range; what depends on the environment, :func:`check_env`
-        checks.
+    :raises UserError: If a value is out of its range; what depends on the environment is checked by
+        :func:`check_env`.
     """
 
     env_id: str

@@ -1,6 +1,6 @@
-"""The state of a vectorised environment as plain data, and an environment brought to it.
+"""The state of a vectorized environment as plain data, and environments restored to it.
 
-Wrappers give what they keep between steps; environments themselves are played again, see
+Wrappers return what they keep between steps; environments themselves are replayed, see
 :mod:`srl.envs.replay`.
 """
 

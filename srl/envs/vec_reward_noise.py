@@ -1,4 +1,4 @@
-"""Reward noise on a vectorised environment."""
+"""Reward noise on a vectorized environment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from srl.evaluation import TrainingOnlyWrapper
 
 
 class VecRewardNoise(TrainingOnlyWrapper):
-    """Add noise to the rewards of a vectorised environment; the outermost wrapper, in training alone.
+    """Add noise to the rewards of a vectorized environment; the outermost wrapper, in training only.
 
     Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` takes an
     evaluation environment without this wrapper.
@@ -35,7 +35,7 @@ class VecRewardNoise(TrainingOnlyWrapper):
     :param noise: A process, or its text as :func:`parse_noise` reads it.
     :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
         two runs are the same.
-    :raises UserError: If the noise is none, or mistaken, or the seed is.
+    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class VecRewardNoise(TrainingOnlyWrapper):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the noise, where a seed is given, and the environments.
 
-        :param seed: The noise starts the stream of this seed; with None it goes on as it was.
+        :param seed: The noise starts the stream of this seed; None leaves it unchanged.
         :return: The seed of each environment, as ``VecEnv.seed`` gives it.
         """
         if seed is not None:

@@ -1,4 +1,4 @@
-"""Environments one after another in this process, with less work around them than SB3's DummyVecEnv."""
+"""Environments stepped one after another in this process, with less overhead than SB3's DummyVecEnv."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From run directories to tables: it reads what :mod:`srl.rundir.directory` lays down, and trains nothing."""
+"""From run directories to tables, statistics, figures and a page; trains nothing."""

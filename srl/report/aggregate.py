@@ -1,4 +1,4 @@
-"""Algorithms over several environments at once: on one scale, and over matched runs."""
+"""Aggregates of algorithms over several environments: normalized scores of matched runs."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _N_THRESHOLDS = 101
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The algorithms under one noise, over the environments of one normalisation."""
+    """The algorithms under one noise, over the environments of one normalization."""
 
     noise: str
     kind: Kind
     matched: Matched
-    #: Normalised scores of each column, shape (n_seeds, n_tasks).
+    #: Normalized scores of each column, shape (n_seeds, n_tasks).
     scores: dict[str, Array]
     #: By column and name, see :data:`srl.report.statistics.AGGREGATES`.
     figures: dict[str, dict[str, Estimate]]
-    #: Normalised scores at which the profiles are computed, shape (n_thresholds,).
+    #: Normalized scores at which the profiles are computed, shape (n_thresholds,).
     thresholds: Array
     profiles: dict[str, list[Estimate]]
 
@@ -37,7 +37,7 @@ class Aggregate:
 def make_aggregates(
     cells: Sequence[Cell], scales: Mapping[Task, Scale], *, reps: int
 ) -> tuple[list[Aggregate], list[str]]:
-    """Aggregates for each noise and kind of normalisation.
+    """Aggregates for each noise and kind of normalization.
 
     Under each noise, all algorithms that have finished runs there are matched with one another, but for those
     that have hardly begun.

@@ -1,4 +1,4 @@
-"""All that a report needs, in one Parquet file: results can be published and checked without run directories.
+"""Archives: everything that a report needs in one Parquet file, without run directories.
 
 A row is a run: its spec, state, versions, commit and file digests, all episodes of its evaluations, and what
 its updates logged. The file's metadata has the comparisons, and lines on what was left out.

@@ -1,4 +1,4 @@
-"""Which runs are compared: the same environments, steps, noise and seeds on every side."""
+"""Matched runs of comparisons: the same environments, steps, noise and seeds on every side."""
 
 from __future__ import annotations
 

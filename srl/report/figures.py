@@ -1,7 +1,7 @@
-"""Figures, as PNG and SVG: one colour for one algorithm everywhere, readable in greyscale.
+"""Figures, as PNG and SVG: one color for one algorithm everywhere, readable in grayscale.
 
-Colours are Okabe and Ito's and Tol's for colour-blind readers; markers and dashes tell algorithms apart
-without colour. Symmetric algorithms have solid lines, baselines broken ones.
+Colors are Okabe and Ito's and Tol's for color-blind readers; markers and dashes tell algorithms apart
+without color. Symmetric algorithms have solid lines, baselines broken ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
 from srl.report.trends import Trend, noise_level
 
-#: Colour, dashes and marker of each algorithm.
+#: Color, dashes and marker of each algorithm.
 _STYLES: dict[str, tuple[str, str, str]] = {
     "a2c": ("#E69F00", "--", "o"),
     "sa2c": ("#A6320A", "-", "s"),
@@ -41,7 +41,7 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "dppo": ("#3DB892", "--", "<"),
     "dsppo": ("#0B4F36", "-", "X"),
 }
-#: Colours of variants whose names begin with no algorithm.
+#: Colors of variants whose names begin with no algorithm.
 _OTHER_COLORS = ("#D55E00", "#999933", "#882255", "#44AA99", "#332288", "#DDCC77")
 #: Dashes of what differs in a hyperparameter from a column of the same algorithm.
 _VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
@@ -282,7 +282,7 @@ def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
 def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
-    :param aggregates: Of one normalisation.
+    :param aggregates: Of one normalization.
     :param columns: All columns of the report.
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
@@ -313,7 +313,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
 def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Performance profiles: a panel for each noise.
 
-    :param aggregates: Of one normalisation.
+    :param aggregates: Of one normalization.
     :param columns: All columns of the report.
     """
     with _settings():

@@ -1,4 +1,4 @@
-"""A figure with its interval, and Student's."""
+"""Estimates with intervals, and Student's t interval."""
 
 from __future__ import annotations
 

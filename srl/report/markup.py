@@ -1,4 +1,4 @@
-"""Text that another language is to show as it is."""
+"""Escape text for Markdown, LaTeX and rich."""
 
 from __future__ import annotations
 

@@ -37,19 +37,19 @@ _ATARI = re.compile(r"(?:ALE/)?([A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 @dataclass(frozen=True)
 class Scale:
-    """Where 0 and 1 of normalised scores lie among an environment's returns."""
+    """Where 0 and 1 of normalized scores lie among an environment's returns."""
 
     kind: Kind
     zero: float = 0.0
     one: float = 1.0
 
     def normalise(self, scores: Array) -> Array:
-        """Normalised scores, of the same shape."""
+        """Normalized scores, of the same shape."""
         return (scores - self.zero) / (self.one - self.zero)
 
 
 def check_normalisation(name: str) -> Normalisation:
-    """See that a normalisation is one.
+    """See that a normalization is one.
 
     :raises UserError: If it is not.
     """
@@ -123,7 +123,7 @@ def _looks_like_atari(env: str) -> bool:
 
 
 def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]) -> Array:
-    """A matrix of normalised scores.
+    """A matrix of normalized scores.
 
     :param scores: Returns, shape (n_runs, n_tasks).
     :param tasks: What the columns are.

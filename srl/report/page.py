@@ -25,7 +25,7 @@ from srl.report.tables import Row
 
 #: Figures are drawn at 150 dots per inch and shown at this share of their size.
 _SHOWN_SIZE = 96 / 150
-#: Colours of a figure on the page.
+#: Colors of a figure on the page.
 _N_COLORS = 128
 
 
@@ -42,7 +42,7 @@ class PageFigure:
 
     @classmethod
     def of(cls, png: bytes, caption: str) -> PageFigure:
-        """A figure from a PNG file; its colours are reduced, which makes it much smaller."""
+        """A figure from a PNG file; its colors are reduced, which makes it much smaller."""
         with Image.open(io.BytesIO(png)) as image:
             small = image.convert("RGB").quantize(_N_COLORS, method=Image.Quantize.MEDIANCUT)
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Published figures, and in what their protocol differs from that of the runs beside them."""
+"""Published figures, and the differences of their protocol from that of the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report: everything that is said of a folder of runs, before it is written anywhere."""
+"""A report: the tables, statistics and notes on a folder of runs, before they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a report takes what it needs of a run besides its scores: run directories, or an archive of them."""
+"""Sources of a run's data besides its scores: run directories, or an archive of them."""
 
 from __future__ import annotations
 

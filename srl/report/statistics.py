@@ -5,7 +5,7 @@ Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Prec
 
 rliable 1.2 draws its bootstrap samples from NumPy's global generator, whatever ``random_state`` it is given.
 Every interval here is computed with that generator seeded by :data:`BOOTSTRAP_SEED`, and the generator is
-put back as it was; ``np.random.seed(0)`` before a call of ``rliable.library.get_interval_estimates`` gives
+restored; ``np.random.seed(0)`` before a call of ``rliable.library.get_interval_estimates`` gives
 the same interval by hand.
 """
 
@@ -32,7 +32,7 @@ AGGREGATES = ("median", "iqm", "mean", "optimality_gap")
 def aggregates(scores: Array, *, reps: int = DEFAULT_REPS) -> dict[str, Estimate]:
     """Median, interquartile mean, mean and optimality gap (of 1) over runs and tasks.
 
-    :param scores: Normalised scores, shape (n_runs, n_tasks).
+    :param scores: Normalized scores, shape (n_runs, n_tasks).
     :param reps: Bootstrap samples; runs are drawn anew within each task.
     :return: An estimate by name, see :data:`AGGREGATES`. A single run has no intervals.
     """
@@ -70,7 +70,7 @@ def _iqm(scores: Array) -> float:
 def performance_profile(scores: Array, thresholds: Array, *, reps: int = DEFAULT_REPS) -> list[Estimate]:
     """The share of runs above each threshold, over all tasks (rliable's score distribution).
 
-    :param scores: Normalised scores, shape (n_runs, n_tasks).
+    :param scores: Normalized scores, shape (n_runs, n_tasks).
     :param thresholds: Shape (n_thresholds,).
     :param reps: Bootstrap samples.
     """

@@ -1,4 +1,4 @@
-"""How far the runs in a folder are, on one screen; nothing is written."""
+"""The progress of the runs in a folder, on one screen; nothing is written."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _STYLES: dict[State, str] = {
     "damaged": "red",
     "not started": "",
 }
-#: Those that colour a figure about several runs, the first that is among them.
+#: Those that color a figure about several runs, the first that is among them.
 _TELLING: tuple[State, ...] = ("failed", "damaged", "running")
 #: The most lines of each part of the screen.
 _MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10

@@ -1,4 +1,4 @@
-"""What the numbers say, in words, and no more than they show."""
+"""The results of a report in words."""
 
 from __future__ import annotations
 

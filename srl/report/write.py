@@ -223,7 +223,7 @@ def _file_name(title: str, names: set[str]) -> str:
 
 
 def _normalised(report: Report) -> dict[tuple[Task, str], str]:
-    """Of each cell, whether its updates normalise advantages, for the legend."""
+    """Of each cell, whether its updates normalize advantages, for the legend."""
     texts = {}
     for cell in report.scores.cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)

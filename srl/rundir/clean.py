@@ -1,4 +1,4 @@
-"""What runs and sweeps have left behind that nothing needs any more, and its removal."""
+"""Find and remove files that interrupted runs and sweeps have left behind."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The run directory: the only truth about what happened in a run.
+"""The run directory: the only record of a run.
 
-| file | what it is |
+| file | content |
 | --- | --- |
 | ``spec.json`` | the full :class:`~srl.config.spec.RunSpec` |
 | ``status.json`` | state (``running``, ``done``, ``failed``), progress, times, and why it failed |
@@ -9,17 +9,17 @@
 | ``progress.csv``, ``events.out.tfevents.*`` | SB3's logger |
 | ``evaluations.npz`` | as SB3's EvalCallback writes it: ``timesteps``, ``results``, ``ep_lengths`` |
 | ``model.zip``, ``vecnormalize.pkl`` | the final model and its observation and reward statistics |
-| ``checkpoints/STEPS.npz`` | of a run that is not finished: what it needs to go on |
+| ``checkpoints/STEPS.npz`` | of an unfinished run: what it needs to resume |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
 
-Besides, ``evaluations.npz`` has ``successes`` if an episode reported ``is_success``, and
+``evaluations.npz`` also has ``successes`` if an episode reported ``is_success``, and
 ``reached_max_steps`` if one was truncated by ``eval_max_episode_steps``: bool, (n_evaluations, n_episodes).
 
-Logs grow line by line; every other file is written whole or not at all. Files of other names are never
+Logs grow line by line; every other file is written completely or not at all. Files of other names are never
 changed.
 
-A run is finished if its results are whole: spec, evaluations, model and, if it normalizes observations or
+A run is finished if its results are complete: spec, evaluations, model and, if it normalizes observations or
 rewards, ``vecnormalize.pkl``, without which the model is of no use. Damage to other files is reported only.
 Before a run that had finished is retrained, its files move to ``damaged-N``, which nothing reads.
 """

@@ -1,4 +1,4 @@
-"""How far runs are, and the one estimate of the time left: numbers in, numbers out."""
+"""The progress of runs, and the estimate of the time left: numbers in, numbers out."""
 
 from __future__ import annotations
 

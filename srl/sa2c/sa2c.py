@@ -23,14 +23,14 @@ _RMS_PROP_EPS = 1e-5
 
 
 class SA2C(SymmetricLossMixin, A2C):
-    """Symmetric Advantage Actor Critic (SA2C): A2C with a reverse loss beside its policy loss.
+    """Symmetric Advantage Actor Critic (SA2C): A2C with a reverse loss in addition to its policy loss.
 
     Paper: Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks
     and Model Scales", ICML 2025, https://arxiv.org/abs/2405.17618
 
     The loss is ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``. The gradient of
     ``log pi(a)`` is weighted by ``A (alpha - beta z pi(a))`` (``rce``) or ``A (alpha + 2 beta pi(a))``
-    (``mae``): likely actions are pushed harder. ``alpha=1, beta=0`` is A2C.
+    (``mae``): likely actions get a larger weight. ``alpha=1, beta=0`` is A2C.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -60,7 +60,7 @@ class SA2C(SymmetricLossMixin, A2C):
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param alpha: Weight of the policy loss
-    :param beta: Weight of the reverse loss. 0 leaves it out; a Box action space needs that
+    :param beta: Weight of the reverse loss. 0 disables it, which a Box action space requires
     :param z: The finite stand-in for log 0 in the reverse cross-entropy, negative
     :param reverse_loss: ``"rce"`` (reverse cross-entropy) or ``"mae"`` (mean absolute error)
     :param advantage_transform: ``"none"``, ``"sign"`` (-1, 0 or 1) or ``"bins"`` (fifths of the
@@ -68,8 +68,8 @@ class SA2C(SymmetricLossMixin, A2C):
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
     :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
-        makes it several times faster for small networks. Results differ in the last bits. Where it cannot be
-        compiled, it is not, with a warning
+        makes it several times faster for small networks. Results differ in the last bits. If it cannot be
+        compiled, a warning gives the reason and it runs uncompiled
     :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
         spaces that are not supported, or an ``rms_prop_eps`` that no optimizer takes
     """

@@ -19,7 +19,7 @@ SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
 
 
 class SPPO(SymmetricLossMixin, PPO):
-    """Symmetric Proximal Policy Optimization (SPPO): PPO with a reverse loss beside its policy loss.
+    """Symmetric Proximal Policy Optimization (SPPO): PPO with a reverse loss in addition to its policy loss.
 
     Paper: Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks
     and Model Scales", ICML 2025, https://arxiv.org/abs/2405.17618. Not Self-Play Preference Optimization,
@@ -27,9 +27,9 @@ class SPPO(SymmetricLossMixin, PPO):
 
     The loss of a minibatch is ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
     As published (``importance_weighting=True``), the gradient of its first two terms is PPO's policy
-    gradient times ``alpha - beta z`` (``rce``) or ``alpha + 2 beta`` (``mae``): what changes against PPO is
-    the balance with the value loss, the entropy bonus and the gradient clipping, so that the fair
-    comparison is PPO with the same policy coefficient. ``importance_weighting=False`` weighs the gradient
+    gradient times ``alpha - beta z`` (``rce``) or ``alpha + 2 beta`` (``mae``): compared with PPO,
+    the balance with the value loss, the entropy bonus and the gradient clipping changes, so that the fair
+    comparison is PPO with the same policy coefficient. ``importance_weighting=False`` weights the gradient
     of ``log pi(a)`` by ``A (alpha ratio - beta z pi(a))`` where PPO does not clip, which is no rescaling.
     ``alpha=1, beta=0`` is PPO.
 
@@ -66,7 +66,7 @@ class SPPO(SymmetricLossMixin, PPO):
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param alpha: Weight of the policy loss
-    :param beta: Weight of the reverse loss. 0 leaves it out; a Box action space needs that
+    :param beta: Weight of the reverse loss. 0 disables it, which a Box action space requires
     :param z: The finite stand-in for log 0 in the reverse cross-entropy, negative
     :param reverse_loss: ``"rce"`` (reverse cross-entropy) or ``"mae"`` (mean absolute error)
     :param importance_weighting: Whether to divide the reverse loss by ``pi_old(a)``, as published.
@@ -76,8 +76,8 @@ class SPPO(SymmetricLossMixin, PPO):
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
     :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
-        makes it several times faster for small networks. Results differ in the last bits. Where it cannot be
-        compiled, it is not, with a warning
+        makes it several times faster for small networks. Results differ in the last bits. If it cannot be
+        compiled, a warning gives the reason and it runs uncompiled
     :raises UserError: (a ``ValueError``) for a parameter out of range, or a Box action space with
         ``beta != 0``
     """

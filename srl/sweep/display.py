@@ -1,4 +1,4 @@
-"""What a user sees while runs train: live on a terminal, else a line now and then."""
+"""The progress display: live on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Execute a sweep's plan on an engine, whatever happens to its processes.
 
-The run directories are the only truth about what is done. What this keeps in memory - which tasks run, how
-often each was tried - may be lost at any moment: the same command looks at the folders and goes on.
+The run directories are the only record of finished runs. The state in memory - which tasks run, how often
+each was tried - may be lost at any moment: the same command reads the folders and resumes.
 """
 
 from __future__ import annotations

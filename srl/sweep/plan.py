@@ -1,4 +1,4 @@
-"""A sweep: what to compare, expanded into runs, executed, and completed when it is started again."""
+"""A sweep: a file of comparisons, expanded into runs and a plan."""
 
 from __future__ import annotations
 

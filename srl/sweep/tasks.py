@@ -1,4 +1,4 @@
-"""Which runs train together as a population, and how many of them: from runs to an engine's tasks."""
+"""Group runs into the tasks of an engine: single runs and populations."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_tasks(
     :param memory: Bytes that these share; None for no limit.
     :param done: Folders of jobs that are finished: no task has them. They count in whether a run is stacked,
         so that what is left of an interrupted sweep trains as it would have: on some CPUs a stacked network
-        rounds otherwise than one alone.
+        rounds differently from one alone.
     :param begun: Folders of jobs that go on from a checkpoint, and whether they were begun stacked: they stay
         what they are.
     :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population

@@ -1,4 +1,4 @@
-"""What happens beside training: evaluation, progress, and stopping a run whose figures are lost."""
+"""Callbacks of a run: evaluation, progress, and stopping a run with non-finite losses."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def evaluation_progress(episodes: Sequence[Episodes], spec: RunSpec, n_steps: in
 
 
 def eval_interval(spec: RunSpec) -> int:
-    """Steps of the vectorised training environment between two evaluations."""
+    """Steps of the vectorized training environment between two evaluations."""
     return max(spec.eval_freq // spec.hyperparams.n_envs, 1)
 
 

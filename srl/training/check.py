@@ -143,7 +143,7 @@ class _Repeated(TrainingOnlyWrapper):
 
 
 def _check_model(spec: RunSpec, env: VecEnv) -> None:
-    """Build the model, on the CPU and without the orthogonal initialisation, which takes most of the time."""
+    """Build the model, on the CPU and without the orthogonal initialization, which takes most of the time."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training gives the same ones

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: everything that it takes to go on as if nothing had happened.
+"""Checkpoints of a run: everything that it needs to resume with bitwise-identical results.
 
-A checkpoint is one file, ``checkpoints/STEPS.npz`` in the run's folder: arrays, and the structure that they
-stand in as JSON. Nothing in it is executed when it is read. It is written whole or not at all and read back;
-the one before is kept until then, so that there is always one that is whole.
+A checkpoint is one file, ``checkpoints/STEPS.npz`` in the run's folder: arrays, and their structure as JSON.
+Nothing in it is executed when it is read. It is written completely or not at all, and read back; the previous
+one is kept until then, so that there is always a complete one.
 """
 
 from __future__ import annotations

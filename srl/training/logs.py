@@ -1,4 +1,4 @@
-"""The logs of a run: written in one order everywhere, and gone on with after an interruption."""
+"""The logs of a run: written in the same order in every process, and continued after an interruption."""
 
 from __future__ import annotations
 

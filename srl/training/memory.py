@@ -1,4 +1,4 @@
-"""Memory: how much there is, and how a training process holds what it has."""
+"""Memory: available memory, and allocator settings of training processes."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ class RunFailed(Exception):
 def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO:
     """The run's algorithm on its environment.
 
-    :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is SB3's to the bit
-        and logs the same figures.
+    :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is bitwise identical to
+        SB3's and logs the same figures.
     :param env: Its training environment.
     :param build: Whether to build the networks and the rollout buffer.
     :return: The algorithm, untrained, with the global random generators at the starts of the streams that

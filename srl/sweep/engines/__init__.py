@@ -1,6 +1,6 @@
 """Engines execute tasks: each is a file here with a class that has the methods of :class:`Engine`.
 
-An engine knows nothing of what is finished, tried again or hanging:
+An engine knows nothing of runs that are finished, retried or hanging:
 :func:`srl.sweep.execution.run_sweep` decides that from the run directories, and tells it what to start
 and what to end.
 """

@@ -1,4 +1,4 @@
-"""Runs and populations as tasks of a Ray cluster, which has a task of a lost node done again on another."""
+"""Runs and populations as tasks of a Ray cluster, which restarts the tasks of a lost node on another."""
 
 from __future__ import annotations
 

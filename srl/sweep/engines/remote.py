@@ -1,4 +1,4 @@
-"""What tasks need that a cluster starts on other machines."""
+"""Requirements of tasks that a cluster starts on other machines."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ _TIMES_ENDED, _TIMES_PREEMPTED = 2, 10
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does, and does again when it was pre-empted or has reached its time limit.
+    """What a job does, and does again when it was preempted or has reached its time limit.
 
     :param order: The task, its paths absolute.
     """
@@ -78,7 +78,7 @@ class _Job:
 class SlurmEngine:
     """Jobs of a Slurm cluster: each call of :meth:`submit` is one array for the CPU, one for GPUs.
 
-    A job that is pre-empted or reaches its time limit is queued again, and its runs go on from their last
+    A job that is preempted or reaches its time limit is queued again, and its runs go on from their last
     checkpoints; Slurm does the same with those of a node that fails. If this process dies, the jobs go on.
 
     :param folder: For Slurm's logs and what jobs are told; in storage that all nodes have at the same path,
@@ -202,7 +202,7 @@ class SlurmEngine:
     def close(self) -> None:
         """End all tasks in order."""
         if self._running and self._cluster == "slurm":
-            # What scancel itself sends is what Slurm sends before a pre-emption, and means nothing to a job
+            # What scancel itself sends is what Slurm sends before a preemption, and means nothing to a job
             self._scancel("--signal=INT", self._running)
             self._wait_until(
                 lambda: (

@@ -1,7 +1,7 @@
-"""The environments of all members, stepped side by side.
+"""The environments of all members, stepped together.
 
 Each member has its own environments, seeds, statistics and reward noise, as if it were alone; what is
-arithmetic on them is done for all members at once, to the same bits as SB3's wrappers give one by one.
+arithmetic on them is done for all members at once, and bitwise identical to SB3's wrappers.
 Arrays have the shape ``(S, n, ...)``: ``S`` members with ``n`` environments each.
 """
 
@@ -171,7 +171,7 @@ class StackedRunningMeanStd:
         else:  # as np.mean and np.var compute them
             mean = np.add.reduce(batch, axis=1) / n
             var = np.add.reduce(np.square(batch - mean[:, None]), axis=1) / n
-        # As SB3's update_from_moments computes it, to the bit
+        # Bitwise identical to SB3's update_from_moments
         delta = mean - self.mean
         total = self.count + n
         self.mean = self.mean + delta * n / total
@@ -199,7 +199,7 @@ class StackedNormalize:
         self._returns = np.zeros((len(wrappers), first.num_envs))
 
     def reset(self, observations: np.ndarray) -> np.ndarray:
-        """Take the first observations in; returns them normalised, float32."""
+        """Take the first observations in; returns them normalized, float32."""
         self._returns[:] = 0
         if self._norm_obs:
             self.obs_rms.update(observations)
@@ -217,8 +217,8 @@ class StackedNormalize:
         :param observations: Shape ``(S, n, ...)``.
         :param rewards: Shape ``(S, n)``.
         :param dones: Shape ``(S, n)``.
-        :param infos: Their last observations are replaced by normalised ones.
-        :return: Normalised observations and rewards, float32.
+        :param infos: Their last observations are replaced by normalized ones.
+        :return: Normalized observations and rewards, float32.
         """
         if self._norm_obs:
             self.obs_rms.update(observations)
@@ -235,7 +235,7 @@ class StackedNormalize:
         return normalized, rewards.astype(np.float32)
 
     def observations(self, observations: np.ndarray, member: int | None = None) -> np.ndarray:
-        """Normalise observations; the statistics stay.
+        """Normalize observations; the statistics stay.
 
         :param observations: Shape ``(S, n, ...)``, or that of one observation of one member.
         :param member: That member.

@@ -4,9 +4,9 @@ Each parameter of shape ``(...)`` becomes one of shape ``(n_members, ...)``, and
 become views of it: whatever trains the stack trains the policies, which save, load and predict as always. In
 what follows ``S`` is the number of members and ``n`` the number of rows that each has.
 
-On CPU a batched matrix product gives each member the same bits as its own ``nn.Linear``, except for the few
+On CPU a batched matrix product is bitwise identical to each member's own ``nn.Linear``, except for the few
 shapes that PyTorch hands to other kernels; those, and convolutions, are computed member by member. So a
-member's trajectory does not depend on its neighbours, nor on whether it has any.
+member's trajectory does not depend on its neighbors, nor on whether it has any.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Distribution = (
     | UncheckedCategoricalDistribution
     | UncheckedDiagGaussianDistribution
 )
-#: Below this many multiplications PyTorch's batched product has a kernel of its own, which rounds otherwise.
+#: Below this many multiplications PyTorch's batched product has its own kernel, which rounds differently.
 _SMALL_PRODUCT = 400
 
 _Layer = Callable[[th.Tensor], th.Tensor]

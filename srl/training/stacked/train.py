@@ -2,7 +2,7 @@
 
 Each member keeps what makes it a run of its own: seed, random generators, environments, statistics, reward
 noise, minibatch order, optimizer state, schedules, logs and evaluations. What is arithmetic on networks is
-done for all at once. The result of a member depends neither on its neighbours nor on whether it has any.
+done for all at once. The result of a member depends neither on its neighbors nor on whether it has any.
 """
 
 from __future__ import annotations
@@ -407,7 +407,7 @@ class Population:
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
         tensor = th.as_tensor(array)
-        # Normalisation gives a new array at each step, environments use theirs again; a copy lies in memory
+        # Normalization gives a new array at each step, environments use theirs again; a copy lies in memory
         # as the array does
         return tensor.to(self._device, copy=self._normalize is None)
 

@@ -1,4 +1,4 @@
-"""One update of all members: the rollout that they share the shape of, and the gradient steps.
+"""One update of all members: rollouts of one shape, and the gradient steps.
 
 ``S`` is the number of members. A rollout is SB3's ``RolloutBufferSamples`` with a dimension for members in
 front: ``N = n_envs * n_steps`` samples of each, in the order of SB3's buffer, in tensors of shape ``(S, N)``,
@@ -35,7 +35,7 @@ def generalized_advantages(
     gamma: np.ndarray,
     gae_lambda: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Advantages and returns of all members, as SB3's rollout buffer computes them, to the bit.
+    """Advantages and returns of all members, bitwise identical to SB3's rollout buffer.
 
     :param rewards: Float32, shape ``(n_steps, S, n_envs)``.
     :param values: Float32, shape ``(n_steps, S, n_envs)``.

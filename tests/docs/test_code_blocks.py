@@ -1,0 +1,76 @@
+"""Every code block of README.md, CONTRIBUTING.md and docs/ runs in small settings, or is checked."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.docs.blocks import ROOT, Runner, blocks, commands
+
+#: The second page reads the runs that the first one trains.
+TRAINED = [ROOT / "docs/tutorials/table-and-report.md", ROOT / "docs/reports.md"]
+PAGES = [
+    page
+    for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+    if page not in TRAINED and blocks(page.read_text())
+]
+
+
+@pytest.fixture
+def make_runner(tmp_path, monkeypatch):
+    """Makes a runner; what it changes in this process is restored."""
+    runners = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    environment = dict(os.environ)
+
+    def make(**options) -> Runner:
+        runners.append(Runner(tmp_path, monkeypatch, **options))
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        runner.forget()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_code_blocks_run(page, make_runner):
+    make_runner().run(page)
+
+
+@pytest.mark.slow
+def test_tutorial_trains_and_reports(make_runner, tmp_path):
+    runner = make_runner(execute=True)
+    for page in TRAINED:
+        runner.run(page)
+    assert (tmp_path / "runs/cartpole/report.html").exists()
+    assert (tmp_path / "results/cartpole/report.html").exists()
+
+
+def test_own_modules_and_mistakes_are_found(make_runner, tmp_path):
+    runner = make_runner()
+    page = tmp_path / "page.md"
+    page.write_text("```python\n# one.py\nx = 1\n```\n\n```python\nimport one\nassert one.x == 1\n```\n")
+    runner.run(page)
+    for block in (
+        "```python\nassert False\n```",
+        "```bash\nsrl train --algo sppo --env CartPole-v1 --no-such-option 1\n```",
+        "```bash\nsrl sweep discrete_srl --envs CartPole-v1 --algos none\n```",
+        "```bash\nsrl report runs --format none\n```",
+        "```bash\npip install '.[none]'\n```",
+        "```bash\nrm -r x\n```",
+        "```\nno language\n```",
+    ):
+        page.write_text(f"{block}\n")
+        with pytest.raises(AssertionError):
+            runner.run(page)
+
+
+def test_commands_are_split_as_a_shell_does():
+    assert commands("a 'b c' \\\n    d  # e\n\n# f\ng\n") == [["a", "b c", "d"], ["g"]]
