@@ -22,6 +22,7 @@ from srl.config.spec import RunSpec, make_run_spec
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs import parse_noise
 from srl.errors import UserError, nearest
+from srl.precision import Precision
 from srl.rundir.store import (
     PLAN,
     PLAN_FORMAT,
@@ -96,6 +97,8 @@ class SweepOptions(Strict):
     env_backend: str = "gymnasium"
     #: Whether updates are compiled, see :func:`srl.config.compiling.resolve_compile`.
     compile: str = "auto"
+    #: In which features extractors compute, see :mod:`srl.precision`.
+    precision: Precision = "float32"
     #: Of all environments; see :class:`~srl.config.spec.RunSpec`.
     gym_packages: list[str] = Field(default_factory=list)
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -301,6 +304,7 @@ def expand(
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
             compile=options.compile,
+            precision=options.precision,
             eval_max_episode_steps=options.eval_max_episode_steps,
             gym_packages=options.gym_packages,
             env_kwargs=options.env_kwargs,
