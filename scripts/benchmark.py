@@ -4,7 +4,8 @@
 
 The two sides of a ratio take turns, each turn in a process of its own with one thread, so that a machine
 whose speed drifts disturbs both alike. Printed is the median of the turn-by-turn ratios and their range.
-Populations are divided among as many such processes as there are cores, as a sweep divides them.
+Populations are divided among as many such processes as there are cores, as a sweep divides them. Rows that
+need what this machine does not have are skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,20 +40,20 @@ def sb3_cnn_update() -> float:
     return _cnn_update(PPO)
 
 
-def sppo_cnn_update() -> float:
-    """The same of SPPO."""
+def sppo_cnn_update(**kwargs: Any) -> float:
+    """The same of SPPO, with arguments for its constructor; the time of compiling is not counted."""
     from srl import SPPO
 
-    return _cnn_update(SPPO)
+    return _cnn_update(SPPO, **kwargs)
 
 
-def _cnn_update(cls: type) -> float:
+def _cnn_update(cls: type, **kwargs: Any) -> float:
     from stable_baselines3.common.logger import configure
 
     from srl.envs import EnvSpec, make_train_env
 
     env = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4))
-    model = cls("CnnPolicy", env, seed=0, device="cpu", n_steps=64, batch_size=256, n_epochs=1)
+    model = cls("CnnPolicy", env, seed=0, device="cpu", n_steps=64, batch_size=256, n_epochs=1, **kwargs)
     model.set_logger(configure(None, []))
     model.learn(512)
     model.n_epochs = 4
@@ -65,6 +67,18 @@ def sb3_multidiscrete_ppo() -> float:
     from stable_baselines3 import PPO
 
     return _half_cheetah_speed(PPO)
+
+
+def sb3_multidiscrete_ppo_on_each_core() -> float:
+    """The same of one such run on each core at once, all together."""
+    return float(sum(_on_each_core(_part_of_sb3, [()] * _n_cores())))
+
+
+def _part_of_sb3(connection: Connection, barrier: Any) -> None:
+    from stable_baselines3 import PPO
+
+    model = PPO("MlpPolicy", _half_cheetah(PPO, n_envs=1), seed=0, device="cpu")
+    connection.send(_speed(model, barrier))
 
 
 def dsppo() -> float:
@@ -99,11 +113,22 @@ def _half_cheetah_speed(cls: type, **kwargs: Any) -> float:
     return _speed(cls("MlpPolicy", _half_cheetah(cls, n_envs=1), seed=0, device="cpu", **kwargs))
 
 
-def _speed(model: Any) -> float:
-    model.learn(2048)
+def _speed(model: Any, barrier: Any = None) -> float:
+    """Steps per second of two rollouts and updates, after one that is not measured.
+
+    :param model: An algorithm.
+    :param barrier: Of processes that measure at the same time.
+    """
+    n_steps = model.n_steps * model.n_envs
+    model.learn(n_steps)
+    if barrier is not None:
+        barrier.wait()
     began = time.perf_counter()
-    model.learn(2 * 2048)
-    return 4096 / (time.perf_counter() - began)
+    model.learn(2 * n_steps)
+    speed: float = 2 * n_steps / (time.perf_counter() - began)
+    if barrier is not None:
+        barrier.wait()  # no process may have the machine to itself
+    return speed
 
 
 def _half_cheetah(cls: type, n_envs: int) -> Any:
@@ -188,15 +213,33 @@ def _population_parts(
 
     :return: Steps per second and peak resident bytes of each process.
     """
-    n_processes = len(os.sched_getaffinity(0))
+    n_parts = _n_cores()
+    arguments = [
+        (family, n_members, part, n_parts, n_rollouts, n_timesteps, folder) for part in range(n_parts)
+    ]
+    return _on_each_core(_train_part, arguments)
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _on_each_core(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call a function in processes that run at the same time.
+
+    :param target: Is given a connection, to which it sends its result, a barrier of all processes, and the
+        arguments of its process.
+    :param arguments: Of each process.
+    :return: The result of each process.
+    """
     context = get_context("spawn")
-    barrier = context.Barrier(n_processes)
+    barrier = context.Barrier(len(arguments))
     receivers, processes = [], []
-    for part in range(n_processes):
+    for each in arguments:
         receiver, sender = context.Pipe(duplex=False)
-        arguments = (sender, barrier, family, n_members, part, n_processes, n_rollouts, n_timesteps, folder)
-        process = context.Process(target=_train_part, args=arguments)
+        process = context.Process(target=target, args=(sender, barrier, *each))
         process.start()
+        sender.close()
         receivers.append(receiver)
         processes.append(process)
     results = [receiver.recv() for receiver in receivers]
@@ -249,7 +292,9 @@ def _train_part(
             speed = _environment_speed(population)
         else:
             speed = population.measure(n_rollouts)
-        barrier.wait()  # no part is to have the machine to itself
+            if any(len(member.evaluations.timesteps) for member in population._members):
+                raise RuntimeError("An evaluation was measured, and the row says that there is none.")
+        barrier.wait()  # no process may have the machine to itself
     connection.send((speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
@@ -270,19 +315,59 @@ def _environment_speed(population: Any) -> float:
 
 def sbx_ppo() -> float:
     """Steps per second of SBX's PPO, in JAX, on HalfCheetah-v4 with 11 bins, updates included."""
+    # JAX has no option for the number of its threads; compiling is part of what is not measured
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     from sbx import PPO  # type: ignore[import-not-found]
 
     return _half_cheetah_speed(PPO)
 
 
+def sb3_atari_ppo() -> float:
+    """Steps per second of SB3's PPO on Pong by the protocol, on one thread of the CPU, updates included."""
+    from stable_baselines3 import PPO
+
+    return _speed(PPO("CnnPolicy", _sb3_pong(), **_PONG_PPO))
+
+
+def sppo_atari_compiled() -> float:
+    """The same of SPPO with a compiled update; the time of compiling is not counted."""
+    return _sppo_pong("gymnasium", compile_update=True)
+
+
+def sppo_atari_bf16() -> float:
+    """The same of SPPO with a compiled update in bfloat16 and native environments."""
+    return _sppo_pong("native", compile_update=True, precision="bf16")
+
+
+#: The hyperparameters of the protocol that matter to speed.
+_PONG_PPO: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=4, seed=0, device="cpu")
+
+
+def _sb3_pong() -> Any:
+    """Pong by the protocol in SB3's own environments and wrappers."""
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    return VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
+
+
+def _sppo_pong(backend: str, **kwargs: Any) -> float:
+    from srl import SPPO
+    from srl.envs import EnvSpec, make_train_env
+
+    env = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4, backend=backend))
+    model = SPPO("CnnPolicy", env, **_PONG_PPO, **kwargs)
+    speed = _speed(model)
+    if model.not_compiled is not None:
+        raise RuntimeError(f"The update is not compiled: {model.not_compiled}")
+    return speed
+
+
 def sb3_atari_rollout() -> float:
     """Steps per second of random actions on Pong, 8 environments, in SB3's own wrappers."""
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+    from stable_baselines3.common.vec_env import VecTransposeImage
 
-    return _rollout_speed(
-        VecTransposeImage(VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4))
-    )
+    return _rollout_speed(VecTransposeImage(_sb3_pong()))
 
 
 def native_atari_rollout_1() -> float:
@@ -322,15 +407,8 @@ def _rollout_speed(env: Any) -> float:
 def sb3_atari_gpu() -> float:
     """Steps per second of SB3's PPO on Pong by the protocol, on the GPU, updates included."""
     from stable_baselines3 import PPO
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import VecFrameStack
 
-    env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
-    model = PPO("CnnPolicy", env, n_steps=128, batch_size=256, n_epochs=4, seed=0, device="cuda")
-    model.learn(1024)
-    began = time.perf_counter()
-    model.learn(4 * 1024)
-    return 4096 / (time.perf_counter() - began)
+    return _speed(PPO("CnnPolicy", _sb3_pong(), **_PONG_PPO | {"device": "cuda"}))
 
 
 def sppo_atari_population_gpu() -> float:
@@ -447,6 +525,24 @@ class Row:
     #: None for a figure with an absolute bound.
     theirs: Callable[[], float] | None
     bound: str
+    #: Gives the reason if this machine cannot measure it.
+    why_not: Callable[[], str | None] = lambda: None
+
+
+def _no_sbx() -> str | None:
+    return None if find_spec("sbx") else "SBX is not installed (pip install sbx-rl)"
+
+
+def _no_bf16() -> str | None:
+    from srl.precision import why_no_bf16
+
+    return why_no_bf16("cpu")
+
+
+def _no_gpu() -> str | None:
+    import torch as th
+
+    return None if th.cuda.is_available() else "there is no GPU"
 
 
 # Algorithm, environment, runs that train as one, and training steps of each
@@ -461,6 +557,29 @@ ROWS = {
         sppo_cnn_update,
         sb3_cnn_update,
         "<= 1.05",
+    ),
+    "cnn_update_compiled": Row(
+        "the same with a compiled update",
+        "ms/minibatch",
+        partial(sppo_cnn_update, compile_update=True),
+        sb3_cnn_update,
+        "none",
+    ),
+    "cnn_update_bf16": Row(
+        "the same in bfloat16, not compiled",
+        "ms/minibatch",
+        partial(sppo_cnn_update, precision="bf16"),
+        sb3_cnn_update,
+        "none",
+        _no_bf16,
+    ),
+    "cnn_update_bf16_compiled": Row(
+        "the same in bfloat16, compiled",
+        "ms/minibatch",
+        partial(sppo_cnn_update, compile_update=True, precision="bf16"),
+        sb3_cnn_update,
+        "none",
+        _no_bf16,
     ),
     "dsppo": Row(
         "DSPPO against SB3's PPO on MultiDiscrete: HalfCheetah-v4, 11 bins",
@@ -490,6 +609,13 @@ ROWS = {
         ppo_population_16,
         sb3_multidiscrete_ppo,
         ">= 16",
+    ),
+    "population_each_core": Row(
+        "the same against one SB3 PPO on each core, all at once",
+        "steps/s",
+        ppo_population_16,
+        sb3_multidiscrete_ppo_on_each_core,
+        ">= 9 on 2 cores",
     ),
     "population_evaluated": Row(
         "the same with 10 episodes every 5,000 steps, against SB3's PPO with EvalCallback",
@@ -536,6 +662,21 @@ ROWS = {
         sb3_atari_rollout,
         ">= 2.4",
     ),
+    "atari_training": Row(
+        "SPPO with a compiled update against SB3's PPO: training on Pong, one thread, float32",
+        "steps/s",
+        sppo_atari_compiled,
+        sb3_atari_ppo,
+        ">= 1.25",
+    ),
+    "atari_training_bf16": Row(
+        "the same in bfloat16 with native environments",
+        "steps/s",
+        sppo_atari_bf16,
+        sb3_atari_ppo,
+        ">= 2",
+        _no_bf16,
+    ),
     "checkpoints": Row(
         "checkpoints at the default interval, DSPPO on HalfCheetah-v4",
         "% of the time",
@@ -570,16 +711,13 @@ ROWS = {
     ),
     "mujoco_memory": Row("memory of one MuJoCo run", "GiB", mujoco_memory, None, "< 1 GiB"),
     "atari_memory": Row("memory of one Atari PPO run", "GiB", atari_memory, None, "< 3 GiB"),
-}
-
-#: Rows for which something is needed that not every machine has: a GPU, or SBX (pip install sbx-rl).
-FURTHER_ROWS = {
-    "atari_gpu": Row(
-        "population of 8 (SPPO on Pong) on the GPU, native environments, against one SB3 PPO on the GPU",
+    "dsppo_sbx": Row(
+        "DSPPO with a compiled update against SBX's PPO (JAX) on MultiDiscrete, one core each",
         "steps/s",
-        sppo_atari_population_gpu,
-        sb3_atari_gpu,
+        dsppo_compiled,
+        sbx_ppo,
         "none",
+        _no_sbx,
     ),
     "population_sbx": Row(
         "population of 16, all cores, against one SBX PPO on MultiDiscrete: HalfCheetah-v4, evaluations off",
@@ -587,6 +725,15 @@ FURTHER_ROWS = {
         ppo_population_16,
         sbx_ppo,
         "none",
+        _no_sbx,
+    ),
+    "atari_gpu": Row(
+        "population of 8 (SPPO on Pong) on the GPU, native environments, against one SB3 PPO on the GPU",
+        "steps/s",
+        sppo_atari_population_gpu,
+        sb3_atari_gpu,
+        "none",
+        _no_gpu,
     ),
 }
 
@@ -620,28 +767,30 @@ def measured(measure: Callable[[], float]) -> float:
 def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
     """Measure speed and memory against Stable-Baselines3.
 
-    :param rows: What to measure; beside the default ones atari_gpu, which needs a GPU, and population_sbx,
-        which needs SBX (pip install sbx-rl).
+    :param rows: What to measure.
     :param repetitions: Turns of each ratio; memory and percentages are measured once.
     """
     from srl.training.run import versions
 
-    known = ROWS | FURTHER_ROWS
-    unknown = [row for row in rows if row not in known]
+    unknown = [row for row in rows if row not in ROWS]
     if unknown or repetitions < 1:
-        raise SystemExit(f"rows must be of {', '.join(known)}, and repetitions at least 1.")
+        raise SystemExit(f"rows must be of {', '.join(ROWS)}, and repetitions at least 1.")
     use_one_thread()
     console = Console(width=None if os.isatty(1) else 160)
     packages = versions()["packages"]
     console.print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"torch {packages['torch']}, stable-baselines3 {packages['stable-baselines3']}; "
-        f"one thread in each process, {repetitions} turns",
+        f"one thread in each process, {repetitions} turns, load average {os.getloadavg()[0]:.1f}",
         highlight=False,
     )
     table = Table("what", "ours (median)", "other (median)", "ratio (median)", "range", "bound")
     for name in rows:
-        row = known[name]
+        row = ROWS[name]
+        reason = row.why_not()
+        if reason is not None:
+            table.add_row(row.what, f"skipped: {reason}", "", "", "", row.bound)
+            continue
         with console.status(row.what):
             if row.theirs is None:
                 table.add_row(row.what, f"{measured(row.ours):.2f} {row.unit}", "", "", "", row.bound)

@@ -133,6 +133,8 @@ class Train:
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
     compile: str = "auto"
     """Whether the update is compiled: on, off, or auto for a run that is long enough to repay it."""
+    precision: str = "float32"
+    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
 
@@ -185,6 +187,8 @@ class Sweep:
     compile: str | None = None
     """Whether updates are compiled: on, off, or auto for runs that are long enough to repay it; auto if not
     given."""
+    precision: str | None = None
+    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
     retries: int = 3
@@ -407,6 +411,7 @@ def train(options: Train, command: str) -> int:
         eval_freq=options.eval_freq,
         n_eval_episodes=options.eval_episodes,
         compile=options.compile,
+        precision=options.precision,
         eval_max_episode_steps=options.eval_max_episode_steps,
         gym_packages=environment.gym_packages,
         env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
@@ -512,6 +517,7 @@ def sweep(options: Sweep, command: str) -> int:
         eval_max_episode_steps=options.eval_max_episode_steps,
         env_backend=options.env_backend,
         compile=options.compile,
+        precision=options.precision,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )

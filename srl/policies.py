@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from srl.acting import NumpyActor, can_act_in_numpy
 from srl.distributions import BatchedMultiCategoricalDistribution, without_checks
 from srl.errors import UserError
+from srl.precision import Precision
 from srl.spaces import has_start, subtract_start
 
 
@@ -24,6 +25,11 @@ class PolicyMixin(sb3.ActorCriticPolicy):
 
     #: Whether actions are sampled in NumPy where that is possible, which differs in the last bits.
     numpy_acting: bool
+    #: In which features extractors compute; everything after them is in float32.
+    precision: Precision = "float32"
+    #: Whether images have their channels last in memory where gradients are computed. That makes convolutions
+    #: on the CPU faster, and differs in the last bits.
+    channels_last: bool = False
     _actor: NumpyActor | None = None
     _actor_address: int | None = None
 
@@ -41,21 +47,36 @@ class PolicyMixin(sb3.ActorCriticPolicy):
             self.optimizer_kwargs = {**self.optimizer_kwargs, "fused": True}
         super()._build(lr_schedule)
 
-    def subtract_start(self, obs: PyTorchObs) -> PyTorchObs:
-        """Observations as SB3's preprocessing needs them, with values from 0.
-
-        :param obs: A batch of observations, or a dictionary of batches.
-        """
-        return subtract_start(obs, self.observation_space) if self._has_start else obs
+    def _prepared(self, obs: PyTorchObs) -> PyTorchObs:
+        """Observations as SB3's preprocessing needs them, with values from 0."""
+        if self._has_start:
+            obs = subtract_start(obs, self.observation_space)
+        if self.channels_last and th.is_grad_enabled():
+            return (
+                {key: _channels_last(part) for key, part in obs.items()}
+                if isinstance(obs, dict)
+                else _channels_last(obs)
+            )
+        return obs
 
     # SB3's policy extracts features in these three methods
     def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
-        return super().extract_features(self.subtract_start(obs), features_extractor)
+        if self.precision == "float32":
+            return super().extract_features(self._prepared(obs), features_extractor)
+        # Parameters change at each step, so that casts of them are not worth keeping
+        with th.autocast(self.device.type, th.bfloat16, cache_enabled=False):
+            features = super().extract_features(self._prepared(obs), features_extractor)
+        if isinstance(features, tuple):
+            return features[0].float(), features[1].float()
+        return features.float()
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        return super().get_distribution(self.subtract_start(obs))
+        if self.precision == "float32":
+            return super().get_distribution(self._prepared(obs))
+        features = self.extract_features(obs, self.pi_features_extractor)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))  # type: ignore[arg-type]
 
     def forward(self, obs: th.Tensor, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Sample actions, as SB3's policy does.
@@ -79,8 +100,11 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         :return: Shape ``(n, 1)``.
         """
         actor = self._numpy_actor()
+        if self.precision != "float32":
+            features = self.extract_features(obs, self.vf_features_extractor)
+            return self.value_net(self.mlp_extractor.forward_critic(features))  # type: ignore[arg-type,no-any-return]
         if actor is None or not isinstance(obs, th.Tensor):
-            return super().predict_values(self.subtract_start(obs))
+            return super().predict_values(self._prepared(obs))
         return th.from_numpy(actor.values(obs.numpy()[None])[0])[:, None]
 
     def _numpy_actor(self) -> NumpyActor | None:
@@ -108,6 +132,10 @@ class PolicyMixin(sb3.ActorCriticPolicy):
                 "uint8. Resize them, for example with gymnasium.wrappers.ResizeObservation, or flatten them "
                 "and use MlpPolicy."
             ) from error
+
+
+def _channels_last(obs: th.Tensor) -> th.Tensor:
+    return obs.contiguous(memory_format=th.channels_last) if obs.dim() == 4 else obs
 
 
 class ActorCriticPolicy(PolicyMixin, sb3.ActorCriticPolicy):

@@ -31,6 +31,7 @@ from srl.errors import NotCompiled, UserError, nearest
 from srl.evaluation import eval_callbacks, match_wrappers
 from srl.losses import REVERSE_LOSSES, A2CLosses, Coefficient, PPOLosses
 from srl.policies import PolicyMixin
+from srl.precision import Precision, check_precision
 from srl.rewards import explained
 from srl.spaces import check_supported, has_start
 
@@ -186,9 +187,12 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
     advantage_flip_prob: float
     normalize_advantage: bool
     compile_update: bool
+    precision: Precision
 
-    def _init_symmetric_loss(self, *, compile_update: bool, **parameters: Any) -> None:
+    def _init_symmetric_loss(self, *, compile_update: bool, precision: Precision, **parameters: Any) -> None:
         check_symmetric_loss(**parameters)
+        check_precision(precision, self.device.type)
+        self.precision = precision
         for name, value in parameters.items():
             setattr(self, name, value)
         self._flip_rng = np.random.default_rng()
@@ -224,9 +228,31 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
                 "squash_output=True has no effect without gSDE. Set use_sde=True, or leave it out."
             )
         super()._setup_model()
+        self.set_policy_precision()
         # Results differ in the last bits already
         if self.compile_update and isinstance(self.policy, PolicyMixin):
             self.policy.numpy_acting = True
+            self.policy.channels_last = self.device.type == "cpu"
+
+    def set_policy_precision(self) -> None:
+        """Let the policy's features extractors compute in ``precision``.
+
+        :raises UserError: If that has no effect.
+        """
+        if self.precision == "float32":
+            return
+        if not isinstance(self.policy, PolicyMixin):
+            name = type(self.policy).__name__
+            raise UserError(
+                f"precision='bf16' has no effect: derive {name} from the policies of srl.policies."
+            )
+        if not any(True for _ in self.policy.features_extractor.parameters()):
+            name = type(self.policy.features_extractor).__name__
+            raise UserError(
+                f"precision='bf16' has no effect: the features extractor {name} has no parameters. Leave it "
+                "out."
+            )
+        self.policy.precision = self.precision
 
     def _setup_learn(
         self,
@@ -237,6 +263,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_symmetric_loss()
+        check_precision(self.precision, self.device.type)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
@@ -410,7 +437,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         """What a compiled update depends on in addition to shapes and the optimizer's options."""
         names = ("normalize_advantage", "advantage_transform", "reverse_loss", "importance_weighting")
         options = (getattr(self, name, None) for name in names)
-        return (*options, tuple(self._coefficients()), self._kl_limit)
+        return (*options, tuple(self._coefficients()), self._kl_limit, self.precision)
 
     @property
     def _minibatch_size(self) -> int:

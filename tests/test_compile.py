@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from srl import SA2C, SPPO
 from srl import compilation as compilation_module
+from srl import precision as precision_module
 from srl.compilation import why_not
 from srl.config.compiling import n_minibatches, repays, resolve_compile
 from srl.config.spec import make_run_spec
@@ -21,6 +23,7 @@ from srl.envs import make_train_env
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.training.run import make_model, train_run
+from tests.envs.unusual_spaces import UNUSUAL
 from tests.small_runs import SMALL_WORDS, small_spec, srl
 from tests.training.stacked import comparison
 from tests.training.stacked.comparison import assert_same_result, train_alone, train_together
@@ -31,12 +34,12 @@ PPO_SHAPE = dict(n_steps=36, n_envs=2, batch_size=16, n_epochs=2)
 A2C_SHAPE = dict(n_steps=8, n_envs=2)
 
 
-def small(algo="sppo", seed=1, env="Dials-v0", **changes):
+def small(algo="sppo", seed=1, env=SMALL_ENVS + "Dials-v0", **changes):
     """A compiled run; all of a family have one shape."""
     shape = PPO_SHAPE if algo.endswith("ppo") else A2C_SHAPE
     overrides = shape | changes.pop("overrides", {})
     options = dict(n_timesteps=216, eval_freq=100) | changes
-    spec = small_spec(algo, SMALL_ENVS + env, seed, overrides=overrides, **options)
+    spec = small_spec(algo, env, seed, overrides=overrides, **options)
     return spec.model_copy(update={"compile_update": True})
 
 
@@ -88,12 +91,19 @@ def compiled_and_uncompiled(spec, n_updates):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["sppo", "sa2c"])
-def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, cache):
-    schedules = dict(learning_rate="lin_1e-3", advantage_flip_prob=0.2, ent_coef=0.01)
+@pytest.mark.parametrize(
+    ("algo", "env", "policy"),
+    [
+        ("sppo", SMALL_ENVS + "Dials-v0", "MlpPolicy"),
+        ("sa2c", SMALL_ENVS + "Dials-v0", "MlpPolicy"),
+        ("sppo", UNUSUAL + "DictStart-v0", "MultiInputPolicy"),
+    ],
+)
+def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, env, policy, cache):
+    overrides = dict(learning_rate="lin_1e-3", advantage_flip_prob=0.2, ent_coef=0.01, policy=policy)
     if algo == "sppo":
-        schedules["clip_range"] = "lin_0.3"
-    plain, compiled, moved = compiled_and_uncompiled(small(algo, overrides=schedules), n_updates=5)
+        overrides["clip_range"] = "lin_0.3"
+    plain, compiled, moved = compiled_and_uncompiled(small(algo, env=env, overrides=overrides), n_updates=5)
     assert moved > 0
     assert float((parameters_of(plain) - parameters_of(compiled)).norm()) <= 1e-5 * moved
     assert plain._n_updates == compiled._n_updates
@@ -106,6 +116,34 @@ def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, cache):
     for index, state in theirs["state"].items():
         for name, value in state.items():
             th.testing.assert_close(th.as_tensor(ours["state"][index][name]), th.as_tensor(value))
+
+
+class OneConvolution(BaseFeaturesExtractor):
+    """A small network for images, which compiles soon."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, features_dim=8)
+        self.layers = th.nn.Sequential(
+            th.nn.Conv2d(1, 8, 8, stride=4), th.nn.ReLU(), th.nn.Flatten(), th.nn.Linear(512, 8)
+        )
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 0.02)])
+def test_compiled_update_of_convolutions_is_the_uncompiled_one_up_to_rounding(
+    precision, tolerance, cache, monkeypatch
+):
+    monkeypatch.setattr(precision_module, "why_no_bf16", lambda device_type: None)
+    extractor = dict(features_extractor_class=f"{__name__}:OneConvolution")
+    overrides = dict(policy="CnnPolicy", policy_kwargs=extractor)
+    spec = small(env=SMALL_ENVS + "Frames-v0", precision=precision, overrides=overrides)
+    plain, compiled, moved = compiled_and_uncompiled(spec, n_updates=5)
+    assert not plain.policy.channels_last
+    assert compiled.policy.channels_last
+    assert float((parameters_of(plain) - parameters_of(compiled)).norm()) <= tolerance * moved
 
 
 @pytest.mark.slow

@@ -23,13 +23,14 @@ def population_key(spec: RunSpec) -> str | None:
     """What runs must have in common to train together.
 
     :param spec: A run.
-    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalized images, separate features extractors or one of
-        the user's own.
+    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, in bfloat16, with a
+        limit on the KL divergence, observations in several parts, normalized images, separate features
+        extractors or one of the user's own.
     """
     hyperparams = spec.hyperparams
     alone = (
         hyperparams.use_sde
+        or spec.precision != "float32"
         or hyperparams.policy == "MultiInputPolicy"
         or hyperparams.policy_kwargs.share_features_extractor is False
         or hyperparams.policy_kwargs.features_extractor_class is not None

@@ -26,6 +26,7 @@ from srl.envs.registration import import_packages, is_atari, registered, resolve
 from srl.envs.reward_noise import parse_noise
 from srl.envs.spec import BACKENDS, EnvSpec
 from srl.errors import UserError, nearest
+from srl.precision import Precision, check_precision
 
 #: Values per action dimension that the paper discretizes into.
 DEFAULT_BINS = 11
@@ -79,6 +80,8 @@ class RunSpec(Strict):
     stacked: bool = False
     #: Whether the update is compiled, which changes last bits.
     compile_update: bool = False
+    #: In which features extractors compute, see :mod:`srl.precision`.
+    precision: Precision = "float32"
     hyperparams: SerializeAsAny[Hyperparams]
 
     @field_validator("algo")
@@ -156,6 +159,7 @@ def make_run_spec(
     eval_freq: int | None = None,
     n_eval_episodes: int = 10,
     compile: str = "off",
+    precision: str = "float32",
     eval_max_episode_steps: int | None = None,
     gym_packages: Sequence[str] = (),
     env_kwargs: dict[str, Any] | None = None,
@@ -181,6 +185,8 @@ def make_run_spec(
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
     :param compile: Whether the update is compiled: ``"on"``, ``"off"``, or ``"auto"`` for runs that are long
         enough to repay it, where there is a compiler.
+    :param precision: ``"float32"``, or ``"bf16"`` for features extractors in bfloat16, which are faster for
+        images.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None takes 50,000, or the time limit that the environment is registered with if that is higher.
     :param gym_packages: Modules to import, which register environments with Gymnasium.
@@ -223,6 +229,7 @@ def make_run_spec(
     if ATARI_WRAPPER in (hyperparams.env_wrapper or ()) and not atari:
         raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is no Atari game. Leave it out.")
     resolved_device = resolve_device(device, hyperparams.policy)
+    check_precision(precision, resolved_device.partition(":")[0])
     n_timesteps = file_timesteps if n_timesteps is None else n_timesteps
     compile_update, compile_notes = resolve_compile(compile, hyperparams, n_timesteps, resolved_device)
     try:
@@ -251,6 +258,7 @@ def make_run_spec(
             threads=threads,
             env_backend=env_backend,  # type: ignore[arg-type]
             compile_update=compile_update,
+            precision=precision,  # type: ignore[arg-type]
             hyperparams=hyperparams,
         )
     except ValidationError as error:

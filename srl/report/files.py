@@ -17,13 +17,16 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
 
 from srl.errors import UserError
 from srl.report.earlier import is_of_earlier_version
 from srl.report.runs import RECORD
-from srl.report.tables import Table, to_csv, to_latex, to_markdown
 from srl.rundir.directory import SPEC
 from srl.rundir.files import check_writable, read_bytes, replacing, write_text
+
+if TYPE_CHECKING:
+    from srl.report.tables import Table
 
 _LOCK = ".srl-report.lock"
 
@@ -134,6 +137,8 @@ def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str,
     :param tables: What to write.
     :param left_out: Lines on what is in none of them; Markdown has these too.
     """
+    # SciPy, which tables need, takes half a second to import
+
     writers: dict[str, Writer] = {}
     for table in tables:
         texts = (to_markdown(table, left_out), to_csv(table), to_latex(table))

@@ -392,6 +392,8 @@ class RunDirectory:
             newer srl, holds what is no run, or has something else in the place of a run's file.
         """
         check_writable(self.path)
+        if not os.path.lexists(self.path):
+            return "new"
         status = self.read_status()
         problem: UserError | None = None
         found: LenientSpec | None = None

@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from srl.errors import UserError
 from srl.losses import A2CLosses, Coefficient, LossWeights, a2c_losses
 from srl.policies import POLICY_ALIASES
+from srl.precision import Precision
 from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
@@ -70,8 +71,12 @@ class SA2C(SymmetricLossMixin, A2C):
     :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
         makes it several times faster for small networks. Results differ in the last bits. If it cannot be
         compiled, a warning gives the reason and it runs uncompiled
+    :param precision: ``"float32"``, or ``"bf16"`` to compute the features extractor in bfloat16 wherever the
+        policy is evaluated, which is faster for images. Parameters, gradients, optimizer, heads and losses
+        stay in float32
     :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
-        spaces that are not supported, or an ``rms_prop_eps`` that no optimizer takes
+        spaces that are not supported, an ``rms_prop_eps`` that no optimizer takes, or a ``precision`` that
+        the device does not support or that has no effect
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
@@ -108,6 +113,7 @@ class SA2C(SymmetricLossMixin, A2C):
         advantage_transform: str = "none",
         advantage_flip_prob: float = 0.0,
         compile_update: bool = False,
+        precision: Precision = "float32",
     ):
         policy_kwargs = _with_rms_prop(policy_kwargs, rms_prop_eps, use_rms_prop)
         super().__init__(
@@ -143,6 +149,7 @@ class SA2C(SymmetricLossMixin, A2C):
             advantage_transform=advantage_transform,
             advantage_flip_prob=advantage_flip_prob,
             compile_update=compile_update,
+            precision=precision,
         )
         if _init_setup_model:
             self._setup_model()

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from srl.losses import Coefficient, LossWeights, PPOLosses, ppo_losses
 from srl.policies import POLICY_ALIASES
+from srl.precision import Precision
 from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
 
 SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
@@ -78,8 +79,11 @@ class SPPO(SymmetricLossMixin, PPO):
     :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
         makes it several times faster for small networks. Results differ in the last bits. If it cannot be
         compiled, a warning gives the reason and it runs uncompiled
-    :raises UserError: (a ``ValueError``) for a parameter out of range, or a Box action space with
-        ``beta != 0``
+    :param precision: ``"float32"``, or ``"bf16"`` to compute the features extractor in bfloat16 wherever the
+        policy is evaluated, which is faster for images. Parameters, gradients, optimizer, heads and losses
+        stay in float32
+    :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
+        or a ``precision`` that the device does not support or that has no effect
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
@@ -120,6 +124,7 @@ class SPPO(SymmetricLossMixin, PPO):
         advantage_transform: str = "none",
         advantage_flip_prob: float = 0.0,
         compile_update: bool = False,
+        precision: Precision = "float32",
     ):
         super().__init__(
             policy,
@@ -157,6 +162,7 @@ class SPPO(SymmetricLossMixin, PPO):
             advantage_transform=advantage_transform,
             advantage_flip_prob=advantage_flip_prob,
             compile_update=compile_update,
+            precision=precision,
         )
         self.importance_weighting = importance_weighting
         if _init_setup_model:

@@ -22,6 +22,7 @@ from srl.config.spec import RunSpec, make_run_spec
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest
+from srl.precision import Precision
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import RunDirectory
 from srl.rundir.files import check_writable, write_text
@@ -87,6 +88,8 @@ class SweepOptions(Strict):
     env_backend: str = "gymnasium"
     #: Whether updates are compiled, see :func:`srl.config.compiling.resolve_compile`.
     compile: str = "auto"
+    #: In which features extractors compute, see :mod:`srl.precision`.
+    precision: Precision = "float32"
     #: Of all environments; see :class:`~srl.config.spec.RunSpec`.
     gym_packages: list[str] = Field(default_factory=list)
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -294,6 +297,7 @@ def expand(
             eval_freq=options.eval_freq,
             n_eval_episodes=options.n_eval_episodes,
             compile=options.compile,
+            precision=options.precision,
             eval_max_episode_steps=options.eval_max_episode_steps,
             gym_packages=options.gym_packages,
             env_kwargs=options.env_kwargs,

@@ -148,10 +148,14 @@ def _check_model(spec: RunSpec, env: VecEnv) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training gives the same ones
             many = _Repeated(env, spec.hyperparams.n_envs)
-            model = make_model(spec.model_copy(update={"device": "cpu"}), many, build=False)
+            # Which CPU this is does not matter for a run on a GPU
+            anywhere = spec.model_copy(update={"device": "cpu", "precision": "float32"})
+            model = make_model(anywhere, many, build=False)
             optimizer = model.policy_kwargs.get("optimizer_class", th.optim.Adam)
             model.policy_kwargs |= {"ortho_init": False, "optimizer_class": checking_optimizer(optimizer)}
             model._setup_model()
+            model.precision = spec.precision
+            model.set_policy_precision()
     except UserError as error:
         raise UserError(f"{spec.env}: {error}") from error.__cause__
     except Exception as error:

@@ -106,6 +106,7 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
         device=spec.device,
         _init_setup_model=build,
         compile_update=spec.compile_update,
+        precision=spec.precision,
         **kwargs,
     )
     # For the record: given to the constructor, it would seed the environments as SB3 does
