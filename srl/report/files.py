@@ -138,6 +138,7 @@ def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str,
     :param left_out: Lines on what is in none of them; Markdown has these too.
     """
     # SciPy, which tables need, takes half a second to import
+    from srl.report.tables import to_csv, to_latex, to_markdown
 
     writers: dict[str, Writer] = {}
     for table in tables:
