@@ -225,7 +225,7 @@ def test_mistake_is_one_line_before_anything_is_written(words, says, project):
 
 
 def test_time_limit_of_an_atari_game_counts_the_agents_steps(tmp_path):
-    from srl.envs.spec import EnvSpec, make_eval_env
+    from srl.envs import EnvSpec, make_eval_env
 
     for backend in ("gymnasium", "native"):
         spec = EnvSpec("PongNoFrameskip-v4", seed=0, max_episode_steps=40, backend=backend)

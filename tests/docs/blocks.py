@@ -115,13 +115,16 @@ class Runner:
             status = self._call("sweep", *words, *changes, "--hyperparams", "n_steps=32")
         elif command == "sweep":
             status = self._call("sweep", *small_sweep(words))
-        elif command in ("report", "status") and self.execute and not {"--watch", "--last"} & set(words):
-            exists = Path(words[0]).exists()
-            assert exists, f"{words[0]} is not the result of a command above"
+        elif self._writes_report(command, words):
             status = self._call(command, *words, *(["--reps", "100"] if command == "report" else []))
         else:
             status = self._parse(command, *words)
         assert status == 0, f"srl {command} {' '.join(options)}"
+
+    def _writes_report(self, command: str, words: list[str]) -> bool:
+        """Whether a command about runs is executed: it is short, and a command above has trained them."""
+        short = command in ("report", "status") and not {"--watch", "--last"} & set(words)
+        return self.execute and short and Path(words[0]).exists()
 
     def _call(self, *words: str) -> int:
         try:
