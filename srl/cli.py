@@ -473,6 +473,7 @@ def train(options: Train, command: str) -> int:
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.config.files import find_sweep
+    from srl.envs.registration import import_packages
     from srl.report.files import check_files, table_files
     from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import naming_full_disk
@@ -495,6 +496,8 @@ def sweep(options: Sweep, command: str) -> int:
     persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
     _put_current_directory_on_path()
     environment = options.environment
+    # They may register reward noise and losses too
+    import_packages(environment.gym_packages)
     sweep_options = load_sweep(
         config,
         quick=options.quick,

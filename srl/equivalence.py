@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 
 from srl.errors import UserError
+from srl.losses import REVERSE_FACTORS
 from srl.symmetric import check_symmetric_loss
 
 #: Parameters of the symmetric loss with SPPO's defaults.
@@ -32,15 +33,19 @@ def policy_coefficient(
     :param alpha: Weight of the policy loss.
     :param beta: Weight of the reverse loss.
     :param z: The finite stand-in for log 0, negative.
-    :param reverse_loss: ``"rce"`` or ``"mae"``.
+    :param reverse_loss: A name of :data:`~srl.losses.REVERSE_FACTORS`.
     :return: ``alpha + beta |z|`` for ``"rce"``, ``alpha + 2 beta`` for ``"mae"``.
-    :raises UserError: For a parameter out of range.
+    :raises UserError: For a parameter out of range, or a loss that is no multiple of the surrogate.
     """
     check_symmetric_loss(
         alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss,
         advantage_transform="none", advantage_flip_prob=0.0,
     )  # fmt: skip
-    return alpha + beta * (-z if reverse_loss == "rce" else 2)
+    if reverse_loss not in REVERSE_FACTORS:
+        raise UserError(
+            f"reverse_loss={reverse_loss!r}: srl.losses.REVERSE_FACTORS has no factor for this loss."
+        )
+    return alpha + beta * REVERSE_FACTORS[reverse_loss](z)
 
 
 def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:

@@ -111,6 +111,9 @@ def mean_absolute_error(
 
 #: The reverse losses by the name that the parameter ``reverse_loss`` takes.
 REVERSE_LOSSES: dict[str, ReverseLoss] = {"rce": reverse_cross_entropy, "mae": mean_absolute_error}
+#: The factor between the gradients of a reverse loss with importance weighting and of PPO's surrogate, as a
+#: function of ``z``. Losses without such a factor are left out.
+REVERSE_FACTORS: dict[str, Callable[[float], float]] = {"rce": lambda z: -z, "mae": lambda z: 2.0}
 
 
 def a2c_reverse_loss(

@@ -11,7 +11,7 @@ from torch import nn
 from srl import SPPO
 from srl.equivalence import equivalent_ppo_kwargs, policy_coefficient
 from srl.errors import UserError
-from srl.losses import LossWeights, ppo_losses
+from srl.losses import REVERSE_LOSSES, LossWeights, ppo_losses
 
 
 def parameters(model: PPO) -> th.Tensor:
@@ -119,3 +119,11 @@ def test_arguments_that_do_not_scale_are_kept_and_defaults_are_filled_in():
 def test_what_no_ppo_is_equivalent_to_is_refused(kwargs, says):
     with pytest.raises(UserError, match=says):
         equivalent_ppo_kwargs(**kwargs)
+
+
+def test_loss_without_a_factor_has_no_equivalent_ppo(monkeypatch):
+    monkeypatch.setitem(
+        REVERSE_LOSSES, "other", lambda advantages, weight, prob, z: (advantages * prob).mean(-1)
+    )
+    with pytest.raises(UserError, match="REVERSE_FACTORS has no factor"):
+        equivalent_ppo_kwargs(reverse_loss="other")

@@ -204,7 +204,8 @@ class Hyperparams(Strict):
     alpha: Annotated[Number, Field(ge=0)] = 0.5
     beta: Annotated[Number, Field(ge=0)] = 1.0
     z: Annotated[Number, Field(lt=0)] = -1.0
-    reverse_loss: Literal["rce", "mae"] = "rce"
+    #: A name of :data:`srl.losses.REVERSE_LOSSES`; building the model checks it.
+    reverse_loss: str = "rce"
     advantage_transform: Literal["none", "sign", "bins"] = "none"
     advantage_flip_prob: Probability = 0.0
 

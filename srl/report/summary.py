@@ -206,9 +206,10 @@ def _differs_in_coefficients(comparison: Comparison, cells: Sequence[Cell]) -> b
         if cell.noise != comparison.noise or spec is None or get_algorithm(cell.algo).family != "ppo":
             continue
         loss = spec.hyperparams
-        if not getattr(loss, "importance_weighting", True):
+        factor = {"rce": abs(loss.z), "mae": 2.0}.get(loss.reverse_loss)
+        if factor is None or not getattr(loss, "importance_weighting", True):
             continue
-        c = loss.alpha + loss.beta * (2.0 if loss.reverse_loss == "mae" else abs(loss.z))
+        c = loss.alpha + loss.beta * factor
         scaled[cell.column, (cell.env, cell.n_timesteps)] = [
             coefficient / c for coefficient in (loss.vf_coef, loss.ent_coef, loss.max_grad_norm)
         ]
