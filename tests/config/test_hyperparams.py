@@ -166,7 +166,6 @@ def test_authors_profile_trains_atari_ppo_without_normalised_advantages(algo, pr
         ("sppo", dict(learning_rate=-1), "must be a finite number >= 0"),
         ("sppo", dict(learning_rate=True), "must be a number"),
         ("sppo", dict(policy="MlpPolic"), "policy: 'MlpPolic'"),
-        ("sppo", dict(reverse_loss="rcee"), "rce"),
         ("sppo", dict(advantage_flip_prob=1.5), "advantage_flip_prob: 1.5"),
         ("sppo", dict(policy_kwargs="dict(net_arch=[64])"), "Python code in rl-baselines3-zoo's files"),
         ("sppo", dict(policy_kwargs={"net_arch": {"pi": [8]}}), "both pi and vf"),
