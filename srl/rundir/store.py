@@ -12,6 +12,8 @@
 | ``checkpoints/STEPS.npz`` | of a run that is not finished: what it needs to go on |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
+| ``tracking.json`` | what was sent to a tracking service, see :mod:`srl.tracking` |
+| ``stop.txt`` | why the run was told to stop early, as a pruned trial of ``srl tune`` |
 
 Besides, ``evaluations.npz`` has ``successes`` if an episode reported ``is_success``, and
 ``reached_max_steps`` if one was truncated by ``eval_max_episode_steps``: bool, (n_evaluations, n_episodes).
@@ -68,6 +70,7 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
+STOP = "stop.txt"
 
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
@@ -136,6 +139,15 @@ def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         # Names of files may hold bytes that are no text
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def request_stop(path: Path, reason: str) -> None:
+    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it.
+
+    :param path: The run's folder.
+    :param reason: Why, in one line.
+    """
+    write_text(path / STOP, reason + "\n")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -319,6 +331,13 @@ class RunDirectory:
             return _STATUS.validate_python(known)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+    def requested_stop(self) -> str:
+        """Return why the run was told to stop, see :func:`request_stop`; empty if it was not."""
+        try:
+            return read_bytes(self.path / STOP).decode(errors="replace").strip() or "told to stop"
+        except OSError:
+            return ""
 
     @property
     def has_status(self) -> bool:
