@@ -83,6 +83,14 @@ setup(
         "minatar": ["minatar>=1.0.15,<2"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
+        # srl tune; its plots
+        "tune": ["optuna>=4.4,<6", "matplotlib>=3.9,<4"],
+        # srl train --track, each alone: pip install wandb, mlflow-skinny or trackio
+        "track": ["wandb>=0.20,<1", "mlflow-skinny>=3,<4", "trackio>=0.20,<1"],
+        # srl push, srl pull
+        "share": ["huggingface_hub>=1,<3"],
+        # python -m srl.zoo
+        "zoo": ["rl_zoo3>=2.9.2,<3", "optuna>=4.4,<6"],
         # rliable needs arch < 8, which needs pandas < 3
         "report": [
             "rliable>=1.2,<2",

@@ -7,7 +7,8 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,6 +100,16 @@ class EnvOptions:
 
 
 @dataclass
+class TrackOptions:
+    """Tracking; docs/tracking.md."""
+
+    track: str | None = None
+    """wandb, mlflow or trackio: send the spec, all logged figures with evaluations, and the final model."""
+    track_project: str | None = None
+    """The project or experiment there; srl, or the sweep's name, if not given."""
+
+
+@dataclass
 class Train:
     """Train one run into a directory of its own."""
 
@@ -108,6 +119,7 @@ class Train:
     """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
     environment: tyro.conf.OmitArgPrefixes[EnvOptions]
+    tracking: tyro.conf.OmitArgPrefixes[TrackOptions]
     seed: int = 0
     """Seed of everything that is random."""
     noise: str = "none"
@@ -147,6 +159,7 @@ class Sweep:
     """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
     environment: tyro.conf.OmitArgPrefixes[EnvOptions]
+    tracking: tyro.conf.OmitArgPrefixes[TrackOptions]
     envs: tuple[str, ...] | None = None
     """Environments in place of the file's."""
     algos: tuple[str, ...] | None = None
@@ -257,12 +270,19 @@ class Status:
     """Seconds between two looks."""
 
 
+# They take the options above
+from srl.cli_share import Pull, Push, pull, push  # noqa: E402
+from srl.cli_tune import Tune, tune  # noqa: E402
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Push, tyro.conf.subcommand("push")]
+    | Annotated[Pull, tyro.conf.subcommand("pull")]
 )
 
 
@@ -289,7 +309,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # So does one whose terminal is closed, unless nohup said not to
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _interrupt)
-        run = {Train: train, Sweep: sweep, Report: report, Status: show_status, Clean: clean}[type(command)]
+        run = {
+            Train: train,
+            Sweep: sweep,
+            Report: report,
+            Status: show_status,
+            Clean: clean,
+            Tune: tune,
+            Push: push,
+            Pull: pull,
+        }[type(command)]
         status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
     except UserError as error:
         print(f"srl: {error}", file=sys.stderr)
@@ -366,7 +395,7 @@ def _yaml(option: str, text: str, value: str) -> Any:
         raise UserError(f"{option} {text}: {value!r} is not a YAML value.") from None
 
 
-def _put_current_directory_on_path() -> None:
+def put_current_directory_on_path() -> None:
     """Make modules of the current directory importable as ``python -m`` does, in child processes too."""
     here = os.getcwd()
     sys.path.insert(0, here)
@@ -392,9 +421,9 @@ def train(options: Train, command: str) -> int:
     from srl.sweep.execution import check_interval
     from srl.training.check import check_run
 
-    console = _console()
+    console = new_console()
     check_interval(options.checkpoint_every)
-    _put_current_directory_on_path()
+    put_current_directory_on_path()
     environment = options.environment
     wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
     spec, notes = make_run_spec(
@@ -430,14 +459,20 @@ def train(options: Train, command: str) -> int:
     if there == "done":
         RunDirectory(path).restore_status(spec)
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
-        return 0
+        with tracked(options.tracking, "srl", [path]) as outcome:
+            pass
+        return tracked_status(outcome, 0)
     from srl.sweep.engines.local import use_one_thread
 
     use_one_thread(spec.threads)
     from srl.training.run import RunFailed, train_run
 
     try:
-        with naming_full_disk(path), RunDisplay(console, spec) as display:
+        with (
+            tracked(options.tracking, "srl", [path]) as outcome,
+            naming_full_disk(path),
+            RunDisplay(console, spec) as display,
+        ):
             train_run(
                 spec,
                 path,
@@ -467,7 +502,45 @@ def train(options: Train, command: str) -> int:
         markup=False,
         soft_wrap=True,
     )
-    return 0
+    return tracked_status(outcome, 0)
+
+
+@contextmanager
+def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Track runs as asked; see :func:`srl.tracking.tracking`.
+
+    :param options: The options.
+    :param project: The project if none is named.
+    :param paths: The runs' folders.
+    :return: A context that yields what went wrong, in lines, known at its end.
+    """
+    problems: list[str] = []
+    if options.track is None:
+        if options.track_project is not None:
+            raise UserError(f"--track-project {options.track_project}: needs --track.")
+        yield problems
+        return
+    from srl.tracking import tracking
+
+    with tracking(options.track, options.track_project or project, paths) as outcome:
+        yield problems
+    problems += outcome.problems
+
+
+def tracked_status(problems: Sequence[str], status: int) -> int:
+    """Say what could not be tracked; return the exit status, which is 1 then.
+
+    :param problems: What went wrong, in lines.
+    :param status: The exit status otherwise.
+    """
+    if not problems:
+        return status
+    print(
+        "srl: tracking failed; the runs are not affected. Rerun the command to send what is missing. "
+        f"{problems[0]}",
+        file=sys.stderr,
+    )
+    return FAILED
 
 
 def sweep(options: Sweep, command: str) -> int:
@@ -483,7 +556,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.sweep.plan import expand, load_sweep, make_plan, write_plan
     from srl.sweep.tasks import describe, parse_population
 
-    console = _console()
+    console = new_console()
     config = find_sweep(options.config)
     engine_options = engine_of(
         options.engine,
@@ -494,7 +567,7 @@ def sweep(options: Sweep, command: str) -> int:
         time=options.time,
     )
     persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
-    _put_current_directory_on_path()
+    put_current_directory_on_path()
     environment = options.environment
     # They may register reward noise and losses too
     import_packages(environment.gym_packages)
@@ -573,11 +646,12 @@ def sweep(options: Sweep, command: str) -> int:
         RunDirectory(job.path).restore_status(job.spec)
 
     failures: dict[str, str] = {}
-    if plan.to_do:
-        engine = make_engine(engine_options, root, n_jobs)
-        with naming_full_disk(root):
-            write_plan(plan)
-            with SweepDisplay(console) as display:
+    paths = [job.path for job in plan.jobs]
+    with tracked(options.tracking, config.stem, paths) as outcome:
+        if plan.to_do:
+            engine = make_engine(engine_options, root, n_jobs)
+            with naming_full_disk(root), SweepDisplay(console) as display:
+                write_plan(plan)
                 failures = run_sweep(
                     plan,
                     engine,
@@ -595,15 +669,14 @@ def sweep(options: Sweep, command: str) -> int:
         )
         for path, reason in list(failures.items())[:10]:
             print(f"  {path}: {reason}", file=sys.stderr)
-        return FAILED
-    return 0
+    return tracked_status(outcome, FAILED if failures else 0)
 
 
 def clean(options: Clean, command: str) -> int:
     """``srl clean``; returns the exit status."""
     from srl.rundir.clean import find_garbage, remove, shown
 
-    console = _console()
+    console = new_console()
     garbage = find_garbage(options.dir)
     for item in garbage:
         line = f"{shown(item.path)}  {decimal(item.n_bytes)}  {item.why}"
@@ -630,7 +703,7 @@ def report(options: Report, command: str) -> int:
         raise UserError(f"--reps {options.reps}: at least 100 are needed for a 95% interval.")
     if options.compare and options.format != "page":
         raise UserError(f"--compare has no effect on --format {options.format}, which compares nothing.")
-    console = _console()
+    console = new_console()
     from srl.report.files import check_folder
     from srl.report.normalisation import check_normalisation
 
@@ -719,16 +792,16 @@ def show_status(options: Status, command: str) -> int:
         from srl.report.status import print_status, watch_status
 
         if options.watch:
-            watch_status(options.dir, _console(), options.interval)
+            watch_status(options.dir, new_console(), options.interval)
         else:
-            print_status(options.dir, _console())
+            print_status(options.dir, new_console())
     except KeyboardInterrupt:
         # No run was stopped by that
         return 0 if options.watch else STOPPED
     return 0
 
 
-def _console() -> Console:
+def new_console() -> Console:
     """Standard output. A terminal has its own width; a file or a pipe takes a table as wide as it is."""
     return Console(width=None if sys.stdout.isatty() else 250)
 

@@ -29,6 +29,16 @@ def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
     return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?"
 
 
+def missing_package(what: str, error: ModuleNotFoundError, extra: str) -> UserError:
+    """Say which optional package is missing, and how to install it.
+
+    :param what: What needs it, for example a command.
+    :param error: The failed import.
+    :param extra: The extra of symmetric-rl that has it.
+    """
+    return UserError(f"{what} needs the package {error.name}: pip install 'symmetric-rl[{extra}]'.")
+
+
 class OutOfSpace(Exception):
     """A disk, or a user's share of it, is full; the message says where, and how much is needed."""
 

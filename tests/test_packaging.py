@@ -27,6 +27,7 @@ DISTRIBUTIONS = {
     "Box2D": "box2d",
     "PIL": "pillow",
     "grpc": "grpcio",
+    "mlflow": "mlflow-skinny",
 }
 
 

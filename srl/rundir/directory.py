@@ -12,6 +12,8 @@
 | ``checkpoints/STEPS.npz`` | of an unfinished run: what it needs to resume |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
+| ``tracking.json`` | what was sent to a tracking service, see :mod:`srl.tracking` |
+| ``stop.txt`` | why the run was told to stop early, as a pruned trial of ``srl tune`` |
 
 ``evaluations.npz`` also has ``successes`` if an episode reported ``is_success``, and
 ``reached_max_steps`` if one was truncated by ``eval_max_episode_steps``: bool, (n_evaluations, n_episodes).
@@ -75,6 +77,9 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
+#: Asks the process that trains a run to end it, see :func:`request_stop`.
+STOP = "stop.txt"
+
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
 #: Names of what attempts at a run write, and a new attempt starts without.
@@ -91,6 +96,15 @@ _MODEL_PARTS = {"data", "policy.pth", "system_info.txt"}
 _ASIDE = re.compile(r"damaged-[0-9]+")
 #: Bytes above which a file of the same size and time of change is taken to be the same.
 _LARGE = 65536
+
+
+def request_stop(path: Path, reason: str) -> None:
+    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it.
+
+    :param path: The run's folder.
+    :param reason: Why, in one line.
+    """
+    write_text(path / STOP, reason + "\n")
 
 
 def growing_logs(folder: Path) -> list[Path]:
@@ -172,6 +186,13 @@ class RunDirectory:
             return STATUS_TYPE.validate_python(known)
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+
+    def requested_stop(self) -> str:
+        """Return why the run was told to stop, see :func:`request_stop`; empty if it was not."""
+        try:
+            return read_bytes(self.path / STOP).decode(errors="replace").strip() or "told to stop"
+        except OSError:
+            return ""
 
     @property
     def has_status(self) -> bool:

@@ -24,7 +24,7 @@ Population = int | Literal["auto", "off"]
 _LARGEST = 64
 #: What a step of a population takes besides its members, in members: between 4 and 22 where it was measured,
 #: see docs/benchmarks.md.
-_OVERHEAD = 8
+POPULATION_OVERHEAD = 8
 #: Members below which a population is divided only if processes would be idle: it gets little faster.
 _SMALLEST = 4
 #: Bytes that a process, an environment and a number of a rollout take; measured, and rounded up.
@@ -128,7 +128,7 @@ def divide(
     parts = [-(-n // most) for n, most in zip(n_runs, largest, strict=True)]
 
     def duration(group: int, n_members: float) -> float:
-        return n_timesteps[group] * (_OVERHEAD + n_members)
+        return n_timesteps[group] * (POPULATION_OVERHEAD + n_members)
 
     def priority(group: int) -> tuple[bool, float, int]:
         n_members = n_runs[group] / parts[group]

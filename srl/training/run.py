@@ -319,9 +319,12 @@ class Attempt:
         :param timesteps: Training steps so far.
         :param evaluation: The progress of the evaluation that is running, in words; empty for none.
         :raises RunFailed: If the folder was removed since, and another may have taken its place.
+        :raises UserError: If the run was told to stop.
         """
         if not self._directory.is_held:
             raise RunFailed(f"{self.path}: removed while it trained.")
+        if timesteps < self.spec.n_timesteps and (reason := self._directory.requested_stop()):
+            raise UserError(reason)
         now = time.monotonic()
         if self._first_beat is None:
             self._first_beat = now, timesteps

@@ -39,7 +39,8 @@ def process_context() -> ForkServerContext:
     """Where a sweep's processes come from: forks of one process that has imported torch and nothing else."""
     use_one_thread()
     context = get_context("forkserver")
-    context.set_forkserver_preload(["srl.training.stacked.train"])
+    # The first optimizer of a process imports torch._dynamo, which takes more than a second
+    context.set_forkserver_preload(["srl.training.stacked.train", "torch._dynamo"])
     # It must outlive a closed terminal until its runs have ended, as it does Ctrl-C
     handler = None
     if threading.current_thread() is threading.main_thread():

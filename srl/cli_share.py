@@ -1,0 +1,86 @@
+"""``srl push`` and ``srl pull``: runs on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import tyro
+
+from srl.errors import UserError
+
+
+@dataclass
+class Push:
+    """Publish a finished run on the Hugging Face Hub, with a model card."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    repo: tyro.conf.Positional[str]
+    """OWNER/NAME on the Hub; it is made if it is new."""
+    video: Path | None = None
+    """An MP4 file of the agent; replay.mp4 in the run's folder if there is one."""
+    private: bool = False
+    """Make a new repository private."""
+    dry_run: Path | None = None
+    """Write the repository's files to this folder, which must not exist, and publish nothing."""
+
+
+@dataclass
+class Pull:
+    """Download a run from the Hugging Face Hub into a run directory. Nothing in it is executed."""
+
+    repo: tyro.conf.Positional[str]
+    """OWNER/NAME on the Hub."""
+    out: Path | None = None
+    """The run's folder, which must not exist; runs/hub/OWNER/NAME if not given."""
+    revision: str | None = None
+    """A branch, tag or commit; the latest if not given."""
+
+
+def push(options: Push, command: str) -> int:
+    """Run ``srl push``; return the exit status."""
+    _check_package("srl push")
+    from srl.rundir.files import check_writable
+    from srl.sharing import VIDEO, check_repo, finished_run, package
+    from srl.sharing import push as publish
+
+    video = options.video
+    if video is None and (options.run / VIDEO).is_file():
+        video = options.run / VIDEO
+    check_repo(options.repo)
+    finished_run(options.run)
+    if video is not None and (video.suffix.lower() != ".mp4" or not video.is_file()):
+        raise UserError(f"--video {video}: must be an MP4 file.")
+    if options.dry_run is None:
+        print(f"Published: {publish(options.run, options.repo, video=video, private=options.private)}")
+        return 0
+    if options.dry_run.exists():
+        raise UserError(f"--dry-run {options.dry_run}: exists. Name a new folder.")
+    check_writable(options.dry_run)
+    options.dry_run.mkdir(parents=True)
+    package(options.run, options.repo, options.dry_run, video)
+    print(f"Written: {options.dry_run}. Nothing was published.")
+    return 0
+
+
+def pull(options: Pull, command: str) -> int:
+    """Run ``srl pull``; return the exit status."""
+    _check_package("srl pull")
+    from srl.sharing import check_repo
+    from srl.sharing import pull as download
+
+    check_repo(options.repo)
+    out = options.out or Path("runs") / "hub" / options.repo
+    spec = download(options.repo, out, revision=options.revision)
+    print(
+        f"{spec.algorithm.label} on {spec.env}, seed {spec.seed}, is in {out}. Loading its model executes "
+        "code that the file holds: load models of people you trust."
+    )
+    return 0
+
+
+def _check_package(what: str) -> None:
+    if find_spec("huggingface_hub") is None:
+        raise UserError(f"{what} needs the package huggingface_hub: pip install 'symmetric-rl[share]'.")

@@ -1,0 +1,157 @@
+"""``srl tune``: tune hyperparameters with Optuna."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from srl.cli import EnvOptions, LossOptions
+from srl.errors import UserError, missing_package
+
+
+@dataclass
+class Tune:
+    """Tune the hyperparameters of an algorithm on an environment with Optuna. Trials of one shape train
+    together as populations. The same command resumes a study. Hyperparameters that are given are not
+    searched."""
+
+    algo: str
+    """a2c, ppo, sa2c, sppo; on discretised actions da2c, dppo, dsa2c, dsppo."""
+    env: str
+    """A Gymnasium environment, for example CartPole-v1."""
+    loss: tyro.conf.OmitArgPrefixes[LossOptions]
+    environment: tyro.conf.OmitArgPrefixes[EnvOptions]
+    n_trials: int = 50
+    """Trials of the study in total."""
+    timesteps: Annotated[int | None, tyro.conf.arg(aliases=["--n-timesteps"])] = None
+    """Training steps of a trial; the hyperparameter file's if not given."""
+    storage: str | None = None
+    """Database or log file of the study: sqlite:///tune.db, postgresql://..., NAME.log; tune.db in --out if
+    not given. Processes that share it and --study-name run trials of one study in parallel."""
+    study_name: str | None = None
+    """Name of the study; ALGO-ENV if not given."""
+    sampler: str = "tpe"
+    """tpe or random."""
+    pruner: str = "median"
+    """median, halving, hyperband or none."""
+    n_startup_trials: int = 10
+    """Trials that are sampled at random, and complete trials before which nothing is pruned."""
+    n_evaluations: int = 5
+    """Evaluations of a trial; the mean return of the last one is its value."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    trials_per_batch: int = 16
+    """Trials that are sampled at once."""
+    trials_per_shape: int = 8
+    """Trials of a batch that share network, rollout and minibatch sizes, and so train as one population."""
+    seed: int = 0
+    """Seed of the sampler, and of the first trial's run; the same seed gives the same trials."""
+    noise: str = "none"
+    """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
+    jobs: int | None = None
+    """Processes at once; as many as this machine has cores if not given."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    profile: str = "controlled"
+    """controlled, or authors for the settings of the authors' scripts where they differ."""
+    out: Path | None = None
+    """Folder of the trials and the results; runs/tune/STUDY_NAME if not given."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints, from which an interrupted trial resumes."""
+
+
+def tune(options: Tune, command: str) -> int:
+    """Run ``srl tune``; return the exit status."""
+    try:
+        from srl.tuning import Tuner, TuningOptions
+    except ModuleNotFoundError as error:
+        raise missing_package("srl tune", error, "tune") from None
+    from srl.cli import FAILED, new_console, parse_assignments, put_current_directory_on_path
+    from srl.config.spec import make_run_spec, safe_name
+    from srl.rundir.files import check_writable
+    from srl.sweep.display import SweepDisplay
+    from srl.sweep.engines.choose import capacity, engine_of
+    from srl.sweep.execution import check_numbers
+    from srl.training.check import check_run
+
+    console = new_console()
+    tuning = TuningOptions(
+        n_trials=options.n_trials,
+        batch=options.trials_per_batch,
+        share=options.trials_per_shape,
+        n_evaluations=options.n_evaluations,
+        sampler=options.sampler,
+        pruner=options.pruner,
+        n_startup_trials=options.n_startup_trials,
+        seed=options.seed,
+    )
+    tuning.check()
+    engine_options = engine_of("local", options.jobs)
+    persistence = check_numbers(3, 1800.0, options.checkpoint_every)
+    put_current_directory_on_path()
+    environment = options.environment
+    fixed = options.loss.others() | options.loss.symmetric()
+    wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
+    spec, notes = make_run_spec(
+        options.algo,
+        options.env,
+        options.seed,
+        noise=options.noise,
+        n_timesteps=options.timesteps,
+        bins=options.loss.bins,
+        profile=options.profile,
+        device=options.device,
+        n_eval_episodes=options.eval_episodes,
+        gym_packages=environment.gym_packages,
+        env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
+        max_episode_steps=environment.max_episode_steps,
+        hyperparams_file=environment.hyperparams_file,
+        trust_file=environment.trust_config,
+        overrides=fixed | wrappers,
+    )
+    study_name = f"{spec.algo}-{spec.env}" if options.study_name is None else options.study_name
+    if not re.search(r"\w", study_name):
+        raise UserError(f"--study-name {study_name!r}: a name is needed.")
+    out = options.out or Path("runs") / "tune" / safe_name(study_name)
+    n_jobs, _ = capacity(engine_options)
+    tuner = Tuner(
+        spec,
+        tuning,
+        out,
+        study_name,
+        storage=options.storage,
+        fixed=fixed,
+        engine=engine_options,
+        n_jobs=n_jobs,
+        persistence=persistence,
+        command=command,
+    )
+    check_writable(out)
+    check_run(spec)
+    for note in notes:
+        console.print(note, markup=False)
+    with SweepDisplay(console) as display:
+        tuner.say = display.say
+        study = tuner.run(display.update)
+    files = tuner.write_results()
+    if not files:
+        print("srl: no trial is complete, so there are no best hyperparameters.", file=sys.stderr)
+        return FAILED
+    best = study.best_trial
+    console.print(
+        f"Best of {len(study.trials)} trials: number {best.number}, mean return {best.value:.1f}. "
+        f"Written: {', '.join(map(str, files))}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"Train with it: srl train --algo {spec.algo} --env {spec.env} --hyperparams-file {files[0]}",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0

@@ -1,0 +1,193 @@
+"""Use SPPO and SA2C from rl-baselines3-zoo: ``python -m srl.zoo train --algo sppo --env CartPole-v1``.
+
+The first word is the name of a script of rl_zoo3; its options follow. Before the script runs, ``sppo`` and
+``sa2c`` are registered with their search spaces, and their hyperparameter files, those of srl or one named by
+``--conf-file``, are given to it in the form that it reads.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from srl.errors import UserError, missing_package, nearest
+
+#: Scripts of rl_zoo3 by the names that they have here.
+SCRIPTS = {
+    "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "plot": "rl_zoo3.plots.plot_train",
+    "plot_train": "rl_zoo3.plots.plot_train",
+    "plot_from_file": "rl_zoo3.plots.plot_from_file",
+    "all_plots": "rl_zoo3.plots.all_plots",
+    "benchmark": "rl_zoo3.benchmark",
+    "record_video": "rl_zoo3.record_video",
+    "record_training": "rl_zoo3.record_training",
+    "load_from_hub": "rl_zoo3.load_from_hub",
+    "push_to_hub": "rl_zoo3.push_to_hub",
+}
+#: srl's algorithms by their names in the zoo.
+ALGORITHMS = ("sppo", "sa2c")
+#: The module that hyperparameters are given to the zoo in.
+_HYPERPARAMS_MODULE = "srl_hyperparams"
+_ACTIVATIONS = {
+    "tanh": "nn.Tanh",
+    "relu": "nn.ReLU",
+    "elu": "nn.ELU",
+    "leaky_relu": "nn.LeakyReLU",
+    "gelu": "nn.GELU",
+    "silu": "nn.SiLU",
+}
+
+
+def register() -> None:
+    """Register SPPO and SA2C in rl_zoo3, with their search spaces.
+
+    :raises UserError: If a package is missing.
+    """
+    try:
+        from rl_zoo3 import ALGOS
+        from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+    except ModuleNotFoundError as error:
+        raise missing_package("srl.zoo", error, "zoo") from None
+    import srl
+    from srl.config.algorithms import get_algorithm
+    from srl.config.hyperparams import PolicyOptions
+    from srl.training.policy_options import policy_kwargs
+    from srl.tuning import sampled_hyperparams, search_space
+
+    for name in ALGORITHMS:
+        space = search_space(get_algorithm(name))
+
+        def convert(sampled: Mapping[str, Any], space: Any = space) -> dict[str, Any]:
+            values = sampled_hyperparams(space, sampled)
+            return values | {"policy_kwargs": policy_kwargs(PolicyOptions(**values["policy_kwargs"]))}
+
+        def sample(
+            trial: Any, n_actions: int, n_envs: int, additional_args: Any, space: Any = space
+        ) -> dict[str, Any]:
+            # The public methods for sampling take a distribution's arguments, not the distribution
+            return convert({each.name: trial._suggest(each.name, each.distribution) for each in space}, space)
+
+        ALGOS[name] = getattr(srl, name.upper())
+        HYPERPARAMS_SAMPLER[name] = sample
+        HYPERPARAMS_CONVERTER[name] = convert
+
+
+def zoo_hyperparams(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a hyperparameter file's entries as rl_zoo3 reads them.
+
+    :param entries: Entries by environment, in the format of srl or of the zoo.
+    :raises UserError: If an entry has what the zoo cannot read.
+    """
+    return {
+        env: _zoo_entry(env, entry) if isinstance(entry, dict) else entry for env, entry in entries.items()
+    }
+
+
+def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: value for name, value in entry.items() if name != "profiles"}
+    options = values.get("policy_kwargs")
+    if isinstance(options, dict):
+        arguments = []
+        for name, value in options.items():
+            if name in ("features_extractor_class", "features_extractor_kwargs"):
+                raise UserError(f"{env}: {name} in policy_kwargs cannot be given to rl_zoo3 as YAML.")
+            text = repr(value)
+            if name == "activation_fn":
+                text = str(_ACTIVATIONS.get(value, value))
+            elif name == "optimizer_class":
+                text = value if value == "RMSpropTFLike" else f"th.optim.{value}"
+            arguments.append(f"{name}={text}")
+        # The zoo evaluates this text
+        values["policy_kwargs"] = f"dict({', '.join(arguments)})"
+    if values.get("env_wrapper") is not None:
+        values["env_wrapper"] = _zoo_wrappers(values["env_wrapper"])
+    return values
+
+
+def _zoo_wrappers(wrappers: Any) -> Any:
+    """Return names of wrappers with a dot in place of the colon before the class."""
+    if isinstance(wrappers, list):
+        return [_zoo_wrappers(wrapper) for wrapper in wrappers]
+    if isinstance(wrappers, dict):
+        return {name.replace(":", "."): arguments for name, arguments in wrappers.items()}
+    return wrappers.replace(":", ".")
+
+
+def with_hyperparams(words: Sequence[str]) -> list[str]:
+    """Return the options of a training with srl's algorithms, with their hyperparameters in the zoo's form.
+
+    :param words: The options of ``rl_zoo3.train``.
+    :raises UserError: If the file cannot be read.
+    """
+    from srl.config.files import configs_dir, read_config
+
+    algo = _option(words, "--algo")
+    if algo not in ALGORITHMS:
+        return list(words)
+    named = _option(words, "--conf-file", "-conf")
+    if named is not None and not named.endswith((".yml", ".yaml")):
+        return list(words)  # Python code, which the zoo imports
+    file = configs_dir() / "hyperparams" / f"{algo}.yml" if named is None else Path(named)
+    module = ModuleType(_HYPERPARAMS_MODULE, f"The hyperparameters of {file}.")
+    module.hyperparams = zoo_hyperparams(read_config(file).data)  # type: ignore[attr-defined]
+    sys.modules[_HYPERPARAMS_MODULE] = module
+    rest = list(words)
+    for name in ("--conf-file", "-conf"):
+        while name in rest:
+            index = rest.index(name)
+            del rest[index : index + 2]
+    rest = [word for word in rest if not word.startswith(("--conf-file=", "-conf="))]
+    return [*rest, "--conf-file", _HYPERPARAMS_MODULE]
+
+
+def _option(words: Sequence[str], *names: str) -> str | None:
+    """Return the value of an option, the last one that is given; None if there is none."""
+    value = None
+    for index, word in enumerate(words):
+        key, equals, text = word.partition("=")
+        if key in names:
+            value = text if equals else (words[index + 1] if index + 1 < len(words) else None)
+    return value
+
+
+def main(words: Sequence[str]) -> None:
+    """Run a script of rl_zoo3 with srl's algorithms.
+
+    :param words: The script's name and its options.
+    :raises UserError: If there is no such script, or a package is missing.
+    """
+    name = words[0] if words else ""
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\nScripts: {', '.join(SCRIPTS)}. Their options: python -m srl.zoo train --help.")
+        return
+    if name not in SCRIPTS:
+        raise UserError(
+            f"srl.zoo {name}: name a script of rl_zoo3 first: {', '.join(SCRIPTS)}.{nearest(name, SCRIPTS)}"
+        )
+    if find_spec("rl_zoo3") is None:
+        raise UserError("srl.zoo needs the package rl_zoo3: pip install 'symmetric-rl[zoo]'.")
+    register()
+    options = with_hyperparams(words[1:]) if name == "train" else list(words[1:])
+    sys.argv = [f"python -m srl.zoo {name}", *options]
+    module = SCRIPTS[name]
+    if module.startswith("rl_zoo3.plots"):
+        # The package has the functions by the names of the modules
+        getattr(import_module("rl_zoo3.plots"), module.rpartition(".")[2])()
+    else:
+        runpy.run_module(module, run_name="__main__")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"srl: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,253 @@
+"""Tuning: the search spaces, trials that train together, and studies that are resumed."""
+
+import csv
+import sys
+
+import pytest
+
+pytest.importorskip("optuna", reason="optuna is not installed")
+import optuna
+
+from srl.config.algorithms import ALGORITHMS, get_algorithm
+from srl.config.hyperparams import resolve_hyperparams
+from srl.config.population import population_key
+from srl.rundir.directory import RunDirectory, find_runs
+from srl.tuning import (
+    Tuner,
+    divide_tasks,
+    sampled_hyperparams,
+    search_space,
+)
+from tests.small_runs import BROKEN, SMALL, small_spec, srl
+
+WORDS = [
+    *("tune", "--algo", "sppo", "--env", "CartPole-v1", "--n-timesteps", 64, "--n-evaluations", 2),
+    *("--eval-episodes", 2, "--jobs", 2, "--trials-per-batch", 4, "--trials-per-shape", 2),
+    *("--hyperparams", *(f"{name}={value}" for name, value in SMALL.items()), "max_grad_norm=0.5"),
+]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    """An empty folder to be in."""
+    folder = tmp_path / "somewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def load(folder):
+    """The study in a folder."""
+    return optuna.load_study(study_name="sppo-CartPole-v1", storage=f"sqlite:///{folder / 'tune.db'}")
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c", "sppo", "sa2c"])
+def test_the_search_spaces_are_those_of_the_zoo_and_the_weights_of_the_losses(name):
+    zoo = pytest.importorskip("rl_zoo3.hyperparams_opt", reason="rl_zoo3 is not installed")
+    from srl.config.hyperparams import PolicyOptions
+    from srl.training.policy_options import policy_kwargs
+
+    algorithm = get_algorithm(name)
+    space = search_space(algorithm)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        theirs = zoo.HYPERPARAMS_SAMPLER[algorithm.family](trial, 1, 1, {})
+        ours = sampled_hyperparams(space, trial.params)
+        ours["policy_kwargs"] = policy_kwargs(PolicyOptions(**ours["policy_kwargs"]))
+        assert ours == theirs
+    distributions = {each.name: each.distribution for each in space}
+    extra = {each: distributions.pop(each) for each in ("alpha", "beta") if each in distributions}
+    assert distributions == trial.distributions
+    assert set(extra) == ({"alpha", "beta"} if algorithm.symmetric else set())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_hyperparameter_that_is_given_is_not_searched(name):
+    algorithm = get_algorithm(name)
+    given = {"gamma": 0.9, "n_steps": 64, "policy_kwargs": {"net_arch": [8]}}
+    names = {each.target for each in search_space(algorithm)}
+    left = {each.target for each in search_space(algorithm, given)}
+    assert names - left == {"gamma", "n_steps", "policy_kwargs.net_arch"}
+
+
+def test_what_may_differ_in_a_group_of_trials_does_not_prevent_a_population():
+    for name in ("sppo", "sa2c"):
+        space = search_space(get_algorithm(name))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        distributions = {each.name: each.distribution for each in space}
+        shape = study.ask(distributions).params
+        keys = set()
+        for _ in range(5):
+            numbers = study.ask(distributions).params
+            params = {each.name: (shape if each.is_shape else numbers)[each.name] for each in space}
+            spec = small_spec(name, overrides=sampled_hyperparams(space, params), n_timesteps=64)
+            keys.add(population_key(spec))
+        assert len(keys) == 1
+        assert None not in keys
+
+
+@pytest.mark.slow
+def test_tune_writes_a_file_that_trains_the_best_trial_and_is_resumed_by_the_same_command(somewhere):
+    outcome = srl(*WORDS, "--n-trials", 5)
+    assert outcome.status == 0, outcome.err
+    root = somewhere / "runs" / "tune" / "sppo-CartPole-v1"
+    study = load(root)
+    trials = study.trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 5
+    specs = {run.read_spec().variant: run.read_spec() for run in find_runs(root)}
+    assert sorted(specs) == [f"trial-{number}" for number in range(5)]
+    assert all(spec.stacked for spec in specs.values())
+    for first, second in ((0, 1), (2, 3)):
+        assert population_key(specs[f"trial-{first}"]) == population_key(specs[f"trial-{second}"])
+    for trial in trials:
+        spec = specs[f"trial-{trial.number}"]
+        assert spec.hyperparams.alpha == trial.params["alpha"]
+        assert spec.hyperparams.gamma == 1 - trial.params["one_minus_gamma"]
+        assert (spec.hyperparams.n_steps, spec.hyperparams.max_grad_norm) == (32, 0.5)
+        results = RunDirectory(root / spec.path).read_evaluations()["results"]
+        assert trial.value == results[1].mean()
+        assert list(trial.intermediate_values.values()) == list(results.mean(axis=1)[:2])
+
+    best = root / "best.yml"
+    algorithm = get_algorithm("sppo")
+    hyperparams, n_timesteps, _ = resolve_hyperparams(
+        algorithm, "CartPole-v1", overrides={}, profile="controlled", path=best
+    )
+    assert n_timesteps == 64
+    assert hyperparams == specs[f"trial-{study.best_trial.number}"].hyperparams
+    rows = list(csv.DictReader((root / "trials.csv").open()))
+    assert [float(row["value"]) for row in rows] == [trial.value for trial in trials]
+    assert {"history.png", "slices.png", "intermediate.png"} <= {file.name for file in root.glob("*.png")}
+
+    again = srl(*WORDS, "--n-trials", 6)
+    assert again.status == 0, again.err
+    assert [trial.params for trial in load(root).trials[:5]] == [trial.params for trial in trials]
+    assert len(load(root).trials) == 6
+    refused = srl(*WORDS, "--n-trials", 7, "--seed", 1)
+    assert refused.status == 2
+    assert "with other settings: seed is 0 there and 1 here" in refused.err
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_continues_as_it_would_have(somewhere, monkeypatch):
+    assert srl(*WORDS, "--n-trials", 6, "--out", "whole").status == 0
+    train = Tuner._train
+
+    def interrupted(self, batch, tell):
+        if batch[0].trial.number == 4:
+            raise KeyboardInterrupt
+        train(self, batch, tell)
+
+    monkeypatch.setattr(Tuner, "_train", interrupted)
+    assert srl(*WORDS, "--n-trials", 6, "--out", "parts").status == 130
+    assert [trial.state.name for trial in load(somewhere / "parts").trials[4:]] == ["RUNNING"] * 2
+    monkeypatch.undo()
+    monkeypatch.chdir(somewhere)
+    assert srl(*WORDS, "--n-trials", 6, "--out", "parts").status == 0
+    whole, parts = (load(somewhere / name).trials for name in ("whole", "parts"))
+    assert [(trial.params, trial.value) for trial in parts] == [(t.params, t.value) for t in whole]
+
+
+@pytest.mark.slow
+def test_processes_share_a_study_through_its_storage_and_leave_each_other_s_trials_alone(somewhere):
+    storage = ["--storage", f"sqlite:///{somewhere / 'shared.db'}"]
+    assert srl(*WORDS, *storage, "--n-trials", 2, "--out", "one").status == 0
+    study = optuna.load_study(study_name="sppo-CartPole-v1", storage=storage[1])
+    study.ask()  # a trial that another process trains
+    outcome = srl(*WORDS, *storage, "--n-trials", 4, "--out", "two")
+    assert outcome.status == 0, outcome.err
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "COMPLETE", "RUNNING", "COMPLETE"]
+    assert [run.read_spec().variant for run in find_runs(somewhere / "two")] == ["trial-3"]
+    assert study.trials[3].params["alpha"] != study.trials[0].params["alpha"]
+
+
+@pytest.mark.slow
+def test_a_pruned_trial_ends_early_and_the_others_go_on(somewhere):
+    words = [str(word) for word in WORDS]
+    words[words.index("--n-timesteps") + 1] = "12000"
+    words[words.index("--n-evaluations") + 1] = "12"
+    outcome = srl(*words, "--n-trials", 4, "--pruner", "halving")
+    assert outcome.status == 0, outcome.err
+    root = somewhere / "runs" / "tune" / "sppo-CartPole-v1"
+    pruned = [trial for trial in load(root).trials if trial.state.name == "PRUNED"]
+    assert 1 <= len(pruned) <= 3
+    early = 0
+    for trial in pruned:
+        assert len(trial.intermediate_values) < 12
+        status = RunDirectory(next(root.glob(f"*/trial-{trial.number}/*/*"))).read_status()
+        assert status.attempts == 1
+        if status.state == "failed":
+            assert status.reason.startswith("pruned: its mean return was")
+            assert status.timesteps < 12000
+            early += 1
+    assert early >= 1
+    assert "pruned after evaluation" in outcome.out
+
+
+@pytest.mark.slow
+def test_a_trial_whose_numbers_are_lost_counts_as_a_bad_one(somewhere):
+    words = [str(word) for word in WORDS]
+    words[words.index("CartPole-v1")] = f"{BROKEN}NanReward-v0"
+    outcome = srl(*words, "--n-trials", 1, "--study-name", "broken", "--out", "broken")
+    assert outcome.status == 1, outcome.err
+    assert "no trial is complete" in outcome.err
+    study = optuna.load_study(study_name="broken", storage=f"sqlite:///{somewhere / 'broken' / 'tune.db'}")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n-trials", 0], "--n-trials 0: must be 1 or above."),
+        (["--sampler", "tqe"], "--sampler tqe: must be one of tpe, random. Did you mean tpe?"),
+        (["--pruner", "mean"], "--pruner mean: must be one of median, halving, hyperband, none."),
+        (["--n-startup-trials", -1], "--n-startup-trials -1: must be 0 or above."),
+        (["--storage", "tune.db"], "--storage tune.db: must be a database such as sqlite:///tune.db"),
+        (["--storage", "oracle9://x"], "--storage oracle9://x: cannot be opened"),
+        (["--study-name", ""], "--study-name '': a name is needed."),
+        (["--jobs", 0], "--jobs 0: at least one run at a time is needed."),
+    ],
+)
+def test_a_mistake_ends_with_status_2_and_nothing_written(somewhere, words, message):
+    given = [str(word) for word in WORDS]
+    for option in words[::2]:
+        if option in given:
+            index = given.index(option)
+            del given[index : index + 2]
+    outcome = srl(*given, *words)
+    assert outcome.status == 2
+    assert message in " ".join((outcome.err + outcome.out).split())
+    assert list(somewhere.iterdir()) == []
+
+
+def test_too_many_evaluations_for_the_steps_are_refused(somewhere):
+    given = [str(word) for word in WORDS]
+    given[given.index("--n-evaluations") + 1] = "65"
+    outcome = srl(*given)
+    assert outcome.status == 2
+    assert "--n-evaluations 65: 64 training steps with 1 environments are too few for that." in outcome.err
+    assert list(somewhere.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, somewhere):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    for name in [name for name in sys.modules if name == "srl.tuning"]:
+        monkeypatch.delitem(sys.modules, name)
+    outcome = srl(*WORDS)
+    assert outcome.status == 2
+    assert outcome.err == "srl: srl tune needs the package optuna: pip install 'symmetric-rl[tune]'.\n"
+
+
+def test_long_populations_are_divided_among_processes_that_would_be_idle():
+    from srl.sweep.engines import Job, Task
+
+    def task(n_runs, **overrides):
+        specs = [small_spec(seed=seed, overrides=overrides) for seed in range(n_runs)]
+        return Task(tuple(Job(spec, spec.path) for spec in specs))
+
+    long, short = task(8, n_epochs=20, batch_size=4), task(8)
+    assert [len(part.jobs) for part in divide_tasks([short, long], 2)] == [4, 4, 8]
+    assert [len(part.jobs) for part in divide_tasks([short, task(8)], 2)] == [8, 8]
+    assert [len(part.jobs) for part in divide_tasks([long], 1)] == [8]
