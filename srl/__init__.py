@@ -6,18 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srl.experiment.load import load_run
     from srl.sa2c import SA2C
     from srl.sppo import SPPO
 
 __version__ = "0.1.0"
 
-__all__ = ["SA2C", "SPPO", "__version__"]
+__all__ = ["SA2C", "SPPO", "__version__", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
     # Importing the algorithms imports torch, which takes seconds; `srl --help` should not
     if name in ("SA2C", "SPPO"):
         return getattr(import_module(f"srl.{name.lower()}"), name)
+    if name == "load_run":
+        return import_module("srl.experiment.load").load_run
     raise AttributeError(f"module 'srl' has no attribute {name!r}")
 
 

@@ -20,7 +20,7 @@ from stat import S_ISDIR
 
 from gymnasium.envs.registration import registry
 
-from srl.config.hyperparams import A2CHyperparams
+from srl.config.hyperparams import A2CHyperparams, PPOHyperparams
 from srl.config.spec import RunSpec
 from srl.envs.registration import is_atari
 from srl.errors import OutOfSpace, UserError
@@ -92,7 +92,7 @@ _CHECKPOINT = 35_000  # of a checkpoint besides networks, environments, logs and
 _ENVIRONMENT = 1_000  # of an environment's random generator and statistics
 _EMULATOR = 15_000  # of a game's
 # Figures that are logged at each update, at each line, and at each evaluation
-_FIGURES = {"a2c": 10, "ppo": 15}
+_FIGURES = {"a2c": 10, "ppo": 15, "own": 30}
 _LINE_FIGURES, _EVALUATION_FIGURES = 6, 4
 #: For the sweep's own files, and for what others write meanwhile.
 _RESERVE, _RESERVE_OF_A_RUN = 5_000_000, 1_000
@@ -128,6 +128,8 @@ def finished_bytes(spec: RunSpec) -> int:
     n_episodes = _episodes(spec, environment) // n_envs + 1
     files = [
         model,
+        model,  # the best
+        checkpoint_bytes(spec),  # the final state
         _progress_bytes(lines, figures),
         200 + figures * _EVENT,
         800 + _evaluations(spec) * 8 * (1 + 2 * spec.n_eval_episodes),
@@ -136,7 +138,7 @@ def finished_bytes(spec: RunSpec) -> int:
         *(2 * [_BLOCK]),  # the folder, and that of monitor files
     ]
     if hyperparams.normalize is not None:
-        files.append(2_500 + (5 + n_envs) * observation)
+        files += 2 * [2_500 + (5 + n_envs) * observation]
     return sum(map(_in_blocks, files)) + n_envs * _in_blocks(100 + n_episodes * _MONITOR_LINE)
 
 
@@ -361,11 +363,17 @@ def _episodes(spec: RunSpec, environment: _Environment) -> int:
 
 def _updates(spec: RunSpec) -> int:
     hyperparams = spec.hyperparams
-    return -(-spec.n_timesteps // (hyperparams.n_steps * hyperparams.n_envs))
+    return -(-spec.n_timesteps // (_n_steps(spec) * hyperparams.n_envs))
+
+
+def _n_steps(spec: RunSpec) -> int:
+    """The steps of a rollout; of an algorithm of another package that does not say, PPO's."""
+    n_steps: int = getattr(spec.hyperparams, "n_steps", PPOHyperparams.model_fields["n_steps"].default)
+    return n_steps
 
 
 def _evaluations(spec: RunSpec) -> int:
-    n_steps = _updates(spec) * spec.hyperparams.n_steps
+    n_steps = _updates(spec) * _n_steps(spec)
     # One more at the end
     return n_steps // eval_interval(spec) + 1
 

@@ -60,9 +60,11 @@ def population_key(spec: RunSpec) -> str | None:
 
     :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, a limit on the KL
-        divergence, observations in several parts, normalised images, separate features extractors or one of
-        the user's own.
+        divergence, observations in several parts, normalised images, separate features extractors, a features
+        extractor or an algorithm of the user's own.
     """
+    if spec.algorithm.is_own:
+        return None
     hyperparams = spec.hyperparams
     alone = (
         hyperparams.use_sde

@@ -61,8 +61,9 @@ def _check_environment(specs: Sequence[RunSpec]) -> None:
         if not is_builtin(specs[0].env):
             _check_reward(specs[0].env, env)
         for spec in specs:
-            _check_policy(spec, env.observation_space)
-            _check_effect(spec, env.observation_space, env.action_space)
+            if not spec.algorithm.is_own:
+                _check_policy(spec, env.observation_space)
+                _check_effect(spec, env.observation_space, env.action_space)
             _check_model(spec, env)
     finally:
         env.close()
@@ -148,7 +149,10 @@ def _check_model(spec: RunSpec, env: VecEnv) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # training gives the same ones
             many = _Repeated(env, spec.hyperparams.n_envs)
-            model = make_model(spec.model_copy(update={"device": "cpu"}), many, build=False)
+            on_cpu = spec.model_copy(update={"device": "cpu"})
+            model = make_model(on_cpu, many, build=spec.algorithm.is_own)
+            if spec.algorithm.is_own:
+                return
             optimizer = model.policy_kwargs.get("optimizer_class", th.optim.Adam)
             model.policy_kwargs |= {"ortho_init": False, "optimizer_class": checking_optimizer(optimizer)}
             model._setup_model()

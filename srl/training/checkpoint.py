@@ -20,7 +20,7 @@ import torch as th
 
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
-from srl.rundir.store import CHECKPOINT, CHECKPOINTS, checkpoint_files, replacing
+from srl.rundir.store import CHECKPOINT, CHECKPOINTS, FINAL_STATE, checkpoint_files, replacing
 
 FORMAT = 3
 
@@ -86,8 +86,26 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
     :param state: Numbers, texts, arrays, tensors, and lists, tuples and mappings of these.
     :raises OSError: If it cannot be written; earlier ones are as they were.
     """
-    file = _file(folder, steps)
-    file.parent.mkdir(exist_ok=True)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    _write(_file(folder, steps), steps, state)
+    for older in checkpoint_steps(folder)[2:]:
+        _file(folder, older).unlink()
+
+
+def write_final_state(folder: Path, steps: int, state: dict[str, Any]) -> None:
+    """Write what a finished run needs to be extended; the arguments are those of :func:`write_checkpoint`."""
+    _write(folder / FINAL_STATE, steps, state)
+
+
+def read_final_state(folder: Path) -> dict[str, Any]:
+    """What :func:`write_final_state` wrote.
+
+    :raises UserError: If it is missing, damaged or of another version.
+    """
+    return _read(folder / FINAL_STATE)
+
+
+def _write(file: Path, steps: int, state: dict[str, Any]) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     tree = json.dumps({"format": FORMAT, "steps": steps, "state": _taken_apart(state, arrays)})
     arrays[_TREE] = np.frombuffer(tree.encode(), np.uint8)
@@ -95,8 +113,6 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
         with temporary.open("wb") as opened:
             np.savez(opened, **arrays)  # type: ignore[arg-type]
         _read(temporary)
-    for older in checkpoint_steps(folder)[2:]:
-        _file(folder, older).unlink()
 
 
 def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_known_environments_are_as_they_are_said_to_be(env):
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
-    [("continuous_srl", 3e9, 12e9), ("discrete_srl", 4e9, 8e9)],
+    [("continuous_srl", 3e9, 12e9), ("discrete_srl", 8e9, 24e9)],
 )
 def test_sweeps_of_the_protocol_are_estimated(name, least, most):
     options = load_sweep(configs_dir() / "sweeps" / f"{name}.yml")
