@@ -81,6 +81,8 @@ setup(
         ],
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],
+        # MP4 files of `srl enjoy`
+        "video": ["imageio-ffmpeg>=0.5,<1", "pillow>=10"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
         # srl tune; its plots

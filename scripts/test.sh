@@ -1,6 +1,23 @@
 #!/usr/bin/env bash
 # Lint, format, types, tests: runs all four, then says which failed. Arguments go to pytest.
 set -euo pipefail
+
+case "${1-}" in
+-h | --help)
+    cat <<'EOF'
+Usage: scripts/test.sh [PYTEST OPTIONS]
+
+Runs ruff check, ruff format --check, mypy and all tests, then says which failed. The first call makes .venv.
+
+Examples:
+  scripts/test.sh                               everything
+  scripts/test.sh -m 'not slow'                 without the slow tests
+  scripts/test.sh tests/test_losses.py -k sppo  some tests
+EOF
+    exit 0
+    ;;
+esac
+
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 # The tests run in parallel processes: more threads in each would only get in one another's way

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import signal
@@ -9,10 +10,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 import yaml
@@ -20,7 +21,11 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from srl import __version__
+from srl.cli_enjoy import Enjoy, enjoy
 from srl.errors import OutOfSpace, UserError
+
+if TYPE_CHECKING:
+    from srl.config.spec import RunSpec
 
 #: Exit statuses.
 FAILED, MISTAKE, STOPPED = 1, 2, 130
@@ -41,16 +46,16 @@ class LossOptions:
     """The finite stand-in for log 0, negative."""
     reverse_loss: str | None = None
     """rce (reverse cross-entropy) or mae (mean absolute error)."""
-    importance_weighting: bool | None = None
+    importance_weighting: tyro.conf.FlagConversionOff[bool | None] = None
     """Whether SPPO's reverse loss is divided by pi_old, as published."""
     advantage_transform: str | None = None
     """none, sign or bins."""
     advantage_flip_prob: float | None = None
     """Probability that the sign of an advantage is flipped."""
     bins: int | None = None
-    """Values per action dimension of the discretised algorithms; 11 if not given."""
-    hyperparams: tuple[str, ...] = ()
-    """Any other hyperparameters, as NAME=VALUE, for example n_steps=1024 learning_rate=lin_3e-4."""
+    """Values per action dimension of the discretized algorithms. By default 11."""
+    hyperparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    """Any other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
 
     def symmetric(self) -> dict[str, Any]:
         """The parameters of the reverse loss that were given; a sweep's baselines do not take them."""
@@ -77,11 +82,11 @@ class LossOptions:
 class EnvOptions:
     """The environment, and code of your own. The current directory is on Python's path."""
 
-    gym_packages: tuple[str, ...] = ()
+    gym_packages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [MODULE ...]")] = ()
     """Modules to import first, which register environments with Gymnasium."""
-    env_kwargs: tuple[str, ...] = ()
-    """Arguments of the environment's constructor, as NAME=VALUE, for example size=5."""
-    env_wrapper: tuple[str, ...] = ()
+    env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    """Arguments of the environment's constructor, as NAME=VALUE or NAME:VALUE, for example size=5."""
+    env_wrapper: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:CLASS [...]")] = ()
     """Wrappers around the environment, the innermost first: module:Class, or
     'module:Class: {ARGUMENT: VALUE}'."""
     max_episode_steps: int | None = None
@@ -100,127 +105,153 @@ class EnvOptions:
 
 
 @dataclass
+class EvaluationOptions:
+    """Episodes without reward noise, from which scores and learning curves come."""
+
+    eval_freq: int | None = None
+    """Training steps between evaluations. By default 10,000 on Atari and 5,000 elsewhere."""
+    eval_episodes: int | None = None
+    """Episodes of an evaluation. By default 10."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is truncated. By default 50,000, or the environment's
+    time limit if that is higher."""
+
+
+@dataclass
+class ExecutionOptions:
+    """Where and how training runs. None of it changes what is learned, apart from the last bits."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    env_backend: str | None = None
+    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs. By
+    default gymnasium."""
+    compile: str | None = None
+    """Whether the update is compiled: on, off, or auto for runs that are long enough to repay it. By default
+    auto."""
+    precision: str | None = None
+    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md. By
+    default float32."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints, from which an interrupted run resumes; 0 for one after each update."""
+
+
+@dataclass
+class RunExecutionOptions(ExecutionOptions):
+    __doc__ = ExecutionOptions.__doc__
+
+    threads: int = 1
+    """Threads of torch, and of native environments."""
+
+
+@dataclass
+class SweepExecutionOptions(ExecutionOptions):
+    __doc__ = ExecutionOptions.__doc__
+
+    jobs: int | None = None
+    """Number of processes. By default as many as this machine or the Ray cluster has cores; 64 on a Slurm
+    cluster."""
+    population: str = "auto"
+    """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
+    retries: int = 3
+    """How often a run that crashes or hangs is retried from its checkpoint if it gets no further; five times
+    as often one that is killed."""
+    stall_timeout: float = 1800.0
+    """Seconds without a heartbeat after which a run is ended and retried."""
+
+
+@dataclass
+class ClusterOptions:
+    """A cluster instead of this machine; see docs/clusters.md."""
+
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster."""
+    address: str | None = None
+    """Of a Ray cluster: auto, HOST:PORT, or local for one on this machine. By default auto."""
+    tasks_per_gpu: int | None = None
+    """Runs or populations that share a GPU of a Ray cluster. By default 4."""
+    partition: str | None = None
+    """Partition of a Slurm cluster. By default the cluster's own default."""
+    time: str | None = None
+    """Time limit of a Slurm job, H:MM:SS or minutes. By default 4:00:00. A job that reaches it is queued
+    again."""
+
+
+@dataclass
 class TrackOptions:
-    """Tracking; docs/tracking.md."""
+    """Tracking; see docs/how-to/tracking.md."""
 
     track: str | None = None
     """wandb, mlflow or trackio: send the spec, all logged figures with evaluations, and the final model."""
     track_project: str | None = None
-    """The project or experiment there; srl, or the sweep's name, if not given."""
+    """The project or experiment there. By default srl, or the sweep's name."""
 
 
 @dataclass
 class Train:
     """Train one run into a directory of its own."""
 
-    algo: str
-    """a2c, ppo, sa2c, sppo; on discretised actions da2c, dppo, dsa2c, dsppo."""
-    env: str
+    run: tyro.conf.Positional[Path | None] = None
+    """With --extend-to: the directory of the run to extend."""
+    algo: str | None = None
+    """a2c, ppo, sa2c, sppo; on discretized actions da2c, dppo, dsa2c, dsppo; or a class of another package,
+    for example sb3_contrib:TRPO."""
+    env: str | None = None
     """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
-    loss: tyro.conf.OmitArgPrefixes[LossOptions]
-    environment: tyro.conf.OmitArgPrefixes[EnvOptions]
-    tracking: tyro.conf.OmitArgPrefixes[TrackOptions]
     seed: int = 0
     """Seed of everything that is random."""
     noise: str = "none"
     """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
     timesteps: int | None = None
-    """Training steps; the hyperparameter file's if not given."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
-    out: Path | None = None
-    """The run's directory; runs/ENV/ALGO/NOISE/seed-N if not given."""
+    """Training steps. By default the hyperparameter file's."""
+    extend_to: int | None = None
+    """Train an existing run on, to this many steps in total. All other settings are those of the run."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
-    eval_freq: int | None = None
-    """Training steps between evaluations; 10,000 on Atari and 5,000 elsewhere if not given."""
-    eval_episodes: int = 10
-    """Episodes of an evaluation."""
-    eval_max_episode_steps: int | None = None
-    """Steps after which an episode of an evaluation is truncated; 50,000 if not given, or the environment's
-    time limit if that is higher."""
-    threads: int = 1
-    """Threads of torch, and of native environments."""
-    env_backend: str = "gymnasium"
-    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
-    compile: str = "auto"
-    """Whether the update is compiled: on, off, or auto for a run that is long enough to repay it."""
-    precision: str = "float32"
-    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md."""
-    checkpoint_every: float = 180.0
-    """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
+    out: Path | None = None
+    """The run's directory. By default runs/ENV/ALGO/NOISE/seed-N."""
+    loss: tyro.conf.OmitArgPrefixes[LossOptions] = field(default_factory=LossOptions)
+    environment: tyro.conf.OmitArgPrefixes[EnvOptions] = field(default_factory=EnvOptions)
+    evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
+    execution: tyro.conf.OmitArgPrefixes[RunExecutionOptions] = field(default_factory=RunExecutionOptions)
+    tracking: tyro.conf.OmitArgPrefixes[TrackOptions] = field(default_factory=TrackOptions)
 
 
 @dataclass
 class Sweep:
-    """Train all runs of a sweep, as many at once as there are cores, and print their table."""
+    """Train all runs of a sweep in parallel, and print their table."""
 
     config: tyro.conf.Positional[Path]
     """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
-    loss: tyro.conf.OmitArgPrefixes[LossOptions]
-    environment: tyro.conf.OmitArgPrefixes[EnvOptions]
-    tracking: tyro.conf.OmitArgPrefixes[TrackOptions]
-    envs: tuple[str, ...] | None = None
-    """Environments in place of the file's."""
-    algos: tuple[str, ...] | None = None
-    """Algorithms, and variants of the file, in place of all of the file's."""
-    grid: tuple[str, ...] = ()
-    """Values of hyperparameters, as beta=0,1,5,20 alpha=0.5,1: each algorithm becomes a column for each
+    envs: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ENV [ENV ...]")] = None
+    """Environments instead of the file's."""
+    algos: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ALGO [ALGO ...]")] = None
+    """Algorithms, and variants of the file, instead of all of the file's."""
+    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE [...]")] = ()
+    """Values of hyperparameters, as beta=0,1,5,20 alpha=0.5,1. Each algorithm becomes a column for each
     combination."""
-    noise: tuple[str, ...] | None = None
-    """Reward noises in place of the file's."""
-    seeds: tuple[str, ...] | None = None
-    """Seeds in place of the file's: numbers, or ranges without their end, as 10000:10005."""
+    noise: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NOISE [NOISE ...]")] = None
+    """Reward noises instead of the file's."""
+    seeds: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="SEED [SEED ...]")] = None
+    """Seeds instead of the file's: numbers, or ranges without their end, as 10000:10005."""
     timesteps: int | None = None
     """Training steps of every run."""
-    jobs: int | None = None
-    """Processes at once. If not given, as many as this machine or the Ray cluster has cores; 64 on a Slurm
-    cluster."""
-    population: str = "auto"
-    """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
-    out: Path | None = None
-    """The sweep's folder; runs/NAME, or runs/NAME-quick, if not given."""
-    quick: bool = False
-    """The small version of the sweep."""
-    dry_run: bool = False
-    """Say what would be done, and check it, without doing it."""
+    extend_to: int | None = None
+    """Training steps of every run; runs that have fewer are trained on."""
     profile: str | None = None
     """controlled, or authors for the settings of the authors' scripts where they differ."""
-    eval_freq: int | None = None
-    """Training steps between evaluations."""
-    eval_episodes: int | None = None
-    """Episodes of an evaluation."""
-    eval_max_episode_steps: int | None = None
-    """Steps after which an episode of an evaluation is truncated; 50,000 if not given, or the environment's
-    time limit if that is higher."""
-    env_backend: str | None = None
-    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs."""
-    compile: str | None = None
-    """Whether updates are compiled: on, off, or auto for runs that are long enough to repay it; auto if not
-    given."""
-    precision: str | None = None
-    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md."""
-    checkpoint_every: float = 180.0
-    """Seconds between two checkpoints, from which an interrupted run goes on; 0 for one after each update."""
-    retries: int = 3
-    """How often a run that crashes or hangs is tried again from its checkpoint if it gets no further; five
-    times as often one that is killed."""
-    stall_timeout: float = 1800.0
-    """Seconds without a sign of life after which a run is ended, and tried again."""
-    engine: Literal["local", "ray", "slurm"] = "local"
-    """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster; see
-    docs/clusters.md."""
-    address: str | None = None
-    """Of a Ray cluster: auto, HOST:PORT, or local for one of this machine; auto if not given."""
-    tasks_per_gpu: int | None = None
-    """Runs or populations that share a GPU of a Ray cluster; 4 if not given."""
-    partition: str | None = None
-    """Of a Slurm cluster; its default one if not given."""
-    time: str | None = None
-    """Time limit of a Slurm job, H:MM:SS or minutes, 4:00:00 if not given; one that reaches it is put into
-    the queue again."""
+    out: Path | None = None
+    """The sweep's folder. By default runs/NAME, or runs/NAME-quick."""
+    quick: bool = False
+    """Train the small version of the sweep."""
+    dry_run: bool = False
+    """Check everything and print what would be done, without doing it."""
+    loss: tyro.conf.OmitArgPrefixes[LossOptions] = field(default_factory=LossOptions)
+    environment: tyro.conf.OmitArgPrefixes[EnvOptions] = field(default_factory=EnvOptions)
+    evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
+    execution: tyro.conf.OmitArgPrefixes[SweepExecutionOptions] = field(default_factory=SweepExecutionOptions)
+    cluster: tyro.conf.OmitArgPrefixes[ClusterOptions] = field(default_factory=ClusterOptions)
+    tracking: tyro.conf.OmitArgPrefixes[TrackOptions] = field(default_factory=TrackOptions)
 
 
 @dataclass
@@ -255,6 +286,14 @@ class Report:
     given."""
     out: Path | None = None
     """Where to write it; into the folder itself if not given."""
+    figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT[,FORMAT...]")] = ("png", "svg")
+    """Formats of the figures: png, svg, pdf."""
+    dpi: int = 150
+    """Dots per inch of PNG files."""
+    no_titles: bool = False
+    """Draw figures without titles, for papers whose captions say the same."""
+    gifs: bool = False
+    """Play the first finished run of each cell, and show it on the page as a short GIF."""
 
 
 @dataclass
@@ -265,7 +304,8 @@ class Status:
     dir: tyro.conf.Positional[Path]
     """The folder of a sweep or a run, or one above them."""
     watch: bool = False
-    """Go on showing it until nothing is left to do; Ctrl-C ends that and nothing else."""
+    """Keep showing it until nothing is left to do; wait for the folder if it does not exist yet. Ctrl-C ends
+    this command only."""
     interval: float = 2.0
     """Seconds between two looks."""
 
@@ -274,16 +314,48 @@ class Status:
 from srl.cli_share import Pull, Push, pull, push  # noqa: E402
 from srl.cli_tune import Tune, tune  # noqa: E402
 
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-    | Annotated[Status, tyro.conf.subcommand("status")]
-    | Annotated[Clean, tyro.conf.subcommand("clean")]
-    | Annotated[Tune, tyro.conf.subcommand("tune")]
-    | Annotated[Push, tyro.conf.subcommand("push")]
-    | Annotated[Pull, tyro.conf.subcommand("pull")]
-)
+#: By the name of each command: its options, and examples.
+_EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
+    "train": (
+        Train,
+        (
+            "srl train --algo sppo --env CartPole-v1",
+            "srl train --algo dsppo --env HalfCheetah-v4 --noise gaussian:0.05 --beta 20 --seed 1",
+            "srl train --algo sppo --env MyEnv-v0 --gym-packages mypkg --env-kwargs size=5",
+            "srl train --extend-to 2000000 runs/CartPole-v1/sppo/none/seed-0",
+        ),
+    ),
+    "sweep": (
+        Sweep,
+        (
+            "srl sweep continuous_srl --quick",
+            "srl sweep mine.yml --out runs/mine --jobs 8",
+            "srl sweep discrete_srl --envs CartPole-v1 --algos sppo --noise none --grid beta=0,1,5",
+        ),
+    ),
+    "enjoy": (
+        Enjoy,
+        (
+            "srl enjoy runs/CartPole-v1/sppo/none/seed-0",
+            "srl enjoy runs/CartPole-v1/sppo/none/seed-0 --video cartpole.mp4 --episodes 3",
+        ),
+    ),
+    "report": (Report, ("srl report runs/mine", "srl report runs/mine --format archive --out shared")),
+    "status": (Status, ("srl status runs/mine --watch",)),
+    "tune": (Tune, ("srl tune --algo sppo --env CartPole-v1 --n-trials 50",)),
+    "push": (Push, ("srl push runs/CartPole-v1/sppo/none/seed-0 me/sppo-CartPole-v1",)),
+    "pull": (Pull, ("srl pull me/sppo-CartPole-v1",)),
+    "clean": (Clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
+}
+
+
+def _subcommand(name: str, words: Sequence[str]) -> Any:
+    """A command for tyro, with its examples if it is the one that is called."""
+    options, examples = _EXAMPLES[name]
+    description = inspect.getdoc(options)
+    if name in words[:1]:
+        description = "\n  ".join([f"{description}\n\nExamples:", *examples])
+    return Annotated[options, tyro.conf.subcommand(name, description=description)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -297,12 +369,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     try:
         _check_given_once(words)
-        command = tyro.cli(
-            Command,  # type: ignore[arg-type]
+        command: Any = tyro.cli(
+            Union[tuple(_subcommand(name, words) for name in _EXAMPLES)],  # type: ignore[call-overload] # noqa: UP007
             prog="srl",
             description="Symmetric RL losses for Stable-Baselines3: SA2C, SPPO and their baselines.",
             args=words,
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
         # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
         signal.signal(signal.SIGTERM, _interrupt)
@@ -312,6 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = {
             Train: train,
             Sweep: sweep,
+            Enjoy: enjoy,
             Report: report,
             Status: show_status,
             Clean: clean,
@@ -415,15 +488,21 @@ def _split(option: str, values: Sequence[str] | None) -> list[str] | None:
 def train(options: Train, command: str) -> int:
     """``srl train``; returns the exit status. The command line is for the run's record."""
     from srl.config.spec import make_run_spec
-    from srl.rundir.directory import ERROR, RunDirectory
-    from srl.rundir.disk import is_full, naming_full_disk, out_of_space
-    from srl.sweep.display import RunDisplay
+    from srl.rundir.directory import RunDirectory
     from srl.sweep.execution import check_interval
     from srl.training.check import check_run
 
     console = new_console()
-    check_interval(options.checkpoint_every)
+    check_interval(options.execution.checkpoint_every)
     put_current_directory_on_path()
+    if options.extend_to is not None:
+        return _extend(options, console, command)
+    if options.run is not None:
+        raise UserError(
+            f"{options.run}: a run's directory is named only with --extend-to. Use --out for a new run."
+        )
+    if options.algo is None or options.env is None:
+        raise UserError("--algo and --env are needed, for example: srl train --algo sppo --env CartPole-v1")
     environment = options.environment
     wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
     spec, notes = make_run_spec(
@@ -434,14 +513,14 @@ def train(options: Train, command: str) -> int:
         n_timesteps=options.timesteps,
         bins=options.loss.bins,
         profile=options.profile,
-        device=options.device,
-        threads=options.threads,
-        env_backend=options.env_backend,
-        eval_freq=options.eval_freq,
-        n_eval_episodes=options.eval_episodes,
-        compile=options.compile,
-        precision=options.precision,
-        eval_max_episode_steps=options.eval_max_episode_steps,
+        device=options.execution.device,
+        threads=options.execution.threads,
+        env_backend=options.execution.env_backend or "gymnasium",
+        eval_freq=options.evaluation.eval_freq,
+        n_eval_episodes=10 if options.evaluation.eval_episodes is None else options.evaluation.eval_episodes,
+        compile=options.execution.compile or "auto",
+        precision=options.execution.precision or "float32",
+        eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
         gym_packages=environment.gym_packages,
         env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
         max_episode_steps=environment.max_episode_steps,
@@ -450,7 +529,7 @@ def train(options: Train, command: str) -> int:
         overrides=options.loss.others() | options.loss.symmetric() | wrappers,
     )
     path = options.out or Path("runs") / spec.path
-    if options.compile == "auto":
+    if (options.execution.compile or "auto") == "auto":
         spec = RunDirectory(path).as_begun(spec)
     there = RunDirectory(path).compare(spec)
     check_run(spec)
@@ -462,6 +541,58 @@ def train(options: Train, command: str) -> int:
         with tracked(options.tracking, "srl", [path]) as outcome:
             pass
         return tracked_status(outcome, 0)
+    return _train_into(path, spec, options, console, command)
+
+
+def _extend(options: Train, console: Console, command: str) -> int:
+    """``srl train --extend-to``; returns the exit status."""
+    from srl.rundir.directory import RunDirectory
+    from srl.training.check import check_run
+    from srl.training.extend import check_extendable, describe_schedules, extend, extended
+    from srl.training.load import read_trusted
+
+    path, n_timesteps = options.run, options.extend_to
+    if path is None or n_timesteps is None:
+        raise UserError(
+            "--extend-to: name the directory of the run, for example: srl train --extend-to 2000000 RUN"
+        )
+    _check_keeps_settings(options)
+    directory = RunDirectory(path)
+    spec = read_trusted(directory, options.environment.trust_config)
+    longer = extended(spec, n_timesteps)
+    status = directory.read_status()
+    begun = status is not None and directory.was_for(longer, status)
+    if not begun:
+        check_extendable(directory, spec)
+    if spec == longer and directory.compare(spec) == "done":
+        console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
+        return 0
+    check_run(longer)
+    for line in describe_schedules(spec) if spec != longer else []:
+        console.print(line, markup=False, soft_wrap=True)
+    if spec != longer and not begun:
+        extend(directory, spec, longer, lambda line: print(line, file=sys.stderr))
+    return _train_into(path, longer, options, console, command)
+
+
+def _check_keeps_settings(options: Train) -> None:
+    """See that nothing is set that an extended run has from its spec."""
+    allowed = {"run", "extend_to", "checkpoint_every", "trust_config", "track", "track_project"}
+    groups = ("loss", "environment", "evaluation", "execution", "tracking")
+    for values in (options, *(getattr(options, group) for group in groups)):
+        for each in fields(values):
+            if each.name not in (*groups, *allowed) and getattr(values, each.name) != each.default:
+                name = each.name.replace("_", "-")
+                raise UserError(
+                    f"--{name}: an extended run keeps its settings. Leave this out of --extend-to."
+                )
+
+
+def _train_into(path: Path, spec: RunSpec, options: Train, console: Console, command: str) -> int:
+    """Train a run that was checked, and print its final evaluation; returns the exit status."""
+    from srl.rundir.directory import ERROR, RunDirectory
+    from srl.rundir.disk import is_full, naming_full_disk, out_of_space
+    from srl.sweep.display import RunDisplay
     from srl.sweep.engines.local import use_one_thread
 
     use_one_thread(spec.threads)
@@ -478,7 +609,7 @@ def train(options: Train, command: str) -> int:
                 path,
                 command=command,
                 tell=display.update,
-                checkpoint_every=options.checkpoint_every,
+                checkpoint_every=options.execution.checkpoint_every,
             )
     except RunFailed as error:
         if is_full(path, str(error)):
@@ -553,20 +684,25 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.choose import capacity, engine_of, make_engine
     from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
-    from srl.sweep.plan import expand, load_sweep, make_plan, write_plan
+    from srl.sweep.plan import expand, extend_runs, load_sweep, make_plan, write_plan
     from srl.sweep.tasks import describe, parse_population
+    from srl.training.extend import describe_schedules
 
     console = new_console()
     config = find_sweep(options.config)
     engine_options = engine_of(
-        options.engine,
-        options.jobs,
-        address=options.address,
-        tasks_per_gpu=options.tasks_per_gpu,
-        partition=options.partition,
-        time=options.time,
+        options.cluster.engine,
+        options.execution.jobs,
+        address=options.cluster.address,
+        tasks_per_gpu=options.cluster.tasks_per_gpu,
+        partition=options.cluster.partition,
+        time=options.cluster.time,
     )
-    persistence = check_numbers(options.retries, options.stall_timeout, options.checkpoint_every)
+    if options.timesteps is not None and options.extend_to is not None:
+        raise UserError("--extend-to and --timesteps exclude each other.")
+    persistence = check_numbers(
+        options.execution.retries, options.execution.stall_timeout, options.execution.checkpoint_every
+    )
     put_current_directory_on_path()
     environment = options.environment
     # They may register reward noise and losses too
@@ -585,21 +721,21 @@ def sweep(options: Sweep, command: str) -> int:
         grid=_grid(options.grid),
         noise=_split("--noise", options.noise),
         seeds=_split("--seeds", options.seeds),
-        n_timesteps=options.timesteps,
+        n_timesteps=options.timesteps if options.extend_to is None else options.extend_to,
         bins=options.loss.bins,
         profile=options.profile,
-        eval_freq=options.eval_freq,
-        n_eval_episodes=options.eval_episodes,
-        eval_max_episode_steps=options.eval_max_episode_steps,
-        env_backend=options.env_backend,
-        compile=options.compile,
-        precision=options.precision,
+        eval_freq=options.evaluation.eval_freq,
+        n_eval_episodes=options.evaluation.eval_episodes,
+        eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
+        env_backend=options.execution.env_backend,
+        compile=options.execution.compile,
+        precision=options.execution.precision,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
-    specs, notes = expand(sweep_options, device=options.device, trust_file=environment.trust_config)
+    specs, notes = expand(sweep_options, device=options.execution.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
-    population = parse_population(options.population)
+    population = parse_population(options.execution.population)
     on_gpus = all(spec.device.startswith("cuda") for spec in specs)
     n_jobs, memory = capacity(engine_options, on_gpus=on_gpus)
     plan = make_plan(
@@ -610,6 +746,7 @@ def sweep(options: Sweep, command: str) -> int:
         n_jobs=n_jobs,
         memory=memory,
         compile=sweep_options.compile,
+        extend=options.extend_to is not None,
     )
     check_files(root, table_files("table"))
     for note in notes:
@@ -629,6 +766,10 @@ def sweep(options: Sweep, command: str) -> int:
         markup=False,
         soft_wrap=True,
     )
+    if plan.to_extend:
+        console.print(f"Extended: {len(plan.to_extend):,} runs.", markup=False)
+        lines = [line for _, shorter in plan.to_extend for line in describe_schedules(shorter)]
+        _print_notes(list(dict.fromkeys(lines)), console)
     _print_notes([f"{line} The run is retrained." for line in plan.damaged], console)
     _print_notes([f"{line} The results are not affected." for line in plan.minor_damage], console)
     _print_notes([f"{line}: waited for." for line in held_elsewhere(plan.tasks)], console)
@@ -651,6 +792,7 @@ def sweep(options: Sweep, command: str) -> int:
         if plan.to_do:
             engine = make_engine(engine_options, root, n_jobs)
             with naming_full_disk(root), SweepDisplay(console) as display:
+                extend_runs(plan, lambda line: print(line, file=sys.stderr))
                 write_plan(plan)
                 failures = run_sweep(
                     plan,
@@ -719,6 +861,11 @@ def report(options: Report, command: str) -> int:
     if uses_parquet and find_spec("pyarrow") is None:
         raise UserError("Parquet files need the package pyarrow: pip install 'symmetric-rl[report]'.")
     check_folder(out)
+    figure_options = (options.figures, options.dpi, options.no_titles)
+    if options.format != "page" and figure_options != (("png", "svg"), 150, False):
+        raise UserError("--figures, --dpi and --no-titles: only a page has figures.")
+    if options.gifs and (options.format != "page" or options.dir.is_file()):
+        raise UserError("--gifs: only a page made from run directories can show them.")
     with console.status("Reading runs") as shown:
         tell = shown.update
         if options.format == "page":
@@ -739,12 +886,14 @@ def _write_page(
         from srl.report.files import check_files
         from srl.report.report import make_report
         from srl.report.tables import to_rich
-        from srl.report.write import FILES, write_report
+        from srl.report.write import FILES, FigureOptions, write_report
     except ModuleNotFoundError as error:
         raise UserError(
             f"A report needs the package {error.name}: pip install 'symmetric-rl[report]', or run "
             "scripts/setup.sh in a checkout."
         ) from None
+    formats = _split("--figures", options.figures) or []
+    figures = FigureOptions(tuple(formats), options.dpi, not options.no_titles)
     check_files(out, FILES)
     made = make_report(
         options.dir,
@@ -754,9 +903,16 @@ def _write_page(
         compare=_pairs(options.compare),
         tell=tell,
     )
-    files = write_report(made, out, tell)
+    gifs: dict[str, bytes] = {}
+    if options.gifs:
+        from srl.report.gifs import make_gifs
+        from srl.training.play import gif_of
+
+        gifs, notes = make_gifs(made.scores, options.dir, gif_of, tell)
+        made = replace(made, notes=[*made.notes, *notes])
+    files = write_report(made, out, tell, gifs, figures)
     table = made.scores.table
-    console.print(to_rich(table))
+    console.print(to_rich(table, console.width))
     _print_notes([*table.notes, *made.scores.left_out, *made.notes], console)
     console.print()
     _print_notes(made.summary, console)
@@ -812,7 +968,7 @@ def _print_scores(root: Path, console: Console) -> None:
     from srl.report.tables import to_rich
 
     scores = read_scores(root)
-    console.print(to_rich(scores.table))
+    console.print(to_rich(scores.table, console.width))
     _print_notes([*scores.table.notes, *scores.left_out], console)
     files = write_tables([scores.table], root, scores.left_out)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from srl.rundir.directory import RunDirectory
-from tests.small_runs import SMALL_WORDS, contents
+from tests.small_runs import SMALL_WORDS, contents, srl
 
 PACKAGE = """
 from pathlib import Path
@@ -239,3 +241,46 @@ def test_time_limit_of_an_atari_game_counts_the_agents_steps(tmp_path):
                 lengths.append(step)
         # Gymnasium's limit counts the frames before the agent's first action too
         assert 30 <= lengths[0] <= 40
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The code of a page in Markdown, with its languages."""
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_tutorial_works_as_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    page = Path(__file__).resolve().parents[1] / "docs" / "tutorials" / "own-environment.md"
+    commands = []
+    for language, text in blocks(page):
+        if language == "bash":
+            commands += [shlex.split(line)[1:] for line in text.splitlines()]
+        else:
+            Path({"python": "corridor.py", "yaml": "corridor.yml"}[language]).write_text(text)
+    assert [words[0] for words in commands] == ["train", "enjoy", "sweep", "report"]
+
+    # The run is interrupted once, and resumed by the same command
+    def stop(display, status):
+        if status.timesteps > 1000:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("srl.sweep.display.RunDisplay.update", stop)
+        patched.setattr("srl.training.run.Heartbeat.__init__.__defaults__", (0.0,))
+        assert srl(*commands[0], "--checkpoint-every", 0).status == 130
+    run = RunDirectory(Path("corridor-run"))
+    assert run.read_status().state == "interrupted"
+    for words in commands:
+        outcome = srl(*words)
+        assert outcome.status == 0, (words, outcome.err)
+    assert run.read_status().resumed_from > 0
+    assert run.read_spec().env_kwargs == {"size": 8}
+    assert Path("corridor.gif").read_bytes().startswith(b"GIF89a")
+    specs = {file: json.loads(file.read_text()) for file in Path("corridor-sweep").rglob("spec.json")}
+    assert len(specs) == 8
+    steps = {(spec["env"], spec["hyperparams"]["n_steps"]) for spec in specs.values()}
+    assert steps == {("Corridor-v0", 256), ("CartPole-v1", 128)}
+    assert Path("corridor-sweep/report.html").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from srl.errors import UserError, nearest
@@ -13,7 +14,7 @@ class Algorithm:
 
     #: As the command line takes it.
     name: str
-    #: ``"a2c"`` or ``"ppo"``: which update.
+    #: ``"a2c"`` or ``"ppo"``: which update. ``"own"`` for a class that the name imports.
     family: str
     #: Whether it has the reverse loss; those without train with ``beta=0``.
     symmetric: bool
@@ -23,11 +24,21 @@ class Algorithm:
     @property
     def label(self) -> str:
         """As the paper writes it."""
-        return self.name.upper()
+        return self.name if self.is_own else self.name.upper()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a class of another package, written ``package.module:Class``."""
+        return self.family == "own"
 
     @property
     def hyperparams_name(self) -> str:
-        """The name of its file in ``configs/hyperparams``, shared by plain and discretized actions."""
+        """The name of its file in ``configs/hyperparams``, shared by plain and discretised actions.
+
+        A class of another package has the environments of PPO's.
+        """
+        if self.is_own:
+            return "ppo"
         return self.name.removeprefix("d") if self.discretised else self.name
 
 
@@ -43,11 +54,16 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
 def get_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name, in any case.
+    """The algorithm of that name, in any case, or a class, written ``package.module:Class``, unimported.
 
     :raises UserError: For an unknown name.
     """
+    if _OWN.fullmatch(name):
+        return Algorithm(name, "own", symmetric=False, discretised=False)
     algorithm = ALGORITHMS.get(name.lower())
     if algorithm is None:
         raise UserError(

@@ -34,6 +34,9 @@ ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
 #: Hyperparameters that mean something only with a reverse loss.
 _REVERSE_LOSS = ("beta", "z", "reverse_loss", "importance_weighting")
 
+#: What an algorithm of another package takes from PPO's entries.
+_OF_ENVIRONMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "env_wrapper", "policy")
+
 #: What an entry's ``profiles`` can name: the default, and the settings of the authors' scripts.
 PROFILES = ("controlled", "authors")
 
@@ -179,35 +182,24 @@ class PolicyOptions(Strict):
         return names.get(value, value) if isinstance(value, str) else value
 
 
-class Hyperparams(Strict):
-    """What both families have. Names and defaults are SB3's."""
+class OwnPolicyOptions(PolicyOptions):
+    """Arguments of the policy of another package's algorithm, which may be any."""
 
-    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
+    model_config = ConfigDict(extra="allow")
+
+    net_arch: Any = None
+
+
+class EnvHyperparams(Strict):
+    """What concerns the environment, and the policy's network."""
+
+    policy: str = "MlpPolicy"
     n_envs: Positive = 1
     normalize: NormalizeOptions | None = None
     frame_stack: Positive = 1
     #: Wrappers by name, each alone or as a mapping to its arguments, the innermost first.
     env_wrapper: list[str | dict[str, dict[str, Any]]] | None = None
     policy_kwargs: PolicyOptions = PolicyOptions()
-
-    learning_rate: Schedule
-    n_steps: Positive
-    gamma: Probability = 0.99
-    gae_lambda: Probability
-    normalize_advantage: bool
-    ent_coef: Annotated[Number, Field(ge=0)] = 0.0
-    vf_coef: Annotated[Number, Field(ge=0)] = 0.5
-    max_grad_norm: Annotated[Number, Field(gt=0)] = 0.5
-    use_sde: bool = False
-    sde_sample_freq: WholeNumber = -1
-
-    alpha: Annotated[Number, Field(ge=0)] = 0.5
-    beta: Annotated[Number, Field(ge=0)] = 1.0
-    z: Annotated[Number, Field(lt=0)] = -1.0
-    #: A name of :data:`srl.losses.REVERSE_LOSSES`; building the model checks it.
-    reverse_loss: str = "rce"
-    advantage_transform: Literal["none", "sign", "bins"] = "none"
-    advantage_flip_prob: Probability = 0.0
 
     @field_validator("normalize", mode="before")
     @classmethod
@@ -259,8 +251,7 @@ class Hyperparams(Strict):
 
     def algorithm_kwargs(self) -> dict[str, Any]:
         """The arguments of the algorithm's constructor, schedules and classes still as text."""
-        about_the_env = {"n_envs", "normalize", "frame_stack", "env_wrapper", "policy", "policy_kwargs"}
-        return self.model_dump(exclude=about_the_env)
+        return self.model_dump(exclude=set(EnvHyperparams.model_fields))
 
     def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
         """Values that change nothing beside the others, so that a run's record would be wrong to have them.
@@ -268,6 +259,42 @@ class Hyperparams(Strict):
         :param given: The hyperparameters as the user gave them, by name.
         :return: The reason for each, by its name with dots; defaults are not among them.
         """
+        return {}
+
+
+class OwnHyperparams(EnvHyperparams):
+    """Those of an algorithm of another package: the arguments of its constructor that were given."""
+
+    model_config = ConfigDict(extra="allow")
+
+    policy_kwargs: OwnPolicyOptions = OwnPolicyOptions()
+
+
+class Hyperparams(EnvHyperparams):
+    """What both families have. Names and defaults are SB3's."""
+
+    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
+
+    learning_rate: Schedule
+    n_steps: Positive
+    gamma: Probability = 0.99
+    gae_lambda: Probability
+    normalize_advantage: bool
+    ent_coef: Annotated[Number, Field(ge=0)] = 0.0
+    vf_coef: Annotated[Number, Field(ge=0)] = 0.5
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 0.5
+    use_sde: bool = False
+    sde_sample_freq: WholeNumber = -1
+
+    alpha: Annotated[Number, Field(ge=0)] = 0.5
+    beta: Annotated[Number, Field(ge=0)] = 1.0
+    z: Annotated[Number, Field(lt=0)] = -1.0
+    #: A name of :data:`srl.losses.REVERSE_LOSSES`; building the model checks it.
+    reverse_loss: str = "rce"
+    advantage_transform: Literal["none", "sign", "bins"] = "none"
+    advantage_flip_prob: Probability = 0.0
+
+    def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
         options, normalize = self.policy_kwargs, self.normalize
         reasons: dict[str, str] = {}
         if not self.use_sde:
@@ -368,7 +395,11 @@ class PPOHyperparams(Hyperparams):
         return self
 
 
-FAMILIES: dict[str, type[Hyperparams]] = {"a2c": A2CHyperparams, "ppo": PPOHyperparams}
+FAMILIES: dict[str, type[EnvHyperparams]] = {
+    "a2c": A2CHyperparams,
+    "ppo": PPOHyperparams,
+    "own": OwnHyperparams,
+}
 
 
 def untrusted(name: object) -> str:
@@ -376,25 +407,32 @@ def untrusted(name: object) -> str:
     return f"names Python code, {name!r}, which is imported only with --trust-config."
 
 
-def of_family(family: str, values: dict[str, Any]) -> dict[str, Any]:
+def keys_of(algorithm: Algorithm) -> list[str]:
+    """The hyperparameters of an algorithm's family; a class of another package is imported for them."""
+    own: list[str] = []
+    if algorithm.is_own:
+        from srl.own_algorithms import parameters_of
+
+        own = parameters_of(algorithm.name)
+    return [*FAMILIES[algorithm.family].model_fields, *own]
+
+
+def of_family(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters without those that only other families have, for a sweep over several."""
+    own = keys_of(algorithm)
     others = {name for model in FAMILIES.values() for name in model.model_fields}
-    return {
-        name: value
-        for name, value in values.items()
-        if name in FAMILIES[family].model_fields or name not in others
-    }
+    return {name: value for name, value in values.items() if name in own or name not in others}
 
 
 def of_algorithm(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters without those that only other families, or only symmetric algorithms, have."""
-    values = of_family(algorithm.family, values)
+    values = of_family(algorithm, values)
     if algorithm.symmetric:
         return values
     return {name: value for name, value in values.items() if name not in ("alpha", *_REVERSE_LOSS)}
 
 
-def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperparams:
+def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> EnvHyperparams:
     """Complete and check an algorithm's hyperparameters.
 
     :param algorithm: The algorithm. One without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
@@ -402,7 +440,7 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperpara
     :raises ValidationError: With the name of the first that is unknown or out of range.
     :raises UserError: For a reverse loss in an algorithm without one.
     """
-    if not algorithm.symmetric:
+    if not algorithm.symmetric and not algorithm.is_own:
         for name in _REVERSE_LOSS:
             if name in values and (name, values[name]) != ("beta", 0):
                 raise UserError(
@@ -422,7 +460,7 @@ def resolve_hyperparams(
     path: Path | None = None,
     trust: bool = False,
     n_timesteps: int | None = None,
-) -> tuple[Hyperparams, int, list[str]]:
+) -> tuple[EnvHyperparams, int, list[str]]:
     """Resolve the hyperparameters of a run: its entry in a file, then what the user overrides.
 
     :param algorithm: The algorithm.
@@ -458,12 +496,24 @@ def resolve_hyperparams(
     values |= profiles.get(profile, {})
     if path is not None:
         values = of_algorithm(algorithm, values)
+    elif algorithm.is_own:
+        values = {name: value for name, value in values.items() if name in _OF_ENVIRONMENTS}
+        notes.append(
+            f"{algorithm.name} has the default hyperparameters of its class; n_timesteps, n_envs, normalize, "
+            f"frame_stack and policy are those of PPO in {file.path.name}."
+        )
     own_timesteps = values.pop("n_timesteps", None)
     try:
         n_timesteps = _positive_steps(n_timesteps if own_timesteps is None else own_timesteps)
     except ValueError as error:
         raise file.error([key, "n_timesteps"], str(error)) from None
-    known = FAMILIES[algorithm.family].model_fields
+    known = keys_of(algorithm)
+    if algorithm.is_own:
+        for name in overrides:
+            if name not in known:
+                raise UserError(
+                    f"Hyperparameter {name}: {algorithm.name} has no such argument.{nearest(name, known)}"
+                )
     try:
         of_file = check_hyperparams(algorithm, values)
     except ValidationError as error:

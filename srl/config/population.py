@@ -25,8 +25,10 @@ def population_key(spec: RunSpec) -> str | None:
     :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, in bfloat16, with a
         limit on the KL divergence, observations in several parts, normalized images, separate features
-        extractors or one of the user's own.
+        extractors, or a features extractor or an algorithm of the user's own.
     """
+    if spec.algorithm.is_own:
+        return None
     hyperparams = spec.hyperparams
     alone = (
         hyperparams.use_sde

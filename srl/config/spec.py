@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,7 @@ from srl.config.hyperparams import (
     ATARI_WRAPPER,
     FAMILIES,
     PROFILES,
+    EnvHyperparams,
     Hyperparams,
     Positive,
     Strict,
@@ -82,7 +83,11 @@ class RunSpec(Strict):
     compile_update: bool = False
     #: In which features extractors compute, see :mod:`srl.precision`.
     precision: Precision = "float32"
-    hyperparams: SerializeAsAny[Hyperparams]
+    if TYPE_CHECKING:
+        # An algorithm of another package has OwnHyperparams, and is trained by code that knows no others
+        hyperparams: Hyperparams
+    else:
+        hyperparams: SerializeAsAny[EnvHyperparams]
 
     @field_validator("algo")
     @classmethod
@@ -114,6 +119,15 @@ class RunSpec(Strict):
         column = safe_name(self.variant or self.algo)
         return "/".join([safe_name(self.env), column, safe_name(self.noise), f"seed-{self.seed}"])
 
+    def named_code(self) -> dict[str, str]:
+        """The user's own Python code that the run needs: the key that names it, and its name."""
+        names = {f"gym_packages.{index}": name for index, name in enumerate(self.gym_packages)}
+        if ":" in self.env:
+            names["env"] = self.env
+        if self.algorithm.is_own:
+            names["algo"] = self.algo
+        return names | {f"hyperparams.{key}": name for name, key in self.hyperparams.named_code().items()}
+
     def env_spec(self) -> EnvSpec:
         """What :mod:`srl.envs` needs to make the run's environments."""
         normalize = self.hyperparams.normalize
@@ -123,7 +137,7 @@ class RunSpec(Strict):
             n_envs=self.hyperparams.n_envs,
             bins=self.bins,
             normalize=None if normalize is None else normalize.model_dump(),
-            gamma=self.hyperparams.gamma,
+            gamma=getattr(self.hyperparams, "gamma", 0.99),
             frame_stack=self.hyperparams.frame_stack,
             noise=self.noise,
             env_kwargs=self.env_kwargs,
@@ -170,7 +184,7 @@ def make_run_spec(
 ) -> tuple[RunSpec, list[str]]:
     """Complete a run from what a user names.
 
-    :param algo: The algorithm's name.
+    :param algo: The algorithm's name, or ``package.module:Class`` for a class with the interface of SB3's.
     :param env: The environment's id, also one that Gymnasium has renamed.
     :param seed: The seed of everything that is random in the run.
     :param variant: The name of the column that the run is in, if that is not the algorithm's.
@@ -231,7 +245,9 @@ def make_run_spec(
     resolved_device = resolve_device(device, hyperparams.policy)
     check_precision(precision, resolved_device.partition(":")[0])
     n_timesteps = file_timesteps if n_timesteps is None else n_timesteps
-    compile_update, compile_notes = resolve_compile(compile, hyperparams, n_timesteps, resolved_device)
+    compile_update, compile_notes = False, list[str]()
+    if isinstance(hyperparams, Hyperparams):
+        compile_update, compile_notes = resolve_compile(compile, hyperparams, n_timesteps, resolved_device)
     try:
         spec = RunSpec(
             algo=algorithm.name,
@@ -259,7 +275,7 @@ def make_run_spec(
             env_backend=env_backend,  # type: ignore[arg-type]
             compile_update=compile_update,
             precision=precision,  # type: ignore[arg-type]
-            hyperparams=hyperparams,
+            hyperparams=hyperparams,  # type: ignore[arg-type]
         )
     except ValidationError as error:
         keys, message = first_mistake(error)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.files import first_mistake
-from srl.config.hyperparams import FAMILIES, check_hyperparams
+from srl.config.hyperparams import check_hyperparams, keys_of
 from srl.errors import UserError, nearest
 
 #: What a variant's name may be: it names a folder, and a column of tables.
@@ -99,7 +99,8 @@ def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str 
     """
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
-    return list(ALGORITHMS).index(algo), name != algo, by_value
+    order = list(ALGORITHMS)
+    return order.index(algo) if algo in order else len(order), name != algo, by_value
 
 
 def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
@@ -156,7 +157,7 @@ def _keys_of(algo: str) -> list[str]:
     """The hyperparameters that make a difference to an algorithm."""
     algorithm = get_algorithm(algo)
     without = () if algorithm.symmetric else ("beta", "z", "reverse_loss", "importance_weighting")
-    return [key for key in FAMILIES[algorithm.family].model_fields if key not in without]
+    return [key for key in keys_of(algorithm) if key not in without]
 
 
 def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> None:

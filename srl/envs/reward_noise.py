@@ -64,12 +64,12 @@ class RewardNoiseProcess(ABC):
         return f"{self.name}:{getattr(self, _parameter_name(type(self)))!r}"
 
     def _check(self, at_most: float) -> None:
-        """Make the parameter a float in (0, at_most], or raise :class:`~srl.errors.UserError`."""
+        """Make the parameter a float in [0, at_most], or raise :class:`~srl.errors.UserError`."""
         parameter = _parameter_name(type(self))
         value = getattr(self, parameter)
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not (is_number and math.isfinite(value) and 0.0 < value <= at_most):
-            allowed = "a finite number above 0" if math.isinf(at_most) else f"a number in (0, {at_most:g}]"
+        if not (is_number and math.isfinite(value) and 0.0 <= value <= at_most):
+            allowed = "a finite number >= 0" if math.isinf(at_most) else f"a number in [0, {at_most:g}]"
             raise UserError(f"Reward noise {self.form()}: {parameter} is {value!r} but must be {allowed}.")
         object.__setattr__(self, parameter, float(value))
 
@@ -78,7 +78,7 @@ class RewardNoiseProcess(ABC):
 class GaussianNoise(RewardNoiseProcess):
     """``r`` becomes ``r + N(0, std^2)``.
 
-    :param std: Standard deviation, in units of the reward that the learner sees; finite and above 0.
+    :param std: Standard deviation, in units of the reward that the learner sees; finite, 0 or above.
     :raises UserError: If ``std`` is out of range.
     """
 
@@ -97,7 +97,7 @@ class GaussianNoise(RewardNoiseProcess):
 class UniformNoise(RewardNoiseProcess):
     """``r`` becomes ``r + U(-h, h)``.
 
-    :param half_width: ``h``, in units of the reward that the learner sees; finite and above 0.
+    :param half_width: ``h``, in units of the reward that the learner sees; finite, 0 or above.
     :raises UserError: If ``half_width`` is out of range.
     """
 
@@ -119,7 +119,7 @@ class RewardFlip(RewardNoiseProcess):
     Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is not a
     clipped reward; this is the published definition.
 
-    :param prob: Probability of a flip, in (0, 1].
+    :param prob: Probability of a flip, in [0, 1].
     :raises UserError: If ``prob`` is out of range.
     """
 
@@ -169,18 +169,19 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
     same rewards. ``reset()`` continues its stream.
 
     :param env: The environment whose rewards get noise.
-    :param noise: A process, or its text as :func:`parse_noise` reads it.
+    :param noise: A process, or its text as :func:`parse_noise` reads it; ``"none"`` and None pass rewards
+        through.
     :param seed: Seed of the noise until the first ``reset(seed=...)``, 0 or above. None takes fresh
         entropy.
-    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
+    :raises UserError: If the noise or the seed is mistaken.
     """
 
     def __init__(
-        self, env: gym.Env[ObsType, ActType], noise: RewardNoiseProcess | str, seed: int | None = None
+        self, env: gym.Env[ObsType, ActType], noise: RewardNoiseProcess | str | None, seed: int | None = None
     ) -> None:
         self.noise = as_process(noise)
         # As text, because an environment's spec has to turn into JSON.
-        RecordConstructorArgs.__init__(self, noise=str(self.noise), seed=seed)
+        RecordConstructorArgs.__init__(self, noise=str(self.noise or "none"), seed=seed)
         gym.Wrapper.__init__(self, env)
         self.rng = noise_rng(seed)
 
@@ -193,6 +194,8 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
 
     def step(self, action: ActType) -> tuple[ObsType, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.noise is None:
+            return observation, float(reward), terminated, truncated, info
         clean = np.array(reward, dtype=np.float64)
         if clean.size != 1:
             raise UserError(
@@ -214,12 +217,9 @@ def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return noisy
 
 
-def as_process(noise: RewardNoiseProcess | str) -> RewardNoiseProcess:
+def as_process(noise: RewardNoiseProcess | str | None) -> RewardNoiseProcess | None:
     """Read the ``noise`` argument of a wrapper."""
-    process = parse_noise(noise) if isinstance(noise, str) else noise
-    if process is None:
-        raise UserError("There is no reward noise to add: for noise 'none', leave the environment unwrapped.")
-    return process
+    return parse_noise(noise) if isinstance(noise, str) else noise
 
 
 def noise_rng(seed: int | np.random.SeedSequence | None) -> np.random.Generator:

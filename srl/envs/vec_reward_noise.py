@@ -32,16 +32,17 @@ class VecRewardNoise(TrainingOnlyWrapper):
     :meth:`set_venv` gives back.
 
     :param venv: The environment whose rewards get noise.
-    :param noise: A process, or its text as :func:`parse_noise` reads it.
+    :param noise: A process, or its text as :func:`~srl.envs.reward_noise.parse_noise` reads it; ``"none"``
+        and None pass rewards through.
     :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
         two runs are the same.
-    :raises UserError: If the noise is missing or invalid, or the seed is invalid.
+    :raises UserError: If the noise or the seed is invalid.
     """
 
     def __init__(
         self,
         venv: VecEnv,
-        noise: RewardNoiseProcess | str,
+        noise: RewardNoiseProcess | str | None,
         seed: int | np.random.SeedSequence | None = None,
     ) -> None:
         super().__init__(venv)
@@ -50,6 +51,8 @@ class VecRewardNoise(TrainingOnlyWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
+        if self.noise is None:
+            return observations, rewards, dones, infos
         # Processes give integers in a step in which all rewards are whole numbers
         if rewards.dtype.kind != "f":
             rewards = rewards.astype(np.float32)

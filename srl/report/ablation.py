@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from srl.config.algorithms import get_algorithm
-from srl.report.intervals import t_interval
+from srl.report.intervals import mean_band
 from srl.report.normalisation import Task
 from srl.report.runs import Cell
 from srl.report.tables import noise_order
@@ -29,9 +29,10 @@ class Line:
     column: str
     #: Of the hyperparameter, ascending, shape (n_values,).
     values: tuple[float, ...]
-    #: Mean scores over seeds, and half of the widths of their 95% intervals, NaN for one seed.
+    #: Mean scores over seeds, and the ends of their 95% bootstrap intervals, NaN for one seed.
     means: tuple[float, ...]
-    half_widths: tuple[float, ...]
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
     n_seeds: tuple[int, ...]
 
 
@@ -105,12 +106,14 @@ def _line(
     differing = [key for key in rest if any(other.get(key) != rest[key] for other in others)]
     details = ", ".join(f"{key.removeprefix(_PREFIX)}={json.loads(rest[key])}" for key in differing)
     label = get_algorithm(algo).label + (f" ({details})" if details else "")
-    intervals = [t_interval(np.array(cell.values)[:, None]) for _, cell in points]
+    intervals = [mean_band(np.array(cell.values)[:, None]) for _, cell in points]
+    means, lows, highs = np.array(intervals)[:, :, 0].T.tolist()
     return Line(
         label,
         points[0][1].column,
         tuple(value for value, _ in points),
-        tuple(float(mean[0]) for mean, _ in intervals),
-        tuple(float(half_width[0]) for _, half_width in intervals),
+        tuple(means),
+        tuple(lows),
+        tuple(highs),
         tuple(len(cell.values) for _, cell in points),
     )

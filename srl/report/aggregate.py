@@ -16,6 +16,8 @@ from srl.report.tables import noise_order
 
 #: Points at which performance profiles are computed.
 _N_THRESHOLDS = 101
+#: Runs of each column, over all environments, below which a profile is a few steps and is not drawn.
+ENOUGH_FOR_PROFILES = 10
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class Aggregate:
     #: Normalized scores at which the profiles are computed, shape (n_thresholds,).
     thresholds: Array
     profiles: dict[str, list[Estimate]]
+
+    @property
+    def n_runs(self) -> int:
+        """Runs of each column, over all environments."""
+        return len(self.matched.seeds) * len(self.matched.tasks)
 
 
 def make_aggregates(

@@ -13,7 +13,7 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
-from srl.report.intervals import Array, t_interval
+from srl.report.intervals import Array, mean_band
 from srl.report.runs import Cell, Run
 from srl.rundir.directory import PROGRESS, RunDirectory
 from srl.rundir.files import read_bytes
@@ -30,20 +30,21 @@ TRAINING = (SIGN_CHANGE, ENTROPY_LOSS)
 
 @dataclass(frozen=True)
 class Curve:
-    """Means over seeds along training, with the half widths of their 95% intervals (Student's t)."""
+    """Means over seeds along training, with 95% bands (percentile bootstrap)."""
 
     #: Training steps, shape (n_points,).
     steps: Array
     mean: Array
-    #: NaN for a single seed.
-    half_width: Array
+    #: The ends of the band; NaN for a single seed.
+    low: Array
+    high: Array
     n_seeds: int
     #: Whether its runs have ended; the curve of others ends where the slowest of them is.
     finished: bool = True
 
     def negated(self) -> Curve:
         """The curve of minus its figure."""
-        return replace(self, mean=-self.mean)
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
 
 @dataclass(frozen=True)
@@ -161,5 +162,5 @@ def _mean_curve(series: Sequence[Series], finished: bool) -> Curve | None:
     # Neighbouring points that cannot be told apart become their mean
     starts = np.unique(np.linspace(0, len(steps), N_POINTS + 1).astype(int))[:-1]
     counts = np.diff([*starts, len(steps)])
-    mean, half_width = t_interval(np.add.reduceat(values, starts, axis=1) / counts)
-    return Curve(np.add.reduceat(steps, starts) / counts, mean, half_width, len(series), finished)
+    mean, low, high = mean_band(np.add.reduceat(values, starts, axis=1) / counts)
+    return Curve(np.add.reduceat(steps, starts) / counts, mean, low, high, len(series), finished)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -74,6 +75,8 @@ _SETTINGS: Any = {
     "text.parse_math": False,
     "svg.hashsalt": "srl",
     "svg.fonttype": "path",
+    # TrueType, which journals ask for
+    "pdf.fonttype": 42,
 }
 
 
@@ -146,8 +149,8 @@ def draw_curves(
                 handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
             axes.set_title(one_line(describe_noise(noise)), loc="left")
             axes.set_xlabel("training steps")
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_major_formatter(_Numbers())
+            axes.yaxis.set_major_formatter(_Numbers())
         _share_y(panels[0])
         panels[0][0].set_ylabel(label)
         _head(figure, title, handles)
@@ -166,13 +169,14 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
         handles: dict[str, Any] = {}
         for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
             for line in sorted(lines, key=lambda line: columns.index(line.column)):
+                widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
                 drawn = _draw_points(
-                    axes, line.values, line.means, [line.half_widths] * 2, style(line.column, columns)
+                    axes, line.values, line.means, widths.tolist(), style(line.column, columns)
                 )
                 handles.setdefault(line.label, drawn)
             axes.set_title(one_line(describe_noise(noise)), loc="left")
             axes.set_xlabel(ablation.name)
-            axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.yaxis.set_major_formatter(_Numbers())
             _scale_x(axes, [value for line in lines for value in line.values])
         _share_y(panels[0])
         panels[0][0].set_ylabel("mean return")
@@ -250,6 +254,16 @@ def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> No
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
+class _Numbers(EngFormatter):
+    """Numbers with the prefixes k, M and so on, and none for those below 1: 0.5 instead of 500m."""
+
+    def __init__(self) -> None:
+        super().__init__(sep="")
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.fix_minus(f"{x:g}") if abs(x) < 1 else super().__call__(x, pos)
+
+
 def _seeds(curves: Sequence[Curve]) -> str:
     """The number of seeds of an algorithm's curves, one for each noise, in the order of the panels."""
     counts = [f"{curve.n_seeds}{'' if curve.finished else ', not finished'}" for curve in curves]
@@ -267,11 +281,12 @@ def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
         markevery=None if len(curve.steps) < 8 else (0.05, 0.15),
     )
     if len(curve.steps) == 1:
-        axes.errorbar(curve.steps, curve.mean, curve.half_width, color=look.color, alpha=0.5)
+        ends = np.abs([curve.mean - curve.low, curve.high - curve.mean])
+        axes.errorbar(curve.steps, curve.mean, ends, color=look.color, alpha=0.5)
     axes.fill_between(
         curve.steps,
-        curve.mean - curve.half_width,
-        curve.mean + curve.half_width,
+        curve.low,
+        curve.high,
         color=look.color,
         alpha=0.18,
         linewidth=0,
@@ -355,14 +370,15 @@ def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str])
         for comparison in comparisons
     ]
     with _settings():
-        figure, panels = _panels(1, 1, width=6.5, height=1.0 + 0.3 * len(rows))
+        figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
         axes = panels[0][0]
         for place, (_, column, improvement) in enumerate(rows):
             if improvement is not None:
                 _draw_interval(axes, place, improvement.estimate, style(column, columns))
         _name_places(axes, [name for name, _, _ in rows])
+        axes.tick_params(axis="y", labelsize=8)
         _mark_half(axes)
-        _head(figure, "Probability of improvement over environments, with 95% intervals")
+        _head(figure, "Probability of improvement, with 95% intervals")
         return figure
 
 
@@ -459,18 +475,34 @@ def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) 
     figure.set_figwidth(max(figure.get_figwidth(), needed))
 
 
-def to_png(figure: Figure) -> bytes:
-    """A figure as PNG; the same figure gives the same bytes."""
-    return _render(figure, "png", {"Software": None})
+#: What would make files differ from one time to the next, by format.
+_METADATA: dict[str, Any] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+#: Formats of the files of figures.
+FORMATS = tuple(_METADATA)
+#: Dots per inch of figures on the page.
+PAGE_DPI = 150
 
 
-def to_svg(figure: Figure) -> bytes:
-    """A figure as SVG; the same figure gives the same bytes."""
-    return _render(figure, "svg", {"Date": None, "Creator": None})
+def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
+    """A figure as a file; the same figure gives the same bytes.
 
-
-def _render(figure: Figure, kind: str, metadata: Any) -> bytes:
+    :param figure: The figure.
+    :param kind: One of :data:`FORMATS`.
+    :param dpi: Dots per inch of a PNG.
+    """
     buffer = io.BytesIO()
     with _settings():
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return buffer.getvalue()
+
+
+def without_title(figure: Figure) -> Figure:
+    """The figure without the title above it; what tells its panels apart stays."""
+    if figure._suptitle is not None:  # type: ignore[attr-defined]
+        figure._suptitle.remove()  # type: ignore[attr-defined]
+        figure._suptitle = None  # type: ignore[attr-defined]
+    return figure

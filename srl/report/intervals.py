@@ -1,4 +1,4 @@
-"""Estimates with intervals, and Student's t interval."""
+"""A figure with its interval, and bootstrap bands along curves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 Array = npt.NDArray[np.float64]
 
@@ -28,15 +27,25 @@ class Estimate:
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
 
-def t_interval(values: Array) -> tuple[Array, Array]:
-    """The mean over the first dimension, and half of the width of Student's t interval around it.
+#: Bootstrap samples of a band, and the seed of the generator that draws them.
+BAND_SAMPLES, BAND_SEED = 2000, 0
 
-    :param values: Shape (n, n_points). For n = 1 the width is NaN.
-    :return: Two arrays of shape (n_points,).
+
+def mean_band(values: Array) -> tuple[Array, Array, Array]:
+    """The mean over the first dimension with its percentile bootstrap interval at each point.
+
+    Unlike Student's interval it contains no value that no resampled mean has: nothing below 0% or above the
+    highest possible return.
+
+    :param values: Shape (n, n_points); rows are resampled whole.
+    :return: Mean and the ends of the interval, three arrays of shape (n_points,); the ends are NaN for n = 1.
     """
     n = len(values)
     mean = values.mean(axis=0)
     if n < 2:
-        return mean, np.full_like(mean, np.nan)
-    quantile = stdtrit(n - 1, (1 + CONFIDENCE) / 2)
-    return mean, quantile * values.std(axis=0, ddof=1) / np.sqrt(n)
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    counts = np.random.default_rng(BAND_SEED).multinomial(n, np.full(n, 1 / n), BAND_SAMPLES)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(counts @ values / n, [tail, 100 - tail], axis=0)
+    # Sums in another order round differently
+    return mean, np.minimum(low, mean), np.maximum(high, mean)

@@ -34,11 +34,20 @@ class PageFigure:
     """A figure on the page."""
 
     caption: str
-    #: PNG in base64.
-    png: str
+    #: The image in base64.
+    content: str
     #: Size in which it is shown, in CSS pixels.
     width: int
     height: int
+    #: ``"png"`` or ``"gif"``.
+    format: str = "png"
+
+    @classmethod
+    def of_gif(cls, content: bytes, caption: str) -> PageFigure:
+        """An animation from a GIF file."""
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+        return cls(one_line(caption), base64.b64encode(content).decode(), width, height, "gif")
 
     @classmethod
     def of(cls, png: bytes, caption: str) -> PageFigure:
@@ -55,7 +64,8 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
     """The page as HTML.
 
     :param report: What it shows.
-    :param figures: By kind: ``improvement``, ``aggregate``, ``learning_curve``, ``sign_change``, ``entropy``.
+    :param figures: By kind: ``improvement``, ``aggregate``, ``learning_curve``, ``sign_change``, ``entropy``,
+        ``gif``.
     """
     environment = Environment(
         loader=PackageLoader("srl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from srl.config.algorithms import get_algorithm
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
@@ -342,7 +343,7 @@ class Cell:
     @property
     def column(self) -> str:
         """The column as a table names it."""
-        name = self.name.upper() if self.name == self.algo else self.name
+        name = get_algorithm(self.algo).label if self.name == self.algo else self.name
         return name + (f" ({self.variant})" if self.variant else "")
 
     @property

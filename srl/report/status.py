@@ -43,7 +43,7 @@ _STYLES: dict[State, str] = {
     "not started": "",
 }
 #: Those that color a figure about several runs, the first that is among them.
-_TELLING: tuple[State, ...] = ("failed", "damaged", "running")
+_TELLING: tuple[State, ...] = ("failed", "damaged", "running", "interrupted")
 #: The most lines of each part of the screen.
 _MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10
 #: What is damaged of runs that are done all the same.
@@ -274,21 +274,34 @@ def print_status(root: Path, console: Console) -> None:
 
 
 def watch_status(root: Path, console: Console, interval: float) -> None:
-    """Show how far the runs in a folder are, until nothing is left to do.
+    """Show how far the runs in a folder are, until nothing is left to do; wait until it has runs.
 
     On a terminal the screen stays in its place; elsewhere it is printed again when something has changed.
 
     :param interval: Seconds between two looks.
-    :raises UserError: If there is no such folder, or neither a run nor a plan in it.
+    :raises UserError: If it is no folder.
     """
     folder = Folder(root)
-    overview = folder.look()
     with ExitStack() as stack:
         live = None
         if console.is_interactive:
             live = stack.enter_context(Live(console=console, auto_refresh=False))
         shown: Overview | None = None
+        waiting = ""
         while True:
+            if root.exists() and not root.is_dir():
+                raise UserError(f"{root}: is no folder.")
+            try:
+                overview = folder.look()
+            except UserError as error:  # not there yet, or without runs
+                line = f"Waiting: {error}"
+                if live is not None:
+                    live.update(Text(line), refresh=True)
+                elif line != waiting:
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+                waiting = line
+                time.sleep(interval)
+                continue
             if live is not None:
                 size = console.size
                 live.update(screen(overview, root, size.width, size.height), refresh=True)
@@ -298,7 +311,6 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
             if not overview.pending:
                 return
             time.sleep(interval)
-            overview = folder.look()
 
 
 def _print(overview: Overview, root: Path, console: Console, *, after: bool = False) -> None:

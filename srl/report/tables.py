@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -304,22 +306,71 @@ def _machine(value: Any) -> Any:
     return value
 
 
-def to_rich(table: Table) -> RichTable:
-    """The table for a terminal."""
-    shown = RichTable(title=escape(table.title), title_justify="left")
-    shown.add_column("environment", no_wrap=True)
-    shown.add_column("noise")
-    shown.add_column("steps", justify="right")
-    for column in table.columns:
-        shown.add_column(escape(column), justify="right")
-    for row in table.rows:
-        texts = [escape(markup.one_line(text)) for text in (row.env, row.noise)] + [_steps(row)]
-        for column in table.columns:
-            entry = row.entries.get(column, Entry())
-            first, *below = (escape(markup.one_line(line)) for line in entry.lines)
-            texts.append("\n".join([f"[bold]{first}[/bold]" if entry.best else first, *below]))
-        shown.add_row(*texts, end_section=True)
-    return shown
+def to_rich(table: Table, width: int = 250) -> Group:
+    """The table for a terminal.
+
+    :param table: The table. What all rows have in common, steps and seeds, is in its title.
+    :param width: Columns of the terminal. Columns of the table that do not fit are in further tables.
+    """
+    steps = {row.n_timesteps for row in table.rows if row.n_timesteps is not None}
+    counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
+    title = table.title
+    if len(counts) == 1:
+        (n,) = counts
+        title = re.sub(r"\bn (matched )?seeds", rf"{n} \1seed{'' if n == 1 else 's'}", title)
+    if len(steps) == 1:
+        title += f", after {next(iter(steps)):,} training steps"
+    names: dict[str, list[str]] = {
+        "environment": [row.env for row in table.rows],
+        "noise": [row.noise for row in table.rows],
+    }
+    if len(steps) > 1:
+        names["steps"] = [_steps(row) for row in table.rows]
+
+    def text(column: str, row: Row) -> list[str]:
+        entry = row.entries.get(column, Entry())
+        lines = [entry.figure, *entry.lines[1:]] if len(counts) == 1 else entry.lines
+        return [markup.one_line(line) for line in lines]
+
+    cells = {column: [text(column, row) for row in table.rows] for column in table.columns}
+    room = width - sum(2 + max(map(cell_len, (name, *texts)), default=0) for name, texts in names.items())
+    parts: list[list[str]] = [[]]
+    left = room
+    for column, texts in cells.items():
+        needed = 2 + max(map(cell_len, (column, *(line for lines in texts for line in lines))))
+        if needed > left and parts[-1]:
+            parts.append([])
+            left = room
+        parts[-1].append(column)
+        left -= needed
+    return Group(
+        *(_part(table, title if not number else "", names, cells, part) for number, part in enumerate(parts))
+    )
+
+
+def _part(
+    table: Table,
+    title: str,
+    names: Mapping[str, Sequence[str]],
+    cells: Mapping[str, Sequence[Sequence[str]]],
+    columns: Sequence[str],
+) -> RichTable:
+    """Some columns of a table for a terminal."""
+    part = RichTable(
+        title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    for name in names:
+        part.add_column(name, no_wrap=True, justify="right" if name == "steps" else "left")
+    for column in columns:
+        part.add_column(escape(column), justify="right")
+    for place, row in enumerate(table.rows):
+        texts = [escape(markup.one_line(own[place])) for own in names.values()]
+        for column in columns:
+            first, *below = (escape(line) for line in cells[column][place])
+            best = row.entries.get(column, Entry()).best
+            texts.append("\n".join([f"[bold]{first}[/bold]" if best else first, *below]))
+        part.add_row(*texts)
+    return part
 
 
 def to_latex(table: Table) -> str:

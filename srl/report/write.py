@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from srl.config.spec import safe_name
+from srl.errors import UserError, nearest
 from srl.report import figures
 from srl.report.ablation import find_ablations
+from srl.report.aggregate import ENOUGH_FOR_PROFILES
 from srl.report.comparison import task_name
 from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
@@ -30,7 +32,31 @@ FILES = [
     STATISTICS,
     PAGE,
 ]
-_ENDINGS = ("png", "svg")
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """How figures are written.
+
+    :param formats: Of :data:`srl.report.figures.FORMATS`.
+    :param dpi: Dots per inch of PNG files; the page has its own.
+    :param titles: Whether figures have titles.
+    """
+
+    formats: tuple[str, ...] = ("png", "svg")
+    dpi: int = figures.PAGE_DPI
+    titles: bool = True
+
+    def __post_init__(self) -> None:
+        for kind in self.formats:
+            if kind not in figures.FORMATS:
+                known = ", ".join(figures.FORMATS)
+                raise UserError(f"--figures {kind}: must be of {known}.{nearest(kind, figures.FORMATS)}")
+        if len(set(self.formats)) < len(self.formats) or not self.formats:
+            raise UserError("--figures: name each format once.")
+        if not 30 <= self.dpi <= 1200:
+            raise UserError(f"--dpi {self.dpi}: must be from 30 to 1200.")
+
 
 #: Folders of figures that there is one of for each environment.
 _KINDS = ("learning_curve", "sign_change", "entropy")
@@ -54,19 +80,26 @@ def write_report(
     report: Report,
     out: Path,
     tell: Callable[[str], None] = lambda text: None,
+    gifs: Mapping[str, bytes] | None = None,
+    options: FigureOptions | None = None,
 ) -> list[Path]:
     """Write tables, figures, statistics and the page.
 
     :param report: What to write.
     :param out: The folder.
     :param tell: Is given what is being done.
+    :param gifs: Animations for the page, by their captions.
+    :param options: How figures are written.
     :return: Tables, statistics and page, and the folder of figures.
     :raises UserError: If the folder cannot be written to, or has files in the way that srl did not write.
     """
+    options = options or FigureOptions()
     tell("Reading training logs")
     curves, training, notes = _curves(report)
     drawings = list(_drawings(report, curves, training))
-    check_files(out, [f"{FIGURES}/{drawing.path}.{ending}" for drawing in drawings for ending in _ENDINGS])
+    check_files(
+        out, [f"{FIGURES}/{drawing.path}.{ending}" for drawing in drawings for ending in options.formats]
+    )
     shown: dict[str, list[PageFigure]] = defaultdict(list)
     for kind in ("improvement", "trend", "aggregate", "ablation", *_KINDS):
         shown[kind] = []
@@ -74,10 +107,13 @@ def write_report(
     for number, drawing in enumerate(drawings, 1):
         tell(f"Drawing figure {number} of {len(drawings)}")
         figure = drawing.draw()
-        png = figures.to_png(figure)
-        for ending, content in zip(_ENDINGS, (png, figures.to_svg(figure)), strict=True):
+        shown[drawing.kind].append(PageFigure.of(figures.render(figure, "png"), drawing.caption))
+        if not options.titles:
+            figure = figures.without_title(figure)
+        for ending in options.formats:
+            content = figures.render(figure, ending, options.dpi)
             drawn[f"{FIGURES}/{drawing.path}.{ending}"] = partial(_write_bytes, content)
-        shown[drawing.kind].append(PageFigure.of(png, drawing.caption))
+    shown["gif"] = [PageFigure.of_gif(content, caption) for caption, content in (gifs or {}).items()]
     tell("Writing")
     complete = replace(report, notes=[*report.notes, *notes])
     texts = {
@@ -151,12 +187,14 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
             f"Scores over environments, {NAMES[kind]}, with 95% intervals",
             lambda own=own: figures.draw_aggregates(own, columns),  # type: ignore[misc]
         )
-        yield _Drawing(
-            "aggregate",
-            f"profile_{kind}",
-            f"Performance profiles, {NAMES[kind]}, with 95% bands",
-            lambda own=own: figures.draw_profiles(own, columns),  # type: ignore[misc]
-        )
+        enough = [aggregate for aggregate in own if aggregate.n_runs >= ENOUGH_FOR_PROFILES]
+        if enough:
+            yield _Drawing(
+                "aggregate",
+                f"profile_{kind}",
+                f"Performance profiles, {NAMES[kind]}, with 95% bands",
+                lambda enough=enough: figures.draw_profiles(enough, columns),  # type: ignore[misc]
+            )
     ablations = find_ablations(report.scores.cells)
     for ablation in ablations:
         title = (
@@ -227,7 +265,7 @@ def _normalised(report: Report) -> dict[tuple[Task, str], str]:
     texts = {}
     for cell in report.scores.cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)
-        if spec is not None:
+        if spec is not None and not spec.algorithm.is_own:
             text = ", normalised" if spec.hyperparams.normalize_advantage else ", not normalised"
             texts[(cell.env, cell.n_timesteps), cell.column] = text
     return texts

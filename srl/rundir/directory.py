@@ -3,12 +3,14 @@
 | file | content |
 | --- | --- |
 | ``spec.json`` | the full :class:`~srl.config.spec.RunSpec` |
-| ``status.json`` | state (``running``, ``done``, ``failed``), progress, times, and why it failed |
+| ``status.json`` | ``running``, ``done``, ``failed`` or ``interrupted``; progress, times, why it ended |
 | ``versions.json`` | package versions, commit, platform and command |
 | ``monitor/N.monitor.csv`` | SB3's Monitor: raw return, length and time of each training episode |
 | ``progress.csv``, ``events.out.tfevents.*`` | SB3's logger |
 | ``evaluations.npz`` | as SB3's EvalCallback writes it: ``timesteps``, ``results``, ``ep_lengths`` |
 | ``model.zip``, ``vecnormalize.pkl`` | the final model and its observation and reward statistics |
+| ``best_model.zip``, ``best_vecnormalize.pkl`` | the same after the evaluation with the highest mean return |
+| ``final_state.npz`` | of a finished run: what it needs to be extended |
 | ``checkpoints/STEPS.npz`` | of an unfinished run: what it needs to resume |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
@@ -71,7 +73,10 @@ VERSIONS = "versions.json"
 EVALUATIONS = "evaluations.npz"
 MODEL = "model.zip"
 VECNORMALIZE = "vecnormalize.pkl"
+BEST_MODEL = "best_model.zip"
+BEST_VECNORMALIZE = "best_vecnormalize.pkl"
 MONITOR = "monitor"
+FINAL_STATE = "final_state.npz"
 CHECKPOINTS = "checkpoints"
 PROGRESS = "progress.csv"
 ERROR = "error.txt"
@@ -82,12 +87,13 @@ STOP = "stop.txt"
 
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
+_MODELS = (MODEL, VECNORMALIZE, BEST_MODEL, BEST_VECNORMALIZE, FINAL_STATE)
 #: Names of what attempts at a run write, and a new attempt starts without.
-_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
+_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, *_MODELS, ERROR)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+(\..+\.[0-9]+\.[0-9]+)?")
 _MONITOR_FILE = re.compile(r"[0-9]+\.monitor\.csv")
 CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
-_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
+_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, *_MODELS, ERROR)
 TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))}){RANDOM}")
 TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{RANDOM}")
 #: What SB3 writes into ``model.zip`` first and last.
@@ -220,9 +226,9 @@ class RunDirectory:
         """
         if names is None:
             logs = [file.relative_to(self.path).as_posix() for file in growing_logs(self.path)]
-            names = [*RESULTS, VERSIONS, PROGRESS, *logs]
+            names = [*RESULTS, *_MODELS, VERSIONS, PROGRESS, *logs]
         sealed = {}
-        for name in sorted(names):
+        for name in sorted(set(names)):
             file = self.path / name
             if file.is_file():
                 content = read_bytes(file)
@@ -432,7 +438,7 @@ class RunDirectory:
         # Alone or in a population, it is the same experiment
         if found is None or found.spec.model_copy(update={"stacked": spec.stacked}) != spec:
             if found is None or is_damaged:
-                if not (is_damaged and self._was_for(spec, status)):
+                if not (is_damaged and self.was_for(spec, status)):
                     raise UserError(
                         f"{problem or self.path / SPEC} Whether {self.path} holds this run cannot be known. "
                         "Name another folder with --out, or move that one away; nothing was written."
@@ -456,7 +462,19 @@ class RunDirectory:
         if there is None:
             return spec
         kept = spec.model_copy(update={"compile_update": there.compile_update})
-        return kept if there.model_copy(update={"stacked": spec.stacked}) == kept else spec
+        same = {"stacked": spec.stacked, "n_timesteps": spec.n_timesteps}
+        return kept if there.model_copy(update=same) == kept else spec
+
+    def shorter(self, spec: RunSpec) -> RunSpec | None:
+        """The spec of the run in the folder if it is the asked one with fewer training steps, else None."""
+        try:
+            there = self.read_spec()
+        except UserError:
+            return None
+        if there is None or there.n_timesteps >= spec.n_timesteps:
+            return None
+        same = {"stacked": spec.stacked, "n_timesteps": spec.n_timesteps}
+        return there if there.model_copy(update=same) == spec else None
 
     def _check_no_other_files(self) -> None:
         """See that a folder without a spec holds only what a run leaves that ends before it writes one."""
@@ -496,7 +514,7 @@ class RunDirectory:
             return False
         return found is None or status.files[SPEC][2] not in found.digests
 
-    def _was_for(self, spec: RunSpec, status: Status | None) -> bool:
+    def was_for(self, spec: RunSpec, status: Status | None) -> bool:
         """Whether an attempt here was at this run, going by its status."""
         texts = [spec_text(spec.model_copy(update={"stacked": stacked})) for stacked in (False, True)]
         sealed = status.files[SPEC][2] if status is not None and SPEC in status.files else None

@@ -73,7 +73,8 @@ class RunProgress:
         if self.entry is None:
             return None
         algorithm = get_algorithm(self.entry.algo)
-        return self.entry.env, algorithm.family, algorithm.discretised
+        family = algorithm.name if algorithm.is_own else algorithm.family
+        return self.entry.env, family, algorithm.discretised
 
 
 @dataclass(frozen=True)

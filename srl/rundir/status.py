@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 #: Notes that a status keeps, the latest.
 _MOST_NOTES = 50
-State = Literal["running", "done", "failed"]
+State = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Status:
     n_timesteps: int = 0
     #: The progress of the evaluation that is running, such as "3/10 episodes, 12,300 steps"; empty for none.
     evaluation: str = ""
+    #: Mean return of the last 100 training episodes, and the loss of the latest update; None for not yet.
+    #: Runs of a population do not report them.
+    mean_return: float | None = None
+    loss: float | None = None
     #: Training steps per second of the latest attempt, evaluations included, from its first step on.
     steps_per_second: float = 0.0
     #: Seconds that this speed is the mean of, by the monotonic clock.
@@ -34,7 +38,7 @@ class Status:
     started: float = 0.0
     updated: float = 0.0
     ended: float = 0.0
-    #: Why it failed, in one line.
+    #: Why it failed or was interrupted, in one line.
     reason: str = ""
     #: Whether it would fail so again, from the same checkpoint.
     lasting: bool = False

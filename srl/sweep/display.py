@@ -85,6 +85,8 @@ class RunDisplay(_Display):
             self._say(f"The update was compiled in {duration(status.compile_seconds)}.")
         progress = RunsProgress([RunProgress("", self._entry, "running", status)])
         rate = f"evaluating: {status.evaluation}" if status.evaluation else outlook(progress)
+        figures = (("return", status.mean_return, "{:,.1f}"), ("loss", status.loss, "{:.3g}"))
+        rate = ", ".join([rate, *(f"{name} {form.format(x)}" for name, x, form in figures if x is not None)])
         self._bar.update(self._task, completed=progress.timesteps, rate=rate)
         if self._live is not None:
             self._live.update(self._bar)

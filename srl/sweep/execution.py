@@ -183,7 +183,7 @@ class _Execution:
                 if status is not None and status.state != "done" and not directory.in_progress:
                     with suppress(OSError):  # its process is gone, which tells as much
                         directory.write_status(
-                            status.ended_as("failed", time.time(), "the sweep was stopped")
+                            status.ended_as("interrupted", time.time(), "the sweep was stopped")
                         )
 
     def _start(self) -> None:

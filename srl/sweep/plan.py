@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -167,7 +167,8 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
     if not trust:
         for prefix, part in (([], values), (["quick"], small)):
-            _check_code(file, prefix, part, allowed=changes.get("gym_packages") or ())
+            named = [*(changes.get("gym_packages") or ()), *(changes.get("algos") or ())]
+            _check_code(file, prefix, part, allowed=named)
     _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
     for part in (values, values | small):
         try:
@@ -220,11 +221,14 @@ def _check_code(
 
     :param prefix: The keys above the part.
     :param values: What it says.
-    :param allowed: Modules that the command line names.
+    :param allowed: Modules and algorithms that the command line names.
     :raises UserError: If it does.
     """
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
     modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
+    algos = [(["algos"], algo) for algo in values.get("algos", ())]
+    algos += [(["variants", name, "algo"], one["algo"]) for name, one in values.get("variants", {}).items()]
+    modules += [(keys, algo) for keys, algo in algos if get_algorithm(algo).is_own]
     named = [(keys, name) for keys, name in modules if name not in allowed]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
     for key in ("overrides", "symmetric_overrides"):
@@ -305,7 +309,7 @@ def expand(
             hyperparams_file=options.hyperparams_file,
             trust_file=trust_file,
             variant=variant.label,
-            overrides=of_family(algorithm.family, overrides) | variant.overrides,
+            overrides=of_family(algorithm, overrides) | variant.overrides,
         )
         notes |= dict.fromkeys(lines)
         specs.append(spec)
@@ -326,6 +330,8 @@ class Plan:
     jobs: list[Job]
     #: Pairs of columns that reports compare.
     compare: list[list[str]] = field(default_factory=list)
+    #: Jobs whose run has fewer steps and is extended, and its spec. They are to do.
+    to_extend: list[tuple[Job, RunSpec]] = field(default_factory=list)
     #: Jobs whose run is finished.
     done: list[Job] = field(default_factory=list)
     #: Jobs still to run, those that failed or were interrupted before included.
@@ -347,6 +353,7 @@ def make_plan(
     n_jobs: int = 1,
     memory: float | None = None,
     compile: str = "off",
+    extend: bool = False,
 ) -> Plan:
     """Hold the runs of a sweep against what its folder holds; nothing is written.
 
@@ -358,6 +365,8 @@ def make_plan(
     :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
     :param memory: Bytes that these share; None for no limit.
     :param compile: With ``"auto"``, runs that were begun before stay compiled or not, as they were begun.
+    :param extend: Whether runs that differ in nothing but fewer steps are extended, see
+        :mod:`srl.training.extend`.
     :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place, or files
         of a newer srl.
     """
@@ -370,6 +379,16 @@ def make_plan(
     begun: dict[Path, bool] = {}
     for job in plan.jobs:
         directory = RunDirectory(job.path)
+        shorter = directory.shorter(job.spec) if extend else None
+        status = directory.read_status()
+        if shorter is not None and not (status is not None and directory.was_for(job.spec, status)):
+            from srl.training.extend import check_extendable  # imports torch
+
+            check_extendable(directory, shorter)
+            plan.to_extend.append((job, shorter))
+            plan.to_do.append(job)
+            begun[job.path] = shorter.stacked
+            continue
         there = directory.compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
         plan.minor_damage += directory.minor_damage() if there != "new" else []
@@ -383,6 +402,18 @@ def make_plan(
     done = {job.path for job in plan.done}
     plan.tasks = make_tasks(plan.jobs, population, n_jobs, memory=memory, done=done, begun=begun)
     return plan
+
+
+def extend_runs(plan: Plan, say: Callable[[str], None]) -> None:
+    """Turn the shorter runs of a plan into unfinished ones of their new length.
+
+    :param plan: The plan.
+    :param say: Is given lines to tell the user.
+    """
+    from srl.training.extend import extend  # imports torch
+
+    for job, shorter in plan.to_extend:
+        extend(RunDirectory(job.path), shorter, job.spec, say)
 
 
 def write_plan(plan: Plan) -> None:

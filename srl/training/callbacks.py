@@ -16,7 +16,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import sync_envs_normalization
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from srl.config.spec import RunSpec
 from srl.envs import make_eval_env
@@ -113,6 +113,12 @@ class EvaluationLog:
         with replacing(self._file) as temporary, temporary.open("wb") as file:
             np.savez(file, **columns)  # type: ignore[arg-type]
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the latest evaluation has a higher mean return than all before it."""
+        *earlier, latest = [np.mean(evaluation.returns) for evaluation in self._evaluations]
+        return bool(latest > max(earlier, default=-np.inf))
+
     def state(self) -> dict[str, Any]:
         """All evaluations so far, as plain data."""
         evaluations = [vars(evaluation) for evaluation in self._evaluations]
@@ -146,11 +152,20 @@ class Evaluation(BaseCallback):
     :param spec: The run.
     :param log: Where the results go.
     :param heartbeat: Beats during evaluations too, which can take minutes.
+    :param save_best: Is given the model and its statistics after each evaluation that is the best so far, as
+        SB3's EvalCallback keeps ``best_model.zip``.
     """
 
-    def __init__(self, spec: RunSpec, log: EvaluationLog, heartbeat: Heartbeat):
+    def __init__(
+        self,
+        spec: RunSpec,
+        log: EvaluationLog,
+        heartbeat: Heartbeat,
+        save_best: Callable[[Any, VecNormalize | None], None],
+    ):
         super().__init__()
         self._heartbeat = heartbeat
+        self._save_best = save_best
         seed_globals(seed_sequence(spec.seed, Stream.SETUP, 1))
         env_spec = spec.env_spec()
         self.eval_env = make_eval_env(env_spec, n_envs=spec.n_eval_envs)
@@ -200,6 +215,8 @@ class Evaluation(BaseCallback):
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         self.log.add(self.num_timesteps, episodes, self.logger)
+        if self.log.is_best:
+            self._save_best(self.model, self.model.get_vec_normalize_env())
 
 
 def evaluation_progress(episodes: Sequence[Episodes], spec: RunSpec, n_steps: int) -> str:
@@ -243,16 +260,22 @@ def check_losses(logger: Logger) -> None:
             raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
+#: What algorithms log as their loss, the first that there is.
+_LOSSES = ("train/loss", "train/policy_loss", "train/actor_loss", "train/policy_objective")
+
+
 class Heartbeat(BaseCallback):
     """Tells how far training is, about once a second.
 
-    :param tell: Is given the number of training steps done, and the progress of an evaluation in words.
+    :param tell: Is given the number of training steps done, the progress of an evaluation in words, the mean
+        return of the last episodes and the loss of the latest update.
     :param interval: Seconds between two tellings.
     """
 
-    def __init__(self, tell: Callable[[int, str], None], interval: float = 1.0):
+    def __init__(self, tell: Callable[[int, str, float | None, float | None], None], interval: float = 1.0):
         super().__init__()
         self._tell = tell
+        self._loss: float | None = None
         self._interval = interval
         self._due = 0.0
 
@@ -268,4 +291,10 @@ class Heartbeat(BaseCallback):
         now = time.monotonic()
         if now >= self._due:
             self._due = now + self._interval
-            self._tell(self.num_timesteps, evaluation())
+            returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+            logged = self.logger.name_to_value
+            names = [name for name in _LOSSES if name in logged]
+            if names and math.isfinite(logged[names[0]]):
+                self._loss = float(logged[names[0]])
+            mean_return = float(np.mean(returns)) if returns else None
+            self._tell(self.num_timesteps, evaluation(), mean_return, self._loss)

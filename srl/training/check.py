@@ -61,8 +61,9 @@ def _check_environment(specs: Sequence[RunSpec]) -> None:
         if not is_builtin(specs[0].env):
             _check_reward(specs[0].env, env)
         for spec in specs:
-            _check_policy(spec, env.observation_space)
-            _check_effect(spec, env.observation_space, env.action_space)
+            if not spec.algorithm.is_own:
+                _check_policy(spec, env.observation_space)
+                _check_effect(spec, env.observation_space, env.action_space)
             _check_model(spec, env)
     finally:
         env.close()
@@ -150,7 +151,9 @@ def _check_model(spec: RunSpec, env: VecEnv) -> None:
             many = _Repeated(env, spec.hyperparams.n_envs)
             # Which CPU this is does not matter for a run on a GPU
             anywhere = spec.model_copy(update={"device": "cpu", "precision": "float32"})
-            model = make_model(anywhere, many, build=False)
+            model = make_model(anywhere, many, build=spec.algorithm.is_own)
+            if spec.algorithm.is_own:
+                return
             optimizer = model.policy_kwargs.get("optimizer_class", th.optim.Adam)
             model.policy_kwargs |= {"ortho_init": False, "optimizer_class": checking_optimizer(optimizer)}
             model._setup_model()

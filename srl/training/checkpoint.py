@@ -20,6 +20,7 @@ import torch as th
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
 from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_steps, read_arrays
+from srl.rundir.directory import CHECKPOINTS, FINAL_STATE
 from srl.rundir.files import replacing
 
 #: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
@@ -68,8 +69,26 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
     :param state: Numbers, texts, arrays, tensors, and lists, tuples and mappings of these.
     :raises OSError: If it cannot be written; earlier ones are as they were.
     """
-    file = checkpoint_path(folder, steps)
-    file.parent.mkdir(exist_ok=True)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    _write(checkpoint_path(folder, steps), steps, state)
+    for older in checkpoint_steps(folder)[2:]:
+        checkpoint_path(folder, older).unlink()
+
+
+def write_final_state(folder: Path, steps: int, state: dict[str, Any]) -> None:
+    """Write what a finished run needs to be extended; the arguments are those of :func:`write_checkpoint`."""
+    _write(folder / FINAL_STATE, steps, state)
+
+
+def read_final_state(folder: Path) -> dict[str, Any]:
+    """What :func:`write_final_state` wrote.
+
+    :raises UserError: If it is missing, damaged or of another version.
+    """
+    return _read(folder / FINAL_STATE)
+
+
+def _write(file: Path, steps: int, state: dict[str, Any]) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     tree = json.dumps({"format": FORMAT, "steps": steps, "state": _taken_apart(state, arrays)})
     arrays[TREE] = np.frombuffer(tree.encode(), np.uint8)
@@ -77,8 +96,6 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
         with temporary.open("wb") as opened:
             np.savez(opened, **arrays)  # type: ignore[arg-type]
         _read(temporary)
-    for older in checkpoint_steps(folder)[2:]:
-        checkpoint_path(folder, older).unlink()
 
 
 def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:

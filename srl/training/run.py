@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -39,12 +40,24 @@ from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
+from srl.own_algorithms import algorithm_class, own_package
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
-from srl.rundir.directory import ERROR, MODEL, MONITOR, PROGRESS, SPEC, VECNORMALIZE, VERSIONS, RunDirectory
+from srl.rundir.directory import (
+    BEST_MODEL,
+    BEST_VECNORMALIZE,
+    ERROR,
+    MODEL,
+    MONITOR,
+    PROGRESS,
+    SPEC,
+    VECNORMALIZE,
+    VERSIONS,
+    RunDirectory,
+)
 from srl.rundir.files import replacing, write_text
-from srl.rundir.status import Status, boot_id
+from srl.rundir.status import State, Status, boot_id
 from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
-from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint
+from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint, write_final_state
 from srl.training.logs import cut_logs, goes_on_from, log_state, make_logger, restore_logger
 from srl.training.memory import keep_freed_memory
 from srl.training.policy_options import policy_kwargs
@@ -53,7 +66,7 @@ from srl.training.resume import generator_state, model_state, restore_generators
 #: Seconds between two checkpoints.
 CHECKPOINT_EVERY = 180.0
 #: SB3's ``log_interval`` of each family: updates between two lines of the log.
-LOG_INTERVAL = {"a2c": 100, "ppo": 1}
+LOG_INTERVAL = {"a2c": 100, "ppo": 1, "own": 1}
 #: Where an object lay, in the descriptions that SB3 writes beside pickled objects.
 _ADDRESS = re.compile(rb" at 0x[0-9a-f]+")
 _ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
@@ -96,22 +109,32 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
     """
     seed_globals(seed_sequence(spec.seed, Stream.WEIGHTS), spec.device)
     kwargs = spec.hyperparams.algorithm_kwargs()
-    for name in ("learning_rate", "clip_range", "clip_range_vf"):
-        if isinstance(kwargs.get(name), str):
-            kwargs[name] = LinearSchedule(float(kwargs[name].removeprefix("lin_")), 0.0, 1.0)
-    model = _ALGORITHM_CLASSES[spec.algorithm.family](
+    for name, value in kwargs.items():
+        if isinstance(value, str) and value.startswith("lin_"):
+            kwargs[name] = LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    is_own = spec.algorithm.is_own
+    if not is_own:
+        kwargs |= {
+            "compile_update": spec.compile_update,
+            "precision": spec.precision,
+            "_init_setup_model": build,
+        }
+    cls = algorithm_class(spec.algo) if is_own else _ALGORITHM_CLASSES[spec.algorithm.family]
+    model = cls(
         spec.hyperparams.policy,
         env,
         policy_kwargs=policy_kwargs(spec.hyperparams.policy_kwargs),
         device=spec.device,
-        _init_setup_model=build,
-        compile_update=spec.compile_update,
-        precision=spec.precision,
         **kwargs,
     )
     # For the record: given to the constructor, it would seed the environments as SB3 does
     model.seed = spec.seed
-    model._flip_rng = stream_rng(spec.seed, Stream.ADVANTAGE_FLIPS)
+    if is_own:
+        # Off-policy algorithms draw their first actions from it
+        actions = seed_sequence(spec.seed, Stream.ACTIONS, 1)
+        model.action_space.seed(int(actions.generate_state(1)[0]))
+    else:
+        model._flip_rng = stream_rng(spec.seed, Stream.ADVANTAGE_FLIPS)
     seed_globals(seed_sequence(spec.seed, Stream.ACTIONS), spec.device)
     seed_numpy(seed_sequence(spec.seed, Stream.MINIBATCHES))
     if spec.device.startswith("cuda"):
@@ -246,7 +269,7 @@ class Attempt:
                 )
             self._directory.write_status(self.status)
             try:
-                write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+                write_text(self.path / VERSIONS, json.dumps(self._versions(), indent=1) + "\n")
             except Exception as error:
                 self.fail(error)
         except BaseException:
@@ -276,9 +299,11 @@ class Attempt:
         return checkpoint_steps(self.path)
 
     def origin(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with this attempt: the spec, and what it runs on."""
-        spec = self.spec.model_dump(mode="json", exclude={"stacked"})
-        return {"spec": spec, "python": platform.python_version(), "packages": package_versions()}
+        """What a checkpoint must have in common with this attempt, see :func:`checkpoint_origin`."""
+        return checkpoint_origin(self.spec)
+
+    def _versions(self) -> dict[str, Any]:
+        return versions(self._command, self.spec.algo if self.spec.algorithm.is_own else None)
 
     def note(self, text: str) -> None:
         """Record what went wrong with earlier attempts."""
@@ -310,14 +335,22 @@ class Attempt:
     def begin_anew(self) -> None:
         """Remove what earlier attempts have left."""
         self._directory.clear()
-        write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+        write_text(self.path / VERSIONS, json.dumps(self._versions(), indent=1) + "\n")
         self.status = replace(self.status, timesteps=0, resumed_from=0)
 
-    def beat(self, timesteps: int, evaluation: str = "") -> None:
+    def beat(
+        self,
+        timesteps: int,
+        evaluation: str = "",
+        mean_return: float | None = None,
+        loss: float | None = None,
+    ) -> None:
         """Record how far training is.
 
         :param timesteps: Training steps so far.
         :param evaluation: The progress of the evaluation that is running, in words; empty for none.
+        :param mean_return: Mean return of the last training episodes; None for not known.
+        :param loss: The loss of the latest update; None for not known.
         :raises RunFailed: If the folder was removed since, and another may have taken its place.
         :raises UserError: If the run was told to stop.
         """
@@ -334,6 +367,8 @@ class Attempt:
             self.status,
             timesteps=min(timesteps, self.spec.n_timesteps),
             evaluation=evaluation,
+            mean_return=mean_return,
+            loss=loss,
             updated=time.time(),
             clock=now,
             seconds=seconds,
@@ -351,10 +386,12 @@ class Attempt:
         remove_checkpoints(self.path)
 
     def fail(self, error: BaseException) -> None:
-        """Record why the run has failed."""
+        """Record why the run has failed or was interrupted."""
         if isinstance(error, Exception):
             self.error = error
-        self.status = self.status.ended_as("failed", time.time(), in_one_line(error))
+        # Ctrl-C and SIGTERM are no exceptions of the run's
+        state: State = "failed" if isinstance(error, Exception) else "interrupted"
+        self.status = self.status.ended_as(state, time.time(), in_one_line(error))
         # Numbers are the same the next time
         cause = error.__cause__ if isinstance(error, RunFailed) else error
         self.status = replace(self.status, lasting=isinstance(cause, (FloatingPointError, UserError)))
@@ -364,7 +401,8 @@ class Attempt:
         # Saying why must not hide the reason itself: the disk may be full
         try:
             self._directory.write_status(self.status)
-            write_text(self.path / ERROR, "".join(traceback.format_exception(error)))
+            if state == "failed":
+                write_text(self.path / ERROR, "".join(traceback.format_exception(error)))
         except OSError as problem:
             reason = f"{self.status.reason}; and that could not be written: {problem}"
             print(f"{self.path}: {reason}", file=sys.stderr)
@@ -388,14 +426,20 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
     seed_globals(seed_sequence(spec.seed, Stream.SETUP))
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
     heartbeat = Heartbeat(attempt.beat)
-    evaluation = Evaluation(spec, EvaluationLog(spec, path, attempt.note), heartbeat)
+    evaluation = Evaluation(
+        spec, EvaluationLog(spec, path, attempt.note), heartbeat, partial(save, path, best=True)
+    )
     try:
         model = make_model(spec, env)
         model.set_logger(make_logger(path, state["logs"]["progress"] if state else ""))
-        compile_update(attempt, model)
+        if not spec.algorithm.is_own:
+            compile_update(attempt, model)
         callbacks = CallbackList([heartbeat, FiniteTraining(), evaluation])
         try:
-            _learn(attempt, model, evaluation, callbacks, state, checkpoint_every)
+            if spec.algorithm.is_own:
+                _learn_own(attempt, model, callbacks)
+            else:
+                _learn(attempt, model, evaluation, callbacks, state, checkpoint_every)
         except NotRestorable:
             raise
         except Exception as error:
@@ -415,6 +459,13 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
     finally:
         env.close()
         evaluation.eval_env.close()
+
+
+def _learn_own(attempt: Attempt, model: Any, callbacks: CallbackList) -> None:
+    """The ``learn`` of another package's algorithm. It keeps no checkpoints: what it needs is not known."""
+    model.learn(attempt.spec.n_timesteps, callbacks)
+    if model.num_timesteps < attempt.spec.n_timesteps:
+        raise RunFailed(f"learn() ended by itself, before step {attempt.spec.n_timesteps:,}")
 
 
 def _learn(
@@ -444,10 +495,21 @@ def _learn(
         if checkpoints.is_due:
             check_losses(model.logger)
             checkpoints.keep(partial(_write_checkpoint, attempt, model, evaluation, iteration))
+    # Before the evaluation at the end, which a longer run would not make
+    check_losses(model.logger)
+    with suppress(NotRestorable):
+        _write_checkpoint(attempt, model, evaluation, iteration, final=True)
     callback.on_training_end()
 
 
-def _write_checkpoint(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iteration: int) -> None:
+def _write_checkpoint(
+    attempt: Attempt,
+    model: SA2C | SPPO,
+    evaluation: Evaluation,
+    iteration: int,
+    *,
+    final: bool = False,
+) -> None:
     assert model.env is not None
     state = {
         "origin": attempt.origin(),
@@ -459,7 +521,8 @@ def _write_checkpoint(attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluati
         "evaluations": evaluation.log.state(),
         "logs": log_state(attempt.path, model.logger),
     }
-    write_checkpoint(attempt.path, model.num_timesteps, state)
+    write = write_final_state if final else write_checkpoint
+    write(attempt.path, model.num_timesteps, state)
 
 
 def _restore(model: SA2C | SPPO, evaluation: Evaluation, state: dict[str, Any]) -> int:
@@ -478,26 +541,46 @@ def _restore(model: SA2C | SPPO, evaluation: Evaluation, state: dict[str, Any]) 
     return iteration
 
 
-def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None) -> None:
-    """Write a run's final model and its statistics, each file whole or not at all."""
+def checkpoint_origin(spec: RunSpec) -> dict[str, Any]:
+    """What a checkpoint must have in common with the run that resumes from it: spec and versions."""
+    values = spec.model_dump(mode="json", exclude={"stacked"})
+    return {"spec": values, "python": platform.python_version(), "packages": package_versions()}
+
+
+def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, best: bool = False) -> None:
+    """Write a run's model and its statistics, each file whole or not at all; the model is left as it is.
+
+    :param path: The run's folder.
+    :param model: The final model, or the best so far.
+    :param vec_normalize: Its statistics; None if nothing is normalized.
+    :param best: Write ``best_model.zip`` and ``best_vecnormalize.pkl``, without the last observations, which
+        are halfway through a rollout.
+    """
     # The same run gives the same file: it says neither when that was nor where in memory
+    model = copy.copy(model)
     model.start_time = 0
     model._num_timesteps_at_start = 0
     # SB3's network for images draws one from it, to see how many features that has
+    model.observation_space = copy.deepcopy(model.observation_space)
     model.observation_space.seed(model.seed)
     episodes = [
         {sys.intern(key): value for key, value in episode.items()} | {"t": 0.0}
         for episode in model.ep_info_buffer or ()
     ]
     model.ep_info_buffer = deque(episodes, maxlen=model._stats_window_size)
+    if best:
+        # As of a run that ends there, whatever its length
+        model._last_obs = model._last_episode_starts = None
+        model._total_timesteps, model._current_progress_remaining = model.num_timesteps, 0.0
     whole = io.BytesIO()
     model.save(whole)
-    with replacing(path / MODEL) as temporary, ZipFile(temporary, "w") as file, ZipFile(whole) as made:
+    file_of_model = path / (BEST_MODEL if best else MODEL)
+    with replacing(file_of_model) as temporary, ZipFile(temporary, "w") as file, ZipFile(whole) as made:
         for name in made.namelist():
             content = made.read(name)
             file.writestr(ZipInfo(name), _ADDRESS.sub(b"", content) if name == "data" else content)
     if vec_normalize is not None:
-        with replacing(path / VECNORMALIZE) as temporary:
+        with replacing(path / (BEST_VECNORMALIZE if best else VECNORMALIZE)) as temporary:
             vec_normalize.save(str(temporary))
 
 
@@ -526,17 +609,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def versions(command: str = "") -> dict[str, Any]:
+def versions(command: str = "", own: str | None = None) -> dict[str, Any]:
     """What a run ran on: package versions, commit, platform.
 
     :param command: The command that asked for it.
+    :param own: The name of an algorithm of another package, whose version is among them.
     """
     return {
         "command": command,
         "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": package_versions(),
+        "packages": package_versions() | ({} if own is None else own_package(own)),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from srl.report.ablation import find_ablations
 from srl.report.figures import draw_ablation
-from srl.report.intervals import t_interval
+from srl.report.intervals import mean_band
 from srl.report.runs import group, read_runs
 from srl.report.tables import column_order
 from tests.report.made_runs import lay_down
@@ -45,10 +45,11 @@ def test_grid_over_a_number_is_a_line_for_each_algorithm_under_each_noise(tmp_pa
     for lines in ablation.lines.values():
         assert sorted(line.label for line in lines) == ["SA2C", "SPPO"]
         for line in lines:
-            mean, half_width = t_interval(np.array([[0.0], [1.0], [2.0]]))
+            mean, low, high = mean_band(np.array([[0.0], [1.0], [2.0]]))
             assert line.values == BETAS
             assert line.means == tuple(beta + mean[0] for beta in BETAS)
-            assert line.half_widths == pytest.approx([half_width[0]] * 4)
+            assert line.lows == pytest.approx([low[0]] * 4)
+            assert line.highs == pytest.approx([high[0]] * 4)
             assert line.n_seeds == (3,) * 4
 
 
@@ -61,7 +62,7 @@ def test_variants_that_differ_in_one_number_are_a_line_with_their_algorithm(tmp_
     (ablation,) = ablations(tmp_path)
     ((line,),) = ablation.lines.values()
     assert (ablation.name, line.label, line.values, line.means) == ("beta", "SPPO", (1.0, 5.0), (1.0, 2.0))
-    assert np.isnan(line.half_widths).all()
+    assert np.isnan([line.lows, line.highs]).all()
 
 
 def test_grid_over_two_numbers_is_drawn_against_each_with_lines_for_the_other(tmp_path):

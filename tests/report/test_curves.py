@@ -3,10 +3,10 @@
 import csv
 import json
 from contextlib import ExitStack
+from itertools import product
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from srl.report.curves import (
     ENTROPY_LOSS,
@@ -42,25 +42,31 @@ def write_evaluations(directory, timesteps, results):
     )
 
 
-def students(values):
-    """Mean and half of the width of Student's 95% interval at each point, by SciPy."""
+def check_band(curve, values, rtol=1e-12):
+    """Compare a curve with the mean and the exact bootstrap distribution of the mean, over all resamples."""
     n = len(values)
-    half = scipy.stats.t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    return values.mean(axis=0), half
+    assert n <= 5
+    resamples = np.array(list(product(range(n), repeat=n)))
+    low, high = np.percentile(values[resamples].mean(axis=1), [2.5, 97.5], axis=0, method="inverted_cdf")
+    np.testing.assert_allclose(curve.mean, values.mean(axis=0), rtol=rtol)
+    # Of two and three seeds the ends are the lowest and the highest; of more they are drawn at random
+    tolerance = dict(rtol=rtol) if n < 4 else dict(rtol=0, atol=0.1 * (high - low).max())
+    np.testing.assert_allclose(curve.low, low, **tolerance)
+    np.testing.assert_allclose(curve.high, high, **tolerance)
+    assert (curve.low >= values.min(axis=0) - 1e-9).all()
+    assert (curve.high <= values.max(axis=0) + 1e-9).all()
 
 
 # Curves of evaluations
 
 
-def test_learning_curve_is_mean_and_students_interval_over_seeds(tmp_path):
+def test_learning_curve_is_mean_and_bootstrap_interval_over_seeds(tmp_path):
     returns = np.random.default_rng(0).normal(100.0, 20.0, (4, 12, 3))
     for seed, own in enumerate(returns):
         lay_down(tmp_path, own, seed=seed, eval_freq=50)
     curve = curve_of(tmp_path)
-    mean, half = students(returns.mean(axis=2))
     assert curve.steps.tolist() == [50.0 * n for n in range(1, 13)]
-    np.testing.assert_allclose(curve.mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(curve.half_width, half, rtol=1e-12)
+    check_band(curve, returns.mean(axis=2))
     assert (curve.n_seeds, curve.finished) == (4, True)
 
 
@@ -70,8 +76,8 @@ def test_learning_curve_worked_out_by_hand(tmp_path):
     lay_down(tmp_path, [[3, 3], [5, 15]], seed=1)
     curve = curve_of(tmp_path)
     assert curve.mean.tolist() == [2, 7]
-    # Half of the difference times 12.7062, the 97.5% quantile of t with one degree of freedom
-    assert curve.half_width == pytest.approx([12.7062, 3 * 12.7062], abs=1e-3)
+    # A resample is one of the seeds in half of the cases
+    assert (curve.low.tolist(), curve.high.tolist()) == ([1, 4], [3, 10])
 
 
 def test_curve_ends_with_the_score(tmp_path):
@@ -81,14 +87,14 @@ def test_curve_ends_with_the_score(tmp_path):
     curve = learning_curve(cell)
     assert curve.steps[-1] == 1000
     assert curve.mean[-1] == pytest.approx(cell.mean, rel=1e-12)
-    assert curve.half_width[-1] == pytest.approx(scipy.stats.t.ppf(0.975, 2) * cell.standard_error, rel=1e-12)
+    assert (curve.low[-1], curve.high[-1]) == pytest.approx((min(cell.values), max(cell.values)), rel=1e-12)
 
 
 def test_one_seed_has_a_curve_without_a_band(tmp_path):
     lay_down(tmp_path, [[1, 3], [5, 5]])
     curve = curve_of(tmp_path)
     assert curve.mean.tolist() == [2, 5]
-    assert np.isnan(curve.half_width).all()
+    assert np.isnan([curve.low, curve.high]).all()
     assert curve.n_seeds == 1
 
 
@@ -117,13 +123,11 @@ def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
         lay_down(tmp_path, own, seed=seed, eval_freq=10, training={})
     curve = curve_of(tmp_path)
     means, steps = returns.mean(axis=2), 10.0 * np.arange(1, n + 1)
-    assert len(curve.steps) == len(curve.mean) == len(curve.half_width) == min(n, N_POINTS)
+    assert len(curve.steps) == len(curve.mean) == len(curve.low) == min(n, N_POINTS)
     assert (np.diff(curve.steps) > 0).all()
     if n <= N_POINTS:
-        mean, half = students(means)
         assert curve.steps.tolist() == steps.tolist()
-        np.testing.assert_allclose(curve.mean, mean, rtol=1e-12)
-        np.testing.assert_allclose(curve.half_width, half, rtol=1e-12)
+        check_band(curve, means)
         return
     # Each point is the mean of neighbours: of n // 100 of them, or one more. Which ones its steps tell,
     # since they are evenly apart: a point at the mean of steps i to j
@@ -133,7 +137,7 @@ def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
         count = round(2 * (middle - start)) + 1
         own = means[:, start : start + count].mean(axis=1)
         assert curve.mean[place] == pytest.approx(own.mean(), rel=1e-9)
-        assert curve.half_width[place] == pytest.approx(students(own[:, None])[1][0], rel=1e-9)
+        assert (curve.low[place], curve.high[place]) == pytest.approx((own.min(), own.max()), rel=1e-9)
         counts.append(count)
         start += count
     assert start == n
@@ -148,9 +152,7 @@ def test_curve_of_twice_as_many_evaluations_is_the_mean_of_each_two(tmp_path):
         lay_down(tmp_path, own, seed=seed, eval_freq=10)
     curve = curve_of(tmp_path)
     means = returns.mean(axis=2).reshape(3, N_POINTS, 2).mean(axis=2)
-    mean, half = students(means)
-    np.testing.assert_allclose(curve.mean, mean, rtol=1e-9)
-    np.testing.assert_allclose(curve.half_width, half, rtol=1e-9)
+    check_band(curve, means, rtol=1e-9)
     assert curve.steps.tolist() == [15.0 + 20 * n for n in range(N_POINTS)]
     assert curve.mean.mean() == pytest.approx(returns.mean(), rel=1e-9)
 
@@ -161,7 +163,7 @@ def test_negated_curve_has_the_same_band(tmp_path):
     curve = curve_of(tmp_path)
     other = curve.negated()
     assert other.mean.tolist() == [-1.5, -5.5]
-    assert other.half_width.tolist() == curve.half_width.tolist()
+    assert (other.low.tolist(), other.high.tolist()) == ([-2.0, -6.0], [-1.0, -5.0])
     assert (other.steps.tolist(), other.n_seeds) == (curve.steps.tolist(), 2)
 
 
@@ -243,11 +245,9 @@ def test_training_curves_are_means_over_seeds_of_what_was_logged(tmp_path):
     for place, name in enumerate((SIGN_CHANGE, ENTROPY_LOSS)):
         # Updates at 64, 128, ... 320 are logged with the next row: a rollout's, or that of an evaluation,
         # which are at 160 and 320. At 320 there are two rows, the first of which counts
-        mean, half = students(logs[:, place, :4])
         assert curves[name].steps.tolist() == [128, 160, 256, 320]
         # Training figures are kept in single precision
-        np.testing.assert_allclose(curves[name].mean, mean, rtol=1e-6)
-        np.testing.assert_allclose(curves[name].half_width, half, rtol=1e-5)
+        check_band(curves[name], logs[:, place, :4], rtol=1e-6)
         assert (curves[name].n_seeds, curves[name].finished) == (3, True)
 
 
@@ -287,10 +287,8 @@ def test_training_curves_of_real_runs_are_those_of_their_logs(trained):
                 )
         assert len(logged[0]) >= 3
         assert logged[0].keys() == logged[1].keys()
-        mean, half = students(np.array([list(own.values()) for own in logged]))
         assert curves[name].steps.tolist() == list(logged[0])
-        np.testing.assert_allclose(curves[name].mean, mean, rtol=1e-12)
-        np.testing.assert_allclose(curves[name].half_width, half, rtol=1e-12)
+        check_band(curves[name], np.array([list(own.values()) for own in logged]))
     # A policy for two actions cannot be less certain than log 2, and at first it is about that
     assert (curves[ENTROPY_LOSS].negated().mean <= np.log(2) + 1e-6).all()
     assert curves[ENTROPY_LOSS].negated().mean[0] == pytest.approx(np.log(2), abs=0.05)
@@ -302,9 +300,7 @@ def test_learning_curve_of_real_runs_is_that_of_their_evaluations(trained):
     curve = curve_of(trained)
     results = [np.load(trained / str(seed) / "evaluations.npz") for seed in (0, 1)]
     assert curve.steps.tolist() == results[0]["timesteps"].tolist() == [32, 64, 96, 128, 160]
-    mean, half = students(np.array([own["results"].mean(axis=1) for own in results]))
-    np.testing.assert_allclose(curve.mean, mean, rtol=1e-12)
-    np.testing.assert_allclose(curve.half_width, half, rtol=1e-12)
+    check_band(curve, np.array([own["results"].mean(axis=1) for own in results]))
 
 
 DAMAGES = {

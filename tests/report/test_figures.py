@@ -120,7 +120,7 @@ def test_variants_of_an_algorithm_have_its_colour_and_lines_of_their_own(first):
 def make_curve(height=1.0, n_seeds=30, **changes):
     steps = np.linspace(20_000, 2e6, 50)
     mean = height * (1.0 - np.exp(-steps / 4e5))
-    return Curve(steps, mean, np.full(50, 0.05 * height), n_seeds, **changes)
+    return Curve(steps, mean, mean - 0.05 * height, mean + 0.05 * height, n_seeds, **changes)
 
 
 def make_improvement(value, *, n_seeds=30, tasks=(("Ant-v4", 64),)):
@@ -292,7 +292,7 @@ def test_curves_of_different_numbers_of_seeds_say_under_which_noise_they_are():
 def test_names_in_figures_are_text(what):
     name = NAMES[what]
     figure = draw("curves", title=name, columns=("PPO", f"PPO ({name})"))
-    png, svg = figures.to_png(figure), figures.to_svg(figure)
+    png, svg = figures.render(figure, "png"), figures.render(figure, "svg")
     with Image.open(io.BytesIO(png)) as image:
         image.load()
         assert min(image.size) > 100
@@ -309,7 +309,7 @@ def test_names_in_figures_are_text(what):
         "title",
         "date",
     } | {*("defs", "style", "g", "path", "use", "clipPath", "rect")}
-    assert png != figures.to_png(draw("curves", title="", columns=("PPO", f"PPO ({name})")))
+    assert png != figures.render(draw("curves", title="", columns=("PPO", f"PPO ({name})")), "png")
 
 
 def test_mathematics_in_names_is_not_set_as_such():
@@ -317,27 +317,27 @@ def test_mathematics_in_names_is_not_set_as_such():
     texts = [text for text in figure.findobj(Text) if "$x^2$" in text.get_text()]
     assert len(texts) == 2
     assert not any(text.get_parse_math() for text in texts)
-    plain = figures.to_png(draw("curves", title="x2", columns=("PPO", "PPO ($x^2$)")))
-    assert figures.to_png(figure) != plain
+    plain = figures.render(draw("curves", title="x2", columns=("PPO", "PPO ($x^2$)")), "png")
+    assert figures.render(figure, "png") != plain
 
 
 def test_figures_are_the_same_bytes_each_time_whatever_the_users_settings_are(monkeypatch):
-    first = [figures.to_png(draw("curves")), figures.to_svg(draw("curves"))]
+    first = [figures.render(draw("curves"), kind) for kind in figures.FORMATS]
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30.0)
     monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
     monkeypatch.setitem(matplotlib.rcParams, "axes.facecolor", "black")
-    assert [figures.to_png(draw("curves")), figures.to_svg(draw("curves"))] == first
+    assert [figures.render(draw("curves"), kind) for kind in figures.FORMATS] == first
 
 
 def test_figures_hold_nothing_but_what_they_show():
-    svg = figures.to_svg(draw("curves")).decode()
+    svg = figures.render(draw("curves"), "svg").decode()
     assert "date" not in svg.lower()
-    with Image.open(io.BytesIO(figures.to_png(draw("curves")))) as image:
+    with Image.open(io.BytesIO(figures.render(draw("curves"), "png"))) as image:
         assert set(image.info) <= {"dpi"}
 
 
 def test_curve_of_a_single_evaluation_is_a_point_with_its_interval():
-    curve = Curve(np.array([64.0]), np.array([3.0]), np.array([1.0]), 2)
+    curve = Curve(np.array([64.0]), np.array([3.0]), np.array([2.0]), np.array([4.0]), 2)
     figure = figures.draw_curves({"none": {"PPO": curve}}, ["PPO"], title="Ant-v4", label="mean return")
     (axes,) = figure.axes
     assert axes.lines[0].get_markevery() is None
@@ -345,3 +345,29 @@ def test_curve_of_a_single_evaluation_is_a_point_with_its_interval():
     assert low < 2 < 4 < high
     (bar,) = axes.containers
     assert bar.has_yerr
+
+
+def test_small_numbers_on_axes_have_no_prefixes():
+    numbers = figures._Numbers()
+    shown = [numbers(value, 0) for value in (0.5, 0.30000000000000004, 0.0, -0.25, 1.0, 500.0, 1500.0, 2e6)]
+    assert shown == ["0.5", "0.3", "0", "\N{MINUS SIGN}0.25", "1", "500", "1.5k", "2M"]
+
+
+def test_figure_without_its_title_keeps_what_tells_panels_apart():
+    def texts(figure):
+        return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+    titled, plain = draw("curves", title="Pong"), figures.without_title(draw("curves", title="Pong"))
+    assert "Pong" in texts(titled)
+    assert "Pong" not in texts(plain)
+    assert "without noise" in texts(plain)
+
+
+def test_resolution_is_what_was_asked_for():
+    figure = draw("curves")
+    sizes = []
+    for dpi in (100, 300):
+        with Image.open(io.BytesIO(figures.render(figure, "png", dpi))) as image:
+            sizes.append(image.size)
+    assert sizes[1] == pytest.approx((3 * sizes[0][0], 3 * sizes[0][1]), abs=3)
+    assert figures.render(figure, "pdf").startswith(b"%PDF")

@@ -361,7 +361,8 @@ def test_figures_of_environments_that_are_gone_are_removed(figures_after_a_chang
 @pytest.mark.slow
 def test_figures_of_comparisons_and_scales_that_are_gone_are_removed(figures_after_a_change):
     left = {path.name for path in figures_after_a_change.glob("*.[ps][nv]g")} - {*FOREIGN}
-    assert left == {f"{name}_minmax.{kind}" for name in ("aggregate", "profile") for kind in ("png", "svg")}
+    # Profiles need more runs
+    assert left == {f"aggregate_minmax.{kind}" for kind in ("png", "svg")}
 
 
 def test_foreign_files_among_the_figures_are_kept(figures_after_a_change):

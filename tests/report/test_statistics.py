@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import scipy.stats
 from rliable import library, metrics
 
 from srl.report import statistics
-from srl.report.intervals import Estimate, t_interval
+from srl.report.intervals import Estimate, mean_band
 from srl.report.statistics import (
     AGGREGATES,
     DEFAULT_REPS,
@@ -274,14 +273,11 @@ def test_single_run_has_no_interval():
     assert values[:8] == pytest.approx([0.4, 0.4, 0.4, 0.6, 0.4, 2 / 3, 1 / 3, 0.5])
 
 
-def test_interval_along_a_curve_is_students_at_each_point():
-    values = np.random.default_rng(0).normal(size=(6, 4)) * [1, 10, 0, 100]
-    mean, half = t_interval(values)
-    for point in (0, 1, 3):
-        own = values[:, point]
-        expected = scipy.stats.t.interval(0.95, 5, own.mean(), scipy.stats.sem(own))
-        assert (mean[point] - half[point], mean[point] + half[point]) == pytest.approx(expected, rel=1e-12)
-    assert (mean[2], half[2]) == (0, 0)
-    mean, half = t_interval(values[:1])
-    assert mean.tolist() == values[0].tolist()
-    assert np.isnan(half).all()
+def test_band_along_a_curve_stays_within_what_is_possible():
+    returns = np.array([[500.0, 480.0], [500.0, 500.0], [500.0, 30.0], [500.0, 500.0]])
+    mean, low, high = mean_band(returns)
+    assert (mean.tolist(), low[0], high[0]) == ([500.0, 377.5], 500.0, 500.0)
+    # Student's interval would end at 751
+    assert 30 <= low[1] < 377.5 < high[1] <= 500
+    assert mean_band(returns)[1].tolist() == low.tolist()
+    assert np.isnan(mean_band(returns[:1])[1:]).all()

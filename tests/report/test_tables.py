@@ -11,6 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 import scipy.stats
+from rich.console import Console
 
 from srl.report.files import write_tables
 from srl.report.report import make_report
@@ -40,8 +41,9 @@ def bold(table):
     assert len(re.findall(r"\\textbf\{", to_latex(table))) == len(found)
     records = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [record["algorithm"].upper() for record in records if record["best"] == "1"] == found
-    shown = to_rich(table)
-    assert sum("[bold]" in cell for column in shown.columns for cell in column.cells) == len(found)
+    for width in (40, 250):
+        columns = [column for part in to_rich(table, width).renderables for column in part.columns]
+        assert sum("[bold]" in cell for column in columns for cell in column.cells) == len(found)
     return found
 
 
@@ -402,3 +404,17 @@ def test_latex_tables_of_a_report_are_no_wider_than_the_text(n_algorithms, pdfla
     for table in make_report(tmp_path, reps=100).tables:
         output = compile_latex(pdflatex, tmp_path, to_latex(table))
         assert "Overfull \\hbox" not in output, table.name
+
+
+def test_table_fits_a_narrow_terminal():
+    columns = ["A2C", "SA2C", "PPO", "SPPO", "sppo-beta=5"]
+    entries = {column: Entry(f"123{place}.5 ± 123.4", n=5) for place, column in enumerate(columns)}
+    rows = [Row("HalfCheetah-v4", noise, 2_000_000, entries) for noise in ("none", "gaussian:0.05")]
+    table = Table("table", "Mean ± standard error, n seeds", columns, rows, [], [])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(to_rich(table, 80))
+    text = console.export_text()
+    assert "5 seeds, after 2,000,000 training steps" in text
+    assert max(map(len, text.rstrip().splitlines())) <= 80
+    for place in range(len(columns)):
+        assert text.count(f"123{place}.5 ± 123.4") == 2

@@ -218,7 +218,7 @@ def show(root):
 
 def plain(curve):
     # As text, in which one NaN is equal to another
-    return repr([curve.steps.tolist(), curve.mean.tolist(), curve.half_width.tolist(), curve.n_seeds])
+    return repr([curve.steps.tolist(), curve.mean.tolist(), curve.low.tolist(), curve.n_seeds])
 
 
 @pytest.fixture(scope="module")

@@ -396,7 +396,7 @@ def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_s
     assert not runs[2].path.exists()
     for run in runs[:2]:
         assert not run.in_progress
-        assert (run.read_status().state, run.read_status().reason) == ("failed", "the sweep was stopped")
+        assert (run.read_status().state, run.read_status().reason) == ("interrupted", "the sweep was stopped")
     assert len(json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]) == 3
     plan = make_plan([run.read_spec() for run in runs[:2]], tmp_path / "out")
     assert len(plan.to_do) == 2

@@ -469,7 +469,7 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
     assert "Traceback" not in out + err
     for run in runs[:2]:
         assert not run.in_progress
-        assert (run.read_status().state, run.read_status().reason) == ("failed", "the sweep was stopped")
+        assert (run.read_status().state, run.read_status().reason) == ("interrupted", "the sweep was stopped")
         assert not (run.path / "model.zip").exists()
     for run in runs[2:]:
         assert not run.path.exists()

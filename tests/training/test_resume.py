@@ -72,7 +72,9 @@ def outcome(folder):
     with (folder / "progress.csv").open() as file:
         rows = [{key: row[key] for key in row if key not in TIMES} for row in csv.DictReader(file)]
     result = {"progress": rows}
-    for name in ("model.zip", "evaluations.npz", "vecnormalize.pkl"):
+    for name in (
+        *("model.zip", "best_model.zip", "evaluations.npz", "vecnormalize.pkl", "best_vecnormalize.pkl"),
+    ):
         if (folder / name).exists():
             result[name] = (folder / name).read_bytes()
     for file in sorted((folder / "monitor").iterdir()):

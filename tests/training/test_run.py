@@ -17,6 +17,7 @@ from srl.config.spec import RunSpec
 from srl.envs import make_train_env
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence
 from srl.rundir.directory import RunDirectory
+from srl.training import run
 from srl.training.run import RECORDED_PACKAGES, RunFailed, execute_run, train_run
 from tests.small_runs import BROKEN, contents, small_spec
 
@@ -58,7 +59,8 @@ def test_run_directory_holds_all_that_is_promised_and_no_more(finished):
     }
     assert names == {
         "spec.json", "status.json", "versions.json", "monitor", "progress.csv", "events", "evaluations.npz",
-        "model.zip", "vecnormalize.pkl", "run.lock",
+        "model.zip", "vecnormalize.pkl", "best_model.zip", "best_vecnormalize.pkl", "final_state.npz",
+        "run.lock",
     }  # fmt: skip
 
 
@@ -109,6 +111,31 @@ def test_monitor_has_the_raw_returns_of_each_environment(finished):
     results = load_results(str(finished[1] / "monitor"))
     assert len(results) > 0
     assert np.array_equal(results["r"], results["l"])
+
+
+def test_best_model_is_that_of_the_best_evaluation_and_changes_no_other_file(tmp_path, monkeypatch):
+    spec = small_spec(n_timesteps=160, overrides=dict(normalize=True, learning_rate=0.01))
+    saved = []
+    save = run.save
+
+    def spy(path, model, normalize, *, best=False):
+        saved.append((model.num_timesteps, best))
+        save(path, model, normalize, best=best)
+
+    monkeypatch.setattr(run, "save", spy)
+    train_run(spec, tmp_path / "with")
+    means = evaluations(tmp_path / "with")["results"].mean(axis=1)
+    rising = [32 * (i + 1) for i in range(5) if means[i] > means[:i].max(initial=-np.inf)]
+    assert saved == [*((steps, True) for steps in rising), (160, False)]
+    assert rising[-1] < 160, "choose a seed whose last evaluation is not its best"
+    best = SPPO.load(tmp_path / "with" / "best_model.zip", device="cpu")
+    assert best.num_timesteps == rising[-1]
+    statistics = pickle.loads((tmp_path / "with" / "best_vecnormalize.pkl").read_bytes())
+    assert statistics.obs_rms.count == pytest.approx(rising[-1] + 1, abs=0.01)
+    monkeypatch.setattr(run, "save", lambda *args, best=False: None if best else save(*args))
+    train_run(spec, tmp_path / "without")
+    for name in ("model.zip", "vecnormalize.pkl", "evaluations.npz"):
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes(), name
 
 
 def test_progress_is_logged_as_csv_and_for_tensorboard(finished):
@@ -276,7 +303,7 @@ def test_stopped_run_says_so_and_starts_again_from_the_beginning(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train_run(spec, tmp_path / "stopped", tell=stop)
     status = RunDirectory(tmp_path / "stopped").read_status()
-    assert (status.state, status.reason) == ("failed", "stopped by the user")
+    assert (status.state, status.reason) == ("interrupted", "stopped by the user")
     train_run(spec, tmp_path / "stopped")
     train_run(spec, tmp_path / "straight")
     assert_same(parameters(tmp_path / "stopped"), parameters(tmp_path / "straight"))

@@ -11,7 +11,8 @@ member's trajectory does not depend on its neighbors, nor on whether it has any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -123,6 +124,22 @@ class StackedPolicy:
         for policy in self._policies:
             for parameter in policy.parameters():
                 parameter.data = parameter.data.clone()
+
+    @contextmanager
+    def released(self, member: int) -> Iterator[None]:
+        """Give one member parameters of its own for the time of a context.
+
+        :param member: Its index.
+        """
+        parameters = list(self._policies[member].parameters())
+        views = [parameter.data for parameter in parameters]
+        for parameter in parameters:
+            parameter.data = parameter.data.clone()
+        try:
+            yield
+        finally:
+            for parameter, view in zip(parameters, views, strict=True):
+                parameter.data = view
 
     def _extract(self, observations: th.Tensor) -> th.Tensor:
         """The features of observations.

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from srl.training.callbacks import (
     eval_interval,
     evaluation_progress,
 )
-from srl.training.checkpoint import CheckpointTimer, write_checkpoint
+from srl.training.checkpoint import CheckpointTimer, write_checkpoint, write_final_state
 from srl.training.logs import log_state, make_logger, restore_logger
 from srl.training.memory import keep_freed_memory
 from srl.training.resume import generator_state, model_state, restore_model
@@ -288,8 +288,8 @@ class Population:
         self._timesteps = self._models[0].num_timesteps
         self._n_steps_taken = self._timesteps // self._envs.n_envs
 
-    def _keep(self) -> None:
-        """Write a checkpoint of each member: that which the run alone would have."""
+    def _keep(self, *, final: bool = False) -> None:
+        """Write a checkpoint, or the final state, of each member: that which the run alone would have."""
         self._log_update()
         self._updater.export()
         evaluated = bool(self._members[self._active[0]].evaluations.timesteps)
@@ -320,7 +320,8 @@ class Population:
         def write(index: int) -> None:
             member = self._members[index]
             logs = log_state(member.attempt.path, member.model.logger)
-            write_checkpoint(member.attempt.path, self._timesteps, states[index] | {"logs": logs})
+            write_state = write_final_state if final else write_checkpoint
+            write_state(member.attempt.path, self._timesteps, states[index] | {"logs": logs})
 
         self._each_active(write)
 
@@ -385,6 +386,10 @@ class Population:
             self._update(rollout)
             if self._active and checkpoints.is_due:
                 checkpoints.keep(self._keep)
+        if self._active:
+            # Before the evaluation at the end, which a longer run would not make
+            with suppress(NotRestorable):
+                self._keep(final=True)
         if self._active and self._members[self._active[0]].evaluations.due_at_end(self._spec.n_timesteps):
             self._evaluate()
         self._save()
@@ -584,6 +589,7 @@ class Population:
                 self._timesteps, episodes[index], self._models[index].logger
             )
         )
+        self._save_best()
 
     def _evaluation_step(
         self, observations: np.ndarray, playing: Sequence[int], draws: th.Tensor | None
@@ -593,6 +599,22 @@ class Population:
         actions = self._policy.predict(self._tensor(observations), draws)
         observations, _, dones = self._eval_envs.step(self._for_env(actions), playing)
         return observations, dones
+
+    def _save_best(self) -> None:
+        """Write the models of the members whose latest evaluation is their best."""
+        best = [index for index in self._active if self._members[index].evaluations.is_best]
+        if not best:
+            return
+        self._updater.export()
+        wrappers = None if self._normalize is None else self._normalize.export()
+
+        def write(index: int) -> None:
+            if index in best:
+                with self._policy.released(index):
+                    path = self._members[index].attempt.path
+                    save(path, self._models[index], wrappers[index] if wrappers else None, best=True)
+
+        self._each_active(write)
 
     def _save(self) -> None:
         self._updater.export()

@@ -54,7 +54,7 @@ def assert_members_are_their_runs_alone(specs: Sequence[RunSpec], root: Path) ->
 
 def assert_same_result(ours: Path, theirs: Path) -> None:
     """Compare all that two runs have learned, scored and logged."""
-    assert_same_model(ours, theirs)
+    assert_same_model(ours, theirs, "best_model.zip")
     left, right = (RunDirectory(path).read_evaluations() for path in (ours, theirs))
     assert left.keys() == right.keys()
     for name in left:
@@ -64,12 +64,13 @@ def assert_same_result(ours: Path, theirs: Path) -> None:
     assert_same_statistics(ours, theirs)
 
 
-def assert_same_model(ours: Path, theirs: Path) -> None:
-    """Compare parameters and the optimizer's state."""
-    left, right = (_saved(path, "policy.pth") for path in (ours, theirs))
-    assert left.keys() == right.keys()
-    for name in left:
-        assert_close(left[name], right[name], name)
+def assert_same_model(ours: Path, theirs: Path, *names: str) -> None:
+    """Compare parameters and the optimizer's state; of ``names``, more models, parameters."""
+    for model in ("model.zip", *names):
+        left, right = (_saved(path, "policy.pth", model) for path in (ours, theirs))
+        assert left.keys() == right.keys()
+        for name in left:
+            assert_close(left[name], right[name], name)
     left, right = (_saved(path, "policy.optimizer.pth") for path in (ours, theirs))
     assert left["param_groups"] == right["param_groups"]
     assert left["state"].keys() == right["state"].keys()
@@ -79,8 +80,8 @@ def assert_same_model(ours: Path, theirs: Path) -> None:
             assert_close(value, right["state"][parameter][name], f"{name} of parameter {parameter}")
 
 
-def _saved(path: Path, name: str) -> Any:
-    with zipfile.ZipFile(path / "model.zip") as archive:
+def _saved(path: Path, name: str, model: str = "model.zip") -> Any:
+    with zipfile.ZipFile(path / model) as archive:
         return th.load(io.BytesIO(archive.read(name)), weights_only=False)
 
 

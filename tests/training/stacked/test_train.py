@@ -347,8 +347,9 @@ def test_file_of_a_members_model_is_as_large_as_that_of_its_run_alone(trained):
     # A parameter that is saved as a view of the population's takes the others along
     for together, alone, _ in trained.values():
         for ours, theirs in zip(together, alone, strict=True):
-            sizes = [(path / "model.zip").stat().st_size for path in (ours, theirs)]
-            assert sizes[0] < 1.2 * sizes[1]
+            for name in ("model.zip", "best_model.zip"):
+                sizes = [(path / name).stat().st_size for path in (ours, theirs)]
+                assert sizes[0] < 1.2 * sizes[1]
 
 
 def test_member_schedules_end_where_those_of_its_run_alone_do(tmp_path):
@@ -378,7 +379,8 @@ def test_folders_of_members_hold_what_those_of_runs_hold_and_say_that_they_are_m
         }
         assert names == {
             "spec.json", "status.json", "versions.json", "monitor", "progress.csv", "events",
-            "evaluations.npz", "model.zip", "vecnormalize.pkl", "run.lock",
+            "evaluations.npz", "model.zip", "vecnormalize.pkl", "best_model.zip", "best_vecnormalize.pkl",
+            "final_state.npz", "run.lock",
         }  # fmt: skip
         run = RunDirectory(path)
         assert run.read_spec() == spec.model_copy(update={"stacked": True})
@@ -511,7 +513,7 @@ def test_unfinished_members_begin_again_from_the_start(tmp_path):
         train_population(specs, paths, tell=stop)
     for path in paths:
         status = RunDirectory(path).read_status()
-        assert (status.state, status.reason) == ("failed", "stopped by the user")
+        assert (status.state, status.reason) == ("interrupted", "stopped by the user")
         assert not RunDirectory(path).in_progress
     assert [status.state for status in train_population(specs, paths)] == ["done", "done"]
     for path, alone in zip(paths, train_alone(specs, tmp_path), strict=True):

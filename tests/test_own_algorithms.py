@@ -1,0 +1,144 @@
+"""Algorithms of other packages, compared with SPPO."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srl.config.spec import make_run_spec
+from srl.rundir.directory import RunDirectory
+from tests.small_runs import contents, srl
+from tests.test_own_code import command
+
+pytest.importorskip("sb3_contrib", reason="the algorithm of another package is sb3-contrib's TRPO")
+
+TRPO = "sb3_contrib:TRPO"
+SWEEP = """
+envs: [CartPole-v1]
+algos: [sppo, "sb3_contrib:TRPO"]
+variants:
+  trpo-slow: {algo: "sb3_contrib:TRPO", learning_rate: 1.0e-4, cg_max_steps: 5}
+compare: [[sppo, "sb3_contrib:TRPO"], [sppo, trpo-slow]]
+noise: [none]
+seeds: ["0:2"]
+n_timesteps: 64
+eval_freq: 32
+n_eval_episodes: 2
+overrides: {n_steps: 32, batch_size: 32, n_envs: 1, n_epochs: 1, normalize: true}
+"""
+
+
+@pytest.mark.slow
+def test_trpo_stands_beside_sppo_in_one_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yml").write_text(SWEEP)
+    refused = srl("sweep", "mine.yml", "--out", "runs")
+    assert refused.status == 2
+    assert "line 3, key algos: names Python code, 'sb3_contrib:TRPO'" in refused.err
+    done = srl("sweep", "mine.yml", "--out", "runs", "--trust-config", "--jobs", 2)
+    assert done.status == 0, done.err
+    folder = tmp_path / "runs" / "CartPole-v1" / "sb3_contrib-TRPO" / "none" / "seed-0"
+    spec = json.loads((folder / "spec.json").read_text())
+    assert spec["algo"] == TRPO
+    assert spec["hyperparams"]["n_steps"] == 32
+    assert "n_epochs" not in spec["hyperparams"]
+    assert spec["stacked"] is False
+    assert json.loads((folder / "versions.json").read_text())["packages"]["sb3_contrib"]
+    evaluations = RunDirectory(folder).read_evaluations()
+    assert evaluations["timesteps"].tolist() == [32, 64]
+    header = (tmp_path / "runs" / "table.csv").read_text()
+    assert {"SPPO", TRPO, "trpo-slow"} <= set(header.replace("\n", ",").split(","))
+    report = srl("report", "runs", "--reps", 100)
+    assert report.status == 0, report.err
+    statistics = json.loads((tmp_path / "runs" / "statistics.json").read_text())
+    pairs = {(one["column"], one["baseline"]) for one in statistics["comparisons"]}
+    assert pairs == {("SPPO", TRPO), ("SPPO", "trpo-slow")}
+    assert "6 done" in srl("status", "runs").out
+    assert srl("enjoy", folder).err.count("--trust-config") == 1
+    assert srl("enjoy", folder, "--trust-config", "--episodes", 1).status == 0
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_run(tmp_path):
+    # DQN draws actions, minibatches and exploration from three generators
+    words = (
+        "train",
+        "--algo",
+        "stable_baselines3:DQN",
+        "--env",
+        "CartPole-v1",
+        "--timesteps",
+        300,
+        "--seed",
+        5,
+    )
+    words = (
+        *words,
+        "--eval-freq",
+        100,
+        "--eval-episodes",
+        2,
+        "--hyperparams",
+        "learning_starts=50",
+        "n_envs=1",
+    )
+    for out in ("a", "b"):
+        # Another process each, whose global generators begin elsewhere
+        done = command(*words, "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    for name in ("model.zip", "evaluations.npz", "best_model.zip"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert "finished. Nothing to do" in command(*words, "--out", tmp_path / "a").stdout
+    refused = srl("train", "--extend-to", 400, tmp_path / "a", "--trust-config")
+    assert refused.status == 2
+    assert "final_state.npz: missing" in refused.err
+
+
+def test_reading_commands_import_nothing(tmp_path):
+    spec, _ = make_run_spec(TRPO, "CartPole-v1", 0, n_timesteps=64, device="cpu")
+    text = spec.model_dump_json().replace("sb3_contrib", "spy")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "spec.json").write_text(text)
+    np.savez(
+        tmp_path / "runs" / "a" / "evaluations.npz", timesteps=np.array([64]), results=np.array([[1.0, 2.0]])
+    )
+    (tmp_path / "spy.py").write_text("open('imported', 'w')\nfrom sb3_contrib import TRPO\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(tmp_path)])}
+    for words in (("status", "runs"), ("clean", "runs"), ("report", "runs", "--format", "json")):
+        done = subprocess.run(
+            [sys.executable, "-m", "srl", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--algo", "sb3_contrib:TRPPO"], "Did you mean trpo"),
+        (["--algo", "no_such_package:PPO"], "needs the module 'no_such_package'"),
+        (["--algo", "sb3_contrib.common:maskable"], "is no subclass of"),
+        (["--algo", TRPO, "--hyperparams", "n_step=3"], "Did you mean n_steps"),
+        (["--algo", TRPO, "--beta", 3], "has no such argument"),
+        (["--algo", TRPO, "--hyperparams", "seed=3"], "has no such argument"),
+        (["--algo", TRPO, "--hyperparams", "n_steps=many"], "cannot train on CartPole-v1"),
+        (["--algo", TRPO, "--hyperparams", "policy=NoPolicy"], "cannot train on CartPole-v1"),
+        (["--algo", TRPO, "--bins", 3], "bins"),
+    ],
+)
+def test_mistake_is_one_line_and_writes_nothing(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = srl("train", "--env", "CartPole-v1", "--timesteps", 64, *words)
+    assert outcome.status == 2, outcome.err
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert contents(tmp_path) == {}
