@@ -368,7 +368,7 @@ def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, 
 
 
 def test_file_of_a_sweep_may_say_on_and_off_as_yaml_does(tmp_path):
-    from srl.sweep.plan import load_sweep
+    from srl.config.sweep import load_sweep
 
     file = tmp_path / "sweep.yml"
     for text, choice in (("on", "on"), ("off", "off"), ("auto", "auto")):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from srl import __version__
-from srl.cli import parse_assignments
+from srl.cli.options import parse_assignments
 from srl.report.status import watch_status
 from srl.rundir.directory import RunDirectory
 from srl.sweep.display import RunDisplay

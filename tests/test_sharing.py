@@ -244,7 +244,7 @@ def test_mistakes_end_with_status_2_and_nothing_written(run, somewhere, monkeypa
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
-    monkeypatch.setattr("srl.cli_share.find_spec", lambda name: None)
+    monkeypatch.setattr("srl.cli.share.find_spec", lambda name: None)
     outcome = srl("push", run, REPO)
     assert outcome.status == 2
     assert outcome.err == (

@@ -12,8 +12,9 @@ from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.files import configs_dir
 from srl.config.hyperparams import FAMILIES, NormalizeOptions, PolicyOptions, resolve_hyperparams
 from srl.config.spec import RunSpec, make_run_spec
+from srl.config.sweep import load_sweep
 from srl.errors import UserError
-from srl.sweep.plan import expand, load_sweep
+from srl.sweep.plan import expand
 
 ATARI, CONTINUOUS = 12, 9
 SWEEPS = {

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from srl.config.population import population_key
-from srl.sweep.plan import expand, load_sweep
+from srl.config.sweep import load_sweep
+from srl.sweep.plan import expand
 from tests.small_runs import contents, srl
 
 FILE = """envs: [CartPole-v1]

@@ -17,12 +17,13 @@ from zlib import crc32
 import numpy as np
 
 from srl.config.spec import RunSpec, make_run_spec
+from srl.config.sweep import load_sweep
 from srl.envs import resolve_env_id
 from srl.errors import UserError
 from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS, RunDirectory
 from srl.rundir.status import State, Status
 from srl.sweep.engines import Job
-from srl.sweep.plan import Plan, load_sweep, write_plan
+from srl.sweep.plan import Plan, write_plan
 from srl.training.run import RECORDED_PACKAGES
 from tests.small_runs import small_spec
 

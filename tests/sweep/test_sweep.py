@@ -14,11 +14,12 @@ from threading import Timer
 import numpy as np
 import pytest
 
+from srl.config.sweep import load_sweep, parse_seeds
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
-from srl.sweep.plan import expand, load_sweep, make_plan, parse_seeds
+from srl.sweep.plan import expand, make_plan
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
 
 ROOT = Path(__file__).parents[2]

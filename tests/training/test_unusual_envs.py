@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from srl import SPPO
+from srl.config.sweep import load_sweep
 from srl.envs import replay
 from srl.report.scores import read_scores
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import RunDirectory
-from srl.sweep.plan import load_sweep
 from srl.training.callbacks import Episodes, EvaluationLog
 from srl.training.logs import make_logger
 from srl.training.run import train_run

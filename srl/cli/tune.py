@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from srl.cli import EnvOptions, LossOptions
+from srl.cli.options import EnvOptions, LossOptions
 from srl.errors import UserError, missing_package
 
 
@@ -71,7 +71,7 @@ def tune(options: Tune, command: str) -> int:
         from srl.tuning import Tuner, TuningOptions
     except ModuleNotFoundError as error:
         raise missing_package("srl tune", error, "tune") from None
-    from srl.cli import FAILED, new_console, parse_assignments, put_current_directory_on_path
+    from srl.cli.options import FAILED, new_console, parse_assignments, put_current_directory_on_path
     from srl.config.spec import make_run_spec, safe_name
     from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay

@@ -1,0 +1,48 @@
+"""``srl clean``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+from rich.filesize import decimal
+
+if TYPE_CHECKING:
+    pass
+from srl.cli.options import FAILED, new_console
+
+
+@dataclass
+class Clean:
+    """Say what in a folder nothing needs any more, as checkpoints of finished runs; remove it when told."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep or a run, or one above them."""
+    yes: bool = False
+    """Remove it."""
+
+
+def clean(options: Clean, command: str) -> int:
+    """``srl clean``; returns the exit status."""
+    from srl.rundir.clean import find_garbage, remove, shown
+
+    console = new_console()
+    garbage = find_garbage(options.dir)
+    for item in garbage:
+        line = f"{shown(item.path)}  {decimal(item.n_bytes)}  {item.why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if not garbage:
+        console.print(f"{options.dir}: nothing to remove.", markup=False, soft_wrap=True)
+        return 0
+    if not options.yes:
+        total = decimal(sum(item.n_bytes for item in garbage))
+        console.print(f"{total} in all; nothing was removed. With --yes it is.", markup=False)
+        return 0
+    n_bytes, problems = remove(garbage)
+    console.print(f"Removed: {decimal(n_bytes)}.", markup=False)
+    for problem in problems:
+        print(f"srl: {problem}", file=sys.stderr)
+    return FAILED if problems else 0

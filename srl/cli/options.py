@@ -1,0 +1,281 @@
+"""Options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+import yaml
+from rich.console import Console
+
+from srl.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+#: Exit statuses.
+FAILED, MISTAKE, STOPPED = 1, 2, 130
+#: Lines on what is left out that are printed; the files have all.
+_SHOWN_NOTES = 20
+
+
+@dataclass
+class LossOptions:
+    """The symmetric loss, and other hyperparameters, before those of the hyperparameter file. In a sweep,
+    alpha, beta, z, reverse_loss and importance_weighting go to the symmetric algorithms alone."""
+
+    alpha: float | None = None
+    """Weight of the policy loss."""
+    beta: float | None = None
+    """Weight of the reverse loss."""
+    z: float | None = None
+    """The finite stand-in for log 0, negative."""
+    reverse_loss: str | None = None
+    """rce (reverse cross-entropy) or mae (mean absolute error)."""
+    importance_weighting: tyro.conf.FlagConversionOff[bool | None] = None
+    """Whether SPPO's reverse loss is divided by pi_old, as published."""
+    advantage_transform: str | None = None
+    """none, sign or bins."""
+    advantage_flip_prob: float | None = None
+    """Probability that the sign of an advantage is flipped."""
+    bins: int | None = None
+    """Values per action dimension of the discretized algorithms. By default 11."""
+    hyperparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    """Any other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
+
+    def symmetric(self) -> dict[str, Any]:
+        """The parameters of the reverse loss that were given; a sweep's baselines do not take them."""
+        names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def others(self) -> dict[str, Any]:
+        """The other hyperparameters that were given.
+
+        :raises UserError: If one does not parse, or is specified twice.
+        """
+        values = parse_assignments("--hyperparams", self.hyperparams)
+        for name in values.keys() & vars(self).keys():
+            if getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise UserError(f"{name} is specified twice: as --{option} and in --hyperparams.")
+        for name in ("advantage_transform", "advantage_flip_prob"):
+            if getattr(self, name) is not None:
+                values[name] = getattr(self, name)
+        return values
+
+
+@dataclass
+class EnvOptions:
+    """The environment, and code of your own. The current directory is on Python's path."""
+
+    gym_packages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [MODULE ...]")] = ()
+    """Modules to import first, which register environments with Gymnasium."""
+    env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    """Arguments of the environment's constructor, as NAME=VALUE or NAME:VALUE, for example size=5."""
+    env_wrapper: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:CLASS [...]")] = ()
+    """Wrappers around the environment, the innermost first: module:Class, or
+    'module:Class: {ARGUMENT: VALUE}'."""
+    max_episode_steps: int | None = None
+    """Time limit of an episode in steps of the agent; the environment's own if not given."""
+    hyperparams_file: Path | None = None
+    """A hyperparameter file in the format of rl-baselines3-zoo, in place of srl's own."""
+    trust_config: bool = False
+    """Import Python code that the sweep's file or the hyperparameter file names."""
+
+    def wrappers(self) -> list[Any]:
+        """Return the wrappers as a hyperparameter file has them.
+
+        :raises UserError: If one is not YAML.
+        """
+        return [read_yaml("--env-wrapper", text, text) for text in self.env_wrapper]
+
+
+@dataclass
+class EvaluationOptions:
+    """Episodes without reward noise, from which scores and learning curves come."""
+
+    eval_freq: int | None = None
+    """Training steps between evaluations. By default 10,000 on Atari and 5,000 elsewhere."""
+    eval_episodes: int | None = None
+    """Episodes of an evaluation. By default 10."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is truncated. By default 50,000, or the environment's
+    time limit if that is higher."""
+
+
+@dataclass
+class ExecutionOptions:
+    """Where and how training runs. None of it changes what is learned, apart from the last bits."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    env_backend: str | None = None
+    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs. By
+    default gymnasium."""
+    compile: str | None = None
+    """Whether the update is compiled: on, off, or auto for runs that are long enough to repay it. By default
+    auto."""
+    precision: str | None = None
+    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md. By
+    default float32."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints, from which an interrupted run resumes; 0 for one after each update."""
+
+
+@dataclass
+class RunExecutionOptions(ExecutionOptions):
+    __doc__ = ExecutionOptions.__doc__
+
+    threads: int = 1
+    """Threads of torch, and of native environments."""
+
+
+@dataclass
+class SweepExecutionOptions(ExecutionOptions):
+    __doc__ = ExecutionOptions.__doc__
+
+    jobs: int | None = None
+    """Number of processes. By default as many as this machine or the Ray cluster has cores; 64 on a Slurm
+    cluster."""
+    population: str = "auto"
+    """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
+    retries: int = 3
+    """How often a run that crashes or hangs is retried from its checkpoint if it gets no further; five times
+    as often one that is killed."""
+    stall_timeout: float = 1800.0
+    """Seconds without a heartbeat after which a run is ended and retried."""
+
+
+@dataclass
+class ClusterOptions:
+    """A cluster instead of this machine; see docs/clusters.md."""
+
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster."""
+    address: str | None = None
+    """Of a Ray cluster: auto, HOST:PORT, or local for one on this machine. By default auto."""
+    tasks_per_gpu: int | None = None
+    """Runs or populations that share a GPU of a Ray cluster. By default 4."""
+    partition: str | None = None
+    """Partition of a Slurm cluster. By default the cluster's own default."""
+    time: str | None = None
+    """Time limit of a Slurm job, H:MM:SS or minutes. By default 4:00:00. A job that reaches it is queued
+    again."""
+
+
+@dataclass
+class TrackOptions:
+    """Tracking; see docs/how-to/tracking.md."""
+
+    track: str | None = None
+    """wandb, mlflow or trackio: send the spec, all logged figures with evaluations, and the final model."""
+    track_project: str | None = None
+    """The project or experiment there. By default srl, or the sweep's name."""
+
+
+def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read values by name.
+
+    :param option: The option, for messages.
+    :param texts: ``NAME=VALUE`` or ``NAME:VALUE``; values are YAML.
+    :raises UserError: If one has another form, or a name is given twice.
+    """
+    given = read_assignments(option, texts)
+    return {name: read_yaml(option, f"{name}={value}", value) for name, value in given.items()}
+
+
+def read_assignments(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Read texts by name; see :func:`parse_assignments`."""
+    values: dict[str, str] = {}
+    for text in texts:
+        found = re.fullmatch(r"(\w+)[=:](.+)", text, re.DOTALL)
+        if found is None:
+            raise UserError(f"{option} {text}: must be NAME=VALUE, for example n_steps=1024.")
+        if found[1] in values:
+            raise UserError(f"{option} {found[1]}: is given twice.")
+        values[found[1]] = found[2]
+    return values
+
+
+def read_yaml(option: str, text: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{option} {text}: {value!r} is not a YAML value.") from None
+
+
+def put_current_directory_on_path() -> None:
+    """Make modules of the current directory importable as ``python -m`` does, in child processes too."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+
+
+def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
+    """An option's values, which may be separated by commas too; None for an option that was not given."""
+    if values is None:
+        return None
+    parts = [part for value in values for part in value.split(",") if part]
+    if not parts:
+        raise UserError(f"{option}: at least one value is needed.")
+    return parts
+
+
+@contextmanager
+def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Track runs as asked; see :func:`srl.tracking.tracking`.
+
+    :param options: The options.
+    :param project: The project if none is named.
+    :param paths: The runs' folders.
+    :return: A context that yields what went wrong, in lines, known at its end.
+    """
+    problems: list[str] = []
+    if options.track is None:
+        if options.track_project is not None:
+            raise UserError(f"--track-project {options.track_project}: needs --track.")
+        yield problems
+        return
+    from srl.tracking import tracking
+
+    with tracking(options.track, options.track_project or project, paths) as outcome:
+        yield problems
+    problems += outcome.problems
+
+
+def tracked_status(problems: Sequence[str], status: int) -> int:
+    """Say what could not be tracked; return the exit status, which is 1 then.
+
+    :param problems: What went wrong, in lines.
+    :param status: The exit status otherwise.
+    """
+    if not problems:
+        return status
+    print(
+        "srl: tracking failed; the runs are not affected. Rerun the command to send what is missing. "
+        f"{problems[0]}",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def print_notes(notes: Sequence[str], console: Console) -> None:
+    for note in notes[:_SHOWN_NOTES]:
+        # A folder's name may hold bytes that are no text
+        console.print(
+            note.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
+        )
+    if len(notes) > _SHOWN_NOTES:
+        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which the files have.")
+
+
+def new_console() -> Console:
+    """Standard output. A terminal has its own width; a file or a pipe takes a table as wide as it is."""
+    return Console(width=None if sys.stdout.isatty() else 250)

@@ -1,0 +1,142 @@
+"""``srl report``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from srl.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+from srl.cli.options import new_console, print_notes, split_values
+
+
+@dataclass
+class Report:
+    """Write tables, statistics, figures and a page about the runs in a folder, finished or not."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep, or one above several, or an archive."""
+    format: Literal["page", "archive", "json", "parquet", "zoo"] = "page"
+    """page for everything to read; archive for a file NAME.parquet from which srl report makes the same page
+    without the runs; json or parquet for a row per run and evaluation; zoo for a copy of the evaluations as
+    rl-baselines3-zoo's plot scripts read them."""
+    last: int = 1
+    """The score of a run is the mean over this many evaluations, the last ones."""
+    normalize: str = "auto"
+    """How scores of different environments come on one scale: human, minmax, none, or auto for human on Atari
+    and minmax elsewhere."""
+    reps: int = 2000
+    """Bootstrap samples of each interval."""
+    compare: tuple[str, ...] = ()
+    """Pairs of columns to compare, each as COLUMN:BASELINE, for example sppo:ppo; those of the sweep if not
+    given."""
+    out: Path | None = None
+    """Where to write it; into the folder itself if not given."""
+    figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT[,FORMAT...]")] = ("png", "svg")
+    """Formats of the figures: png, svg, pdf."""
+    dpi: int = 150
+    """Dots per inch of PNG files."""
+    no_titles: bool = False
+    """Draw figures without titles, for papers whose captions say the same."""
+    gifs: bool = False
+    """Play the first finished run of each cell, and show it on the page as a short GIF."""
+
+
+def report(options: Report, command: str) -> int:
+    """``srl report``; returns the exit status."""
+    if options.last < 1:
+        raise UserError(f"--last {options.last}: at least one evaluation is needed.")
+    if options.reps < 100:
+        raise UserError(f"--reps {options.reps}: at least 100 are needed for a 95% interval.")
+    if options.compare and options.format != "page":
+        raise UserError(f"--compare has no effect on --format {options.format}, which compares nothing.")
+    console = new_console()
+    from srl.report.files import check_folder
+    from srl.report.normalisation import check_normalisation
+
+    normalisation = check_normalisation(options.normalize)
+    if not options.dir.exists():
+        raise UserError(f"{options.dir}: there is no such folder or archive.")
+    # Next to an archive NAME.parquet, into a folder NAME
+    beside = options.dir.with_suffix("") if options.dir.is_file() else options.dir
+    out = beside if options.out is None else options.out
+    if options.dir.is_file() and options.dir.suffix != ".parquet":
+        raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
+    uses_parquet = options.dir.is_file() or options.format in ("archive", "parquet")
+    if uses_parquet and find_spec("pyarrow") is None:
+        raise UserError("Parquet files need the package pyarrow: pip install 'symmetric-rl[report]'.")
+    check_folder(out)
+    figure_options = (options.figures, options.dpi, options.no_titles)
+    if options.format != "page" and figure_options != (("png", "svg"), 150, False):
+        raise UserError("--figures, --dpi and --no-titles: only a page has figures.")
+    if options.gifs and (options.format != "page" or options.dir.is_file()):
+        raise UserError("--gifs: only a page made from run directories can show them.")
+    with console.status("Reading runs") as shown:
+        tell = shown.update
+        if options.format == "page":
+            files = _write_page(options, normalisation, out, console, tell)
+        else:
+            from srl.report.export import export
+
+            files, left_out = export(options.dir, options.format, out, tell)
+            print_notes(left_out, console)
+    console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _write_page(
+    options: Report, normalisation: Any, out: Path, console: Console, tell: Callable[[str], None]
+) -> list[Path]:
+    try:
+        from srl.report.files import check_files
+        from srl.report.report import make_report
+        from srl.report.tables import to_rich
+        from srl.report.write import FILES, FigureOptions, write_report
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"A report needs the package {error.name}: pip install 'symmetric-rl[report]', or run "
+            "scripts/setup.sh in a checkout."
+        ) from None
+    formats = split_values("--figures", options.figures) or []
+    figures = FigureOptions(tuple(formats), options.dpi, not options.no_titles)
+    check_files(out, FILES)
+    made = make_report(
+        options.dir,
+        last=options.last,
+        normalisation=normalisation,
+        reps=options.reps,
+        compare=_pairs(options.compare),
+        tell=tell,
+    )
+    gifs: dict[str, bytes] = {}
+    if options.gifs:
+        from srl.report.gifs import make_gifs
+        from srl.training.play import gif_of
+
+        gifs, notes = make_gifs(made.scores, options.dir, gif_of, tell)
+        made = replace(made, notes=[*made.notes, *notes])
+    files = write_report(made, out, tell, gifs, figures)
+    table = made.scores.table
+    console.print(to_rich(table, console.width))
+    print_notes([*table.notes, *made.scores.left_out, *made.notes], console)
+    console.print()
+    print_notes(made.summary, console)
+    return files
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        column, _, baseline = text.partition(":")
+        if not column or not baseline or column == baseline:
+            raise UserError(f"--compare {text}: must be COLUMN:BASELINE, two columns such as sppo:ppo.")
+        pairs.append((column, baseline))
+    return pairs

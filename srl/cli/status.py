@@ -1,0 +1,47 @@
+"""``srl status``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from srl.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+from srl.cli.options import STOPPED, new_console
+
+
+@dataclass
+class Status:
+    """Show how far the runs in a folder are: what is done, running and failed, and how long it takes yet.
+    Nothing is written."""
+
+    dir: tyro.conf.Positional[Path]
+    """The folder of a sweep or a run, or one above them."""
+    watch: bool = False
+    """Keep showing it until nothing is left to do; wait for the folder if it does not exist yet. Ctrl-C ends
+    this command only."""
+    interval: float = 2.0
+    """Seconds between two looks."""
+
+
+def show_status(options: Status, command: str) -> int:
+    """``srl status``; returns the exit status."""
+    # A longer time the system may be unable to sleep for
+    if not 0 < options.interval <= 86_400:
+        raise UserError(f"--interval {options.interval:g}: must be above 0, and 86400 seconds at the most.")
+    try:
+        from srl.report.status import print_status, watch_status
+
+        if options.watch:
+            watch_status(options.dir, new_console(), options.interval)
+        else:
+            print_status(options.dir, new_console())
+    except KeyboardInterrupt:
+        # No run was stopped by that
+        return 0 if options.watch else STOPPED
+    return 0

@@ -1,0 +1,250 @@
+"""What a sweep compares: its file and its options, checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from srl.config.algorithms import get_algorithm
+from srl.config.compiling import check_choice
+from srl.config.files import ConfigFile, first_mistake
+from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, untrusted
+from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
+from srl.envs.reward_noise import parse_noise
+from srl.errors import UserError, nearest
+from srl.precision import Precision
+
+_HYPERPARAMETERS = {name for model in FAMILIES.values() for name in model.model_fields}
+#: Options of the command line that are named otherwise than the keys of a sweep's file.
+_OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
+
+
+def parse_seeds(texts: Sequence[str | int]) -> list[int]:
+    """Seeds from numbers and half-open ranges.
+
+    :param texts: For example ``["0", "7"]`` or ``["10000:10005"]``, which is 10000 to 10004.
+    :raises UserError: If one does not parse, a range is empty, or seeds repeat.
+    """
+    seeds: list[int] = []
+    for text in texts:
+        parts = str(text).split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise UserError(f"seeds: {text!r} is neither a number >= 0 nor a range such as 10000:10005.")
+        first, end = int(parts[0]), int(parts[-1]) + (len(parts) == 1)
+        if end <= first:
+            raise UserError(f"seeds: the range {text!r} is empty; its end is not part of it.")
+        if end > 2**31:
+            raise UserError(f"seeds: {text!r} reaches beyond 2^31 - 1.")
+        if end - first > 100_000:
+            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; 100,000 is the most.")
+        seeds += range(first, end)
+    repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if repeated:
+        raise UserError(f"seeds: {', '.join(map(str, repeated[:3]))} is specified twice.")
+    if not seeds:
+        raise UserError("seeds: at least one is needed.")
+    return seeds
+
+
+class SweepOptions(Strict):
+    """What a sweep compares. Every combination of ``envs``, columns, ``noise`` and ``seeds`` is a run; the
+    columns are ``algos`` and ``variants``.
+    """
+
+    envs: Annotated[list[str], Field(min_length=1)]
+    algos: list[str] = Field(default_factory=list)
+    #: Named variants of algorithms: ``algo``, and the hyperparameters in which they differ from it.
+    variants: dict[str, Any] = Field(default_factory=dict)
+    #: Values by hyperparameter; each of ``algos`` is expanded into a variant for each combination.
+    grid: dict[str, Any] = Field(default_factory=dict)
+    #: Pairs of columns that reports compare; without any, symmetric algorithms with their baselines.
+    compare: list[list[str]] = Field(default_factory=list)
+    noise: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    #: None takes the hyperparameter files'.
+    n_timesteps: Positive | None = None
+    eval_freq: Positive | None = None
+    n_eval_episodes: Positive = 10
+    eval_max_episode_steps: Positive | None = None
+    bins: Annotated[int, Field(ge=2)] | None = None
+    profile: str = "controlled"
+    env_backend: str = "gymnasium"
+    #: Whether updates are compiled, see :func:`srl.config.compiling.resolve_compile`.
+    compile: str = "auto"
+    #: In which features extractors compute, see :mod:`srl.precision`.
+    precision: Precision = "float32"
+    #: Of all environments; see :class:`~srl.config.spec.RunSpec`.
+    gym_packages: list[str] = Field(default_factory=list)
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    env_wrapper: Any = None
+    max_episode_steps: Positive | None = None
+    #: A path; in a sweep's file it is relative to that.
+    hyperparams_file: Path | None = None
+    #: Hyperparameters of every run, or under an environment's name of its runs; those that only one family
+    #: has go to that one.
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    #: Hyperparameters of the symmetric algorithms alone.
+    symmetric_overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds(cls, value: Any) -> Any:
+        return parse_seeds(value if isinstance(value, list) else [value])
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _compile(cls, value: Any) -> Any:
+        # YAML reads on and off as truth values
+        choice = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        check_choice(choice)
+        return choice
+
+    @field_validator("noise")
+    @classmethod
+    def _noise(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_noise(text)
+        return value
+
+    @field_validator("algos")
+    @classmethod
+    def _algos(cls, value: list[str]) -> list[str]:
+        return [get_algorithm(name).name for name in value]
+
+    def columns(self) -> list[Variant]:
+        """Return what is compared.
+
+        :raises VariantError: If something in it is wrong.
+        """
+        columns = make_variants(self.algos, self.variants, self.grid)
+        if not columns:
+            raise VariantError(["algos"], "at least one algorithm or variant is needed.")
+        check_comparisons(self.compare, columns)
+        return columns
+
+
+def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **changes: Any) -> SweepOptions:
+    """Read a sweep's file.
+
+    :param path: A YAML file with the keys of :class:`SweepOptions`, and under ``quick`` those that differ in
+        the small version.
+    :param quick: Whether to take the small version.
+    :param trust: Whether the file may name Python code of the user's. Modules that ``gym_packages`` of
+        ``changes`` names are trusted anyway.
+    :param changes: Keys that stand before the file's; None changes nothing.
+    :raises UserError: For a mistake, saying in which line or option.
+    """
+    file = ConfigFile(path)
+    if quick and "quick" not in file.data:
+        raise UserError(f"{path}: has no small version; --quick needs a key `quick` in it.")
+    small = file.data.pop("quick", {})
+    if not isinstance(small, dict):
+        raise file.error(["quick"], "must be a mapping of the keys that differ in the small version.")
+    values = dict(file.data)
+    for prefix, part in ((["quick"], values | small), ([], values)):
+        try:
+            SweepOptions(**part)
+        except ValidationError as error:
+            keys = error.errors()[0]["loc"]
+            prefix = prefix if keys and keys[0] in small else []
+            raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
+    if not trust:
+        for prefix, part in (([], values), (["quick"], small)):
+            named = [*(changes.get("gym_packages") or ()), *(changes.get("algos") or ())]
+            _check_code(file, prefix, part, allowed=named)
+    _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
+    for part in (values, values | small):
+        try:
+            SweepOptions(**part).columns()
+        except VariantError as error:
+            inside = part is not values and error.keys[0] in small
+            raise file.error([*(["quick"] if inside else []), *error.keys], error.message) from None
+    values |= small if quick else {}
+    if values.get("hyperparams_file"):
+        values["hyperparams_file"] = path.parent / values["hyperparams_file"]
+    if changes.get("algos") is not None:
+        # Of the file's variants, those that the command line names
+        values["variants"] = {
+            name: value for name, value in values.get("variants", {}).items() if name in changes["algos"]
+        }
+        changes["algos"] = [name for name in changes["algos"] if name not in values["variants"]]
+    for key, value in changes.items():
+        if key == "grid" and value is not None:
+            values[key] = value
+        elif isinstance(value, dict):
+            values[key] = {**values.get(key, {}), **value}
+        elif value is not None:
+            values[key] = value
+    # What the command line leaves out of the columns is not compared either
+    chosen = changes.get("algos") is not None or changes.get("grid") is not None
+    try:
+        options = SweepOptions(**values)
+        if chosen:
+            options = _without_absent_comparisons(options)
+        options.columns()
+        return options
+    except VariantError as error:
+        option, *parts = map(str, error.keys)
+        raise UserError(f"--{option}{' ' if parts else ''}{'.'.join(parts)}: {error.message}") from None
+    except ValidationError as error:
+        wrong, message = first_mistake(error)
+        option = _OPTIONS.get(str(wrong[0]), str(wrong[0])).replace("_", "-")
+        raise UserError(f"--{option}: {message}") from None
+
+
+def _without_absent_comparisons(options: SweepOptions) -> SweepOptions:
+    names = {variant.name for variant in options.model_copy(update={"compare": []}).columns()}
+    return options.model_copy(update={"compare": [pair for pair in options.compare if set(pair) <= names]})
+
+
+def _check_code(
+    file: ConfigFile, prefix: list[str], values: dict[str, Any], allowed: Collection[str]
+) -> None:
+    """See that a part of a sweep's file names no Python code that the command line does not allow.
+
+    :param prefix: The keys above the part.
+    :param values: What it says.
+    :param allowed: Modules and algorithms that the command line names.
+    :raises UserError: If it does.
+    """
+    modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
+    modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
+    algos = [(["algos"], algo) for algo in values.get("algos", ())]
+    algos += [(["variants", name, "algo"], one["algo"]) for name, one in values.get("variants", {}).items()]
+    modules += [(keys, algo) for keys, algo in algos if get_algorithm(algo).is_own]
+    named = [(keys, name) for keys, name in modules if name not in allowed]
+    places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
+    for key in ("overrides", "symmetric_overrides"):
+        places.append(([key], values.get(key, {})))
+        places += [([key, env], part) for env, part in values.get(key, {}).items() if is_of_env(env, part)]
+    for keys, part in places:
+        if part.get("env_wrapper") not in (None, [], ATARI_WRAPPER, [ATARI_WRAPPER]):
+            named.append(([*keys, "env_wrapper"], part["env_wrapper"]))
+        options = part.get("policy_kwargs")
+        if isinstance(options, dict) and options.get("features_extractor_class") is not None:
+            where = [*keys, "policy_kwargs", "features_extractor_class"]
+            named.append((where, options["features_extractor_class"]))
+    for keys, name in named:
+        raise file.error([*prefix, *keys], untrusted(name))
+
+
+def is_of_env(key: str, value: Any) -> bool:
+    """Whether an entry of a sweep's overrides holds those of one environment."""
+    return isinstance(value, dict) and key not in _HYPERPARAMETERS
+
+
+def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[str]) -> None:
+    """See that overrides by environment are for environments of the sweep.
+
+    :raises UserError: If not.
+    """
+    for key, value in values.get("overrides", {}).items():
+        if is_of_env(key, value) and key not in envs:
+            hint = nearest(key, [*envs, *_HYPERPARAMETERS])
+            raise file.error(
+                ["overrides", key], f"is neither a hyperparameter nor one of the sweep's envs.{hint}"
+            )
