@@ -53,8 +53,9 @@ def check_band(curve, values, rtol=1e-12):
     tolerance = dict(rtol=rtol) if n < 4 else dict(rtol=0, atol=0.1 * (high - low).max())
     np.testing.assert_allclose(curve.low, low, **tolerance)
     np.testing.assert_allclose(curve.high, high, **tolerance)
-    assert (curve.low >= values.min(axis=0) - 1e-9).all()
-    assert (curve.high <= values.max(axis=0) + 1e-9).all()
+    slack = max(rtol, 1e-12) * np.abs(values).max()
+    assert (curve.low >= values.min(axis=0) - slack).all()
+    assert (curve.high <= values.max(axis=0) + slack).all()
 
 
 # Curves of evaluations
