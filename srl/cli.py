@@ -17,7 +17,7 @@ import tyro
 import yaml
 from rich.console import Console
 
-from srl import __version__
+from srl import __version__, cli_llm
 from srl.errors import OutOfSpace, UserError
 
 #: Exit statuses.
@@ -259,6 +259,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Clean, tyro.conf.subcommand("clean")]
+    | Annotated[cli_llm.LanguageModels, tyro.conf.subcommand("llm")]
 )
 
 
@@ -285,7 +286,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # So does one whose terminal is closed, unless nohup said not to
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _interrupt)
-        run = {Train: train, Sweep: sweep, Report: report, Status: show_status, Clean: clean}[type(command)]
+        run = {
+            Train: train,
+            Sweep: sweep,
+            Report: report,
+            Status: show_status,
+            Clean: clean,
+            cli_llm.LanguageModels: cli_llm.run,
+        }[type(command)]
         status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
     except UserError as error:
         print(f"srl: {error}", file=sys.stderr)

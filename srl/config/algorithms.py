@@ -13,7 +13,7 @@ class Algorithm:
 
     #: As the command line takes it.
     name: str
-    #: ``"a2c"`` or ``"ppo"``: which update.
+    #: ``"a2c"`` or ``"ppo"``: which update. ``"llm-ppo"`` and ``"llm-grpo"`` for those of language models.
     family: str
     #: Whether it has the reverse loss; those without train with ``beta=0``.
     symmetric: bool
@@ -24,6 +24,17 @@ class Algorithm:
     def label(self) -> str:
         """As the paper writes it."""
         return self.name.upper()
+
+    @property
+    def symmetric_name(self) -> str:
+        """The algorithm with the reverse loss, of the same family."""
+        prefix = "llm-" if self.on_language_models else "d" * self.discretised
+        return f"{prefix}s{self.family.removeprefix('llm-')}"
+
+    @property
+    def on_language_models(self) -> bool:
+        """Whether it trains language models (:mod:`srl.llm`)."""
+        return self.family.startswith("llm-")
 
     @property
     def hyperparams_name(self) -> str:
@@ -40,6 +51,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         Algorithm(f"d{family}", family, symmetric=False, discretised=True),
         Algorithm(f"ds{family}", family, symmetric=True, discretised=True),
     )
+} | {
+    f"llm-{prefix}{name}": Algorithm(f"llm-{prefix}{name}", f"llm-{name}", bool(prefix), discretised=False)
+    for name in ("ppo", "grpo")
+    for prefix in ("", "s")
 }
 
 
@@ -50,7 +65,18 @@ def get_algorithm(name: str) -> Algorithm:
     """
     algorithm = ALGORITHMS.get(name.lower())
     if algorithm is None:
-        raise UserError(
-            f"There is no algorithm {name!r}. Known: {', '.join(ALGORITHMS)}.{nearest(name, ALGORITHMS)}"
-        )
+        known = [name for name, each in ALGORITHMS.items() if not each.on_language_models]
+        raise UserError(f"There is no algorithm {name!r}. Known: {', '.join(known)}.{nearest(name, known)}")
+    return algorithm
+
+
+def get_environment_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name, which trains in environments.
+
+    :raises UserError: For an unknown name, and for an algorithm of language models.
+    """
+    algorithm = get_algorithm(name)
+    if algorithm.on_language_models:
+        short = algorithm.name.removeprefix("llm-")
+        raise UserError(f"{algorithm.name} trains language models: srl llm train TASK --algo {short}.")
     return algorithm

@@ -370,6 +370,15 @@ class PPOHyperparams(Hyperparams):
 FAMILIES: dict[str, type[Hyperparams]] = {"a2c": A2CHyperparams, "ppo": PPOHyperparams}
 
 
+def hyperparams_model(algorithm: Algorithm) -> type[Hyperparams]:
+    """The hyperparameters that an algorithm has."""
+    if algorithm.on_language_models:
+        from srl.llm.hyperparams import LanguageModelHyperparams
+
+        return LanguageModelHyperparams
+    return FAMILIES[algorithm.family]
+
+
 def untrusted(name: object) -> str:
     """Say that a file names code which the command line does not allow to import."""
     return f"names Python code, {name!r}, which is imported only with --trust-config."
@@ -406,10 +415,10 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> Hyperpara
             if name in values and (name, values[name]) != ("beta", 0):
                 raise UserError(
                     f"{name}={values[name]}: {algorithm.label} has no reverse loss. Use "
-                    f"{'d' * algorithm.discretised}s{algorithm.family}, or leave {name} out."
+                    f"{algorithm.symmetric_name}, or leave {name} out."
                 )
         values = {"alpha": 1.0, **values, "beta": 0.0}
-    return FAMILIES[algorithm.family](**values)
+    return hyperparams_model(algorithm)(**values)
 
 
 def resolve_hyperparams(

@@ -15,7 +15,17 @@ import numpy as np
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.store import PLAN, RESULTS, SPEC, RunDirectory, Status, flatten, read_plan, walk
+from srl.rundir.store import (
+    PLAN,
+    RESULTS,
+    SPEC,
+    RunDirectory,
+    Status,
+    flatten,
+    language_model_files,
+    read_plan,
+    walk,
+)
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "gym_packages"}
@@ -234,7 +244,9 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
         # Its score stands, but a sweep would make another model
-        minor_damage += directory.sealed_damage(status, RESULTS[2:], thorough=False) if status else []
+        if status:
+            results = [*RESULTS[2:], *language_model_files(status)]
+            minor_damage += directory.sealed_damage(status, results, thorough=False)
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":

@@ -37,6 +37,7 @@ from srl.rundir.store import (
     PlannedRun,
     RunDirectory,
     Status,
+    language_model_files,
     read_bytes,
     read_plan,
     walk,
@@ -271,7 +272,8 @@ def _find_damage_of_evaluations(directory: RunDirectory, n_timesteps: int) -> Us
 
 def _find_damage_of_model(directory: RunDirectory, status: Status) -> UserError | None:
     """Why a run that is done would be retrained although it has a score."""
-    problems = directory.sealed_damage(status, RESULTS[2:], thorough=False)
+    results = [*RESULTS[2:], *language_model_files(status)]
+    problems = directory.sealed_damage(status, results, thorough=False)
     return UserError(problems[0]) if problems else None
 
 

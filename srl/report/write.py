@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 
 from srl.config.spec import safe_name
 from srl.report import figures
-from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
+from srl.report.curves import (
+    ENTROPY_LOSS,
+    LANGUAGE_MODEL_FIGURES,
+    SIGN_CHANGE,
+    TRAINING,
+    Curve,
+    learning_curve,
+    training_curves,
+)
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
@@ -31,7 +39,7 @@ FILES = [
 _ENDINGS = ("png", "svg")
 
 #: Folders of figures that there is one of for each environment.
-_KINDS = ("learning_curve", "sign_change", "entropy")
+_KINDS = ("learning_curve", "sign_change", "entropy", "language_model")
 #: Curves by environment and steps, then noise, then column.
 _Curves = dict[Task, dict[str, dict[str, Curve]]]
 
@@ -94,7 +102,7 @@ def _write_bytes(content: bytes, path: Path) -> None:
 
 def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:
     learning: _Curves = {}
-    training: dict[str, _Curves] = {SIGN_CHANGE: {}, ENTROPY_LOSS: {}}
+    training: dict[str, _Curves] = {name: {} for name in TRAINING}
     notes: list[str] = []
 
     def put(curves: _Curves, cell: Cell, curve: Curve) -> None:
@@ -156,6 +164,9 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
         for task, by_noise in training[ENTROPY_LOSS].items()
     }
     yield from _drawings_of_curves("entropy", "entropy (nats)", entropy, columns)
+    for name, label in LANGUAGE_MODEL_FIGURES.items():
+        folder = f"language_model/{name.rpartition('/')[2]}"
+        yield from _drawings_of_curves("language_model", label, training[name], columns, folder=folder)
 
 
 def _drawings_of_curves(
@@ -164,6 +175,7 @@ def _drawings_of_curves(
     curves: _Curves,
     columns: list[str],
     suffixes: dict[tuple[Task, str], str] | None = None,
+    folder: str | None = None,
 ) -> Iterator[_Drawing]:
     names: set[str] = set()
     for task, by_noise in sorted(curves.items()):
@@ -180,7 +192,7 @@ def _drawings_of_curves(
         own = {column: text for (where, column), text in (suffixes or {}).items() if where == task}
         yield _Drawing(
             kind,
-            f"{kind}/{name}",
+            f"{folder or kind}/{name}",
             f"{title}: {label}",
             lambda by_noise=by_noise, title=title, own=own: figures.draw_curves(  # type: ignore[misc]
                 by_noise, columns, title=title, label=label, suffixes=own

@@ -12,6 +12,7 @@
 | ``checkpoints/STEPS.npz`` | of a run that is not finished: what it needs to go on |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
+| ``model/``, ``samples.json`` | a language model in place of ``model.zip``, and texts before and after |
 
 Besides, ``evaluations.npz`` has ``successes`` if an episode reported ``is_success``, and
 ``reached_max_steps`` if one was truncated by ``eval_max_episode_steps``: bool, (n_evaluations, n_episodes).
@@ -68,17 +69,20 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
+#: A language model as transformers saves it, and texts that it wrote before and after training.
+LANGUAGE_MODEL = "model"
+SAMPLES = "samples.json"
 
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
 #: Names of what attempts at a run write, and a new attempt starts without.
-_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
+_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, MODEL, VECNORMALIZE, SAMPLES, ERROR)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+(\..+\.[0-9]+\.[0-9]+)?")
 _MONITOR_FILE = re.compile(r"[0-9]+\.monitor\.csv")
 CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
 #: What :func:`replacing` adds to a name: a random part by tempfile.mkstemp.
 RANDOM = r"\.[a-z0-9_]{8}"
-_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, ERROR)
+_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, MODEL, VECNORMALIZE, SAMPLES, ERROR)
 TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))}){RANDOM}")
 TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{RANDOM}")
 #: What SB3 writes into ``model.zip`` first and last.
@@ -346,7 +350,8 @@ class RunDirectory:
         """
         if names is None:
             logs = [file.relative_to(self.path).as_posix() for file in growing_logs(self.path)]
-            names = [*RESULTS, VERSIONS, PROGRESS, *logs]
+            model = [f"{LANGUAGE_MODEL}/{name}" for name in plain_files(self.path / LANGUAGE_MODEL)]
+            names = [*RESULTS, VERSIONS, PROGRESS, SAMPLES, *model, *logs]
         sealed = {}
         for name in sorted(names):
             file = self.path / name
@@ -388,7 +393,7 @@ class RunDirectory:
         if status is None and not (found is not None and self._is_complete(found.spec)):
             problems += self._status_problem()
         if status is not None and status.state == "done":
-            problems += self.sealed_damage(status, RESULTS[1:])
+            problems += self.sealed_damage(status, [*RESULTS[1:], *language_model_files(status)])
             problems += self._damage_of_evaluations(status)
         elif os.path.lexists(self.path / EVALUATIONS):
             problems += self._damage_of_evaluations(status)
@@ -404,7 +409,8 @@ class RunDirectory:
             return [f"{line} Its evaluations and model are complete." for line in self._status_problem()]
         problems = []
         if status is not None and status.state == "done":
-            problems += self.sealed_damage(status, status.files.keys() - set(RESULTS), thorough=thorough)
+            results = {*RESULTS, *language_model_files(status)}
+            problems += self.sealed_damage(status, status.files.keys() - results, thorough=thorough)
         versions = self.path / VERSIONS
         is_named = any(line.startswith(f"{versions}: ") for line in problems)
         if os.path.lexists(versions) and self.read_versions() is None and not is_named:
@@ -704,10 +710,12 @@ class RunDirectory:
 
     def _outputs(self) -> list[Path]:
         """The files that attempts at the run have written, going by their names."""
-        here = plain_files(self.path)
+        here, status = plain_files(self.path), self.read_status()
         names = [name for name in here if name in _OUTPUTS or TEMPORARY.fullmatch(name)]
+        model = [] if status is None else language_model_files(status)
         return [
             *(self.path / name for name in names),
+            *(self.path / name for name in model if (self.path / name).is_file()),
             *growing_logs(self.path),
             *checkpoint_files(self.path),
         ]
@@ -716,6 +724,11 @@ class RunDirectory:
     def in_progress(self) -> bool:
         """Whether a process of this machine is at it now; nothing is written."""
         return is_locked(self.path / LOCK)
+
+
+def language_model_files(status: Status) -> list[str]:
+    """The files of a language model that a finished run left, by their names below its folder."""
+    return [name for name in status.files if name.startswith(f"{LANGUAGE_MODEL}/")]
 
 
 def _checksum(values: dict[str, Any]) -> str:

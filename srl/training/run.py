@@ -213,7 +213,7 @@ class Attempt:
         #: What ended it.
         self.error: Exception | None = None
         self._directory = RunDirectory(path)
-        self._command = command
+        self.command = command
         self._tell = tell
         #: The monotonic clock and the training steps at the first heartbeat.
         self._first_beat: tuple[float, int] | None = None
@@ -262,7 +262,7 @@ class Attempt:
                 )
             self._directory.write_status(self.status)
             try:
-                write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+                write_text(self.path / VERSIONS, json.dumps(versions(self.command), indent=1) + "\n")
             except Exception as error:
                 self.fail(error)
         except BaseException:
@@ -326,7 +326,7 @@ class Attempt:
     def begin_anew(self) -> None:
         """Remove what earlier attempts have left."""
         self._directory.clear()
-        write_text(self.path / VERSIONS, json.dumps(versions(self._command), indent=1) + "\n")
+        write_text(self.path / VERSIONS, json.dumps(versions(self.command), indent=1) + "\n")
         self.status = replace(self.status, timesteps=0, resumed_from=0)
 
     def beat(self, timesteps: int, evaluation: str = "") -> None:
