@@ -19,6 +19,18 @@ def read_version() -> str:
 
 
 README = ROOT / "README.md"
+# Python 3.11 or later, for transformers 5 and TRL
+LANGUAGE_MODELS = [
+    f"{requirement}; python_version >= '3.11'"
+    for requirement in (
+        "transformers>=5.24,<6",
+        "accelerate>=1.15,<2",
+        "peft>=0.21,<1",
+        "datasets>=5,<6",
+        "tokenizers>=0.23,<1",
+        "safetensors>=0.8,<1",
+    )
+]
 
 setup(
     name="symmetric-rl",
@@ -83,6 +95,10 @@ setup(
         "minatar": ["minatar>=1.0.15,<2"],
         # MP4 files of `srl enjoy`
         "video": ["imageio-ffmpeg>=0.5,<1", "pillow>=10"],
+        "llm": LANGUAGE_MODELS,
+        "trl": [*LANGUAGE_MODELS, "trl>=1.12,!=1.15.*,<1.17; python_version >= '3.11'"],
+        # In an environment of its own: it needs other versions of transformers
+        "verl": ["verl>=0.9,<1"],
         "ray": ["ray>=2.9,<3", "grpcio>=1.60"],
         "slurm": ["submitit>=1.5,<2"],
         # srl tune; its plots

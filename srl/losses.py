@@ -45,7 +45,10 @@ def policy_gradient_loss(advantages: th.Tensor, log_prob: th.Tensor) -> th.Tenso
 
 
 def clipped_surrogate_loss(
-    advantages: th.Tensor, ratio: th.Tensor, clip_range: Coefficient
+    advantages: th.Tensor,
+    ratio: th.Tensor,
+    clip_range: Coefficient,
+    clip_range_high: Coefficient | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
     """The clipped surrogate loss of PPO, and where it passes a gradient.
 
@@ -54,11 +57,13 @@ def clipped_surrogate_loss(
     :param advantages: Advantages, shape ``(..., batch_size)``.
     :param ratio: ``pi / pi_old``, shape ``(..., batch_size)``.
     :param clip_range: ``eps``; a tensor in float64, as Python has its numbers.
+    :param clip_range_high: ``eps`` above 1; None for ``clip_range`` on both sides.
     :return: The loss, shape ``(...)``, and a boolean mask of shape ``(..., batch_size)``, true where
         ``A ratio <= A clip(ratio)``, which includes every ratio within the clip range.
     """
     unclipped = advantages * ratio
-    clipped = advantages * _clamp(ratio, 1 - clip_range, 1 + clip_range)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = advantages * _clamp(ratio, 1 - clip_range, 1 + high)
     return -th.min(unclipped, clipped).mean(-1), unclipped.detach() <= clipped.detach()
 
 

@@ -76,7 +76,7 @@ def test_the_wheel_says_what_it_is(wheel):
     version = re.search(r'__version__ = "(.+)"', (ROOT / "srl" / "__init__.py").read_text())
     assert (metadata["Name"], metadata["Version"]) == ("symmetric-rl", version[1])
     assert metadata["License-Expression"] == "MIT"
-    assert {"dev", "ray", "slurm", "report"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"dev", "ray", "slurm", "report", "llm", "trl"} <= set(metadata.get_all("Provides-Extra"))
     scripts = ConfigParser()
     scripts.read_string(read_dist_info(wheel, "entry_points.txt").decode())
     assert scripts["console_scripts"]["srl"] == "srl.__main__:main"

@@ -16,6 +16,7 @@ from srl.errors import OutOfSpace, UserError
 
 if TYPE_CHECKING:
     pass
+from srl.cli import llm
 from srl.cli.clean import Clean, clean
 from srl.cli.enjoy import Enjoy, enjoy
 from srl.cli.options import FAILED, MISTAKE, STOPPED
@@ -57,6 +58,10 @@ _EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
     "tune": (Tune, ("srl tune --algo sppo --env CartPole-v1 --n-trials 50",)),
     "push": (Push, ("srl push runs/CartPole-v1/sppo/none/seed-0 me/sppo-CartPole-v1",)),
     "pull": (Pull, ("srl pull me/sppo-CartPole-v1",)),
+    "llm": (
+        llm.LanguageModels,
+        ("srl llm train offline", "srl llm sample runs/llm/offline/sppo/none/seed-0 'the film'"),
+    ),
     "clean": (Clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
 }
 
@@ -100,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Report: report,
             Status: show_status,
             Clean: clean,
+            llm.LanguageModels: llm.run,
             Tune: tune,
             Push: push,
             Pull: pull,

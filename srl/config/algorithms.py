@@ -14,7 +14,8 @@ class Algorithm:
 
     #: As the command line takes it.
     name: str
-    #: ``"a2c"`` or ``"ppo"``: which update. ``"own"`` for a class that the name imports.
+    #: ``"a2c"`` or ``"ppo"``: which update. ``"llm-ppo"`` and ``"llm-grpo"`` for those of language models,
+    #: ``"own"`` for a class that the name imports.
     family: str
     #: Whether it has the reverse loss; those without train with ``beta=0``.
     symmetric: bool
@@ -30,6 +31,17 @@ class Algorithm:
     def is_own(self) -> bool:
         """Whether it is a class of another package, written ``package.module:Class``."""
         return self.family == "own"
+
+    @property
+    def symmetric_name(self) -> str:
+        """The algorithm with the reverse loss, of the same family."""
+        prefix = "llm-" if self.on_language_models else "d" * self.discretised
+        return f"{prefix}s{self.family.removeprefix('llm-')}"
+
+    @property
+    def on_language_models(self) -> bool:
+        """Whether it trains language models (:mod:`srl.llm`)."""
+        return self.family.startswith("llm-")
 
     @property
     def hyperparams_name(self) -> str:
@@ -51,6 +63,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         Algorithm(f"d{family}", family, symmetric=False, discretised=True),
         Algorithm(f"ds{family}", family, symmetric=True, discretised=True),
     )
+} | {
+    f"llm-{prefix}{name}": Algorithm(f"llm-{prefix}{name}", f"llm-{name}", bool(prefix), discretised=False)
+    for name in ("ppo", "grpo")
+    for prefix in ("", "s")
 }
 
 
@@ -66,7 +82,18 @@ def get_algorithm(name: str) -> Algorithm:
         return Algorithm(name, "own", symmetric=False, discretised=False)
     algorithm = ALGORITHMS.get(name.lower())
     if algorithm is None:
-        raise UserError(
-            f"There is no algorithm {name!r}. Known: {', '.join(ALGORITHMS)}.{nearest(name, ALGORITHMS)}"
-        )
+        known = [name for name, each in ALGORITHMS.items() if not each.on_language_models]
+        raise UserError(f"There is no algorithm {name!r}. Known: {', '.join(known)}.{nearest(name, known)}")
+    return algorithm
+
+
+def get_environment_algorithm(name: str) -> Algorithm:
+    """The algorithm of that name, which trains in environments.
+
+    :raises UserError: For an unknown name, and for an algorithm of language models.
+    """
+    algorithm = get_algorithm(name)
+    if algorithm.on_language_models:
+        short = algorithm.name.removeprefix("llm-")
+        raise UserError(f"{algorithm.name} trains language models: srl llm train TASK --algo {short}.")
     return algorithm

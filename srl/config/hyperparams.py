@@ -445,7 +445,7 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> EnvHyperp
             if name in values and (name, values[name]) != ("beta", 0):
                 raise UserError(
                     f"{name}={values[name]}: {algorithm.label} has no reverse loss. Use "
-                    f"{'d' * algorithm.discretised}s{algorithm.family}, or leave {name} out."
+                    f"{algorithm.symmetric_name}, or leave {name} out."
                 )
         values = {"alpha": 1.0, **values, "beta": 0.0}
     return FAMILIES[algorithm.family](**values)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from srl.config.algorithms import get_algorithm
-from srl.config.hyperparams import FAMILIES
+from srl.config.families import hyperparams_model
 from srl.config.spec import RunSpec
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -54,10 +54,8 @@ def read_leniently(content: bytes) -> LenientSpec:
         known["format"] = _FORMAT
     parsed = dict(known)
     if isinstance(known.get("hyperparams"), dict):
-        family = get_algorithm(str(known.get("algo"))).family
-        parsed["hyperparams"] = _without_unknown(
-            FAMILIES[family], known["hyperparams"], "hyperparams.", unknown
-        )
+        model = hyperparams_model(get_algorithm(str(known.get("algo"))))
+        parsed["hyperparams"] = _without_unknown(model, known["hyperparams"], "hyperparams.", unknown)
     spec = _without_unknown(RunSpec, parsed, "", unknown)
     known = {key: value for key, value in known.items() if key in parsed}
     digests = {hashlib.sha256(content).hexdigest()}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from srl.config.algorithms import Algorithm, get_algorithm
+from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
 from srl.config.compiling import resolve_compile
+from srl.config.families import hyperparams_model
 from srl.config.files import first_mistake
 from srl.config.hyperparams import (
     ATARI_WRAPPER,
-    FAMILIES,
     PROFILES,
     EnvHyperparams,
     Hyperparams,
@@ -104,8 +104,8 @@ class RunSpec(Strict):
     @classmethod
     def _family(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("hyperparams"), dict):
-            family = get_algorithm(str(data.get("algo"))).family
-            data = {**data, "hyperparams": FAMILIES[family](**data["hyperparams"])}
+            model = hyperparams_model(get_algorithm(str(data.get("algo"))))
+            data = {**data, "hyperparams": model(**data["hyperparams"])}
         return data
 
     @property
@@ -213,7 +213,7 @@ def make_run_spec(
     :return: The spec, and lines to tell the user.
     :raises UserError: For whatever is wrong in that.
     """
-    algorithm = get_algorithm(algo)
+    algorithm = get_environment_algorithm(algo)
     import_packages(gym_packages)
     env_id, renamed = resolve_env_id(env)
     if profile not in PROFILES:

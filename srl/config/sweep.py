@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_algorithm
+from srl.config.algorithms import get_algorithm, get_environment_algorithm
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, untrusted
@@ -113,7 +113,7 @@ class SweepOptions(Strict):
     @field_validator("algos")
     @classmethod
     def _algos(cls, value: list[str]) -> list[str]:
-        return [get_algorithm(name).name for name in value]
+        return [get_environment_algorithm(name).name for name in value]
 
     def columns(self) -> list[Variant]:
         """Return what is compared.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from srl.config.algorithms import ALGORITHMS, get_algorithm
+from srl.config.algorithms import ALGORITHMS, get_algorithm, get_environment_algorithm
 from srl.config.files import first_mistake
 from srl.config.hyperparams import check_hyperparams, keys_of
 from srl.errors import UserError, nearest
@@ -138,7 +138,7 @@ def _named(name: str, values: Any) -> Variant:
     if not isinstance(values, Mapping) or not isinstance(values.get("algo"), str):
         raise VariantError(keys, "must be a mapping with the key algo, for example {algo: sppo, beta: 5}.")
     try:
-        algo = get_algorithm(values["algo"]).name
+        algo = get_environment_algorithm(values["algo"]).name
     except UserError as error:
         raise VariantError([*keys, "algo"], str(error)) from None
     if name.lower() in ALGORITHMS:

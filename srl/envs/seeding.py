@@ -44,6 +44,11 @@ class Stream(IntEnum):
     EVAL_ACTIONS = 7
     #: Constructors of environments that draw from global generators; index 0 for training, 1 for evaluation.
     SETUP = 8
+    #: Which prompts a language model answers; the index counts iterations. Of language models the index of
+    #: REWARD_NOISE, ACTIONS (sampled tokens) and MINIBATCHES counts iterations, too.
+    PROMPTS = 9
+    #: Texts of the offline task; the index tells apart what they are for.
+    TEXTS = 10
 
 
 def seed_sequence(seed: int, stream: Stream, index: int = 0) -> np.random.SeedSequence:

@@ -20,6 +20,7 @@ from srl.config.lenient import read_leniently
 from srl.errors import UserError
 from srl.report.curves import TRAINING, Series
 from srl.report.runs import Evaluations, Run, scored_run
+from srl.report.samples import SampledText
 from srl.report.source import Source
 from srl.rundir.status import Status
 
@@ -43,6 +44,7 @@ class Archive:
     compare: list[tuple[str, str]]
     _versions: Mapping[str, dict[str, Any] | None]
     _training: Mapping[str, Mapping[str, Series] | str]
+    _samples: Mapping[str, list[SampledText]]
 
     def versions(self, run: Run) -> dict[str, Any] | None:
         """See :class:`~srl.report.source.Source`."""
@@ -54,6 +56,10 @@ class Archive:
         if isinstance(found, str):
             raise ValueError(found)
         return found
+
+    def samples(self, run: Run) -> list[SampledText]:
+        """See :class:`~srl.report.source.Source`."""
+        return self._samples[run.path]
 
 
 def write_archive(
@@ -103,6 +109,7 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
             [(str(one), str(other)) for one, other in about["compare"]],
             {row["run"]: _loaded(row["versions"]) for row in rows},
             {row["run"]: _training_of(row) for row in rows},
+            {row["run"]: [SampledText(**text) for text in _loaded(row.get("samples")) or []] for row in rows},
         )
     except UserError:
         raise
@@ -117,7 +124,8 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
 #: Of columns that may hold no value at all, and of what float32 holds well enough.
 _TYPES = {
     **dict.fromkeys(
-        ("spec", "unknown", "status", "versions", "files", "training_problem", "reason"), pa.string()
+        ("spec", "unknown", "status", "versions", "files", "training_problem", "reason", "samples"),
+        pa.string(),
     ),
     **dict.fromkeys(("timesteps", "lengths"), pa.list_(pa.int64())),
     "returns": pa.list_(pa.float64()),
@@ -161,6 +169,7 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
         "training_problem": problem,
         **{f"{name}/steps": training[name].steps.tolist() if name in training else None for name in TRAINING},
         **{name: training[name].values.tolist() if name in training else None for name in TRAINING},
+        "samples": _dumped([asdict(text) for text in source.samples(run)] or None),
     }
 
 
@@ -213,7 +222,7 @@ def _training_of(row: Mapping[str, Any]) -> Mapping[str, Series] | str:
     return {
         name: Series(np.array(row[f"{name}/steps"], dtype=float), np.array(row[name], dtype=float))
         for name in TRAINING
-        if row[name] is not None
+        if row.get(name) is not None
     }
 
 

@@ -25,7 +25,14 @@ N_POINTS = 100
 STEPS = "time/total_timesteps"
 SIGN_CHANGE = "train/advantage_sign_change"
 ENTROPY_LOSS = "train/entropy_loss"
-TRAINING = (SIGN_CHANGE, ENTROPY_LOSS)
+#: Of language models, with what they are.
+LANGUAGE_MODEL_FIGURES = {
+    "rollout/reward": "training reward, without noise",
+    "eval/judge": "score by the judge, which training does not see",
+    "eval/kl": "KL divergence from the reference model (nats per response)",
+    "eval/perplexity": "perplexity of reference responses",
+}
+TRAINING = (SIGN_CHANGE, ENTROPY_LOSS, *LANGUAGE_MODEL_FIGURES)
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def training_curves(
 
     :param cell: The runs.
     :param training: Gives what the updates of a run logged, see :func:`read_training`.
-    :return: Curves by :data:`SIGN_CHANGE` and :data:`ENTROPY_LOSS`, as far as these were logged, and lines on
-        logs that could not be read.
+    :return: Curves by the names in :data:`TRAINING`, as far as these were logged, and lines on logs that
+        could not be read.
     """
     chosen, finished = _chosen(cell)
     logs: list[Mapping[str, Series]] = []

@@ -41,6 +41,10 @@ _STYLES: dict[str, tuple[str, str, str]] = {
     "sppo": ("#004C84", "-", "D"),
     "dppo": ("#3DB892", "--", "<"),
     "dsppo": ("#0B4F36", "-", "X"),
+    "llm-ppo": ("#56B4E9", "--", "s"),
+    "llm-sppo": ("#004C84", "-", "D"),
+    "llm-grpo": ("#E69F00", "--", "^"),
+    "llm-sgrpo": ("#A6320A", "-", "v"),
 }
 #: Colors of variants whose names begin with no algorithm.
 _OTHER_COLORS = ("#D55E00", "#999933", "#882255", "#44AA99", "#332288", "#DDCC77")

@@ -65,7 +65,7 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
 
     :param report: What it shows.
     :param figures: By kind: ``improvement``, ``aggregate``, ``learning_curve``, ``sign_change``, ``entropy``,
-        ``gif``.
+        ``gif``, ``language_model``.
     """
     environment = Environment(
         loader=PackageLoader("srl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -89,6 +89,7 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
         versions=versions.entries,
         method=_method(report),
         n_points=N_POINTS,
+        samples=_samples(report),
         steps=_steps,
         number=_number,
         style=style,
@@ -165,6 +166,16 @@ def _run(
         "versions": _versions(report.scores.source.versions(run), versions),
         "path": run.path,
     }
+
+
+def _samples(report: Report) -> list[dict[str, Any]]:
+    """Texts of language models, of one run in each cell."""
+    found = []
+    for cell in report.scores.cells:
+        texts = next(filter(None, (report.scores.source.samples(run) for run in cell.runs)), [])
+        if texts:
+            found.append({"name": f"{cell.column} on {cell.env}, noise {cell.noise}", "texts": texts})
+    return found
 
 
 def _spec(run: Run, column: str, specs: _Collection) -> int | None:

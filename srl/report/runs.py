@@ -16,7 +16,7 @@ from srl.config.algorithms import get_algorithm
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import RESULTS, SPEC, RunDirectory, flatten, walk
+from srl.rundir.directory import RESULTS, SPEC, RunDirectory, flatten, language_model_files, walk
 from srl.rundir.plan import PLAN, read_plan
 from srl.rundir.status import Status
 
@@ -237,7 +237,9 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
         # Its score stands, but a sweep would make another model
-        minor_damage += directory.sealed_damage(status, RESULTS[2:], thorough=False) if status else []
+        if status:
+            results = [*RESULTS[2:], *language_model_files(status)]
+            minor_damage += directory.sealed_damage(status, results, thorough=False)
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srl.report.runs import Run
+from srl.report.samples import SampledText, read_samples
 from srl.rundir.directory import PROGRESS, RunDirectory
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ class Source(Protocol):
 
         :raises UserError, OSError, ValueError: If it cannot be read.
         """
+        ...
+
+    def samples(self, run: Run) -> list[SampledText]:
+        """Return texts of a language model before and after training; empty for other runs."""
         ...
 
 
@@ -48,3 +53,7 @@ class Folders:
         from srl.report.curves import read_training
 
         return read_training(self.root / run.path / PROGRESS, run.status)
+
+    def samples(self, run: Run) -> list[SampledText]:
+        """See :class:`Source`."""
+        return read_samples(self.root / run.path)

@@ -27,7 +27,16 @@ from srl.config.variants import column_order
 from srl.errors import UserError
 from srl.report.markup import one_line
 from srl.rundir.checkpoints import last_checkpoint
-from srl.rundir.directory import EVALUATIONS, MODEL, RESULTS, SPEC, STATUS, RunDirectory, walk
+from srl.rundir.directory import (
+    EVALUATIONS,
+    MODEL,
+    RESULTS,
+    SPEC,
+    STATUS,
+    RunDirectory,
+    language_model_files,
+    walk,
+)
 from srl.rundir.files import read_bytes
 from srl.rundir.plan import PLAN, PlannedRun, read_plan
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
@@ -261,7 +270,8 @@ def _find_damage_of_evaluations(directory: RunDirectory, n_timesteps: int) -> Us
 
 def _find_damage_of_model(directory: RunDirectory, status: Status) -> UserError | None:
     """Why a run that is done would be retrained although it has a score."""
-    problems = directory.sealed_damage(status, RESULTS[2:], thorough=False)
+    results = [*RESULTS[2:], *language_model_files(status)]
+    problems = directory.sealed_damage(status, results, thorough=False)
     return UserError(problems[0]) if problems else None
 
 

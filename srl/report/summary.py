@@ -203,7 +203,8 @@ def _differs_in_coefficients(comparison: Comparison, cells: Sequence[Cell]) -> b
     scaled: dict[tuple[str, Task], list[float]] = {}
     for cell in cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)
-        if cell.noise != comparison.noise or spec is None or get_algorithm(cell.algo).family != "ppo":
+        is_ppo = get_algorithm(cell.algo).family in ("ppo", "llm-ppo")
+        if cell.noise != comparison.noise or spec is None or not is_ppo:
             continue
         loss = spec.hyperparams
         factor = {"rce": abs(loss.z), "mae": 2.0}.get(loss.reverse_loss)

@@ -17,7 +17,15 @@ from srl.report import figures
 from srl.report.ablation import find_ablations
 from srl.report.aggregate import ENOUGH_FOR_PROFILES
 from srl.report.comparison import task_name
-from srl.report.curves import ENTROPY_LOSS, SIGN_CHANGE, Curve, learning_curve, training_curves
+from srl.report.curves import (
+    ENTROPY_LOSS,
+    LANGUAGE_MODEL_FIGURES,
+    SIGN_CHANGE,
+    TRAINING,
+    Curve,
+    learning_curve,
+    training_curves,
+)
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
@@ -59,7 +67,7 @@ class FigureOptions:
 
 
 #: Folders of figures that there is one of for each environment.
-_KINDS = ("learning_curve", "sign_change", "entropy")
+_KINDS = ("learning_curve", "sign_change", "entropy", "language_model")
 #: Curves by environment and steps, then noise, then column.
 _Curves = dict[Task, dict[str, dict[str, Curve]]]
 
@@ -132,7 +140,7 @@ def _write_bytes(content: bytes, path: Path) -> None:
 
 def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:
     learning: _Curves = {}
-    training: dict[str, _Curves] = {SIGN_CHANGE: {}, ENTROPY_LOSS: {}}
+    training: dict[str, _Curves] = {name: {} for name in TRAINING}
     notes: list[str] = []
 
     def put(curves: _Curves, cell: Cell, curve: Curve) -> None:
@@ -221,6 +229,9 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
         for task, by_noise in training[ENTROPY_LOSS].items()
     }
     yield from _drawings_of_curves("entropy", "entropy (nats)", entropy, columns)
+    for name, label in LANGUAGE_MODEL_FIGURES.items():
+        folder = f"language_model/{name.rpartition('/')[2]}"
+        yield from _drawings_of_curves("language_model", label, training[name], columns, folder=folder)
 
 
 def _drawings_of_curves(
@@ -229,6 +240,7 @@ def _drawings_of_curves(
     curves: _Curves,
     columns: list[str],
     suffixes: dict[tuple[Task, str], str] | None = None,
+    folder: str | None = None,
 ) -> Iterator[_Drawing]:
     names: set[str] = set()
     for task, by_noise in sorted(curves.items()):
@@ -236,9 +248,10 @@ def _drawings_of_curves(
         several = sum(other[0] == env for other in curves) > 1
         title = f"{env}, {steps:,} steps" if several else env
         own = {column: text for (where, column), text in (suffixes or {}).items() if where == task}
+        name = _file_name(title, names)
         yield _Drawing(
             kind,
-            f"{kind}/{_file_name(title, names)}",
+            f"{folder or kind}/{name}",
             f"{title}: {label}",
             lambda by_noise=by_noise, title=title, own=own: figures.draw_curves(  # type: ignore[misc]
                 by_noise, columns, title=title, label=label, suffixes=own

@@ -14,6 +14,7 @@
 | ``checkpoints/STEPS.npz`` | of an unfinished run: what it needs to resume |
 | ``error.txt`` | the traceback of a run that failed |
 | ``output.log`` | what a sweep's run printed |
+| ``model/``, ``samples.json`` | a language model in place of ``model.zip``, and texts before and after |
 | ``tracking.json`` | what was sent to a tracking service, see :mod:`srl.tracking` |
 | ``stop.txt`` | why the run was told to stop early, as a pruned trial of ``srl tune`` |
 
@@ -84,16 +85,19 @@ LOG = "output.log"
 LOCK = "run.lock"
 #: Asks the process that trains a run to end it, see :func:`request_stop`.
 STOP = "stop.txt"
+#: A language model as transformers saves it, and texts that it wrote before and after training.
+LANGUAGE_MODEL = "model"
+SAMPLES = "samples.json"
 
 #: The results of a run: what must be whole for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
 _MODELS = (MODEL, VECNORMALIZE, BEST_MODEL, BEST_VECNORMALIZE, FINAL_STATE)
 #: Names of what attempts at a run write, and a new attempt starts without.
-_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, *_MODELS, ERROR)
+_OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, *_MODELS, SAMPLES, ERROR)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+(\..+\.[0-9]+\.[0-9]+)?")
 _MONITOR_FILE = re.compile(r"[0-9]+\.monitor\.csv")
 CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
-_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, *_MODELS, ERROR)
+_REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, *_MODELS, SAMPLES, ERROR)
 TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))}){RANDOM}")
 TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{RANDOM}")
 #: What SB3 writes into ``model.zip`` first and last.
@@ -268,7 +272,7 @@ class RunDirectory:
         if status is None and not (found is not None and self._is_complete(found.spec)):
             problems += self._status_problem()
         if status is not None and status.state == "done":
-            problems += self.sealed_damage(status, RESULTS[1:])
+            problems += self.sealed_damage(status, [*RESULTS[1:], *language_model_files(status)])
             problems += self._damage_of_evaluations(status)
         elif os.path.lexists(self.path / EVALUATIONS):
             problems += self._damage_of_evaluations(status)
@@ -284,7 +288,8 @@ class RunDirectory:
             return [f"{line} Its evaluations and model are complete." for line in self._status_problem()]
         problems = []
         if status is not None and status.state == "done":
-            problems += self.sealed_damage(status, status.files.keys() - set(RESULTS), thorough=thorough)
+            results = {*RESULTS, *language_model_files(status)}
+            problems += self.sealed_damage(status, status.files.keys() - results, thorough=thorough)
         versions = self.path / VERSIONS
         is_named = any(line.startswith(f"{versions}: ") for line in problems)
         if os.path.lexists(versions) and self.read_versions() is None and not is_named:
@@ -598,10 +603,12 @@ class RunDirectory:
 
     def _outputs(self) -> list[Path]:
         """The files that attempts at the run have written, going by their names."""
-        here = plain_files(self.path)
+        here, status = plain_files(self.path), self.read_status()
         names = [name for name in here if name in _OUTPUTS or TEMPORARY.fullmatch(name)]
+        model = [] if status is None else language_model_files(status)
         return [
             *(self.path / name for name in names),
+            *(self.path / name for name in model if (self.path / name).is_file()),
             *growing_logs(self.path),
             *checkpoint_files(self.path),
         ]
@@ -610,6 +617,11 @@ class RunDirectory:
     def in_progress(self) -> bool:
         """Whether a process of this machine is at it now; nothing is written."""
         return is_locked(self.path / LOCK)
+
+
+def language_model_files(status: Status) -> list[str]:
+    """The files of a language model that a finished run left, by their names below its folder."""
+    return [name for name in status.files if name.startswith(f"{LANGUAGE_MODEL}/")]
 
 
 def find_runs(root: Path) -> list[RunDirectory]:

@@ -220,7 +220,7 @@ class Attempt:
         #: What ended it.
         self.error: Exception | None = None
         self._directory = RunDirectory(path)
-        self._command = command
+        self.command = command
         self._tell = tell
         #: The monotonic clock and the training steps at the first heartbeat.
         self._first_beat: tuple[float, int] | None = None
@@ -303,7 +303,7 @@ class Attempt:
         return checkpoint_origin(self.spec)
 
     def _versions(self) -> dict[str, Any]:
-        return versions(self._command, self.spec.algo if self.spec.algorithm.is_own else None)
+        return versions(self.command, self.spec.algo if self.spec.algorithm.is_own else None)
 
     def note(self, text: str) -> None:
         """Record what went wrong with earlier attempts."""

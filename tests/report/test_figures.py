@@ -22,7 +22,8 @@ from tests.report.hostile import NAMES
 
 CONTINUOUS = ("A2C", "PPO", "SA2C", "SPPO")
 DISCRETISED = ("DA2C", "DPPO", "DSA2C", "DSPPO")
-ALL = [name.upper() for name in ALGORITHMS]
+ALL = [algorithm.label for algorithm in ALGORITHMS.values() if not algorithm.on_language_models]
+LANGUAGE_MODELS = [algorithm.label for algorithm in ALGORITHMS.values() if algorithm.on_language_models]
 VARIANTS = [f"SPPO (beta={beta})" for beta in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
 
 #: Colours as they are seen without one kind of cone, on linear RGB: Machado, Oliveira and Fernandes, "A
@@ -76,9 +77,10 @@ def test_algorithm_looks_the_same_whatever_else_is_in_the_report(column):
     assert figures.style(variant, [*ALL, variant]).color == alone.color
 
 
-def test_algorithms_have_different_colours_to_normal_sight():
-    for left, right in combinations(ALL, 2):
-        colors = [lab(figures.style(name, ALL).color) for name in (left, right)]
+@pytest.mark.parametrize("names", [ALL, LANGUAGE_MODELS], ids=len)
+def test_algorithms_have_different_colours_to_normal_sight(names):
+    for left, right in combinations(names, 2):
+        colors = [lab(figures.style(name, names).color) for name in (left, right)]
         assert np.linalg.norm(colors[0] - colors[1]) > 30, (left, right)
 
 
@@ -94,11 +96,12 @@ def test_usual_sets_are_told_apart_without_full_colour(names, sight):
         assert distance > 30 or differ_in_shape(*styles), (left, right, distance)
 
 
-@pytest.mark.parametrize("name", ["A2C", "PPO", "DA2C", "DPPO"])
+@pytest.mark.parametrize("name", ["A2C", "PPO", "DA2C", "DPPO", "LLM-PPO", "LLM-GRPO"])
 def test_symmetric_algorithm_and_its_baseline_differ_in_lightness_and_in_dashes(name):
     """Whoever sees no colour tells what a figure is mostly about by either."""
-    symmetric = name.replace("A2C", "SA2C").replace("PPO", "SPPO")
-    styles = [figures.style(one, ALL) for one in (name, symmetric)]
+    symmetric = name.replace("A2C", "SA2C").replace("PPO", "SPPO").replace("GRPO", "SGRPO")
+    names = LANGUAGE_MODELS if name in LANGUAGE_MODELS else ALL
+    styles = [figures.style(one, names) for one in (name, symmetric)]
     assert styles[1].dashes == "-" != styles[0].dashes
     assert lab(styles[0].color)[0] - lab(styles[1].color)[0] > 25
 

@@ -1,0 +1,317 @@
+"""``srl llm``: train, evaluate and sample language models; srl.llm is imported when it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import tyro
+from rich.console import Console
+
+from srl.errors import UserError
+
+if TYPE_CHECKING:
+    from srl.config.spec import RunSpec
+
+#: Exit status of a run that failed.
+_FAILED = 1
+#: Texts that are printed after training.
+_SHOWN_TEXTS = 6
+
+
+@dataclass
+class Train:
+    """Train a language model into a run directory."""
+
+    task: tyro.conf.Positional[str]
+    """offline, imdb, tldr, or a file in their format (configs/llm)."""
+    algo: str = "sppo"
+    """ppo or sppo with a critic of their own; grpo or sgrpo by TRL."""
+    alpha: float | None = None
+    """Weight of the policy loss."""
+    beta: float | None = None
+    """Weight of the reverse loss."""
+    z: float | None = None
+    """The finite stand-in for log 0, negative."""
+    reverse_loss: str | None = None
+    """rce (reverse cross-entropy) or mae (mean absolute error)."""
+    importance_weighting: bool | None = None
+    """Whether the reverse loss is divided by pi_old, as published."""
+    hyperparams: tuple[str, ...] = ()
+    """Any other hyperparameters, as NAME=VALUE, for example kl_coef=0.1 n_epochs=2."""
+    noise: str = "none"
+    """Noise on the scores that training sees: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
+    seed: int = 0
+    """Seed of everything that is random."""
+    variant: str | None = None
+    """Name of the run's column in tables; the algorithm's if not given."""
+    timesteps: int | None = None
+    """Responses to train on; the file's if not given."""
+    eval_freq: int | None = None
+    """Responses between evaluations; the file's if not given."""
+    eval_episodes: int | None = None
+    """Prompts of an evaluation; the file's if not given."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 1
+    """Threads of torch."""
+    local_files: Path | None = None
+    """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
+    trust_config: bool = False
+    """Import Python code that the task's file names."""
+    out: Path | None = None
+    """The run's directory; runs/TASK/ALGO/NOISE/seed-N if not given."""
+    checkpoint_every: float = 180.0
+    """Seconds between two checkpoints; 0 for one after each iteration."""
+
+
+@dataclass
+class Evaluate:
+    """Evaluate the model of a finished run; nothing is written."""
+
+    dir: tyro.conf.Positional[Path]
+    """The run's directory."""
+    episodes: int | None = None
+    """Prompts; the run's if not given."""
+    seed: int = 1
+    """Seed of the sampled tokens."""
+    local_files: Path | None = None
+    """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
+    trust_config: bool = False
+    """Import Python code that the run's spec names."""
+
+
+@dataclass
+class Sample:
+    """Let the model of a finished run continue a prompt."""
+
+    dir: tyro.conf.Positional[Path]
+    """The run's directory."""
+    prompt: tyro.conf.Positional[str]
+    """The beginning of a text."""
+    n: int = 3
+    """Responses to the prompt."""
+    seed: int = 0
+    """Seed of the sampled tokens."""
+
+
+@dataclass
+class LanguageModels:
+    """Language models: train, evaluate, sample. Needs pip install 'symmetric-rl[llm]'."""
+
+    command: tyro.conf.OmitSubcommandPrefixes[
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Evaluate, tyro.conf.subcommand("eval")]
+        | Annotated[Sample, tyro.conf.subcommand("sample")]
+    ]
+
+
+def run(options: LanguageModels, command: str) -> int:
+    """``srl llm``; returns the exit status. The command line is for the run's record."""
+    from srl.llm.extras import require
+
+    require("trl" if isinstance(options.command, Train) and "grpo" in options.command.algo else "llm")
+    if not _uses_hub(options.command) or not _reaches_hub():
+        # Else the libraries try again and again; what is in their cache is found all the same
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    _quieten()
+    if isinstance(options.command, Train):
+        return train(options.command, command)
+    if isinstance(options.command, Evaluate):
+        return evaluate(options.command)
+    return sample(options.command)
+
+
+def _uses_hub(command: Train | Evaluate | Sample) -> bool:
+    """Whether a command may load something from the Hugging Face hub."""
+    if isinstance(command, Sample):
+        return (command.dir / "model" / "adapter_config.json").is_file()
+    return command.local_files is None and not (isinstance(command, Train) and command.task == "offline")
+
+
+def _reaches_hub() -> bool:
+    """Whether the Hugging Face hub answers."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=10).close()
+    except HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _quieten() -> None:
+    """Keep the libraries' bars and warnings out of the output."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 250)
+
+
+def train(options: Train, command: str) -> int:
+    """``srl llm train``; returns the exit status."""
+    from srl.cli.options import parse_assignments
+    from srl.llm.run import check_run, train_llm_run
+    from srl.llm.spec import make_llm_spec
+    from srl.llm.tasks import load_task
+    from srl.rundir.directory import RunDirectory
+    from srl.sweep.display import RunDisplay
+    from srl.sweep.engines.local import use_one_thread
+    from srl.sweep.execution import check_interval
+    from srl.training.run import RunFailed
+
+    check_interval(options.checkpoint_every)
+    sys.path.insert(0, os.getcwd())
+    console = _console()
+    names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    spec = make_llm_spec(
+        options.task,
+        options.algo,
+        options.seed,
+        noise=options.noise,
+        n_timesteps=options.timesteps,
+        eval_freq=options.eval_freq,
+        n_eval_episodes=options.eval_episodes,
+        device=options.device,
+        threads=options.threads,
+        variant=options.variant,
+        trust=options.trust_config,
+        overrides=parse_assignments("--hyperparams", options.hyperparams) | given,
+    )
+    path = options.out or Path("runs") / spec.path
+    directory = RunDirectory(path)
+    there = directory.compare(spec)
+    for note in [*directory.damage(), *directory.minor_damage()]:
+        console.print(note, markup=False)
+    if there == "done":
+        console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
+        return 0
+    check_run(spec)
+    use_one_thread(spec.threads)
+    task = load_task(spec, options.local_files, lambda line: console.print(line, markup=False))
+    try:
+        with RunDisplay(console, spec) as display:
+            train_llm_run(
+                spec,
+                path,
+                task,
+                command=command,
+                tell=display.update,
+                checkpoint_every=options.checkpoint_every,
+            )
+    except RunFailed as error:
+        print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
+        return _FAILED
+    _print_samples(path, console)
+    _print_evaluations(path, console)
+    console.print(
+        f"The run is in {path}. Page: srl report {path}. More texts: srl llm sample {path} PROMPT",
+        markup=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _print_samples(path: Path, console: Console) -> None:
+    from srl.report.samples import read_samples
+
+    for text in read_samples(path)[:_SHOWN_TEXTS]:
+        console.print(f"\n{text.prompt}", markup=False, highlight=False, style="bold")
+        console.print(f"  before ({text.reward_before:.2f}): {text.before}", markup=False, highlight=False)
+        console.print(f"  after  ({text.reward_after:.2f}): {text.after}", markup=False, highlight=False)
+    console.print()
+
+
+def _print_evaluations(path: Path, console: Console) -> None:
+    import csv
+
+    from srl.rundir.directory import PROGRESS
+
+    with (path / PROGRESS).open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("eval/reward")]
+    for name in ("reward", "judge", "kl", "perplexity", "length"):
+        values = [row[f"eval/{name}"] for row in rows if row.get(f"eval/{name}")]
+        if values:
+            console.print(
+                f"{name + ':':12}{float(values[0]):8.3f} before, {float(values[-1]):8.3f} after training",
+                markup=False,
+                highlight=False,
+            )
+
+
+def _finished_run(path: Path) -> RunSpec:
+    """The spec of a finished run on a language model.
+
+    :raises UserError: If the folder holds none.
+    """
+    from srl.llm.tasks import options
+    from srl.rundir.directory import RunDirectory
+
+    directory = RunDirectory(path)
+    spec = directory.read_spec()
+    if spec is None:
+        raise UserError(f"{path} holds no run.")
+    options(spec)
+    if problems := directory.damage():
+        raise UserError(problems[0])
+    if not directory.is_finished():
+        raise UserError(f"{path}: the run is not finished; its model comes at the end.")
+    return spec
+
+
+def evaluate(options: Evaluate) -> int:
+    """``srl llm eval``; returns the exit status."""
+    from srl.llm.run import load_trained
+    from srl.llm.tasks import load_task
+    from srl.llm.tasks import options as of
+
+    sys.path.insert(0, os.getcwd())
+    spec = _finished_run(options.dir)
+    for code in of(spec).named_code():
+        if not options.trust_config:
+            raise UserError(f"{options.dir}: the spec names Python code, {code!r}; give --trust-config.")
+    if options.episodes is not None:
+        if options.episodes < 1:
+            raise UserError(f"--episodes {options.episodes}: at least one prompt is needed.")
+        spec = spec.model_copy(update={"n_eval_episodes": options.episodes})
+    task = load_task(spec, options.local_files)
+    sampler = load_trained(spec, options.dir, task)
+    found = sampler.evaluate(
+        [task.eval_rows[number] for number in range(len(task.eval_rows))],
+        task.reward,
+        others={} if task.judge is None else {"judge": task.judge},
+        seed=options.seed,
+        do_sample=not spec.eval_deterministic,
+    )
+    console = _console()
+    for name, figure in found.metrics.items():
+        console.print(f"{name.removeprefix('eval/') + ':':12}{figure:8.3f}", markup=False, highlight=False)
+    return 0
+
+
+def sample(options: Sample) -> int:
+    """``srl llm sample``; returns the exit status."""
+    from srl.llm.run import load_trained
+
+    if options.n < 1:
+        raise UserError(f"--n {options.n}: at least one response is needed.")
+    if not options.prompt.strip():
+        raise UserError("The prompt is empty.")
+    spec = _finished_run(options.dir)
+    for response in load_trained(spec, options.dir).respond(options.prompt, options.n, options.seed):
+        print(response)
+    return 0

@@ -1,0 +1,26 @@
+"""Symmetric losses for language models: SPPO with a critic, in TRL's GRPOTrainer, and in verl.
+
+Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. Nothing else in
+srl imports this package before it is used, and what needs transformers or TRL is imported at first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
+    from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+
+__all__ = ["SPPOConfig", "SPPOTrainer", "SymmetricGRPOConfig", "SymmetricGRPOTrainer"]
+_MODULES = {
+    "SPPOConfig": "srl.llm.sppo_trainer",
+    "SPPOTrainer": "srl.llm.sppo_trainer",
+    "SymmetricGRPOConfig": "srl.llm.grpo_trainer",
+    "SymmetricGRPOTrainer": "srl.llm.grpo_trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,50 @@
+"""What training language models needs besides the packages of srl itself."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+
+from srl.errors import UserError
+
+#: The packages of each extra of the distribution.
+EXTRAS = {
+    "llm": ("transformers", "accelerate", "peft", "datasets"),
+    "trl": ("transformers", "accelerate", "peft", "datasets", "trl"),
+}
+#: The versions of TRL that the tests have run with, and all of them as a requirement. TRL 1.15.0 does not
+#: train on the CPU.
+TRL_VERSIONS = ("1.12", "1.13", "1.14", "1.16")
+TRL_REQUIREMENT = "trl>=1.12,!=1.15.*,<1.17"
+
+
+def require(extra: str) -> None:
+    """See that an extra is installed.
+
+    :param extra: A name of :data:`EXTRAS`.
+    :raises UserError: If Python is too old, a package is missing, or TRL is of a version that was not tested.
+    """
+    if sys.version_info < (3, 11):
+        raise UserError(
+            f"Language models need Python 3.11 or later (transformers 5 does); this is Python "
+            f"{sys.version_info[0]}.{sys.version_info[1]}."
+        )
+    missing = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    if missing:
+        raise UserError(f"Missing: {', '.join(missing)}. Install them: pip install 'symmetric-rl[{extra}]'")
+    if extra == "trl":
+        check_trl(metadata.version("trl"))
+
+
+def check_trl(version: str) -> None:
+    """See that a version of TRL was tested: its internals change.
+
+    :param version: As ``1.16.0``.
+    :raises UserError: If it was not.
+    """
+    if version.rpartition(".")[0] not in TRL_VERSIONS:
+        raise UserError(
+            f"TRL {version} was not tested with SymmetricGRPOTrainer. Install one that was: "
+            f"pip install '{TRL_REQUIREMENT}'"
+        )

@@ -1,0 +1,238 @@
+"""Train a run on a language model into its directory."""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from srl.llm.extras import EXTRAS, require
+
+require("llm")
+
+import torch as th
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from srl.config.spec import RunSpec
+from srl.errors import UserError
+from srl.llm.record import Record
+from srl.llm.sampling import Sampler
+from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.tasks import Files, Task, options
+from srl.rundir.directory import LANGUAGE_MODEL, VERSIONS
+from srl.rundir.files import plain_files, write_text
+from srl.rundir.status import Status
+from srl.training.checkpoint import CheckpointTimer, write_checkpoint
+from srl.training.run import Attempt, RunFailed, in_one_line, versions
+
+#: Texts that a run keeps.
+N_SAMPLES = 12
+
+
+def train_llm_run(
+    spec: RunSpec,
+    path: Path,
+    task: Task,
+    *,
+    command: str = "",
+    tell: Callable[[Status], None] | None = None,
+    checkpoint_every: float = 180.0,
+) -> Status:
+    """Train a run on a language model into its directory.
+
+    PPO and SPPO continue from the checkpoint of an earlier attempt, with the same result on the CPU; GRPO
+    restarts from scratch.
+
+    :param spec: The run.
+    :param path: Its folder, new or of an unfinished run of the same spec.
+    :param task: What :func:`srl.llm.tasks.load_task` gave for the spec.
+    :param command: The command that asked for it, for the record.
+    :param tell: Is given the status after each iteration.
+    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each iteration.
+    :return: The status at the end.
+    :raises RunFailed: If training failed; the directory says why.
+    :raises UserError: If the folder does not fit.
+    """
+    th.set_num_threads(spec.threads)
+    check_run(spec)
+    attempt = Attempt(spec, path, command=command, tell=tell)
+    try:
+        with attempt:
+            if attempt.running:
+                _write_versions(path, command)
+                train = _train_grpo if spec.algorithm.family == "llm-grpo" else _train_sppo
+                attempt.finish(train(attempt, task, checkpoint_every))
+    except Exception as error:
+        if error is not attempt.error:
+            raise  # the folder does not fit
+    if attempt.status.state == "failed":
+        raise RunFailed(attempt.status.reason) from attempt.error
+    return attempt.status
+
+
+def check_run(spec: RunSpec) -> None:
+    """See that the hyperparameters of a run fit together, before something is loaded or written.
+
+    :raises UserError: If they do not.
+    """
+    if spec.algorithm.family == "llm-grpo":
+        from srl.llm.grpo_run import grpo_config
+
+        grpo_config(spec, "")
+    else:
+        sppo_config(spec).check()
+
+
+def load_trained(spec: RunSpec, path: Path, task: Task | None = None) -> Sampler:
+    """The policy of a finished run.
+
+    :param spec: The run.
+    :param path: Its folder.
+    :param task: With the model that the policy began as, for KL divergences; None to go without.
+    :raises UserError: If the model cannot be loaded.
+    """
+    hyperparams, folder, files = options(spec), path / LANGUAGE_MODEL, Files(None)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    if (folder / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        load = AutoPeftModelForCausalLM.from_pretrained
+    policy = files.load(load, str(folder)).to(spec.device).eval()
+    tokenizer = files.load(AutoTokenizer.from_pretrained, str(folder))
+    tokenizer.truncation_side = hyperparams.data.truncation_side
+    return Sampler(
+        policy,
+        tokenizer,
+        reference=None if task is None else task.model.to(spec.device).eval(),
+        max_prompt_length=hyperparams.max_prompt_length,
+        max_new_tokens=hyperparams.max_new_tokens,
+        min_new_tokens=hyperparams.min_new_tokens,
+        temperature=hyperparams.temperature,
+        top_k=hyperparams.top_k,
+        batch_size=hyperparams.inference_batch_size,
+    )
+
+
+def _write_versions(path: Path, command: str) -> None:
+    """Record the packages of the extras, too."""
+    found = versions(command)
+    for name in (*EXTRAS["trl"], "tokenizers"):
+        try:
+            found["packages"][name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found["packages"][name] = None
+    write_text(path / VERSIONS, json.dumps(found, indent=1) + "\n")
+
+
+def sppo_config(spec: RunSpec) -> SPPOConfig:
+    """The trainer's hyperparameters of a run."""
+    hyperparams = options(spec)
+    names = {each.name for each in fields(SPPOConfig)}
+    values = {name: value for name, value in hyperparams if name in names}
+    n_iterations = -(-spec.n_timesteps // hyperparams.n_rollouts)
+    return SPPOConfig(
+        **values,
+        output_dir="",
+        seed=spec.seed,
+        n_iterations=n_iterations,
+        noise=spec.noise,
+        eval_do_sample=not spec.eval_deterministic,
+        log_with=(),
+    )
+
+
+def make_trainer(spec: RunSpec, task: Task) -> SPPOTrainer:
+    """The trainer of a run with a critic."""
+    return SPPOTrainer(
+        task.model,
+        task.reward,
+        sppo_config(spec),
+        task.train_rows,
+        task.eval_rows,
+        task.tokenizer,
+        peft_config=task.peft_config,
+        eval_funcs={} if task.judge is None else {"judge": task.judge},
+        device=spec.device,
+    )
+
+
+def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
+    state: dict[str, Any] | None = None
+    for steps in attempt.checkpoints():
+        try:
+            state = attempt.go_on(steps)
+            break
+        except UserError as error:
+            attempt.note(f"cannot go on from step {steps:,}: {error}")
+    if state is None:
+        attempt.begin_anew()
+        _write_versions(attempt.path, attempt.command)
+    trainer = make_trainer(attempt.spec, task)
+    record = Record(attempt, state["logs"]["progress"] if state else "")
+    if state is not None:
+        record.restore(state)
+        trainer.load_state_dict(state["trainer"])
+    n_rollouts, n_iterations = trainer.args.n_rollouts, trainer.args.n_iterations
+    timer = CheckpointTimer(checkpoint_every, attempt.note)
+    try:
+        while trainer.iteration < n_iterations:
+            steps = trainer.iteration * n_rollouts
+            attempt.beat(steps)
+            if record.is_due(steps):
+                record.evaluated(steps, trainer.evaluate(index=record.n_evaluations))
+            figures = trainer.iterate()
+            steps += n_rollouts
+            record.add(steps, figures)
+            if timer.is_due:
+                made = {"origin": attempt.origin(), "trainer": trainer.state_dict(), **record.state()}
+                timer.keep(lambda made=made, steps=steps: write_checkpoint(attempt.path, steps, made))  # type: ignore[misc]
+        steps = trainer.iteration * n_rollouts
+        attempt.beat(steps)
+        if record.is_due_at_end():
+            record.evaluated(steps, trainer.evaluate(index=record.n_evaluations))
+    except Exception as error:
+        raise RunFailed(f"{in_one_line(error)} (at step {trainer.iteration * n_rollouts:,})") from error
+    finally:
+        record.logger.close()
+    save_model(attempt.path, trainer.save_model)
+    return steps
+
+
+def _train_grpo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
+    from srl.llm.grpo_run import train_grpo
+
+    attempt.begin_anew()
+    _write_versions(attempt.path, attempt.command)
+    record = Record(attempt)
+    try:
+        steps, save = train_grpo(attempt, task, record)
+    except Exception as error:
+        raise RunFailed(in_one_line(error)) from error
+    finally:
+        record.logger.close()
+    save_model(attempt.path, save)
+    return steps
+
+
+def save_model(path: Path, save: Callable[[Path], None]) -> None:
+    """Write a run's final model into its folder, file by file as a whole.
+
+    :param path: The run's folder.
+    :param save: Writes the model and its tokenizer into a folder.
+    """
+    folder = path / LANGUAGE_MODEL
+    folder.mkdir(exist_ok=True)
+    made = Path(tempfile.mkdtemp(dir=path, prefix=f".{LANGUAGE_MODEL}."))
+    try:
+        save(made)
+        for name in sorted(plain_files(made)):
+            os.replace(made / name, folder / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""The offline task's grammar, tokenizer and classifiers."""
+
+import torch as th
+from transformers import AutoTokenizer
+
+from srl.llm import offline
+from srl.llm.offline import GARBLED, NEGATIVE, POSITIVE, OrderClassifier, WordClassifier
+
+
+def test_reviews_come_from_their_stream_alone():
+    assert offline.make_reviews(5, 0) == offline.make_reviews(9, 0)[:5]
+    assert offline.make_reviews(5, 0) != offline.make_reviews(5, 1)
+    labels = [review.label for review in offline.make_reviews(600, 2)]
+    assert all(150 < labels.count(label) < 250 for label in range(3))
+
+
+def test_tokenizer_knows_all_words_and_returns_the_same_text(tmp_path):
+    made = offline.make_tokenizer()
+    made.save_pretrained(tmp_path)
+    for tokenizer in (made, AutoTokenizer.from_pretrained(tmp_path)):
+        for review in offline.make_reviews(300, 0):
+            text = f"{review.prompt} {review.response}"
+            tokens = tokenizer(text)["input_ids"]
+            assert tokenizer.unk_token_id not in tokens
+            assert tokenizer.decode(tokens) == text
+        assert tokenizer.padding_side == "left"
+
+
+def test_pretraining_lowers_the_loss_and_repeats():
+    tokenizer = offline.make_tokenizer()
+    models = [offline.pretrain(tokenizer, n_reviews=256, n_epochs=epochs) for epochs in (1, 6, 6)]
+    tokens = th.tensor([tokenizer("this movie was very good and funny .")["input_ids"]])
+    losses = [float(model(input_ids=tokens, labels=tokens).loss.detach()) for model in models]
+    assert losses[1] == losses[2] < losses[0] - 0.3
+
+
+def test_classifiers_tell_sentiments_apart_and_the_judge_garbled_text():
+    tokenizer = offline.make_tokenizer()
+    for kind, garbled, n_steps in ((WordClassifier, False, 60), (OrderClassifier, True, 150)):
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(0)
+            model = kind(len(tokenizer))
+        offline.fit_classifier(model, tokenizer, 1, n_reviews=1500, n_steps=n_steps)
+        score = offline.Positivity(model, tokenizer, "score")
+        texts, labels = offline.labelled_texts(300, 5, garbled=garbled)
+        scores = th.tensor(score(texts, texts))
+        found = {label: float(scores[th.tensor(labels) == label].mean()) for label in set(labels)}
+        assert found[POSITIVE] > 0.8
+        assert found[NEGATIVE] < 0.2
+        assert found.get(GARBLED, 0.0) < 0.3
+        assert score([""], [""]) != []

@@ -1,0 +1,18 @@
+"""Nothing of srl imports srl.llm, or a package of its extras, before it is used."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import pkgutil, sys
+import srl, srl.cli, srl.cli_llm
+for name in ("experiment.run", "experiment.sweep", "report.status", "report.runs"):
+    __import__(f"srl.{name}")
+print([name for name in sys.modules if name.split(".")[0] in ("transformers", "trl", "peft", "accelerate")])
+print([name for name in sys.modules if name.startswith("srl.llm")])
+"""
+
+
+def test_the_rest_of_srl_does_not_import_language_models():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
