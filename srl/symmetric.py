@@ -63,7 +63,7 @@ def check_symmetric_loss(
         if not (_is_finite(weight) and weight >= 0):
             raise UserError(f"{name}={weight} is not a finite number >= 0; it is the weight of a loss.")
     if not (_is_finite(z) and z < 0):
-        raise UserError(f"z={z} is not a finite number < 0; it stands for log 0, and the paper uses -1.")
+        raise UserError(f"z={z} is not a finite number < 0; it replaces log 0, and the paper uses -1.")
     for name, value, known in (
         ("reverse_loss", reverse_loss, REVERSE_LOSSES),
         ("advantage_transform", advantage_transform, ADVANTAGE_TRANSFORMS),

@@ -1,4 +1,4 @@
-"""Flip noise, normalisation, statistics and transforms of advantages."""
+"""Flip noise, normalization, statistics and transforms of advantages."""
 
 import pytest
 import torch as th

@@ -364,7 +364,7 @@ def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, 
     train_run(spec, tmp_path / spec.path)
     outcome = srl(*words, "--dry-run")
     assert outcome.status == 0, outcome.err
-    assert "Done already: 1" in outcome.out
+    assert "Finished: 1" in outcome.out
 
 
 def test_file_of_a_sweep_may_say_on_and_off_as_yaml_does(tmp_path):

@@ -17,7 +17,7 @@ from srl.cli.options import FAILED, new_console
 
 @dataclass
 class Clean:
-    """Say what in a folder nothing needs any more, as checkpoints of finished runs; remove it when told."""
+    """List files that are no longer needed, such as checkpoints of finished runs; --yes removes them."""
 
     dir: tyro.conf.Positional[Path]
     """The folder of a sweep or a run, or one above them."""

@@ -145,4 +145,4 @@ def _check_given_once(words: Sequence[str]) -> None:
     options = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
     for option, count in options.items():
         if count > 1:
-            raise UserError(f"{option} stands {count} times. Name all its values after one {option}.")
+            raise UserError(f"{option} is given {count} times. Name all its values after one {option}.")

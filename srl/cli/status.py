@@ -17,7 +17,7 @@ from srl.cli.options import STOPPED, new_console
 
 @dataclass
 class Status:
-    """Show how far the runs in a folder are: what is done, running and failed, and how long it takes yet.
+    """Show the progress of the runs in a folder: finished, running and failed runs, and the time left.
     Nothing is written."""
 
     dir: tyro.conf.Positional[Path]
@@ -26,7 +26,7 @@ class Status:
     """Keep showing it until nothing is left to do; wait for the folder if it does not exist yet. Ctrl-C ends
     this command only."""
     interval: float = 2.0
-    """Seconds between two looks."""
+    """Seconds between two updates of the display."""
 
 
 def show_status(options: Status, command: str) -> int:

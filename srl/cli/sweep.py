@@ -169,7 +169,7 @@ def sweep(options: Sweep, command: str) -> int:
     )
     devices = ", ".join(sorted({spec.device for spec in specs}))
     console.print(
-        f"Done already: {len(plan.done):,}. To do: {len(plan.to_do):,}{describe(plan.tasks)}, "
+        f"Finished: {len(plan.done):,}. Pending: {len(plan.to_do):,}{describe(plan.tasks)}, "
         f"{min(n_jobs, max(len(plan.tasks), 1))} at a time, on {devices}.",
         markup=False,
         soft_wrap=True,

@@ -21,7 +21,7 @@ class Tune:
     searched."""
 
     algo: str
-    """a2c, ppo, sa2c, sppo; on discretised actions da2c, dppo, dsa2c, dsppo."""
+    """a2c, ppo, sa2c, sppo; on discretized actions da2c, dppo, dsa2c, dsppo."""
     env: str
     """A Gymnasium environment, for example CartPole-v1."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]

@@ -10,7 +10,7 @@ from srl.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What an algorithm's name stands for."""
+    """An algorithm that a run can name."""
 
     #: As the command line takes it.
     name: str
@@ -45,7 +45,7 @@ class Algorithm:
 
     @property
     def hyperparams_name(self) -> str:
-        """The name of its file in ``configs/hyperparams``, shared by plain and discretised actions.
+        """The name of its file in ``configs/hyperparams``, shared by plain and discretized actions.
 
         A class of another package has the environments of PPO's.
         """

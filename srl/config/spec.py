@@ -284,7 +284,7 @@ def make_run_spec(
 
 
 def resolve_device(device: str, policy: str) -> str:
-    """The device that ``"auto"`` stands for here.
+    """Resolve a device name; ``"auto"`` is replaced.
 
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     :param policy: The policy's name: networks for images take a GPU where there is one, small ones train

@@ -170,7 +170,7 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
             state = attempt.go_on(steps)
             break
         except UserError as error:
-            attempt.note(f"cannot go on from step {steps:,}: {error}")
+            attempt.note(f"cannot resume from step {steps:,}: {error}")
     if state is None:
         attempt.begin_anew()
         _write_versions(attempt.path, attempt.command)

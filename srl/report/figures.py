@@ -139,7 +139,7 @@ def draw_curves(
 
     :param curves: By noise, then by column.
     :param columns: All columns of the report.
-    :param title: What stands above.
+    :param title: The title above.
     :param label: What the curves show.
     :param suffixes: What to say of a column in the legend besides its name.
     """
@@ -166,7 +166,7 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
 
     :param ablation: What to draw.
     :param columns: All columns of the report.
-    :param title: What stands above.
+    :param title: The title above.
     """
     with _settings():
         figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
@@ -198,7 +198,7 @@ def draw_trends(
     :param trends: Those of the environment.
     :param comparisons: All comparisons.
     :param columns: All columns of the report.
-    :param title: What stands above.
+    :param title: The title above.
     """
     with _settings():
         kinds = list(dict.fromkeys(trend.kind for trend in trends))

@@ -39,7 +39,7 @@ _Record = dict[str, list[str]]
 def check_folder(out: Path) -> None:
     """See that a report can be written to a folder.
 
-    :raises UserError: If it lies in a run's folder, or cannot be written to.
+    :raises UserError: If it is in a run's folder, or cannot be written to.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / SPEC).is_file():

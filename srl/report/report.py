@@ -59,7 +59,7 @@ def make_report(
 
     :param root: The folder of a sweep, or of a run.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :param normalisation: How scores of different environments come on one scale.
+    :param normalization: How scores of different environments come on one scale.
     :param reps: Bootstrap samples of each interval.
     :param compare: The names of the columns to compare, each with its baseline's, instead of those of the
         sweep.

@@ -236,7 +236,7 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
     if (status is not None and status.state == "done") or (status is None and directory.is_finished()):
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
-        # Its score stands, but a sweep would make another model
+        # Its score is valid, but a sweep would make another model
         if status:
             results = [*RESULTS[2:], *language_model_files(status)]
             minor_damage += directory.sealed_damage(status, results, thorough=False)

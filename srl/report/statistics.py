@@ -33,7 +33,7 @@ def aggregates(scores: Array, *, reps: int = DEFAULT_REPS) -> dict[str, Estimate
     """Median, interquartile mean, mean and optimality gap (of 1) over runs and tasks.
 
     :param scores: Normalized scores, shape (n_runs, n_tasks).
-    :param reps: Bootstrap samples; runs are drawn anew within each task.
+    :param reps: Bootstrap samples; runs are resampled within each task.
     :return: An estimate by name, see :data:`AGGREGATES`. A single run has no intervals.
     """
 

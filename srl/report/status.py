@@ -288,7 +288,7 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
 
     On a terminal the screen stays in its place; elsewhere it is printed again when something has changed.
 
-    :param interval: Seconds between two looks.
+    :param interval: Seconds between two updates of the display.
     :raises UserError: If it is no folder.
     """
     folder = Folder(root)
@@ -568,7 +568,7 @@ def _by_reason(overview: Overview) -> list[tuple[str, int]]:
 
 
 def _listed(heading: str, lines: Sequence[str], width: int | None, whole: bool) -> Iterator[Text]:
-    """Lines under a heading. What is wider than the screen goes on in the next line, or is cut."""
+    """Lines under a heading. What is wider than the screen is wrapped or cut."""
     yield Text(heading, style="bold red")
     for line in map(one_line, lines):
         if whole and width is not None:

@@ -34,7 +34,7 @@ _MARKS = ("†", "‡", "§", "¶")
 
 @dataclass(frozen=True)
 class Entry:
-    """What stands at a place of a table."""
+    """The content of a cell."""
 
     #: The figure with its error or interval; ``"-"`` for none.
     figure: str = "-"
@@ -80,7 +80,7 @@ class Table:
     rows: Sequence[Row]
     #: The same for machines: one for each figure.
     records: Sequence[Mapping[str, Any]]
-    #: What is to be said beneath it.
+    #: Lines beneath it.
     notes: Sequence[str] = ()
 
 

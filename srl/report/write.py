@@ -74,7 +74,7 @@ _Curves = dict[Task, dict[str, dict[str, Curve]]]
 
 @dataclass(frozen=True)
 class _Drawing:
-    """A figure that is to be drawn."""
+    """A figure to draw."""
 
     #: What it is about, on the page.
     kind: str

@@ -18,7 +18,7 @@ TREE = "tree"
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The training steps of the checkpoints that lie in a run's folder, the latest first.
+    """The training steps of the checkpoints in a run's folder, the latest first.
 
     :param folder: The run's.
     """

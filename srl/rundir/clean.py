@@ -180,7 +180,7 @@ def _in_progress(run: RunDirectory) -> bool:
 
 
 def _finished(run: RunDirectory) -> bool:
-    """Whether a run is done and whole; one that is damaged since may go on from its checkpoints."""
+    """Whether a run is done and whole; one that is damaged since may resume from its checkpoints."""
     status = run.read_status()
     return status is not None and status.state == "done" and not run.damage()
 

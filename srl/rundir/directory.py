@@ -368,7 +368,7 @@ class RunDirectory:
         return bool(is_whole and evaluations["timesteps"][-1] >= spec.n_timesteps and np.isfinite(final))
 
     def restore_status(self, spec: RunSpec) -> None:
-        """Write the status of a finished run anew if it is damaged or missing.
+        """Rewrite the status of a finished run if it is damaged or missing.
 
         :raises UserError: If another process is at it, or it is no finished run of this spec.
         """
@@ -418,7 +418,7 @@ class RunDirectory:
         return evaluations
 
     def compare(self, spec: RunSpec) -> Literal["new", "unfinished", "done"]:
-        """What is to be done here for a spec; nothing is written.
+        """Compare the folder with a spec; nothing is written.
 
         :raises UserError: If the folder is a file, cannot be written to, belongs to another spec or to a
             newer srl, holds what is no run, or has something else in the place of a run's file.
@@ -533,7 +533,7 @@ class RunDirectory:
         one stay; only a damaged status is restored.
 
         :param spec: The run.
-        :param keep: Leave what an earlier attempt left, for one that goes on from there.
+        :param keep: Leave what an earlier attempt left, for one that resumes from there.
         :return: A context that yields what :meth:`compare` says; of a finished run nothing is removed.
         :raises UserError: If another process is at it, or it does not fit the spec.
         """

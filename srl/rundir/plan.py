@@ -1,4 +1,4 @@
-"""The plan of a sweep, ``sweep.json``: which runs there are to be, and what reports compare."""
+"""The plan of a sweep, ``sweep.json``: its pending and finished runs, and what reports compare."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.files import read_bytes
 
-#: The plan of a sweep, in its folder: which runs there are to be.
+#: The plan of a sweep, in its folder: its pending and finished runs.
 PLAN = "sweep.json"
 PLAN_FORMAT = 1
 

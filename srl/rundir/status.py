@@ -49,11 +49,11 @@ class Status:
     boot: str = ""
     #: Training steps of the checkpoint that it went on from last; 0 for none.
     resumed_from: int = 0
-    #: How often it was begun or gone on with.
+    #: How often it was started or resumed.
     attempts: int = 1
     #: Seconds that compiling the update took; 0 if nothing was compiled.
     compile_seconds: float = 0.0
-    #: Why earlier attempts ended, and why it could not go on from a checkpoint, in lines.
+    #: Why earlier attempts ended, and why it could not resume from a checkpoint, in lines.
     notes: tuple[str, ...] = ()
     #: Of a finished run: size, time of change in nanoseconds and SHA-256 of each file that it left.
     files: dict[str, tuple[int, int, str]] = field(default_factory=dict)

@@ -38,7 +38,7 @@ _ENDS_FOR_A_FAILURE = 5
 class Persistence:
     """How a sweep goes about what goes wrong."""
 
-    #: How often a run is tried again from where it was, if it does not get any further; five times as often
+    #: How often a run is retried from where it was, if it does not get any further; five times as often
     #: one whose process is ended from outside, which is mostly not its fault.
     retries: int = 3
     #: Seconds without a sign of life after which a run is ended.
@@ -77,7 +77,7 @@ def run_sweep(
     :param engine: What executes the runs; it is closed at the end.
     :param command: The command that asked for it, for the record.
     :param tell: Is given the progress about twice a second.
-    :param say: Is given a line for each run that fails, or is tried again.
+    :param say: Is given a line for each run that fails or is retried.
     :param persistence: How to go about what goes wrong.
     :return: Why runs failed, by their paths.
     :raises OutOfSpace: If the disk is full. What runs is ended in order.
@@ -269,7 +269,7 @@ class _Execution:
         self._next_look = 0.0
         killed = running.ended_because or ended.killed
         again: list[Job] = []
-        #: The same by what there is to say: the step that they go on from, and why they ended.
+        #: The same by what there is to say: the step that they resume from, and why they ended.
         alike: dict[tuple[int, str], list[Job]] = {}
         elsewhere: list[Job] = []
         for job in ended.task.jobs:
@@ -298,7 +298,7 @@ class _Execution:
             self._elsewhere.append(Task(tuple(elsewhere)))
         for (steps, reason), jobs in alike.items():
             from_where = f"from step {steps:,}" if steps else "from the start"
-            self._say(f"tried again {from_where}: {Task(tuple(jobs)).name}: {reason}")
+            self._say(f"retried {from_where}: {Task(tuple(jobs)).name}: {reason}")
         if max((self._ends_together[job.path] for job in again), default=0) >= _ENDS_TOGETHER:
             middle = -(-len(again) // 2)
             self._waiting.extend(Task(tuple(half)) for half in (again[:middle], again[middle:]) if half)
@@ -320,7 +320,7 @@ class _Execution:
         return reason
 
     def _tries_again(self, job: Job, status: Status | None, reason: str, weight: int) -> bool:
-        """Whether a run is tried again after an end that counts so much; 0 for one together with others."""
+        """Whether a run is retried after an end that counts so much; 0 for one together with others."""
         got_to = last_checkpoint(job.path)
         if got_to > self._got_to.get(job.path, 0):
             self._ends[job.path] = self._ends_together[job.path] = 0

@@ -180,7 +180,7 @@ def extend_runs(plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def write_plan(plan: Plan) -> None:
-    """Record which runs there are to be, those of earlier sweeps in the same folder included."""
+    """Record its pending and finished runs, those of earlier sweeps in the same folder included."""
     plan.root.mkdir(parents=True, exist_ok=True)
     with (plan.root / _PLAN_LOCK).open("a+") as lock:
         # Another sweep that begins in this folder adds its runs

@@ -69,8 +69,8 @@ def make_tasks(
     :param done: Folders of jobs that are finished: no task has them. They count in whether a run is stacked,
         so that what is left of an interrupted sweep trains as it would have: on some CPUs a stacked network
         rounds differently from one alone.
-    :param begun: Folders of jobs that go on from a checkpoint, and whether they were begun stacked: they stay
-        what they are.
+    :param begun: Folders of jobs that resume from a checkpoint, and whether they were started stacked, which
+        does not change.
     :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population
         of one only if ``population`` is a number, or those that it would train with are done.
     """

@@ -23,7 +23,7 @@ from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_ste
 from srl.rundir.directory import CHECKPOINTS, FINAL_STATE
 from srl.rundir.files import replacing
 
-#: What stands in the structure for an array, a NumPy scalar, a tensor and a tuple.
+#: Keys of the structure for an array, a NumPy scalar, a tensor and a tuple.
 _ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"
 
 
@@ -130,7 +130,7 @@ def _taken_apart(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         array = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
         if array.dtype.hasobject:
             raise TypeError(f"an array of {array.dtype} cannot be kept in a checkpoint")
-        # Convolutions round by how their input lies in memory
+        # Convolutions round by the memory layout of their input
         axes = sorted(range(array.ndim), key=lambda axis: (-array.strides[axis], -array.shape[axis]))
         arrays[name] = array.transpose(axes)
         return {kind: name, "axes": axes}

@@ -19,7 +19,7 @@ class ProgressCsv(CSVOutputFormat):
 
     SB3 takes them out of a set, in an order that changes from process to process.
 
-    :param file: The file, begun anew.
+    :param file: The file; it is overwritten.
     :param text: What it has already.
     """
 

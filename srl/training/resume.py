@@ -14,7 +14,7 @@ from srl import SA2C, SPPO
 
 
 def model_state(model: SA2C | SPPO) -> dict[str, Any]:
-    """What an algorithm needs to go on: networks, optimizer, counters, statistics of episodes.
+    """What an algorithm needs to resume: networks, optimizer, counters, statistics of episodes.
 
     :param model: Between two updates, before a rollout.
     """

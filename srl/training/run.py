@@ -264,8 +264,8 @@ class Attempt:
                 self.note(problem)
             if begun_stacked not in (None, self.spec.stacked) and checkpoint_steps(self.path):
                 self.note(
-                    "begun in a population and gone on with alone, or the other way round; where a stacked "
-                    "network rounds otherwise, it is not to the bit the run that it would have been"
+                    "started in a population and resumed alone, or the other way round; where a stacked "
+                    "network rounds differently, the result differs in the last bits"
                 )
             self._directory.write_status(self.status)
             try:
@@ -329,7 +329,7 @@ class Attempt:
         (self.path / ERROR).unlink(missing_ok=True)
         self.status = replace(self.status, timesteps=steps, resumed_from=steps)
         if self.spec.device.startswith("cuda"):
-            self.note(f"gone on with from step {steps:,} on a GPU, where the same bits are not promised")
+            self.note(f"resumed from step {steps:,} on a GPU, where results are not bitwise reproducible")
         return state
 
     def begin_anew(self) -> None:
@@ -397,7 +397,7 @@ class Attempt:
         self.status = replace(self.status, lasting=isinstance(cause, (FloatingPointError, UserError)))
         if not self._directory.is_held:
             print(f"{self.path}: {self.status.reason}", file=sys.stderr)
-            return  # what lies there now may be another process'
+            return  # the folder may belong to another process by now
         # Saying why must not hide the reason itself: the disk may be full
         try:
             self._directory.write_status(self.status)
@@ -415,7 +415,7 @@ def _train(attempt: Attempt, checkpoint_every: float) -> int:
         try:
             return _train_from(attempt, attempt.go_on(steps), checkpoint_every)
         except (UserError, NotRestorable) as error:
-            attempt.note(f"cannot go on from step {steps:,}: {error}")
+            attempt.note(f"cannot resume from step {steps:,}: {error}")
     attempt.begin_anew()
     return _train_from(attempt, None, checkpoint_every)
 

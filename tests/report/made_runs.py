@@ -56,7 +56,7 @@ _SCALES = {
     "Acrobot-v1": (-500.0, -80.0),
     "Pendulum-v1": (-1_400.0, -180.0),
 }
-#: How much of that an algorithm reaches, without its ``d`` for discretised actions.
+#: How much of that an algorithm reaches, without its ``d`` for discretized actions.
 _LEVELS = {"a2c": 0.55, "sa2c": 0.65, "ppo": 0.8, "sppo": 0.9}
 
 

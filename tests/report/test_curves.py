@@ -130,7 +130,7 @@ def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
         assert curve.steps.tolist() == steps.tolist()
         check_band(curve, means)
         return
-    # Each point is the mean of neighbours: of n // 100 of them, or one more. Which ones its steps tell,
+    # Each point is the mean of neighbors: of n // 100 of them, or one more. Which ones its steps tell,
     # since they are evenly apart: a point at the mean of steps i to j
     counts, start = [], 0
     for place, step in enumerate(curve.steps):

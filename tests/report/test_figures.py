@@ -26,7 +26,7 @@ ALL = [algorithm.label for algorithm in ALGORITHMS.values() if not algorithm.on_
 LANGUAGE_MODELS = [algorithm.label for algorithm in ALGORITHMS.values() if algorithm.on_language_models]
 VARIANTS = [f"SPPO (beta={beta})" for beta in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
 
-#: Colours as they are seen without one kind of cone, on linear RGB: Machado, Oliveira and Fernandes, "A
+#: Colors as they are seen without one kind of cone, on linear RGB: Machado, Oliveira and Fernandes, "A
 #: Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE Transactions on Visualization
 #: and Computer Graphics 15(6), 2009, for severity 1.0.
 SIGHTS = {
@@ -49,7 +49,7 @@ SIGHTS = {
 
 
 def lab(color, sight="normal"):
-    """A colour in CIELAB with the white point D65, as it is seen."""
+    """A color in CIELAB with the white point D65, as it is seen."""
     srgb = np.array(to_rgb(color))
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(SIGHTS[sight] @ linear, 0.0, 1.0)
@@ -64,7 +64,7 @@ def lab(color, sight="normal"):
 
 
 def differ_in_shape(left, right):
-    """Whether lines, and points without lines, are told apart whatever their colour is."""
+    """Whether lines, and points without lines, are told apart whatever their color is."""
     return left.marker != right.marker and (left.marker, left.dashes) != (right.marker, right.dashes)
 
 
@@ -98,7 +98,7 @@ def test_usual_sets_are_told_apart_without_full_colour(names, sight):
 
 @pytest.mark.parametrize("name", ["A2C", "PPO", "DA2C", "DPPO", "LLM-PPO", "LLM-GRPO"])
 def test_symmetric_algorithm_and_its_baseline_differ_in_lightness_and_in_dashes(name):
-    """Whoever sees no colour tells what a figure is mostly about by either."""
+    """Whoever sees no color tells what a figure is mostly about by either."""
     symmetric = name.replace("A2C", "SA2C").replace("PPO", "SPPO").replace("GRPO", "SGRPO")
     names = LANGUAGE_MODELS if name in LANGUAGE_MODELS else ALL
     styles = [figures.style(one, names) for one in (name, symmetric)]

@@ -513,7 +513,7 @@ def test_commands_restore_a_damaged_status(copied):
     removed(other / "status.json")
     ended = srl(*STACKED, "--out", root)
     assert (ended.status, ended.err) == (0, "")
-    assert "Done already: 2. To do: 0" in ended.out
+    assert "Finished: 2. Pending: 0" in ended.out
     assert f"{run / 'status.json'}: damaged. Its evaluations and model are complete." in ended.out
     assert f"{other / 'status.json'}: missing. Its evaluations and model are complete." in ended.out
     assert [RunDirectory(path).read_status().state for path in (run, other)] == ["done", "done"]
@@ -530,7 +530,7 @@ def test_command_says_what_is_damaged_and_what_becomes_of_it(copied):
     appended(other / "progress.csv")
     ended = srl(*STACKED, "--out", root, "--dry-run")
     assert (ended.status, ended.err) == (0, "")
-    assert "Done already: 1. To do: 1" in ended.out
+    assert "Finished: 1. Pending: 1" in ended.out
     assert f"{run / 'model.zip'}: damaged: not what the run left. The run is retrained." in ended.out
     line = f"{other / 'progress.csv'}: damaged: "
     assert line in ended.out

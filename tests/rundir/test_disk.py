@@ -1,4 +1,4 @@
-"""Full disks are recognised by the system's error, a run's reason or the free space."""
+"""Full disks are recognized by the system's error, a run's reason or the free space."""
 
 import errno
 import os

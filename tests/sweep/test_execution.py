@@ -112,7 +112,7 @@ def test_runs_that_hang_are_killed_or_crash_are_tried_again_from_their_checkpoin
         assert note.startswith("attempt 1 ended: ")
         assert reason in note
         (line,) = [line for line in said if spec.path in line]
-        assert line.startswith(f"tried again from step 32: {spec.path}: ")
+        assert line.startswith(f"retried from step 32: {spec.path}: ")
         assert reason in line
         # An environment that counts its steps and draws nothing is the same in any run
         train_run(spec.model_copy(update={"env": f"{BROKEN}Fine-v0"}), tmp_path / name)
@@ -173,7 +173,7 @@ def test_run_that_is_killed_each_time_is_tried_five_times_as_often(tmp_path):
     failures, said = execute([spec], tmp_path, retries=1)
     assert "its process was ended by SIGKILL" in failures[spec.path]
     # One that is killed may be as good as any
-    assert [line.partition(":")[0] for line in said] == ["tried again from the start"] * 5 + ["failed"]
+    assert [line.partition(":")[0] for line in said] == ["retried from the start"] * 5 + ["failed"]
     now = status(tmp_path, spec)
     assert now.attempts == 6
     assert len(now.notes) == 5

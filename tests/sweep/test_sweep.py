@@ -297,7 +297,7 @@ def test_same_command_tries_only_what_is_not_done(swept):
     interrupted.write_status(Status("running", timesteps=10, n_timesteps=64, pid=2**22, host="elsewhere"))
     again = srl("sweep", "discrete_srl", "--out", root, *WORDS)
     assert again.status == 1
-    assert "Done already: 2. To do: 4" in again.out
+    assert "Finished: 2. Pending: 4" in again.out
     assert "4 of 4 runs failed" in again.err
     assert [contents(path) for path in done] == before
     assert RunDirectory(folder(root, NAN, 0)).read_status().attempts > failed_before.attempts
@@ -312,7 +312,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
     assert (first.status, second.status) == (0, 0), first.err + second.err
     assert [run.seed for run in read_plan(tmp_path)] == [0, 1]
     assert "(n=2)" in second.out
-    assert "Done already: 0. To do: 1" in second.out
+    assert "Finished: 0. Pending: 1" in second.out
 
 
 @pytest.mark.slow

@@ -369,7 +369,7 @@ def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(made
     for population in populations:
         again = sweep(tmp_path, "--population", population, **options)
         assert again.status == 0
-        assert "Done already: 3. To do: 0, 1 at a time" in again.out
+        assert "Finished: 3. Pending: 0, 1 at a time" in again.out
         assert contents(tmp_path / "CartPole-v1") == before
 
 
@@ -422,7 +422,7 @@ def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path)
     assert states == {9: "done", 10: "failed", 11: "done"}
     again = sweep(tmp_path, **options)
     assert again.status == 1
-    assert "Done already: 2. To do: 1" in again.out
+    assert "Finished: 2. Pending: 1" in again.out
     assert "1 of 1 runs failed" in again.err
 
 

@@ -104,7 +104,7 @@ def test_runs_that_differ_in_what_cannot_matter_are_built_once(monkeypatch):
 
 
 def test_number_of_environments_counts_in_the_check():
-    # One step of one environment could not be normalised
+    # One step of one environment could not be normalized
     check_runs([small_spec("sppo", overrides={"n_steps": 1, "n_envs": 8, "batch_size": 8})])
 
 

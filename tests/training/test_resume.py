@@ -332,8 +332,8 @@ def test_run_begun_in_a_population_goes_on_alone(tmp_path, monkeypatch):
     interrupt_at(5, Updater, "update", partial(train_population, specs, paths, checkpoint_every=0))
     status = train_run(specs[2], paths[2])
     assert status.resumed_from == 128
-    assert "begun in a population" in troubles(status)[0]
-    # Some CPUs round otherwise when a network is stacked
+    assert "started in a population" in troubles(status)[0]
+    # Some CPUs round differently when a network is stacked
     assert_same_result(paths[2], whole[2])
 
 

@@ -39,7 +39,7 @@ def evaluations(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with all that a run can have: noise, normalisation, two environments, schedules."""
+    """A finished run with all that a run can have: noise, normalization, two environments, schedules."""
     path = tmp_path_factory.mktemp("finished") / "run"
     spec = small_spec(
         noise="flip:0.1",

@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Order:
-    """A task, and how it is to be done."""
+    """A task, and how to execute it."""
 
     task: Task
     #: The command that asked for it, for the record.

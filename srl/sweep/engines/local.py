@@ -23,7 +23,7 @@ from srl.sweep.engines import Ended, Order, Task, execute, log_to_file, why_ende
 _GRACE = 10.0
 #: Seconds that a process which is ended at once has to say where it is.
 _LAST_WORDS = 1.0
-#: How often a process is started anew if what it is forked from is killed.
+#: How often a process is restarted if the one that it is forked from is killed.
 _STARTS = 5
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -165,7 +165,7 @@ def _stop_in_order(number: int, frame: object) -> None:
 
 
 def _end_with_the_sweep() -> None:
-    """End this run when the sweep is gone, however it went, so that the same command can go on with it."""
+    """End this run when the sweep is gone, however it went, so that the same command can resume it."""
     sweep = parent_process()
     if sweep is not None:
         wait([sweep.sentinel])

@@ -26,7 +26,7 @@ _ANSWER, _GRACE = 5.0, 10.0
 class RayEngine:
     """Tasks of a Ray cluster, each in a process of its own, as many at once as the cluster has cores for.
 
-    Run directories must lie in storage that all nodes have at the same path, and srl must be installed on
+    Run directories must be in storage that all nodes mount at the same path, and srl must be installed on
     all. If this process dies, Ray ends its tasks.
 
     :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or

@@ -21,7 +21,7 @@ from srl.sweep.engines.remote import absolute, execute_elsewhere, thread_variabl
 _LARGEST_ARRAY = 1000
 #: Tasks of an array that run at once, if nothing else is said.
 MAX_PARALLEL = 64
-#: How often a job may reach its time limit and go on: as good as always.
+#: How often a job may reach its time limit and be requeued: practically always.
 _MOST_TIMEOUTS = 1000
 #: Seconds before its end at which Slurm tells a job of it.
 _SIGNAL_BEFORE = 120
@@ -60,7 +60,7 @@ class Work:
         return execute_elsewhere(self.order)
 
     def checkpoint(self) -> Any:
-        """What is queued again: the same, as all that it goes on from lies in the run directories."""
+        """What is requeued: the same, since its state is in the run directories."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -78,8 +78,8 @@ class _Job:
 class SlurmEngine:
     """Jobs of a Slurm cluster: each call of :meth:`submit` is one array for the CPU, one for GPUs.
 
-    A job that is preempted or reaches its time limit is queued again, and its runs go on from their last
-    checkpoints; Slurm does the same with those of a node that fails. If this process dies, the jobs go on.
+    A job that is preempted or reaches its time limit is requeued, and its runs resume from their last
+    checkpoints; Slurm does the same with those of a node that fails. If this process dies, the jobs continue.
 
     :param folder: For Slurm's logs and what jobs are told; in storage that all nodes have at the same path,
         as the run directories are.

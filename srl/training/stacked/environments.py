@@ -20,7 +20,7 @@ from srl.rewards import explained
 
 
 class MemberEnvs:
-    """One VecEnv for each member, stepped together. A member whose environment fails stands still.
+    """One VecEnv for each member, stepped together. A member whose environment fails is no longer stepped.
 
     :param venvs: The members' environments, of one shape.
     """
@@ -138,7 +138,7 @@ class MemberEnvs:
 
 
 def _stack_of(array: np.ndarray, n: int) -> np.ndarray:
-    """Room for ``n`` arrays that lie in memory as this one: convolutions round by the layout they see."""
+    """Room for ``n`` arrays of this memory layout, which convolutions round by."""
     strides, sizes = array.strides, array.shape
     # An axis of one has any stride; last it keeps that of the one before
     by_stride = sorted(range(array.ndim), key=lambda axis: (-strides[axis], -sizes[axis]))

@@ -102,7 +102,7 @@ def train_population(
             try:
                 stack.enter_context(attempt)
             except (UserError, OSError) as error:
-                # Another process has taken this run since, or the disk is full; the others go on
+                # Another process has taken this run since, or the disk is full; the others continue
                 print(f"{attempt.path}: {error}", file=sys.stderr)
                 attempt.status = Status("failed", reason=str(error))
         members = [attempt for attempt in attempts if attempt.running]
@@ -123,7 +123,7 @@ def train_population(
 
 
 def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[dict[str, Any]]]]:
-    """Runs that can go on together, with the states that they go on from; none for those that begin anew.
+    """Runs that can resume together, with the states that they resume from; none for those that restart.
 
     The runs of a population have checkpoints of the same steps, unless it was interrupted while it wrote
     them, or one is damaged.
@@ -144,7 +144,7 @@ def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[
                 states.append(attempt.go_on(best))
                 together.append(attempt)
             except UserError as error:
-                attempt.note(f"cannot go on from step {best:,}: {error}")
+                attempt.note(f"cannot resume from step {best:,}: {error}")
                 steps[attempt.path].remove(best)
         if together:
             groups.append((together, states))
@@ -165,7 +165,7 @@ def _train_together(
         if not states:
             raise
         for attempt in attempts:
-            attempt.note(f"begun anew: {error}")
+            attempt.note(f"restarted from scratch: {error}")
             attempt.begin_anew()
         _train_together(attempts, [], beat, checkpoint_every)
 
@@ -193,7 +193,7 @@ class Population:
     """Runs in training. A context, at whose end environments and logs are closed.
 
     :param attempts: The runs, begun.
-    :param states: Where they go on from, all after the same number of steps; empty for the start.
+    :param states: Where they resume from, all after the same number of steps; empty for the start.
     :raises NotRestorable: If they cannot be brought to where they were.
     """
 
@@ -328,7 +328,7 @@ class Population:
     def _member(self, attempt: Attempt, venv: VecEnv, progress: str) -> Member:
         spec = attempt.spec
         model = make_model(spec, venv)
-        # Alone, the run would go on from here with PyTorch's and NumPy's global generators
+        # Alone, the run would use PyTorch's and NumPy's global generators from here on
         generator = th.Generator(model.device)
         permutations = np.random.RandomState()
         seed_torch(generator, seed_sequence(spec.seed, Stream.ACTIONS))

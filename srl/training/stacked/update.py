@@ -126,7 +126,7 @@ class StackedOptimizer:
         self._optimizer.step()
 
     def take_over(self) -> None:
-        """Take the state of the members' own optimizers, as of runs that go on."""
+        """Take the state of the members' own optimizers, as of resumed runs."""
         for _, pieces in self._groups:
             for name, part, members in pieces:
                 models = self._models[members]
@@ -138,7 +138,7 @@ class StackedOptimizer:
                     )
 
     def export(self) -> None:
-        """Give the members' own optimizers their state, so that a loaded model can go on."""
+        """Give the members' own optimizers their state, so that a loaded model can resume training."""
         for _, pieces in self._groups:
             for name, part, members in pieces:
                 for row, model in enumerate(self._models[members]):
