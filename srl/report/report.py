@@ -70,7 +70,8 @@ def make_report(
     tell("Reading runs")
     scores = read_scores(root, last=last)
     cells, columns = scores.cells, scores.columns
-    _check_names([name for pair in compare for name in pair], [cell.name for cell in cells])
+    names = {cell.column: cell.name for cell in cells}
+    _check_names([name for pair in compare for name in pair], [names[column] for column in columns])
     tell("Computing intervals over environments")
     scales, notes = find_scales(cells, normalisation)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)

@@ -152,10 +152,7 @@ def test_pairs_that_the_command_line_names_are_the_family(root, tmp_path):
         ("sppo:ppo --format json", "--compare has no effect on --format json"),
         ("sppo", "must be COLUMN:BASELINE"),
         ("sppo:sppo", "must be COLUMN:BASELINE"),
-        (
-            "sppo:pppo",
-            "no column 'pppo' to compare. Known: a2c, ppo, sa2c, sppo, sppo-beta=5. Did you mean",
-        ),
+        ("sppo:pppo", "no column 'pppo' to compare. Known: a2c, sa2c, ppo, sppo, sppo-beta=5. Did you mean"),
     ],
 )
 def test_pair_that_there_is_not_is_named(pair, says, root, tmp_path):
