@@ -392,7 +392,7 @@ MISTAKES = [
     *(([".", "--interval", value], f"--interval {value}: must be above 0") for value in ("0", "-1", "nan")),
     ([".", "--watch", "--interval", "inf"], "--interval inf"),
     ([".", "--interval", "soon"], "--interval"),
-    (["nowhere", "--watch"], "nowhere: there is no such folder"),
+    (["file", "--watch"], "file: there is no such folder"),
 ]
 
 
