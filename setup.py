@@ -61,7 +61,15 @@ setup(
         "tyro>=1,<2",
     ],
     extras_require={
-        "dev": ["build", "mypy>=2", "pytest>=8", "pytest-xdist>=3", "ruff", "types-PyYAML"],
+        "dev": [
+            "build",
+            "mypy>=2",
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "ruff",
+            "sb3-contrib>=2.9,<3",
+            "types-PyYAML",
+        ],
         # The discrete games of the study
         "minatar": ["minatar>=1.0.15,<2"],
         # MP4 files of `srl enjoy`

@@ -390,7 +390,6 @@ MISTAKES = [
     *(([".", "--interval", value], f"--interval {value}: must be above 0") for value in ("0", "-1", "nan")),
     ([".", "--watch", "--interval", "inf"], "--interval inf"),
     ([".", "--interval", "soon"], "--interval"),
-    (["nowhere", "--watch"], "nowhere: there is no such folder"),
 ]
 
 
