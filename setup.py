@@ -85,6 +85,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3",
             "ruff",
+            "sb3-contrib>=2.9,<3",
             "types-PyYAML",
             # The documentation site
             "furo",

@@ -392,7 +392,6 @@ MISTAKES = [
     *(([".", "--interval", value], f"--interval {value}: must be above 0") for value in ("0", "-1", "nan")),
     ([".", "--watch", "--interval", "inf"], "--interval inf"),
     ([".", "--interval", "soon"], "--interval"),
-    (["file", "--watch"], "file: there is no such folder"),
 ]
 
 
