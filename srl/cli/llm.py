@@ -169,7 +169,6 @@ def train(options: Train, command: str) -> int:
     from srl.llm.tasks import load_task
     from srl.rundir.directory import RunDirectory
     from srl.sweep.display import RunDisplay
-    from srl.sweep.engines.local import use_one_thread
     from srl.sweep.execution import check_interval
     from srl.training.run import RunFailed
 
@@ -201,7 +200,6 @@ def train(options: Train, command: str) -> int:
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
         return 0
     check_run(spec)
-    use_one_thread(spec.threads)
     task = load_task(spec, options.local_files, lambda line: console.print(line, markup=False))
     try:
         with RunDisplay(console, spec) as display:

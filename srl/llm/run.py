@@ -99,6 +99,7 @@ def load_trained(spec: RunSpec, path: Path, task: Task | None = None) -> Sampler
     :raises UserError: If the model cannot be loaded.
     """
     hyperparams, folder, files = options(spec), path / LANGUAGE_MODEL, Files(None)
+    th.set_num_threads(spec.threads)
     load: Any = AutoModelForCausalLM.from_pretrained
     if (folder / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM

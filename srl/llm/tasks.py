@@ -76,6 +76,7 @@ def load_task(
     :raises UserError: If something cannot be loaded or does not fit.
     """
     hyperparams = options(spec)
+    th.set_num_threads(spec.threads)
     files = Files(local_files, tell)
     model, tokenizer = load_policy(hyperparams.model, files, spec.device)
     task = Task(

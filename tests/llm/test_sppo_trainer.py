@@ -99,14 +99,15 @@ def test_reward_of_a_token_is_the_kl_penalty_and_the_score_at_the_last():
 
 
 def test_log_probabilities_of_the_losses_are_those_that_tokens_were_drawn_with():
-    trainer = make_trainer()
+    trainer = make_trainer(temperature=0.7)
     batch = trainer.sampler.generate(rows(6))
     found = trainer.sampler.log_probs(batch)
     for row in range(6):
         length = int(batch.mask[row].sum())
         start = batch.prompt_length - int(batch.attention_mask[row, : batch.prompt_length].sum())
         tokens = batch.tokens[row, start : batch.prompt_length + length][None]
-        alone = trainer.policy(input_ids=tokens).logits.log_softmax(-1)[0, -length - 1 : -1]
+        logits = trainer.policy(input_ids=tokens).logits[0, -length - 1 : -1]
+        alone = (logits / 0.7).log_softmax(-1)
         expected = alone.gather(-1, tokens[0, -length:, None])[:, 0]
         th.testing.assert_close(found[row, :length], expected, atol=1e-5, rtol=1e-4)
 
