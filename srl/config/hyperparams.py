@@ -432,11 +432,14 @@ def of_algorithm(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in values.items() if name not in ("alpha", *_REVERSE_LOSS)}
 
 
-def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> EnvHyperparams:
+def check_hyperparams(
+    algorithm: Algorithm, values: dict[str, Any], model: type[EnvHyperparams] | None = None
+) -> EnvHyperparams:
     """Complete and check an algorithm's hyperparameters.
 
     :param algorithm: The algorithm. One without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
     :param values: Hyperparameters by name; what is missing takes SB3's default.
+    :param model: Their class; that of the algorithm's family if not given.
     :raises ValidationError: With the name of the first that is unknown or out of range.
     :raises UserError: For a reverse loss in an algorithm without one.
     """
@@ -448,7 +451,7 @@ def check_hyperparams(algorithm: Algorithm, values: dict[str, Any]) -> EnvHyperp
                     f"{algorithm.symmetric_name}, or leave {name} out."
                 )
         values = {"alpha": 1.0, **values, "beta": 0.0}
-    return FAMILIES[algorithm.family](**values)
+    return (model or FAMILIES[algorithm.family])(**values)
 
 
 def resolve_hyperparams(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_algorithm, get_environment_algorithm
+from srl.config.algorithms import get_environment_algorithm
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, untrusted
@@ -214,8 +214,12 @@ def _check_code(
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
     modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
     algos = [(["algos"], algo) for algo in values.get("algos", ())]
-    algos += [(["variants", name, "algo"], one["algo"]) for name, one in values.get("variants", {}).items()]
-    modules += [(keys, algo) for keys, algo in algos if get_algorithm(algo).is_own]
+    variants = values.get("variants", {}).items()
+    algos += [
+        (["variants", name, "algo"], one.get("algo")) for name, one in variants if isinstance(one, dict)
+    ]
+    # Mistakes in their names are found where the columns are made
+    modules += [(keys, algo) for keys, algo in algos if isinstance(algo, str) and ":" in algo]
     named = [(keys, name) for keys, name in modules if name not in allowed]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
     for key in ("overrides", "symmetric_overrides"):

@@ -107,7 +107,7 @@ def make_llm_spec(
     known_keys = LanguageModelHyperparams.model_fields
     values = task.hyperparams | task.algorithms.get(algo, {})
     try:
-        of_file = check_hyperparams(algorithm, values)
+        of_file = check_hyperparams(algorithm, values, LanguageModelHyperparams)
     except ValidationError as error:
         raise file.validation_error(error, known_keys, ["hyperparams"]) from None
     assert isinstance(of_file, LanguageModelHyperparams)
@@ -115,7 +115,7 @@ def make_llm_spec(
         if not trust:
             raise file.error(["hyperparams", *where.split(".")], untrusted(code))
     try:
-        hyperparams = check_hyperparams(algorithm, values | (overrides or {}))
+        hyperparams = check_hyperparams(algorithm, values | (overrides or {}), LanguageModelHyperparams)
     except ValidationError as error:
         keys, message = first_mistake(error, known_keys)
         where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"

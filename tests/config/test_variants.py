@@ -69,7 +69,7 @@ def test_grid_over_beta_is_one_command_one_table_and_one_population_of_each_fami
     small = ["--eval-freq", "32", "--eval-episodes", "2", "--hyperparams", "n_steps=32", "n_envs=1"]
     outcome = srl("sweep", "discrete_srl", *words, *small)
     assert outcome.status == 0, outcome.err
-    assert "To do: 16 in 2 populations of 8, 2 at a time" in outcome.out
+    assert "Pending: 16 in 2 populations of 8, 2 at a time" in outcome.out
     header, _, row = (line for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line)
     columns = [f"{algo}-beta={beta}" for algo in ("sppo", "sa2c") for beta in (0, 1, 5, 20)]
     assert sorted(name.strip() for name in header.split("|") if "beta" in name) == sorted(columns)

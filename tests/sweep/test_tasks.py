@@ -339,9 +339,9 @@ def sweep(root, *words, env="CartPole-v1", seeds="0:2", algos=("ppo", "sppo"), j
 @pytest.mark.slow
 def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path):
     expected = {
-        "off": ("To do: 4, 2 at a time", 2, False),
-        "auto": ("To do: 4 in 1 populations of 4, 1 at a time", 1, True),
-        "2": ("To do: 4 in 2 populations of 2, 2 at a time", 2, True),
+        "off": ("Pending: 4, 2 at a time", 2, False),
+        "auto": ("Pending: 4 in 1 populations of 4, 1 at a time", 1, True),
+        "2": ("Pending: 4 in 2 populations of 2, 2 at a time", 2, True),
     }
     tables = set()
     for population, (line, jobs, stacked) in expected.items():
@@ -376,7 +376,7 @@ def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(made
 def test_dry_run_names_populations_and_writes_nothing(tmp_path):
     outcome = sweep(tmp_path / "out", "--dry-run")
     assert outcome.status == 0
-    assert "To do: 4 in 2 populations of 2, 2 at a time" in outcome.out
+    assert "Pending: 4 in 2 populations of 2, 2 at a time" in outcome.out
     assert outcome.out.count("to do  ") == 4
     assert not (tmp_path / "out").exists()
 
@@ -392,7 +392,7 @@ def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_
     words += ["--engine", "slurm", "--out", tmp_path / "out"]
     outcome = srl(*words, "--jobs", 256)
     assert outcome.status == 0, outcome.err
-    assert "To do: 1,080 in 256 populations of 4 to 5, 256 at a time" in outcome.out
+    assert "Pending: 1,080 in 256 populations of 4 to 5, 256 at a time" in outcome.out
     assert "in 64 populations of 4 to 30, 64 at a time" in srl(*words).out
 
 
@@ -480,6 +480,6 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert ended.returncode == 0, ended.stderr
-    assert "To do: 4 in 2 populations of 2" in ended.stdout
+    assert "Pending: 4 in 2 populations of 2" in ended.stdout
     assert [run.read_status().state for run in runs] == ["done"] * 4
     assert not any((run.path / "error.txt").exists() for run in runs)
