@@ -69,7 +69,7 @@ def help_text(command: str) -> str:
         redirect_stdout(out),
     ):
         with suppress(SystemExit):
-            main([command, "--help"])
+            main([*command.split(), "--help"])
         out.flush()
         return printed.getvalue().decode()
 
@@ -102,6 +102,7 @@ class CommandLine(SphinxDirective):
     """``{srl-command} NAME``: the options of a command, from its ``--help``."""
 
     required_arguments = 1
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         """Return a paragraph, and a definition list for each group of options."""

@@ -230,7 +230,8 @@ class RunDirectory:
         """
         if names is None:
             logs = [file.relative_to(self.path).as_posix() for file in growing_logs(self.path)]
-            names = [*RESULTS, *_MODELS, VERSIONS, PROGRESS, *logs]
+            model = [f"{LANGUAGE_MODEL}/{name}" for name in plain_files(self.path / LANGUAGE_MODEL)]
+            names = [*RESULTS, *_MODELS, VERSIONS, PROGRESS, SAMPLES, *model, *logs]
         sealed = {}
         for name in sorted(set(names)):
             file = self.path / name

@@ -22,10 +22,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from srl.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = {"python", "yaml", "bash", "bibtex"}
+#: ``text`` is shown and not run: it needs a GPU, a model or data that are not at hand.
+LANGUAGES = {"python", "yaml", "bash", "bibtex", "text"}
 _NAME = re.compile(r"# (\w+\.(?:py|yml))\b")
 #: Programs that are not part of this project.
-_EXTERNAL = {"ray", "tensorboard"}
+_EXTERNAL = {"hf", "ray", "tensorboard", "wandb"}
 _EXTERNAL_MODULES = {"rl_zoo3"}
 #: One environment in place of all of a sweep that belongs to srl.
 _ENV = {"continuous": "HalfCheetah-v4", "discrete": "PongNoFrameskip-v4"}
@@ -106,7 +107,11 @@ class Runner:
 
     def _run_srl(self, command: str, *options: str) -> None:
         words = ["cpu" if word == "cuda" else word for word in options]
-        if command == "train" and ("on" in words or any("NoFrameskip" in word for word in words)):
+        file = next((words[at + 1] for at, word in enumerate(words) if word == "--hyperparams-file"), "")
+        unavailable = {"--extend-to", "--track"} & {*words} or (file and not Path(file).exists())
+        if command in ("train", "sweep") and unavailable:
+            status = self._parse(command, *words)
+        elif command == "train" and ("on" in words or any("NoFrameskip" in word for word in words)):
             status = self._call(*dry_run(words))
         elif command == "train":
             status = self._call("train", *small_run(words))

@@ -48,8 +48,8 @@ def test_grid_over_a_number_is_a_line_for_each_algorithm_under_each_noise(tmp_pa
             mean, low, high = mean_band(np.array([[0.0], [1.0], [2.0]]))
             assert line.values == BETAS
             assert line.means == tuple(beta + mean[0] for beta in BETAS)
-            assert line.lows == pytest.approx([low[0]] * 4)
-            assert line.highs == pytest.approx([high[0]] * 4)
+            assert line.lows == pytest.approx([beta + low[0] for beta in BETAS])
+            assert line.highs == pytest.approx([beta + high[0] for beta in BETAS])
             assert line.n_seeds == (3,) * 4
 
 
