@@ -5,8 +5,8 @@ import sys
 
 PROGRAM = """
 import pkgutil, sys
-import srl, srl.cli, srl.cli_llm
-for name in ("experiment.run", "experiment.sweep", "report.status", "report.runs"):
+import srl, srl.cli
+for name in ("training.run", "sweep.plan", "report.status", "report.runs"):
     __import__(f"srl.{name}")
 print([name for name in sys.modules if name.split(".")[0] in ("transformers", "trl", "peft", "accelerate")])
 print([name for name in sys.modules if name.startswith("srl.llm")])

@@ -35,7 +35,7 @@ class Report:
     and minmax elsewhere."""
     reps: int = 2000
     """Bootstrap samples of each interval."""
-    compare: tuple[str, ...] = ()
+    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN:BASELINE [...]")] = ()
     """Pairs of columns to compare, each as COLUMN:BASELINE, for example sppo:ppo; those of the sweep if not
     given."""
     out: Path | None = None
