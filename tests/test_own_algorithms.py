@@ -51,7 +51,7 @@ def test_trpo_stands_beside_sppo_in_one_table(tmp_path, monkeypatch):
     evaluations = RunDirectory(folder).read_evaluations()
     assert evaluations["timesteps"].tolist() == [32, 64]
     header = (tmp_path / "runs" / "table.csv").read_text()
-    assert {"SPPO", TRPO, "trpo-slow"} <= set(header.replace("\n", ",").split(","))
+    assert {"sppo", TRPO, "trpo-slow"} <= set(header.replace("\n", ",").split(","))
     report = srl("report", "runs", "--reps", 100)
     assert report.status == 0, report.err
     statistics = json.loads((tmp_path / "runs" / "statistics.json").read_text())

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_algorithm
+from srl.config.algorithms import get_algorithm, is_own
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, of_family, untrusted
@@ -234,9 +234,10 @@ def _check_code(
     """
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
     modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
-    algos = [(["algos"], algo) for algo in values.get("algos", ())]
-    algos += [(["variants", name, "algo"], one["algo"]) for name, one in values.get("variants", {}).items()]
-    modules += [(keys, algo) for keys, algo in algos if get_algorithm(algo).is_own]
+    modules += [(["algos"], algo) for algo in values.get("algos", ()) if is_own(algo)]
+    for name, one in values.get("variants", {}).items():
+        if isinstance(one, dict) and is_own(one.get("algo")):
+            modules.append((["variants", name, "algo"], one["algo"]))
     named = [(keys, name) for keys, name in modules if name not in allowed]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
     for key in ("overrides", "symmetric_overrides"):

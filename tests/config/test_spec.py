@@ -20,7 +20,7 @@ from tests.small_runs import BROKEN, small_spec
         (dict(env="nowhere:Name-v0"), "'nowhere'"),
         (dict(env="LunarLander-v1"), "LunarLander-v3"),
         (dict(noise="flip:1.5"), "flip:PROB"),
-        (dict(noise="flip:0"), "flip:PROB"),
+        (dict(noise="flip:2"), "flip:PROB"),
         (dict(noise="flip:nan"), "flip:PROB"),
         (dict(noise="gaussian:-0.1"), "gaussian:STD"),
         (dict(noise="gaussian:inf"), "gaussian:STD"),

@@ -241,7 +241,7 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
     runs = find_runs(tmp_path / "both")
     assert len(runs) == 6
     assert {(run.read_status().state, run.read_status().attempts) for run in runs} == {("done", 1)}
-    assert all("n=3" in out for out, _ in ended)
+    assert all("over 3 seeds" in out for out, _ in ended)
     for out, err in ended:
         assert "failed:" not in out
         assert err == ""
