@@ -73,12 +73,17 @@ ALGORITHMS: dict[str, Algorithm] = {
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+def is_own(name: object) -> bool:
+    """Whether a name is that of a class of another package, ``package.module:Class``."""
+    return isinstance(name, str) and _OWN.fullmatch(name) is not None
+
+
 def get_algorithm(name: str) -> Algorithm:
     """The algorithm of that name, in any case, or a class, written ``package.module:Class``, unimported.
 
     :raises UserError: For an unknown name.
     """
-    if _OWN.fullmatch(name):
+    if is_own(name):
         return Algorithm(name, "own", symmetric=False, discretised=False)
     algorithm = ALGORITHMS.get(name.lower())
     if algorithm is None:
