@@ -29,7 +29,10 @@ from srl.config.hyperparams import of_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.directory import (
+    BEST_MODEL,
+    BEST_VECNORMALIZE,
     EVALUATIONS,
+    FINAL_STATE,
     MODEL,
     MONITOR,
     PROGRESS,
@@ -107,7 +110,10 @@ def package(path: Path, repo: str, out: Path, video: Path | None = None) -> None
         if file.is_file():
             shutil.copyfile(file, run / file.relative_to(path))
     # TensorBoard's files have the machine's name in theirs
-    sealed = {name: seal for name, seal in status.files.items() if "tfevents" not in name}
+    left_out = {BEST_MODEL, BEST_VECNORMALIZE, FINAL_STATE}
+    sealed = {
+        name: seal for name, seal in status.files.items() if "tfevents" not in name and name not in left_out
+    }
     RunDirectory(run).write_status(replace(status, host="", pid=0, boot="", notes=(), files=sealed))
     if video is not None:
         shutil.copyfile(video, out / VIDEO)

@@ -64,7 +64,7 @@ def loss_and_gradient(model):
     """The losses of the model's rollout, and their gradient as one vector."""
     np.random.seed(0)
     (data,) = model.rollout_buffer.get(128)
-    losses, _ = model._losses(data, None, model._coefficients())
+    losses, _ = model._losses(model._evaluate(data), data, None, model._coefficients())
     model.policy.optimizer.zero_grad()
     losses.loss.backward()
     return losses, th.cat([parameter.grad.flatten() for parameter in model.policy.parameters()])
