@@ -111,7 +111,7 @@ def make_report(
 
 
 def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    columns = sorted(set(known))
+    columns = list(dict.fromkeys(known))
     for name in names:
         if name not in columns:
             hint = nearest(name, columns)
