@@ -578,10 +578,22 @@ def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, 
     with replacing(file_of_model) as temporary, ZipFile(temporary, "w") as file, ZipFile(whole) as made:
         for name in made.namelist():
             content = made.read(name)
-            file.writestr(ZipInfo(name), _ADDRESS.sub(b"", content) if name == "data" else content)
+            file.writestr(ZipInfo(name), _without_traces(content) if name == "data" else content)
     if vec_normalize is not None:
         with replacing(path / (BEST_VECNORMALIZE if best else VECNORMALIZE)) as temporary:
             vec_normalize.save(str(temporary))
+
+
+def _without_traces(data: bytes) -> bytes:
+    """What SB3 saves as ``data``, without traces of the process: it describes classes by their attributes.
+
+    ``copy`` and ``pickle`` add ``__slotnames__`` to the class of each object that they see.
+    """
+    values = json.loads(_ADDRESS.sub(b"", data))
+    for value in values.values():
+        if isinstance(value, dict):
+            value.pop("__slotnames__", None)
+    return json.dumps(values, indent=4).encode()
 
 
 def in_one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """A run that was interrupted ends with the bytes of one that was not."""
 
+import copy
 import csv
 import os
 import shutil
@@ -11,6 +12,8 @@ from itertools import zip_longest
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
+from stable_baselines3.common.buffers import RolloutBuffer
 
 from srl import SA2C, SPPO
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
@@ -138,6 +141,17 @@ def test_checkpoints_change_nothing(tmp_path):
     train_run(spec, tmp_path / "without")
     train_run(spec, tmp_path / "with", checkpoint_every=0)
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
+
+
+def test_model_has_the_same_bytes_in_a_process_that_copied_a_rollout_buffer(tmp_path, monkeypatch):
+    # The first copy of an instance adds an attribute to its class
+    monkeypatch.delattr(RolloutBuffer, "__slotnames__", raising=False)
+    train_run(SPECS["SPPO"], tmp_path / "before")
+    assert "__slotnames__" not in vars(RolloutBuffer)
+    copy.copy(RolloutBuffer(1, Discrete(2), Discrete(2)))
+    assert "__slotnames__" in vars(RolloutBuffer)
+    train_run(SPECS["SPPO"], tmp_path / "after")
+    assert differences(tmp_path / "after", tmp_path / "before") == {}
 
 
 @pytest.mark.slow
