@@ -29,16 +29,6 @@ def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
     return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?"
 
 
-def missing_package(what: str, error: ModuleNotFoundError, extra: str) -> UserError:
-    """Say which optional package is missing, and how to install it.
-
-    :param what: What needs it, for example a command.
-    :param error: The failed import.
-    :param extra: The extra of symmetric-rl that has it.
-    """
-    return UserError(f"{what} needs the package {error.name}: pip install 'symmetric-rl[{extra}]'.")
-
-
 class OutOfSpace(Exception):
     """A disk, or a user's share of it, is full; the message says where, and how much is needed."""
 
@@ -50,13 +40,11 @@ class NotCompiled(Exception):
 class MissingExtra(UserError, ImportError):
     """A package is not installed that an extra of ``symmetric-rl`` brings; the message is the command.
 
-    :param what: What needs it, for example ``"The command srl"``.
-    :param error: What the import raised.
+    :param what: What needs it, for example ``"srl tune"``.
+    :param package: The package, or what its import raised.
     :param extra: The extra.
     """
 
-    def __init__(self, what: str, error: ModuleNotFoundError, extra: str):
-        super().__init__(
-            f"{what} needs the package {error.name}, which is not installed. Run: "
-            f"pip install 'symmetric-rl[{extra}]'"
-        )
+    def __init__(self, what: str, package: str | ModuleNotFoundError, extra: str):
+        name = package if isinstance(package, str) else package.name
+        super().__init__(f"{what} needs the package {name}: pip install 'symmetric-rl[{extra}]'.")

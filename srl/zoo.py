@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from srl.errors import UserError, missing_package, nearest
+from srl.errors import MissingExtra, UserError, nearest
 
 #: Scripts of rl_zoo3 by the names that they have here.
 SCRIPTS = {
@@ -55,7 +55,7 @@ def register() -> None:
         from rl_zoo3 import ALGOS
         from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
     except ModuleNotFoundError as error:
-        raise missing_package("srl.zoo", error, "zoo") from None
+        raise MissingExtra("srl.zoo", error, "zoo") from None
     import srl
     from srl.config.algorithms import get_algorithm
     from srl.config.hyperparams import PolicyOptions
@@ -173,7 +173,7 @@ def main(words: Sequence[str]) -> None:
             f"srl.zoo {name}: name a script of rl_zoo3 first: {', '.join(SCRIPTS)}.{nearest(name, SCRIPTS)}"
         )
     if find_spec("rl_zoo3") is None:
-        raise UserError("srl.zoo needs the package rl_zoo3: pip install 'symmetric-rl[zoo]'.")
+        raise MissingExtra("srl.zoo", "rl_zoo3", "zoo")
     register()
     options = with_hyperparams(words[1:]) if name == "train" else list(words[1:])
     sys.argv = [f"python -m srl.zoo {name}", *options]

@@ -52,7 +52,7 @@ def test_command_without_the_extras_names_the_command_that_installs_them():
     ended = python("from srl.__main__ import main; sys.argv = ['srl', '--version']; main()")
     assert ended.returncode == 2
     assert ended.stderr.startswith("srl: The command srl needs the package ")
-    assert ended.stderr.endswith("Run: pip install 'symmetric-rl[experiments]'\n")
+    assert ended.stderr.endswith(": pip install 'symmetric-rl[experiments]'.\n")
     assert ended.stderr.count("\n") == 1
 
 
@@ -65,4 +65,4 @@ except ImportError as error:
     print(error)
 """)
     assert ended.stdout.startswith("srl.envs.make_train_env needs the package ")
-    assert ended.stdout.endswith("Run: pip install 'symmetric-rl[experiments]'\n")
+    assert ended.stdout.endswith(": pip install 'symmetric-rl[experiments]'.\n")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from srl.errors import UserError
+from srl.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
     pass
@@ -72,7 +72,7 @@ def report(options: Report, command: str) -> int:
         raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
     uses_parquet = options.dir.is_file() or options.format in ("archive", "parquet")
     if uses_parquet and find_spec("pyarrow") is None:
-        raise UserError("Parquet files need the package pyarrow: pip install 'symmetric-rl[report]'.")
+        raise MissingExtra("A Parquet file", "pyarrow", "report")
     check_folder(out)
     figure_options = (options.figures, options.dpi, options.no_titles)
     if options.format != "page" and figure_options != (("png", "svg"), 150, False):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from srl.errors import UserError
+from srl.errors import MissingExtra, UserError
 
 
 @dataclass
@@ -83,4 +83,4 @@ def pull(options: Pull, command: str) -> int:
 
 def _check_package(what: str) -> None:
     if find_spec("huggingface_hub") is None:
-        raise UserError(f"{what} needs the package huggingface_hub: pip install 'symmetric-rl[share]'.")
+        raise MissingExtra(what, "huggingface_hub", "share")

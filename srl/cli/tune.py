@@ -10,8 +10,15 @@ from typing import Annotated
 
 import tyro
 
-from srl.cli.options import EnvOptions, LossOptions
-from srl.errors import UserError, missing_package
+from srl.cli.options import (
+    FAILED,
+    EnvOptions,
+    LossOptions,
+    new_console,
+    parse_assignments,
+    put_current_directory_on_path,
+)
+from srl.errors import MissingExtra, UserError
 
 
 @dataclass
@@ -70,8 +77,7 @@ def tune(options: Tune, command: str) -> int:
     try:
         from srl.tuning import Tuner, TuningOptions
     except ModuleNotFoundError as error:
-        raise missing_package("srl tune", error, "tune") from None
-    from srl.cli.options import FAILED, new_console, parse_assignments, put_current_directory_on_path
+        raise MissingExtra("srl tune", error, "tune") from None
     from srl.config.spec import make_run_spec, safe_name
     from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from srl.config.spec import safe_name
-from srl.errors import UserError
+from srl.errors import MissingExtra, UserError
 from srl.report.files import check_folder, write_files
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores, unfinished
@@ -126,9 +126,7 @@ def _write_parquet(scores: Scores, file: Path) -> None:
         import pyarrow as pa
         from pyarrow import parquet
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"--format parquet needs the package {error.name}: pip install 'symmetric-rl[report]'."
-        ) from None
+        raise MissingExtra("--format parquet", error, "report") from None
     described = list(_described(scores))
     rows = [_columns(run) for run, _ in described]
     counts = [len(columns["evaluation"]) for columns in rows]

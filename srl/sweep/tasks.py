@@ -166,7 +166,8 @@ def describe(tasks: Sequence[Task]) -> str:
         return ""
     span = f"{sizes[0]}" if sizes[0] == sizes[-1] else f"{sizes[0]} to {sizes[-1]}"
     n_alone = len(tasks) - len(sizes)
-    return f" in {len(sizes)} populations of {span}" + (f" and {n_alone} alone" if n_alone else "")
+    populations = "1 population" if len(sizes) == 1 else f"{len(sizes)} populations"
+    return f" in {populations} of {span}" + (f" and {n_alone} alone" if n_alone else "")
 
 
 def _stacked(job: Job) -> Job:

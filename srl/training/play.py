@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from srl.envs.make import ATARI_FRAME_SKIP
 from srl.envs.registration import is_atari, is_mujoco
-from srl.errors import UserError
+from srl.errors import MissingExtra, UserError
 from srl.rundir.directory import RunDirectory
 from srl.rundir.files import replacing
 from srl.training.load import load_run, read_trusted
@@ -97,7 +97,7 @@ def check_video(path: Path) -> None:
     is_mp4 = path.suffix.lower() == ".mp4"
     package, module = ("imageio-ffmpeg", "imageio_ffmpeg") if is_mp4 else ("pillow", "PIL")
     if find_spec(module) is None:
-        raise UserError(f"--video {path}: needs the package {package}: pip install 'symmetric-rl[video]'.")
+        raise MissingExtra(f"--video {path}:", package, "video")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UserError(f"--video {path}: {path.parent} is no folder that can be written to.")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -131,7 +131,7 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
     assert "Pending: 8 in 2 populations of 4, 2 at a time" in srl(*words, "--dry-run").out
     ended = srl(*words, "--jobs", 1)
     assert ended.status == 0, ended.err
-    assert "Pending: 8 in 1 populations of 8, 1 at a time" in ended.out
+    assert "Pending: 8 in 1 population of 8, 1 at a time" in ended.out
     # Two tasks on each GPU, and the cluster has one
     options = engine_of("ray", None, address=cluster.address, tasks_per_gpu=2)
     assert capacity(options, on_gpus=True)[0] == 2

@@ -316,7 +316,7 @@ def test_tasks_are_described():
     assert describe(make_tasks(jobs_of(seeds(8)), 4, 1)) == " in 2 populations of 4"
     assert describe(make_tasks(jobs_of(seeds(7)), 4, 1)) == " in 2 populations of 3 to 4"
     some = make_tasks(jobs_of([*seeds(4), *seeds(2, overrides={"target_kl": 0.1})]), "auto", 1)
-    assert describe(some) == " in 1 populations of 4 and 2 alone"
+    assert describe(some) == " in 1 population of 4 and 2 alone"
 
 
 def test_task_is_named_by_what_its_runs_share():
@@ -340,7 +340,7 @@ def sweep(root, *words, env="CartPole-v1", seeds="0:2", algos=("ppo", "sppo"), j
 def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path):
     expected = {
         "off": ("Pending: 4, 2 at a time", 2, False),
-        "auto": ("Pending: 4 in 1 populations of 4, 1 at a time", 1, True),
+        "auto": ("Pending: 4 in 1 population of 4, 1 at a time", 1, True),
         "2": ("Pending: 4 in 2 populations of 2, 2 at a time", 2, True),
     }
     tables = set()
