@@ -167,7 +167,7 @@ class AtariNativeVecEnv(NativeVecEnv):
         """Record a game, and begin to count the next.
 
         :param index: The environment.
-        :param info: What the emulators say of the games that go on or have begun.
+        :param info: What the emulators report of games that continue or have started.
         :return: As ``_end_episode``.
         """
         frames_before = info["frame_number"][index] - info["episode_frame_number"][index]

@@ -49,7 +49,7 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         self._emulator: bytes | None = None
         self._n_steps = 0
         self._actions = _Actions()
-        #: The number of actions before each reset after a lost life, which goes on with the game.
+        #: The number of actions before each reset after a lost life, which continues the game.
         self._goes_on: list[int] = []
         self._observation: Any = None
 

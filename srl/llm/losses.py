@@ -123,7 +123,7 @@ def policy_losses(
     weighted_prob = ratio if importance_weighting else th.exp(new)
     varying = REVERSE_LOSSES[reverse_loss](chosen * passes, 0.0, weighted_prob, z)
     policy, reverse, varying = ((token_weight * term).sum() for term in (policy, reverse, varying))
-    # With beta=0 it is the loss of PPO to the bit
+    # With beta=0 it is bitwise identical to the loss of PPO
     loss = alpha * policy if beta == 0 else alpha * policy + beta * reverse
     high = clip_range if clip_range_high is None else clip_range_high
     with th.no_grad():

@@ -92,7 +92,7 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Review:
-    """A prompt, how the review goes on, and what it thinks of the film: POSITIVE, NEUTRAL or NEGATIVE."""
+    """A prompt, the rest of the review, and what it thinks of the film: POSITIVE, NEUTRAL or NEGATIVE."""
 
     prompt: str
     response: str

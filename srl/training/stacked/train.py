@@ -412,8 +412,8 @@ class Population:
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
         tensor = th.as_tensor(array)
-        # Normalization gives a new array at each step, environments use theirs again; a copy lies in memory
-        # as the array does
+        # Normalization returns a new array at each step, environments reuse theirs; a copy keeps the memory
+        # layout of the array
         return tensor.to(self._device, copy=self._normalize is None)
 
     def _collect(self) -> RolloutBufferSamples:
