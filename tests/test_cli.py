@@ -221,8 +221,8 @@ def test_folder_that_holds_a_run_of_another_spec_is_refused_untouched(command, s
 def test_dry_run_says_what_would_be_done_and_writes_nothing(somewhere):
     outcome = srl(*SWEEP[:-1], "1,2", "5:7", "--timesteps", 64, "--dry-run")
     assert outcome.status == 0
-    lines = [line for line in outcome.out.splitlines() if line.startswith("to do")]
-    assert [line.split()[2].rpartition("-")[2] for line in lines] == ["1", "2", "5", "6"]
+    lines = [line for line in outcome.out.splitlines() if line.startswith("pending")]
+    assert [line.split()[1].rpartition("-")[2] for line in lines] == ["1", "2", "5", "6"]
     assert "4 runs (1 combinations of environment, algorithm and noise x 4 seeds)" in outcome.out
     assert "256 training steps" in outcome.out
     assert "Dry run: nothing was trained or written" in outcome.out
@@ -237,7 +237,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(somewhere):
 def test_dry_run_of_a_shipped_sweep_checks_all_of_it(name, n_runs, somewhere):
     outcome = srl("sweep", name, "--dry-run")
     assert outcome.status == 0, outcome.err
-    assert sum(line.startswith("to do") for line in outcome.out.splitlines()) == n_runs
+    assert sum(line.startswith("pending") for line in outcome.out.splitlines()) == n_runs
     assert f"into runs/{name}." in outcome.out
     assert not any(somewhere.iterdir())
 

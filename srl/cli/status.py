@@ -23,7 +23,7 @@ class Status:
     dir: tyro.conf.Positional[Path]
     """The folder of a sweep or a run, or one above them."""
     watch: bool = False
-    """Keep showing it until nothing is left to do; wait for the folder if it does not exist yet. Ctrl-C ends
+    """Refresh until no run is pending; wait for the folder if it does not exist yet. Ctrl-C ends
     this command only."""
     interval: float = 2.0
     """Seconds between two updates of the display."""

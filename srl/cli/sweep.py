@@ -184,7 +184,7 @@ def sweep(options: Sweep, command: str) -> int:
     if options.dry_run:
         done = {job.path for job in plan.done}
         for job in plan.jobs:
-            state = "done" if job.path in done else "to do"
+            state = "finished" if job.path in done else "pending"
             print(f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps")
         console.print("Dry run: nothing was trained or written.")
         return 0

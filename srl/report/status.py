@@ -284,7 +284,7 @@ def print_status(root: Path, console: Console) -> None:
 
 
 def watch_status(root: Path, console: Console, interval: float) -> None:
-    """Show how far the runs in a folder are, until nothing is left to do; wait until it has runs.
+    """Show the progress of the runs in a folder until none is pending; wait until it has runs.
 
     On a terminal the screen stays in its place; elsewhere it is printed again when something has changed.
 

@@ -115,7 +115,7 @@ class SweepDisplay(_Display):
         n_running = sum(map(len, progress.tasks.values()))
         counts = (
             f"{len(progress.of('done'))} done, {n_running} running, {len(progress.of('failed'))} failed, "
-            f"{len(progress.of('interrupted', 'not started'))} to do"
+            f"{len(progress.of('interrupted', 'not started'))} pending"
         )
         if progress.n_elsewhere:
             counts += f", {progress.n_elsewhere} trained by other processes"

@@ -66,7 +66,7 @@ def run_sweep(
     say: Callable[[str], None],
     persistence: Persistence | None = None,
 ) -> dict[str, str]:
-    """Execute what a plan has to do.
+    """Execute the pending runs of a plan.
 
     A run that crashes, is killed or has no heartbeat is retried from its last checkpoint; the
     reason is in its status. A population that is killed or hangs thrice without getting any further is
@@ -147,7 +147,7 @@ class _Execution:
         self._next_look = self._next_look_elsewhere = 0.0
 
     def step(self) -> bool:
-        """Go on for a moment; returns whether there is something left to do."""
+        """Advance for a moment; return whether runs are pending."""
         self._start()
         for ended in self._engine.wait(_PATIENCE):
             self._settle(ended)
@@ -200,7 +200,7 @@ class _Execution:
             self._next_look = 0.0
 
     def _free_part(self, task: Task) -> Task | None:
-        """The jobs of a task that are still to do and that nobody is at."""
+        """The pending jobs of a task that no other process trains."""
         free: list[Job] = []
         held: list[Job] = []
         for job in task.jobs:
@@ -364,9 +364,9 @@ def check_interval(checkpoint_every: float) -> None:
 
 
 def held_elsewhere(tasks: Sequence[Task]) -> list[str]:
-    """Who trains runs that are to do, in lines; empty if nobody does.
+    """Which processes train pending runs, in lines; empty for none.
 
-    :param tasks: What is to do.
+    :param tasks: Tasks with pending runs.
     """
     holders: Counter[str] = Counter()
     for task in tasks:

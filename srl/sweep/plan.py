@@ -87,21 +87,21 @@ def expand(
 
 @dataclass
 class Plan:
-    """A sweep in its folder: what is done already and what is to do."""
+    """A sweep in its folder: finished and pending runs."""
 
     root: Path
     jobs: list[Job]
     #: Pairs of columns that reports compare.
     compare: list[list[str]] = field(default_factory=list)
-    #: Jobs whose run has fewer steps and is extended, and its spec. They are to do.
+    #: Jobs whose run has fewer steps and is extended, and its spec. They are pending.
     to_extend: list[tuple[Job, RunSpec]] = field(default_factory=list)
     #: Jobs whose run is finished.
     done: list[Job] = field(default_factory=list)
     #: Jobs still to run, those that failed or were interrupted before included.
     to_do: list[Job] = field(default_factory=list)
-    #: What is to do, as tasks for an engine.
+    #: Pending runs, as tasks for an engine.
     tasks: list[Task] = field(default_factory=list)
-    #: What of its runs is damaged, in lines: those runs are to do.
+    #: What of its runs is damaged, in lines: those runs are pending.
     damaged: list[str] = field(default_factory=list)
     #: Damaged files that no result depends on, in lines.
     minor_damage: list[str] = field(default_factory=list)

@@ -223,7 +223,7 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
     shown.update(progress)
     # 10 s for each that runs, then 500 s and 1,000 s at the speed of their kind, then Acrobot for 1,000 s
     assert outlook(progress) == outlook(overview) == "2,000 steps/s, about 25 min left"
-    assert out.getvalue() == "1 done, 2 running, 1 failed, 3 to do; 2,000 steps/s, about 25 min left\n"
+    assert out.getvalue() == "1 done, 2 running, 1 failed, 3 pending; 2,000 steps/s, about 25 min left\n"
     assert progress.seconds_left == overview.seconds_left == pytest.approx(1510)
     assert progress.timesteps == overview.timesteps
     assert progress.n_timesteps == overview.n_timesteps == 7 * n_timesteps

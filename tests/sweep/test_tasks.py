@@ -377,7 +377,7 @@ def test_dry_run_names_populations_and_writes_nothing(tmp_path):
     outcome = sweep(tmp_path / "out", "--dry-run")
     assert outcome.status == 0
     assert "Pending: 4 in 2 populations of 2, 2 at a time" in outcome.out
-    assert outcome.out.count("to do  ") == 4
+    assert outcome.out.count("pending  ") == 4
     assert not (tmp_path / "out").exists()
 
 
