@@ -96,6 +96,19 @@ class EnvOptions:
         """
         return [read_yaml("--env-wrapper", text, text) for text in self.env_wrapper]
 
+    def of_run(self) -> dict[str, Any]:
+        """Return the arguments of :func:`~srl.config.spec.make_run_spec` without its ``overrides``.
+
+        :raises UserError: If an argument of the environment is malformed.
+        """
+        return {
+            "gym_packages": self.gym_packages,
+            "env_kwargs": parse_assignments("--env-kwargs", self.env_kwargs),
+            "max_episode_steps": self.max_episode_steps,
+            "hyperparams_file": self.hyperparams_file,
+            "trust_file": self.trust_config,
+        }
+
 
 @dataclass
 class EvaluationOptions:

@@ -22,7 +22,6 @@ from srl.cli.options import (
     RunExecutionOptions,
     TrackOptions,
     new_console,
-    parse_assignments,
     put_current_directory_on_path,
     tracked,
     tracked_status,
@@ -95,11 +94,7 @@ def train(options: Train, command: str) -> int:
         compile=options.execution.compile or "auto",
         precision=options.execution.precision or "float32",
         eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
-        gym_packages=environment.gym_packages,
-        env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
-        max_episode_steps=environment.max_episode_steps,
-        hyperparams_file=environment.hyperparams_file,
-        trust_file=environment.trust_config,
+        **environment.of_run(),
         overrides=options.loss.others() | options.loss.symmetric() | wrappers,
     )
     path = options.out or Path("runs") / spec.path

@@ -15,7 +15,6 @@ from srl.cli.options import (
     EnvOptions,
     LossOptions,
     new_console,
-    parse_assignments,
     put_current_directory_on_path,
 )
 from srl.errors import MissingExtra, UserError
@@ -113,11 +112,7 @@ def tune(options: Tune, command: str) -> int:
         profile=options.profile,
         device=options.device,
         n_eval_episodes=options.eval_episodes,
-        gym_packages=environment.gym_packages,
-        env_kwargs=parse_assignments("--env-kwargs", environment.env_kwargs),
-        max_episode_steps=environment.max_episode_steps,
-        hyperparams_file=environment.hyperparams_file,
-        trust_file=environment.trust_config,
+        **environment.of_run(),
         overrides=fixed | wrappers,
     )
     study_name = f"{spec.algo}-{spec.env}" if options.study_name is None else options.study_name

@@ -33,7 +33,7 @@ from srl.envs.seeding import Stream, seed_sequence, seed_torch, stream_rng
 #: The seed of the material: all runs begin with the same policy and have the same reward.
 MATERIAL_SEED = 0
 #: Indices of the stream of texts.
-PRETRAINING, REWARD_TEXTS, JUDGE_TEXTS, TRAIN_PROMPTS, EVAL_PROMPTS, TEST_TEXTS = range(6)
+PRETRAINING, REWARD_TEXTS, JUDGE_TEXTS, TRAIN_PROMPTS, EVAL_PROMPTS = range(5)
 
 POSITIVE, NEUTRAL, NEGATIVE, GARBLED = range(4)
 ADJECTIVES = {

@@ -32,9 +32,6 @@ from srl.rundir.status import Status
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint
 from srl.training.run import Attempt, RunFailed, in_one_line, versions
 
-#: Texts that a run keeps.
-N_SAMPLES = 12
-
 
 def train_llm_run(
     spec: RunSpec,
@@ -63,18 +60,13 @@ def train_llm_run(
     th.set_num_threads(spec.threads)
     check_run(spec)
     attempt = Attempt(spec, path, command=command, tell=tell)
-    try:
-        with attempt:
-            if attempt.running:
-                _write_versions(path, command)
-                train = _train_grpo if spec.algorithm.family == "llm-grpo" else _train_sppo
-                attempt.finish(train(attempt, task, checkpoint_every))
-    except Exception as error:
-        if error is not attempt.error:
-            raise  # the folder does not fit
-    if attempt.status.state == "failed":
-        raise RunFailed(attempt.status.reason) from attempt.error
-    return attempt.status
+
+    def train() -> int:
+        _write_versions(path, command)
+        train_family = _train_grpo if spec.algorithm.family == "llm-grpo" else _train_sppo
+        return train_family(attempt, task, checkpoint_every)
+
+    return attempt.run(train)
 
 
 def check_run(spec: RunSpec) -> None:

@@ -183,16 +183,7 @@ def train_run(
     :raises UserError: If the folder does not fit.
     """
     attempt = Attempt(spec, path, command=command, tell=tell)
-    try:
-        with attempt:
-            if attempt.running:  # else another process has finished it since it was planned
-                attempt.finish(_train(attempt, checkpoint_every))
-    except Exception as error:
-        if error is not attempt.error:
-            raise  # the folder does not fit
-    if attempt.status.state == "failed":
-        raise RunFailed(attempt.status.reason) from attempt.error
-    return attempt.status
+    return attempt.run(lambda: _train(attempt, checkpoint_every))
 
 
 class Attempt:
@@ -226,9 +217,28 @@ class Attempt:
         self._first_beat: tuple[float, int] | None = None
         self._claim = self._directory.claimed(spec, keep=True)
 
+    def run(self, train: Callable[[], int]) -> Status:
+        """Make the attempt.
+
+        :param train: Trains the run and returns its training steps.
+        :return: The status at the end.
+        :raises RunFailed: If training failed; the directory says why.
+        :raises UserError: If the folder does not fit.
+        """
+        try:
+            with self:
+                if self.running:  # else another process has finished it since it was planned
+                    self.finish(train())
+        except Exception as error:
+            if error is not self.error:
+                raise  # the folder does not fit
+        if self.status.state == "failed":
+            raise RunFailed(self.status.reason) from self.error
+        return self.status
+
     @property
     def running(self) -> bool:
-        """Whether there is something left to do."""
+        """Whether the run is not finished."""
         return self.status.state == "running"
 
     def __enter__(self) -> Attempt:
