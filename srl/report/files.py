@@ -58,10 +58,25 @@ def check_files(out: Path, names: Iterable[str], copies: Mapping[str, Path] | No
         there already.
     :raises UserError: If srl did not write what is there, or it was changed since.
     """
+    names, copies, lock = list(names), copies or {}, out / _LOCK
+    is_first = not lock.exists()
+    foreign = _foreign_files(out, names, copies) if is_first else set()
+    # Another report may be writing, whose files are in the record only when it is done
+    if lock.exists() and (foreign or not is_first):
+        with lock.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH)
+            foreign = _foreign_files(out, names, copies)
+    _refuse(out, foreign)
+
+
+def _foreign_files(out: Path, names: Iterable[str], copies: Mapping[str, Path]) -> set[str]:
+    """Which of these files are there and not srl's."""
     record = _read_record(out)
-    copies = copies or {}
     foreign = {place for name in [*names, *copies] if (place := _foreign(out, name, record)) is not None}
-    foreign -= {name for name in foreign & copies.keys() if _is_same(out / name, copies[name])}
+    return foreign - {name for name in foreign & copies.keys() if _is_same(out / name, copies[name])}
+
+
+def _refuse(out: Path, foreign: Iterable[str]) -> None:
     if foreign:
         shown = [str(out / place) for place in sorted(foreign)]
         more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
@@ -95,7 +110,7 @@ def write_files(
     writers |= {name: partial(shutil.copyfile, source) for name, source in (copies or {}).items()}
     with (out / _LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        check_files(out, files, copies)  # another report may have been written since
+        _refuse(out, _foreign_files(out, files, copies or {}))  # another report may have been written since
         old = _read_record(out)
         try:
             new = _replace(out, writers, old)

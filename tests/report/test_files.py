@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from srl.report.files import check_files, text_writer, write_files
 from srl.report.scores import read_scores
 from srl.report.write import FILES
 from tests.report.made_runs import lay_down
-from tests.small_runs import SMALL_WORDS, contents, srl
+from tests.small_runs import SMALL_WORDS, contents, srl, until
 
 DATA = Path(__file__).parent.parent / "data"
 RETURNS = np.array([[1.0, 2.0], [3.0, 4.0]])
@@ -297,6 +299,28 @@ def test_reports_at_the_same_time_leave_one_of_them(tmp_path):
     assert text in texts
     assert left == {"a.txt": text, **{f"figures/{name}.txt": f"{text}{name}" for name in text}}
     check_files(tmp_path, left)
+
+
+def test_files_are_checked_when_another_report_is_written(tmp_path):
+    out, half, go = tmp_path / "out", tmp_path / "half", tmp_path / "go"
+    write_files(out, {"a.txt": text_writer("a"), "b.txt": text_writer("a")})
+
+    def wait(path):
+        half.touch()
+        until(go.exists)
+        path.write_text("b")
+
+    files = {"a.txt": text_writer("b"), "b.txt": wait}
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(write_files, out, files)
+        until(half.exists)
+        (out / "a.txt").write_text("b")  # as between two replacements
+        checking = pool.submit(check_files, out, files)
+        with suppress(TimeoutError, UserError):
+            checking.result(timeout=0.2)
+        go.touch()
+        writing.result()
+        checking.result()
 
 
 def test_report_that_fails_while_it_is_written_leaves_the_last_one(tmp_path):

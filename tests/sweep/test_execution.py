@@ -226,7 +226,8 @@ def test_run_whose_folder_is_removed_is_made_again(tmp_path):
 
     def remove():
         until(lambda: (path / "monitor").exists())
-        shutil.rmtree(path)
+        # Removed at once: while its files are deleted one by one, the run may write another
+        shutil.rmtree(path.rename(tmp_path / "removed"))
 
     removing = Thread(target=remove)
     removing.start()
