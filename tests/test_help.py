@@ -19,13 +19,27 @@ from tests.small_runs import small_spec, srl
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "enjoy", "report", "status", "clean"])
-def test_help_has_examples_and_plain_placeholders(command):
+@pytest.mark.parametrize(
+    "command",
+    ["train", "sweep", "enjoy", "report", "status", "tune", "push", "pull", "clean", "llm"],
+)
+def test_help_has_examples(command):
     outcome = srl(command, "--help")
     assert outcome.status == 0
     assert f"Examples:\n  srl {command} " in outcome.out
-    assert "{None}" not in outcome.out
-    assert "[STR" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "sweep", "enjoy", "report", "status", "tune", "push", "pull", "clean"]
+    + ["llm train", "llm eval", "llm sample"],
+)
+def test_help_has_plain_placeholders_and_no_empty_defaults(command):
+    text = srl(*command.split(), "--help").out
+    assert "--help" in text
+    assert "{None}" not in text
+    assert "[STR" not in text
+    assert not re.search(r"default:[\s│]+(None)?\)", text)
 
 
 def test_help_groups_options():

@@ -5,13 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 from rich.filesize import decimal
 
-if TYPE_CHECKING:
-    pass
 from srl.cli.options import FAILED, new_console
 
 

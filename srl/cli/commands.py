@@ -7,15 +7,11 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import Annotated, Any, Union
 
 import tyro
 
 from srl import __version__
-from srl.errors import OutOfSpace, UserError
-
-if TYPE_CHECKING:
-    pass
 from srl.cli import llm
 from srl.cli.clean import Clean, clean
 from srl.cli.enjoy import Enjoy, enjoy
@@ -26,6 +22,7 @@ from srl.cli.status import Status, show_status
 from srl.cli.sweep import Sweep, sweep
 from srl.cli.train import Train, train
 from srl.cli.tune import Tune, tune
+from srl.errors import OutOfSpace, UserError
 
 #: By the name of each command: its options, and examples.
 _EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from srl.cli.options import Unset
 from srl.errors import UserError
 
 
@@ -26,7 +27,7 @@ class Enjoy:
     """Sample actions."""
     best: bool = False
     """Play the model of the best evaluation instead of the final model."""
-    video: Path | None = None
+    video: Unset[Path] = None
     """Record the episodes to this file, .mp4 or .gif, without opening a window."""
     no_render: bool = False
     """Open no window."""

@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 import tyro
 from rich.console import Console
 
+from srl.cli.options import Unset, parse_assignments, several
 from srl.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,39 +33,39 @@ class Train:
     """offline, imdb, tldr, or a file in their format (configs/llm)."""
     algo: str = "sppo"
     """ppo or sppo with a critic of their own; grpo or sgrpo by TRL."""
-    alpha: float | None = None
+    alpha: Unset[float] = None
     """Weight of the policy loss."""
-    beta: float | None = None
+    beta: Unset[float] = None
     """Weight of the reverse loss."""
-    z: float | None = None
+    z: Unset[float] = None
     """The finite stand-in for log 0, negative."""
-    reverse_loss: str | None = None
+    reverse_loss: Unset[str] = None
     """rce (reverse cross-entropy) or mae (mean absolute error)."""
-    importance_weighting: bool | None = None
+    importance_weighting: Unset[bool] = None
     """Whether the reverse loss is divided by pi_old, as published."""
-    hyperparams: tuple[str, ...] = ()
+    hyperparams: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
     """Any other hyperparameters, as NAME=VALUE, for example kl_coef=0.1 n_epochs=2."""
     noise: str = "none"
     """Noise on the scores that training sees: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
     seed: int = 0
     """Seed of everything that is random."""
-    variant: str | None = None
+    variant: Unset[str] = None
     """Name of the run's column in tables; the algorithm's if not given."""
-    timesteps: int | None = None
+    timesteps: Unset[int] = None
     """Responses to train on; the file's if not given."""
-    eval_freq: int | None = None
+    eval_freq: Unset[int] = None
     """Responses between evaluations; the file's if not given."""
-    eval_episodes: int | None = None
+    eval_episodes: Unset[int] = None
     """Prompts of an evaluation; the file's if not given."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = 1
     """Threads of torch."""
-    local_files: Path | None = None
+    local_files: Unset[Path] = None
     """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
     trust_config: bool = False
     """Import Python code that the task's file names."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """The run's directory; runs/TASK/ALGO/NOISE/seed-N if not given."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints; 0 for one after each iteration."""
@@ -76,11 +77,11 @@ class Evaluate:
 
     dir: tyro.conf.Positional[Path]
     """The run's directory."""
-    episodes: int | None = None
+    episodes: Unset[int] = None
     """Prompts; the run's if not given."""
     seed: int = 1
     """Seed of the sampled tokens."""
-    local_files: Path | None = None
+    local_files: Unset[Path] = None
     """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
     trust_config: bool = False
     """Import Python code that the run's spec names."""
@@ -163,7 +164,6 @@ def _console() -> Console:
 
 def train(options: Train, command: str) -> int:
     """``srl llm train``; returns the exit status."""
-    from srl.cli.options import parse_assignments
     from srl.llm.run import check_run, train_llm_run
     from srl.llm.spec import make_llm_spec
     from srl.llm.tasks import load_task

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -17,8 +17,9 @@ from rich.console import Console
 
 from srl.errors import UserError
 
-if TYPE_CHECKING:
-    pass
+_T = TypeVar("_T")
+#: An option that may be left out, in whose help "(default: None)" would say nothing.
+Unset = Annotated[_T | None, tyro.conf.arg(help_behavior_hint="")]
 
 #: Exit statuses.
 FAILED, MISTAKE, STOPPED = 1, 2, 130
@@ -26,28 +27,33 @@ FAILED, MISTAKE, STOPPED = 1, 2, 130
 _SHOWN_NOTES = 20
 
 
+def several(metavar: str) -> Any:
+    """An option with several values, none by default; ``metavar`` is what its help shows for them."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 @dataclass
 class LossOptions:
     """The symmetric loss, and other hyperparameters, before those of the hyperparameter file. In a sweep,
     alpha, beta, z, reverse_loss and importance_weighting go to the symmetric algorithms alone."""
 
-    alpha: float | None = None
+    alpha: Unset[float] = None
     """Weight of the policy loss."""
-    beta: float | None = None
+    beta: Unset[float] = None
     """Weight of the reverse loss."""
-    z: float | None = None
+    z: Unset[float] = None
     """The finite stand-in for log 0, negative."""
-    reverse_loss: str | None = None
+    reverse_loss: Unset[str] = None
     """rce (reverse cross-entropy) or mae (mean absolute error)."""
-    importance_weighting: tyro.conf.FlagConversionOff[bool | None] = None
+    importance_weighting: tyro.conf.FlagConversionOff[Unset[bool]] = None
     """Whether SPPO's reverse loss is divided by pi_old, as published."""
-    advantage_transform: str | None = None
+    advantage_transform: Unset[str] = None
     """none, sign or bins."""
-    advantage_flip_prob: float | None = None
+    advantage_flip_prob: Unset[float] = None
     """Probability that the sign of an advantage is flipped."""
-    bins: int | None = None
+    bins: Unset[int] = None
     """Values per action dimension of the discretized algorithms. By default 11."""
-    hyperparams: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    hyperparams: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
     """Any other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
 
     def symmetric(self) -> dict[str, Any]:
@@ -75,16 +81,16 @@ class LossOptions:
 class EnvOptions:
     """The environment, and code of your own. The current directory is on Python's path."""
 
-    gym_packages: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE [MODULE ...]")] = ()
+    gym_packages: Annotated[tuple[str, ...], several("MODULE [MODULE ...]")] = ()
     """Modules to import first, which register environments with Gymnasium."""
-    env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]")] = ()
+    env_kwargs: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
     """Arguments of the environment's constructor, as NAME=VALUE or NAME:VALUE, for example size=5."""
-    env_wrapper: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODULE:CLASS [...]")] = ()
+    env_wrapper: Annotated[tuple[str, ...], several("MODULE:CLASS [...]")] = ()
     """Wrappers around the environment, the innermost first: module:Class, or
     'module:Class: {ARGUMENT: VALUE}'."""
-    max_episode_steps: int | None = None
+    max_episode_steps: Unset[int] = None
     """Time limit of an episode in steps of the agent; the environment's own if not given."""
-    hyperparams_file: Path | None = None
+    hyperparams_file: Unset[Path] = None
     """A hyperparameter file in the format of rl-baselines3-zoo, in place of srl's own."""
     trust_config: bool = False
     """Import Python code that the sweep's file or the hyperparameter file names."""
@@ -114,11 +120,11 @@ class EnvOptions:
 class EvaluationOptions:
     """Episodes without reward noise, from which scores and learning curves come."""
 
-    eval_freq: int | None = None
+    eval_freq: Unset[int] = None
     """Training steps between evaluations. By default 10,000 on Atari and 5,000 elsewhere."""
-    eval_episodes: int | None = None
+    eval_episodes: Unset[int] = None
     """Episodes of an evaluation. By default 10."""
-    eval_max_episode_steps: int | None = None
+    eval_max_episode_steps: Unset[int] = None
     """Steps after which an episode of an evaluation is truncated. By default 50,000, or the environment's
     time limit if that is higher."""
 
@@ -129,13 +135,13 @@ class ExecutionOptions:
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
-    env_backend: str | None = None
+    env_backend: Unset[str] = None
     """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs. By
     default gymnasium."""
-    compile: str | None = None
+    compile: Unset[str] = None
     """Whether the update is compiled: on, off, or auto for runs that are long enough to repay it. By default
     auto."""
-    precision: str | None = None
+    precision: Unset[str] = None
     """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md. By
     default float32."""
     checkpoint_every: float = 180.0
@@ -154,7 +160,7 @@ class RunExecutionOptions(ExecutionOptions):
 class SweepExecutionOptions(ExecutionOptions):
     __doc__ = ExecutionOptions.__doc__
 
-    jobs: int | None = None
+    jobs: Unset[int] = None
     """Number of processes. By default as many as this machine or the Ray cluster has cores; 64 on a Slurm
     cluster."""
     population: str = "auto"
@@ -172,13 +178,13 @@ class ClusterOptions:
 
     engine: Literal["local", "ray", "slurm"] = "local"
     """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster."""
-    address: str | None = None
+    address: Unset[str] = None
     """Of a Ray cluster: auto, HOST:PORT, or local for one on this machine. By default auto."""
-    tasks_per_gpu: int | None = None
+    tasks_per_gpu: Unset[int] = None
     """Runs or populations that share a GPU of a Ray cluster. By default 4."""
-    partition: str | None = None
+    partition: Unset[str] = None
     """Partition of a Slurm cluster. By default the cluster's own default."""
-    time: str | None = None
+    time: Unset[str] = None
     """Time limit of a Slurm job, H:MM:SS or minutes. By default 4:00:00. A job that reaches it is queued
     again."""
 
@@ -187,9 +193,9 @@ class ClusterOptions:
 class TrackOptions:
     """Tracking; see docs/how-to/tracking.md."""
 
-    track: str | None = None
+    track: Unset[str] = None
     """wandb, mlflow or trackio: send the spec, all logged figures with evaluations, and the final model."""
-    track_project: str | None = None
+    track_project: Unset[str] = None
     """The project or experiment there. By default srl, or the sweep's name."""
 
 

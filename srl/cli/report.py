@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from srl.cli.options import Unset, new_console, print_notes, several, split_values
 from srl.errors import MissingExtra, UserError
-
-if TYPE_CHECKING:
-    pass
-from srl.cli.options import new_console, print_notes, split_values
 
 
 @dataclass
@@ -35,10 +32,10 @@ class Report:
     and minmax elsewhere."""
     reps: int = 2000
     """Bootstrap samples of each interval."""
-    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN:BASELINE [...]")] = ()
+    compare: Annotated[tuple[str, ...], several("COLUMN:BASELINE [...]")] = ()
     """Pairs of columns to compare, each as COLUMN:BASELINE, for example sppo:ppo; those of the sweep if not
     given."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """Where to write it; into the folder itself if not given."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT[,FORMAT...]")] = ("png", "svg")
     """Formats of the figures: png, svg, pdf."""

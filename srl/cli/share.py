@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tyro
 
+from srl.cli.options import Unset
 from srl.errors import MissingExtra, UserError
 
 
@@ -19,11 +20,11 @@ class Push:
     """The run's folder."""
     repo: tyro.conf.Positional[str]
     """OWNER/NAME on the Hub; it is made if it is new."""
-    video: Path | None = None
+    video: Unset[Path] = None
     """An MP4 file of the agent; replay.mp4 in the run's folder if there is one."""
     private: bool = False
     """Make a new repository private."""
-    dry_run: Path | None = None
+    dry_run: Unset[Path] = None
     """Write the repository's files to this folder, which must not exist, and publish nothing."""
 
 
@@ -33,9 +34,9 @@ class Pull:
 
     repo: tyro.conf.Positional[str]
     """OWNER/NAME on the Hub."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """The run's folder, which must not exist; runs/hub/OWNER/NAME if not given."""
-    revision: str | None = None
+    revision: Unset[str] = None
     """A branch, tag or commit; the latest if not given."""
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
-from srl.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from srl.cli.options import STOPPED, new_console
+from srl.errors import UserError
 
 
 @dataclass

@@ -6,15 +6,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from srl.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from srl.cli.options import (
     FAILED,
     ClusterOptions,
@@ -23,16 +19,19 @@ from srl.cli.options import (
     LossOptions,
     SweepExecutionOptions,
     TrackOptions,
+    Unset,
     new_console,
     parse_assignments,
     print_notes,
     put_current_directory_on_path,
     read_assignments,
     read_yaml,
+    several,
     split_values,
     tracked,
     tracked_status,
 )
+from srl.errors import UserError
 
 
 @dataclass
@@ -41,24 +40,24 @@ class Sweep:
 
     config: tyro.conf.Positional[Path]
     """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
-    envs: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ENV [ENV ...]")] = None
+    envs: Annotated[tuple[str, ...] | None, several("ENV [ENV ...]")] = None
     """Environments instead of the file's."""
-    algos: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ALGO [ALGO ...]")] = None
+    algos: Annotated[tuple[str, ...] | None, several("ALGO [ALGO ...]")] = None
     """Algorithms, and variants of the file, instead of all of the file's."""
-    grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE [...]")] = ()
+    grid: Annotated[tuple[str, ...], several("NAME=VALUE,VALUE [...]")] = ()
     """Values of hyperparameters, as beta=0,1,5,20 alpha=0.5,1. Each algorithm becomes a column for each
     combination."""
-    noise: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NOISE [NOISE ...]")] = None
+    noise: Annotated[tuple[str, ...] | None, several("NOISE [NOISE ...]")] = None
     """Reward noises instead of the file's."""
-    seeds: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="SEED [SEED ...]")] = None
+    seeds: Annotated[tuple[str, ...] | None, several("SEED [SEED ...]")] = None
     """Seeds instead of the file's: numbers, or ranges without their end, as 10000:10005."""
-    timesteps: int | None = None
+    timesteps: Unset[int] = None
     """Training steps of every run."""
-    extend_to: int | None = None
+    extend_to: Unset[int] = None
     """Training steps of every run; runs that have fewer are trained on."""
-    profile: str | None = None
+    profile: Unset[str] = None
     """controlled, or authors for the settings of the authors' scripts where they differ."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """The sweep's folder. By default runs/NAME, or runs/NAME-quick."""
     quick: bool = False
     """Train the small version of the sweep."""

@@ -21,6 +21,7 @@ from srl.cli.options import (
     LossOptions,
     RunExecutionOptions,
     TrackOptions,
+    Unset,
     new_console,
     put_current_directory_on_path,
     tracked,
@@ -32,24 +33,24 @@ from srl.cli.options import (
 class Train:
     """Train one run into a directory of its own."""
 
-    run: tyro.conf.Positional[Path | None] = None
+    run: tyro.conf.Positional[Unset[Path]] = None
     """With --extend-to: the directory of the run to extend."""
-    algo: str | None = None
+    algo: Unset[str] = None
     """a2c, ppo, sa2c, sppo; on discretized actions da2c, dppo, dsa2c, dsppo; or a class of another package,
     for example sb3_contrib:TRPO."""
-    env: str | None = None
+    env: Unset[str] = None
     """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
     seed: int = 0
     """Seed of everything that is random."""
     noise: str = "none"
     """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
-    timesteps: int | None = None
+    timesteps: Unset[int] = None
     """Training steps. By default the hyperparameter file's."""
-    extend_to: int | None = None
+    extend_to: Unset[int] = None
     """Train an existing run on, to this many steps in total. All other settings are those of the run."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """The run's directory. By default runs/ENV/ALGO/NOISE/seed-N."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions] = field(default_factory=LossOptions)
     environment: tyro.conf.OmitArgPrefixes[EnvOptions] = field(default_factory=EnvOptions)

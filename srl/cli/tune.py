@@ -10,13 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from srl.cli.options import (
-    FAILED,
-    EnvOptions,
-    LossOptions,
-    new_console,
-    put_current_directory_on_path,
-)
+from srl.cli.options import FAILED, EnvOptions, LossOptions, Unset, new_console, put_current_directory_on_path
 from srl.errors import MissingExtra, UserError
 
 
@@ -34,12 +28,12 @@ class Tune:
     environment: tyro.conf.OmitArgPrefixes[EnvOptions]
     n_trials: int = 50
     """Trials of the study in total."""
-    timesteps: Annotated[int | None, tyro.conf.arg(aliases=["--n-timesteps"])] = None
+    timesteps: Annotated[Unset[int], tyro.conf.arg(aliases=["--n-timesteps"])] = None
     """Training steps of a trial; the hyperparameter file's if not given."""
-    storage: str | None = None
+    storage: Unset[str] = None
     """Database or log file of the study: sqlite:///tune.db, postgresql://..., NAME.log; tune.db in --out if
     not given. Processes that share it and --study-name run trials of one study in parallel."""
-    study_name: str | None = None
+    study_name: Unset[str] = None
     """Name of the study; ALGO-ENV if not given."""
     sampler: str = "tpe"
     """tpe or random."""
@@ -59,13 +53,13 @@ class Tune:
     """Seed of the sampler, and of the first trial's run; the same seed gives the same trials."""
     noise: str = "none"
     """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
-    jobs: int | None = None
+    jobs: Unset[int] = None
     """Processes at once; as many as this machine has cores if not given."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
-    out: Path | None = None
+    out: Unset[Path] = None
     """Folder of the trials and the results; runs/tune/STUDY_NAME if not given."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints, from which an interrupted trial resumes."""
