@@ -44,8 +44,8 @@ from srl.errors import UserError, nearest
 from srl.rundir.directory import RunDirectory, request_stop
 from srl.rundir.files import write_text
 from srl.rundir.progress import makespan
-from srl.sweep.engines import Task
-from srl.sweep.engines.choose import EngineOptions, make_engine
+from srl.sweep.engines import EngineOptions, Task
+from srl.sweep.engines.local import Options as LocalOptions
 from srl.sweep.execution import Persistence, SweepProgress, run_sweep
 from srl.sweep.plan import make_plan, write_plan
 from srl.sweep.tasks import POPULATION_OVERHEAD
@@ -345,7 +345,7 @@ class Tuner:
     study_name: str
     storage: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    engine: EngineOptions = field(default_factory=EngineOptions)
+    engine: EngineOptions = field(default_factory=LocalOptions)
     n_jobs: int = 1
     persistence: Persistence = field(default_factory=Persistence)
     command: str = ""
@@ -487,7 +487,7 @@ class Tuner:
 
         failures = {}
         if plan.to_do:
-            engine = make_engine(self.engine, self.out, self.n_jobs)
+            engine = self.engine.start(self.out, self.n_jobs)
             failures = run_sweep(
                 plan,
                 engine,

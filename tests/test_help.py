@@ -31,11 +31,10 @@ def test_help_has_examples(command):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "sweep", "enjoy", "report", "status", "tune", "push", "pull", "clean"]
-    + ["llm train", "llm eval", "llm sample"],
+    ["train", "sweep", "enjoy", "report", "status", "tune", "push", "pull", "clean"],
 )
 def test_help_has_plain_placeholders_and_no_empty_defaults(command):
-    text = srl(*command.split(), "--help").out
+    text = srl(command, "--help").out
     assert "--help" in text
     assert "{None}" not in text
     assert "[STR" not in text

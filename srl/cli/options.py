@@ -7,15 +7,17 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 from rich.console import Console
 
 from srl.errors import UserError
+from srl.sweep.engines import EngineOptions
+from srl.sweep.engines.choose import engine_options, known_engines
 
 _T = TypeVar("_T")
 #: An option that may be left out, in whose help "(default: None)" would say nothing.
@@ -172,21 +174,42 @@ class SweepExecutionOptions(ExecutionOptions):
     """Seconds without a heartbeat after which a run is ended and retried."""
 
 
-@dataclass
-class ClusterOptions:
-    """A cluster instead of this machine; see docs/clusters.md."""
+def _cluster_options() -> Any:
+    """The class of the options that choose an engine: that, and what each engine declares."""
+    help = (
+        f"What executes the runs: {', '.join(known_engines())}, or an engine of your own as module:Class or "
+        "'module:Class: {ARGUMENT: VALUE}', see docs/how-to/engine.md."
+    )
+    options: list[tuple[str, Any, Any]] = [("engine", Annotated[str, tyro.conf.arg(help=help)], "local")]
+    for engine in known_engines().values():
+        types = get_type_hints(engine)
+        for each in fields(engine):
+            if "help" in each.metadata:
+                # Unset, to know whether it was given
+                hint = "" if each.default is None else f"(default: {each.default})"
+                config = tyro.conf.arg(help=each.metadata["help"], help_behavior_hint=hint)
+                options.append((each.name, Annotated[types[each.name] | None, config], None))
+    doc = {"__doc__": "A cluster instead of this machine; see docs/clusters.md."}
+    return make_dataclass("ClusterOptions", options, namespace=doc)
 
-    engine: Literal["local", "ray", "slurm"] = "local"
-    """What executes the runs: processes of this machine, a Ray cluster or a Slurm cluster."""
-    address: Unset[str] = None
-    """Of a Ray cluster: auto, HOST:PORT, or local for one on this machine. By default auto."""
-    tasks_per_gpu: Unset[int] = None
-    """Runs or populations that share a GPU of a Ray cluster. By default 4."""
-    partition: Unset[str] = None
-    """Partition of a Slurm cluster. By default the cluster's own default."""
-    time: Unset[str] = None
-    """Time limit of a Slurm job, H:MM:SS or minutes. By default 4:00:00. A job that reaches it is queued
-    again."""
+
+ClusterOptions: Any = _cluster_options()
+
+
+def engine_of(cluster: Any, n_jobs: int | None) -> EngineOptions:
+    """The engine that options choose.
+
+    :param cluster: The ``ClusterOptions``.
+    :param n_jobs: How many tasks run at once; None for as many as there is room for.
+    :raises UserError: If there is no such engine, or an option has no meaning, or none for this engine.
+    """
+    given = {name: value for name, value in vars(cluster).items() if value is not None}
+    engine = given.pop("engine")
+    named = read_yaml("--engine", engine, engine)
+    name, arguments = next(iter(named.items())) if isinstance(named, dict) else (engine, {})
+    if not isinstance(arguments, dict):
+        raise UserError(f"--engine {engine}: must be a name, or 'module:Class: {{ARGUMENT: VALUE}}'.")
+    return engine_options(name, n_jobs, given, arguments)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from srl.cli.options import (
     SweepExecutionOptions,
     TrackOptions,
     Unset,
+    engine_of,
     new_console,
     parse_assignments,
     print_notes,
@@ -89,7 +90,6 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import naming_full_disk
     from srl.sweep.display import SweepDisplay
-    from srl.sweep.engines.choose import capacity, engine_of, make_engine
     from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
     from srl.sweep.plan import expand, extend_runs, make_plan, write_plan
     from srl.sweep.tasks import describe, parse_population
@@ -97,20 +97,13 @@ def sweep(options: Sweep, command: str) -> int:
 
     console = new_console()
     config = find_sweep(options.config)
-    engine_options = engine_of(
-        options.cluster.engine,
-        options.execution.jobs,
-        address=options.cluster.address,
-        tasks_per_gpu=options.cluster.tasks_per_gpu,
-        partition=options.cluster.partition,
-        time=options.cluster.time,
-    )
     if options.timesteps is not None and options.extend_to is not None:
         raise UserError("--extend-to and --timesteps exclude each other.")
     persistence = check_numbers(
         options.execution.retries, options.execution.stall_timeout, options.execution.checkpoint_every
     )
     put_current_directory_on_path()
+    engine_options = engine_of(options.cluster, options.execution.jobs)
     environment = options.environment
     # They may register reward noise and losses too
     import_packages(environment.gym_packages)
@@ -144,7 +137,7 @@ def sweep(options: Sweep, command: str) -> int:
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
     population = parse_population(options.execution.population)
     on_gpus = all(spec.device.startswith("cuda") for spec in specs)
-    n_jobs, memory = capacity(engine_options, on_gpus=on_gpus)
+    n_jobs, memory = engine_options.capacity(on_gpus=on_gpus)
     plan = make_plan(
         specs,
         root,
@@ -197,7 +190,7 @@ def sweep(options: Sweep, command: str) -> int:
     paths = [job.path for job in plan.jobs]
     with tracked(options.tracking, config.stem, paths) as outcome:
         if plan.to_do:
-            engine = make_engine(engine_options, root, n_jobs)
+            engine = engine_options.start(root, n_jobs)
             with naming_full_disk(root), SweepDisplay(console) as display:
                 extend_runs(plan, lambda line: print(line, file=sys.stderr))
                 write_plan(plan)

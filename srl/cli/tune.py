@@ -74,7 +74,7 @@ def tune(options: Tune, command: str) -> int:
     from srl.config.spec import make_run_spec, safe_name
     from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay
-    from srl.sweep.engines.choose import capacity, engine_of
+    from srl.sweep.engines.local import Options as LocalOptions
     from srl.sweep.execution import check_numbers
     from srl.training.check import check_run
 
@@ -90,7 +90,7 @@ def tune(options: Tune, command: str) -> int:
         seed=options.seed,
     )
     tuning.check()
-    engine_options = engine_of("local", options.jobs)
+    engine = LocalOptions(options.jobs)
     persistence = check_numbers(3, 1800.0, options.checkpoint_every)
     put_current_directory_on_path()
     environment = options.environment
@@ -113,7 +113,7 @@ def tune(options: Tune, command: str) -> int:
     if not re.search(r"\w", study_name):
         raise UserError(f"--study-name {study_name!r}: a name is needed.")
     out = options.out or Path("runs") / "tune" / safe_name(study_name)
-    n_jobs, _ = capacity(engine_options)
+    n_jobs, _ = engine.capacity()
     tuner = Tuner(
         spec,
         tuning,
@@ -121,7 +121,7 @@ def tune(options: Tune, command: str) -> int:
         study_name,
         storage=options.storage,
         fixed=fixed,
-        engine=engine_options,
+        engine=engine,
         n_jobs=n_jobs,
         persistence=persistence,
         command=command,

@@ -7,14 +7,16 @@ import signal
 
 import pytest
 
+from srl.rundir.directory import find_runs
 from tests.docs.blocks import ROOT, Runner, blocks, commands
 
 #: The second page reads the runs that the first one trains.
 TRAINED = [ROOT / "docs/tutorials/table-and-report.md", ROOT / "docs/reports.md"]
+ENGINE = ROOT / "docs/how-to/engine.md"
 PAGES = [
     page
     for page in sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-    if page not in TRAINED and blocks(page.read_text())
+    if page not in [*TRAINED, ENGINE] and blocks(page.read_text())
 ]
 
 
@@ -51,6 +53,14 @@ def test_tutorial_trains_and_reports(make_runner, tmp_path):
         runner.run(page)
     assert (tmp_path / "runs/cartpole/report.html").exists()
     assert (tmp_path / "results/cartpole/report.html").exists()
+
+
+@pytest.mark.slow
+def test_engine_of_the_how_to_page_executes_a_sweep(make_runner, tmp_path):
+    make_runner(execute=True).run(ENGINE)
+    events = [line.split(maxsplit=2)[1] for line in (tmp_path / "two.log").read_text().splitlines()]
+    assert sorted(events) == ["end", "end", "start", "start"]
+    assert [run.read_status().state for run in find_runs(tmp_path / "runs/two")] == ["done"] * 4
 
 
 def test_own_modules_and_mistakes_are_found(make_runner, tmp_path):

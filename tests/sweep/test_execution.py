@@ -21,8 +21,8 @@ from srl.rundir.directory import RunDirectory, find_runs
 from srl.rundir.status import Status
 from srl.sweep import execution
 from srl.sweep.engines import Ended, Job, Order, Task
-from srl.sweep.engines.choose import EngineOptions, engine_of
 from srl.sweep.engines.local import LocalEngine, visible_gpus
+from srl.sweep.engines.slurm import parse_minutes
 from srl.sweep.execution import Persistence, check_numbers, run_sweep
 from srl.sweep.plan import Plan, make_plan, write_plan
 from srl.training.run import RunFailed, train_run
@@ -399,6 +399,18 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
         (["--engine", "ray", "--time", "60"], "--time 60: is for --engine slurm, and the engine is ray"),
         (["--engine", "slurm", "--address", "auto"], "--address auto: is for --engine ray"),
         (["--engine", "ray", "--tasks-per-gpu", "0"], "--tasks-per-gpu 0: must be 1 or above"),
+        (["--engine", "rai"], "--engine rai: must be local, ray, slurm, or module:Class with its arguments."),
+        (["--engine", "ray: {address: auto}"], "--engine ray: must be local, ray, slurm, or module:Class"),
+        (["--engine", "a:B: 3"], "--engine a:B: 3: must be a name, or 'module:Class: {ARGUMENT: VALUE}'"),
+        (["--engine", "no_module:B"], "no_module:B needs the module 'no_module'"),
+        (
+            ["--engine", "pathlib:Path"],
+            "--engine pathlib:Path: must be a subclass of srl.sweep.engines.Engine",
+        ),
+        (
+            ["--engine", "srl.sweep.engines.local:Options: {room: 3}"],
+            "--engine srl.sweep.engines.local:Options: ",
+        ),
         (["--engine", "slurm", "--time", "0"], "--time 0: must be H:MM:SS or minutes"),
         (["--engine", "slurm", "--time", "soon"], "--time soon: must be H:MM:SS or minutes"),
     ],
@@ -416,7 +428,7 @@ def test_option_mistake_is_named_and_nothing_written(words, says, tmp_path):
     [("90", 90), ("4:00:00", 240), ("30:00", 30), ("0:30", 1), ("1-12:00:00", 2160), ("1:00:01", 61)],
 )
 def test_time_of_a_job_is_read_as_slurm_does(text, minutes):
-    assert engine_of("slurm", 2, time=text) == EngineOptions("slurm", 2, minutes=minutes)
+    assert parse_minutes(text) == minutes
 
 
 def test_numbers_of_the_command_line_are_taken_over():

@@ -18,8 +18,7 @@ from srl.errors import UserError
 from srl.rundir.directory import RunDirectory, find_runs
 from srl.rundir.status import Status
 from srl.sweep.engines import Job, Order, Task
-from srl.sweep.engines.choose import capacity, engine_of, make_engine
-from srl.sweep.engines.ray import RayEngine
+from srl.sweep.engines.ray import Options, RayEngine
 from srl.training.run import train_run
 from tests.small_runs import SMALL_WORDS, small_spec, srl, until
 from tests.sweep.chaos import compare
@@ -33,7 +32,7 @@ SPECS = [small_spec(seed=seed, n_timesteps=3200, eval_freq=320) for seed in (1, 
 DRIVER = """
 import sys
 from pathlib import Path
-from srl.sweep.engines.ray import RayEngine
+from srl.sweep.engines.ray import Options, RayEngine
 from tests.sweep.test_ray import orders
 engine = RayEngine(sys.argv[1])
 engine.submit(orders(Path(sys.argv[2])))
@@ -122,7 +121,7 @@ def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster,
 
 def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.setattr("srl.sweep.engines.choose.available_memory", lambda: 0)
+    monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: 0)
     words = [
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
         *("--seeds", "0:4", "--timesteps", 64, "--device", "cpu", "--out", tmp_path, *SMALL_WORDS),
@@ -133,10 +132,10 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
     assert ended.status == 0, ended.err
     assert "Pending: 8 in 1 population of 8, 1 at a time" in ended.out
     # Two tasks on each GPU, and the cluster has one
-    options = engine_of("ray", None, address=cluster.address, tasks_per_gpu=2)
-    assert capacity(options, on_gpus=True)[0] == 2
-    assert capacity(options)[0] == 2
-    engine = make_engine(replace(options, n_jobs=3), tmp_path, 3)
+    options = Options(address=cluster.address, tasks_per_gpu=2)
+    assert options.capacity(on_gpus=True)[0] == 2
+    assert options.capacity()[0] == 2
+    engine = replace(options, n_jobs=3).start(tmp_path, 3)
     assert engine.room == 3
     engine.close()
 

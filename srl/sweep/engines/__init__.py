@@ -1,4 +1,4 @@
-"""Engines execute tasks: each is a file here with a class that has the methods of :class:`Engine`.
+"""Engines execute tasks: each is a file here, whose class ``Options`` (:class:`EngineOptions`) starts it.
 
 An engine knows nothing of runs that are finished, retried or hanging:
 :func:`srl.sweep.execution.run_sweep` decides that from the run directories, and tells it what to start
@@ -10,13 +10,16 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from srl.config.spec import RunSpec
+from srl.errors import UserError
 from srl.rundir.directory import LOG
+from srl.training.memory import available_memory
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,54 @@ class Engine(Protocol):
     def close(self) -> None:
         """End all tasks in order, and wait until they have ended."""
         ...
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of :class:`EngineOptions` that is an option of ``srl sweep``, with its help."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class EngineOptions(ABC):
+    """What an engine is told, and how it is started.
+
+    Fields that subclasses add with :func:`option` are options of ``srl sweep``, by their names; ``check``
+    refuses values without a meaning.
+    """
+
+    #: How many tasks run at once, ``--jobs``; None for as many as there is room for.
+    n_jobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_jobs is not None and self.n_jobs < 1:
+            raise UserError(f"--jobs {self.n_jobs}: at least one run at a time is needed.")
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 - not every engine has options
+        """See that the options have a meaning.
+
+        :raises UserError: If one has none.
+        """
+
+    def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
+        """How much there is to divide a sweep among; here of this machine.
+
+        :param on_gpus: Whether all tasks train on GPUs.
+        :return: The number of tasks at once, and the bytes of memory that these share; None if not known.
+        :raises UserError: If a cluster has to be asked and does not answer.
+        """
+        # Where the system tells, the cores that this process may use
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.n_jobs or cores, available_memory()
+
+    @abstractmethod
+    def start(self, root: Path, n_jobs: int) -> Engine:
+        """Start the engine.
+
+        :param root: The sweep's folder.
+        :param n_jobs: Tasks at once, as :meth:`capacity` said.
+        :raises UserError: If it cannot be used here.
+        """
 
 
 def execute(order: Order) -> int:

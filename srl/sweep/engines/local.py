@@ -15,9 +15,10 @@ from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from srl.errors import UserError
-from srl.sweep.engines import Ended, Order, Task, execute, log_to_file, why_ended
+from srl.sweep.engines import Ended, EngineOptions, Order, Task, execute, log_to_file, why_ended
 
 #: Seconds that a run is given to end in order.
 _GRACE = 10.0
@@ -158,6 +159,14 @@ class LocalEngine:
             return None
         taken = Counter(running.gpu for running in self._running)
         return min(self._gpus, key=lambda gpu: taken[gpu])
+
+
+class Options(EngineOptions):
+    """Processes of this machine."""
+
+    def start(self, root: Path, n_jobs: int) -> LocalEngine:
+        """Start the engine; see :class:`srl.sweep.engines.EngineOptions`."""
+        return LocalEngine(n_jobs)
 
 
 def _stop_in_order(number: int, frame: object) -> None:

@@ -9,12 +9,12 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]
-
 from srl.errors import UserError
-from srl.sweep.engines import Ended, Order, Task, why_ended
+from srl.sweep.engines import Ended, EngineOptions, Order, Task, option, why_ended
 from srl.sweep.engines.remote import absolute, execute_elsewhere, in_progress, thread_variables
 
 #: Ray queues what there is no place for.
@@ -127,6 +127,35 @@ class RayEngine:
             return f"{why} ({type(error).__name__}: {_first_line(error)})"
 
 
+@dataclass(frozen=True)
+class Options(EngineOptions):
+    """A Ray cluster."""
+
+    address: str = option("auto", "Of a Ray cluster: auto, HOST:PORT, or local for one on this machine.")
+    tasks_per_gpu: int = option(4, "Runs or populations that share a GPU of a Ray cluster.")
+
+    def check(self) -> None:
+        """See that the options have a meaning; see :class:`srl.sweep.engines.EngineOptions`."""
+        if self.tasks_per_gpu < 1:
+            raise UserError(f"--tasks-per-gpu {self.tasks_per_gpu}: must be 1 or above.")
+
+    def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
+        """What the cluster has, of which tasks on GPUs share the GPUs."""
+        if self.address == "local":
+            return super().capacity()
+        if self.n_jobs is not None:
+            return self.n_jobs, None
+        resources = cluster_resources(self.address)
+        n_jobs = resources.get("CPU", 1)
+        if on_gpus:
+            n_jobs = min(n_jobs, resources.get("GPU", 0) * self.tasks_per_gpu)
+        return max(int(n_jobs), 1), resources.get("memory")
+
+    def start(self, root: Path, n_jobs: int) -> RayEngine:
+        """Start the engine. Without ``--jobs`` it takes more tasks when machines join the cluster."""
+        return RayEngine(self.address, n_jobs=self.n_jobs, tasks_per_gpu=self.tasks_per_gpu)
+
+
 def cluster_resources(address: str) -> dict[str, float]:
     """What all nodes of a cluster have: ``"CPU"``, ``"GPU"``, and ``"memory"`` in bytes.
 
@@ -200,6 +229,8 @@ def _check_answer(address: str, what_to_do: str) -> None:
         raise UserError(f"--address {address}: nothing answers there: {error}. {what_to_do}") from None
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return  # whose certificates Ray itself looks at
+    import grpc  # type: ignore[import-untyped]
+
     channel = grpc.insecure_channel(address)
     try:
         grpc.channel_ready_future(channel).result(timeout=_ANSWER)

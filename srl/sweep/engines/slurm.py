@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
-from srl.sweep.engines import Ended, Order, Task, why_ended
+from srl.sweep.engines import Ended, EngineOptions, Order, Task, option, why_ended
 from srl.sweep.engines.remote import absolute, execute_elsewhere, thread_variables
 
 #: Slurm's own limit, unless a cluster says otherwise.
 _LARGEST_ARRAY = 1000
 #: Tasks of an array that run at once, if nothing else is said.
 MAX_PARALLEL = 64
+_TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?([0-5]?\d):([0-5]\d)|(\d+)")
 #: How often a job may reach its time limit and be requeued: practically always.
 _MOST_TIMEOUTS = 1000
 #: Seconds before its end at which Slurm tells a job of it.
@@ -275,6 +277,48 @@ class SlurmEngine:
         taken = [each for each in self._running if id(each) in states]
         self._running = [each for each in self._running if id(each) not in states]
         return [Ended(each.task, killed=_why(each, states[id(each)])) for each in taken]
+
+
+@dataclass(frozen=True)
+class Options(EngineOptions):
+    """A Slurm cluster."""
+
+    partition: str | None = option(None, "Partition of a Slurm cluster. By default the cluster's default.")
+    time: str = option(
+        "4:00:00",
+        "Time limit of a Slurm job, H:MM:SS or minutes. A job that reaches it is queued again.",
+    )
+
+    def check(self) -> None:
+        """See that the options have a meaning; see :class:`srl.sweep.engines.EngineOptions`."""
+        parse_minutes(self.time)
+
+    def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
+        """As many tasks as an array runs at once."""
+        return self.n_jobs or MAX_PARALLEL, None
+
+    def start(self, root: Path, n_jobs: int) -> SlurmEngine:
+        """Start the engine; see :class:`srl.sweep.engines.EngineOptions`."""
+        return SlurmEngine(
+            root / "slurm", partition=self.partition, time=parse_minutes(self.time), max_parallel=n_jobs
+        )
+
+
+def parse_minutes(text: str) -> int:
+    """Read the option ``--time``.
+
+    :param text: Minutes, or ``[D-][H:]MM:SS`` as Slurm has it; seconds make a full minute.
+    :raises UserError: For anything else, and for no time at all.
+    """
+    match = _TIME.fullmatch(text)
+    minutes = 0
+    if match is not None:
+        days, hours, odd, seconds, whole = match.groups()
+        minutes = int(whole or 0) + int(days or 0) * 1440 + int(hours or 0) * 60 + int(odd or 0)
+        minutes += int(seconds or 0) > 0
+    if minutes < 1:
+        raise UserError(f"--time {text}: must be H:MM:SS or minutes, and a minute at the least.")
+    return minutes
 
 
 def _why(ended: _Job, state: str) -> str:
