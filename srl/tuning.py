@@ -37,7 +37,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from srl.config.algorithms import Algorithm
-from srl.config.compiling import n_minibatches
+from srl.config.compiling import n_minibatches, resolve_compile
 from srl.config.hyperparams import FAMILIES, check_hyperparams, of_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError, nearest
@@ -212,6 +212,8 @@ class TuningOptions:
     #: Trials that are sampled at random, and before which nothing is pruned.
     n_startup_trials: int = 10
     seed: int = 0
+    #: Whether updates are compiled: ``"on"``, ``"off"``, or ``"auto"`` for shapes that repay it.
+    compile: str = "off"
 
     def check(self) -> None:
         """Check the options.
@@ -356,8 +358,11 @@ class Tuner:
         self.space = search_space(self.base.algorithm, self.fixed)
         if not self.space:
             raise UserError("All hyperparameters of the search space are set by options; none is searched.")
+        hyperparams, n_timesteps = self.base.hyperparams, self.base.n_timesteps
+        resolve_compile(self.options.compile, hyperparams, n_timesteps, self.base.device)
         interval = max(self.base.n_timesteps // self.options.n_evaluations, 1)
-        self.base = self.base.model_copy(update={"eval_freq": interval})
+        # Nothing is compared with SB3 in the last bits
+        self.base = self.base.model_copy(update={"eval_freq": interval, "numpy_acting": True})
         steps = eval_interval(self.base) * self.base.hyperparams.n_envs
         if steps * self.options.n_evaluations > self.base.n_timesteps:
             raise UserError(
@@ -451,7 +456,10 @@ class Tuner:
 
     def _running(self, trial: Trial) -> _Running:
         spec = trial_spec(self.base, self.space, trial)
-        return _Running(trial, spec, self.out / spec.path)
+        # Trials of one shape share the time that compiling takes
+        n_timesteps = spec.n_timesteps * self.options.share
+        compiles, _ = resolve_compile(self.options.compile, spec.hyperparams, n_timesteps, spec.device)
+        return _Running(trial, spec.model_copy(update={"compile_update": compiles}), self.out / spec.path)
 
     def _sample(self) -> list[_Running]:
         """Sample the next batch; empty if the study has all its trials."""
@@ -471,7 +479,11 @@ class Tuner:
 
     def _train(self, batch: Sequence[_Running], tell: Callable[[SweepProgress], None]) -> None:
         plan = make_plan(
-            [running.spec for running in batch], self.out, population=len(batch), n_jobs=self.n_jobs
+            [running.spec for running in batch],
+            self.out,
+            population=len(batch),
+            n_jobs=self.n_jobs,
+            compile=self.options.compile,
         )
         plan.tasks = divide_tasks(plan.tasks, self.n_jobs)
         numbers = [running.trial.number for running in batch]

@@ -207,6 +207,7 @@ def test_a_trial_whose_numbers_are_lost_counts_as_a_bad_one(somewhere):
         (["--storage", "tune.db"], "--storage tune.db: must be a database such as sqlite:///tune.db"),
         (["--storage", "oracle9://x"], "--storage oracle9://x: cannot be opened"),
         (["--study-name", ""], "--study-name '': a name is needed."),
+        (["--compile", "yes"], "--compile yes: must be auto, on, off."),
         (["--jobs", 0], "--jobs 0: at least one run at a time is needed."),
     ],
 )

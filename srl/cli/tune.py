@@ -57,6 +57,8 @@ class Tune:
     """Processes at once; as many as this machine has cores if not given."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    compile: str = "auto"
+    """Whether updates are compiled: on, off, or auto for shapes whose trials repay it."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
     out: Unset[Path] = None
@@ -75,6 +77,7 @@ def tune(options: Tune, command: str) -> int:
     from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.local import Options as LocalOptions
+    from srl.sweep.engines.local import process_context
     from srl.sweep.execution import check_numbers
     from srl.training.check import check_run
 
@@ -88,11 +91,14 @@ def tune(options: Tune, command: str) -> int:
         pruner=options.pruner,
         n_startup_trials=options.n_startup_trials,
         seed=options.seed,
+        compile=options.compile,
     )
     tuning.check()
     engine = LocalOptions(options.jobs)
     persistence = check_numbers(3, 1800.0, options.checkpoint_every)
     put_current_directory_on_path()
+    # It imports torch while this process samples trials and checks the first one
+    process_context()
     environment = options.environment
     fixed = options.loss.others() | options.loss.symmetric()
     wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}

@@ -81,6 +81,8 @@ class RunSpec(Strict):
     stacked: bool = False
     #: Whether the update is compiled, which changes last bits.
     compile_update: bool = False
+    #: Whether MLPs act in NumPy where SB3's last bits are kept otherwise, see :mod:`srl.acting`.
+    numpy_acting: bool = False
     #: In which features extractors compute, see :mod:`srl.precision`.
     precision: Precision = "float32"
     if TYPE_CHECKING:

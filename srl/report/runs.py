@@ -21,7 +21,7 @@ from srl.rundir.plan import PLAN, read_plan
 from srl.rundir.status import Status
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
-_NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "gym_packages"}
+_NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "numpy_acting", "gym_packages"}
 #: What a report leaves beside its page, or at the root of what it is about.
 PAGE = "report.html"
 FIGURES = "figures"

@@ -41,6 +41,7 @@ from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, st
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.own_algorithms import algorithm_class, own_package
+from srl.policies import PolicyMixin
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
 from srl.rundir.directory import (
     BEST_MODEL,
@@ -127,6 +128,8 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
         device=spec.device,
         **kwargs,
     )
+    if spec.numpy_acting and build and isinstance(model.policy, PolicyMixin):
+        model.policy.numpy_acting = True
     # For the record: given to the constructor, it would seed the environments as SB3 does
     model.seed = spec.seed
     if is_own:

@@ -56,6 +56,9 @@ CASES = {
         small_spec("ppo", seed=1, noise="flip:0.2", overrides=dict(gamma=0.9, gae_lambda=0.8)),
         small_spec("sppo", seed=2**31 - 1, noise="none", overrides=dict(z=-4.0, vf_coef=0.9)),
     ],
+    "SPPO in CartPole, acting in NumPy": lambda: [
+        small_spec("sppo", seed=seed).model_copy(update={"numpy_acting": True}) for seed in (1, 2)
+    ],
     "A2C and SA2C in CartPole": lambda: [
         small_spec("sa2c", seed=1, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
         small_spec("a2c", seed=2, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
