@@ -29,8 +29,13 @@ release = version = srl.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 
+#: Quotation marks and ellipses, but no dashes: options begin with two hyphens.
+smartquotes_action = "qe"
+
 html_theme = "furo"
 html_title = f"srl {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -74,12 +79,13 @@ def help_text(command: str) -> str:
         return printed.getvalue().decode()
 
 
-def parse_help(text: str) -> tuple[str, list[Group]]:
+def parse_help(text: str) -> tuple[str, str, list[Group]]:
     """Read a help text.
 
-    :return: What the command does, and its options in groups.
+    :return: What the command does, its examples, and its options in groups.
     """
     description: list[str] = []
+    examples: list[str] = []
     groups: list[Group] = []
     for line in text.splitlines():
         if frame := _FRAME.match(line):
@@ -93,9 +99,11 @@ def parse_help(text: str) -> tuple[str, list[Group]]:
                 group.options[-1][1] = f"{group.options[-1][1]} {content.strip()}".strip()
             elif option := _OPTION.match(content):
                 group.options.append([option[1], option[2] or ""])
-        elif line and not line.startswith(("usage:", "╰")):
+        elif line.startswith("  srl "):
+            examples.append(line.strip())
+        elif line and not line.startswith(("usage:", "╰", "Examples:")):
             description.append(line.strip())
-    return " ".join(description), groups
+    return " ".join(description), "\n".join(examples), groups
 
 
 class CommandLine(SphinxDirective):
@@ -105,12 +113,14 @@ class CommandLine(SphinxDirective):
     final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
-        """Return a paragraph, and a definition list for each group of options."""
+        """Return a paragraph, a block of examples, and a definition list for each group of options."""
         command = self.arguments[0]
-        description, groups = parse_help(help_text(command))
+        description, examples, groups = parse_help(help_text(command))
         if not groups:
             raise self.error(f"srl {command} --help shows no options.")
         made: list[nodes.Node] = [nodes.paragraph("", description)]
+        if examples:
+            made.append(nodes.literal_block(examples, examples, language="bash"))
         for group in groups:
             made.append(nodes.rubric("", group.title.capitalize()))
             if group.introduction:
