@@ -24,6 +24,9 @@ from srl.sweep.engines import Ended, EngineOptions, Order, Task, execute, log_to
 _GRACE = 10.0
 #: Seconds that a process which is ended at once has to say where it is.
 _LAST_WORDS = 1.0
+#: What the process that others are forked from imports. The first optimizer of a process imports
+#: torch._dynamo, which takes more than a second.
+PRELOADED = ["srl.training.stacked.train", "torch._dynamo"]
 #: How often a process is restarted if the one that it is forked from is killed.
 _STARTS = 5
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
@@ -40,8 +43,7 @@ def process_context() -> ForkServerContext:
     """Where a sweep's processes come from: forks of one process that has imported torch and nothing else."""
     use_one_thread()
     context = get_context("forkserver")
-    # The first optimizer of a process imports torch._dynamo, which takes more than a second
-    context.set_forkserver_preload(["srl.training.stacked.train", "torch._dynamo"])
+    context.set_forkserver_preload(PRELOADED)
     # It must outlive a closed terminal until its runs have ended, as it does Ctrl-C
     handler = None
     if threading.current_thread() is threading.main_thread():
