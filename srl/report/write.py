@@ -115,11 +115,13 @@ def write_report(
     for number, drawing in enumerate(drawings, 1):
         tell(f"Drawing figure {number} of {len(drawings)}")
         figure = drawing.draw()
-        shown[drawing.kind].append(PageFigure.of(figures.render(figure, "png"), drawing.caption))
+        on_page = figures.render(figure, "png")
+        shown[drawing.kind].append(PageFigure.of(on_page, drawing.caption))
         if not options.titles:
             figure = figures.without_title(figure)
         for ending in options.formats:
-            content = figures.render(figure, ending, options.dpi)
+            is_on_page = (ending, options.dpi, options.titles) == ("png", figures.PAGE_DPI, True)
+            content = on_page if is_on_page else figures.render(figure, ending, options.dpi)
             drawn[f"{FIGURES}/{drawing.path}.{ending}"] = partial(_write_bytes, content)
     shown["gif"] = [PageFigure.of_gif(content, caption) for caption, content in (gifs or {}).items()]
     tell("Writing")
