@@ -7,9 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from threading import Timer
 
 import numpy as np
 import pytest
@@ -19,8 +17,9 @@ from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
+from srl.sweep import execution
 from srl.sweep.plan import expand, make_plan
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -317,9 +316,20 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path):
+def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path, monkeypatch):
     from tests.rundir.test_directory import CLAIM
 
+    look, n_waited_for = execution._Execution._look_elsewhere, []
+
+    def kill_before_the_second_look(sweep):
+        n_waited_for.append(len(sweep._elsewhere))
+        if len(n_waited_for) == 2:
+            process.kill()
+            process.wait()
+        look(sweep)
+
+    monkeypatch.setattr(execution, "_ELSEWHERE_INTERVAL", 0.0)
+    monkeypatch.setattr(execution._Execution, "_look_elsewhere", kill_before_the_second_look)
     path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIM, path],
@@ -329,14 +339,13 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
     )
     try:
         assert process.stdout.readline() == b"claimed\n"
-        Timer(4.0, process.kill).start()
         outcome = srl(
             *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
             *("--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS),
         )
         assert outcome.status == 0, outcome.err
         assert "trains 1 of these runs: waited for." in outcome.out
-        assert process.poll() is not None
+        assert n_waited_for[:2] == [1, 1]
         assert RunDirectory(path).read_status().state == "done"
     finally:
         process.kill()
@@ -366,21 +375,13 @@ def long_sweep(tmp_path):
     )
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
     try:
-        assert soon(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))
+        until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))
         yield process, runs
     finally:
         # The group is this sweep's own
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-def soon(condition, seconds=90.0):
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
 
 
 @pytest.mark.slow
@@ -410,4 +411,4 @@ def test_runs_of_a_killed_sweep_end_too(long_sweep):
     process, runs = long_sweep
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert soon(lambda: not any(run.in_progress for run in runs[:2]), seconds=15)
+    until(lambda: not any(run.in_progress for run in runs[:2]))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -15,8 +16,8 @@ from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import describe, divide, make_tasks, parse_population
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl
-from tests.sweep.test_sweep import ROOT, soon
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
+from tests.sweep.test_sweep import ROOT
 from tests.training.stacked.comparison import assert_same_result
 
 MEGABYTE = 1e6
@@ -440,10 +441,9 @@ def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
 
 @pytest.mark.slow
 def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp_path):
-    words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
-    words += ["--seeds", "0:4", "--timesteps", "3072", "--jobs", "1", "--out", str(tmp_path), *SMALL_WORDS]
-    words += ["--population", "3"]
-    words[words.index("--eval-freq") + 1] = "3072"
+    env = BROKEN + "WaitsOnce-v0"
+    words = ["sweep", "discrete_srl", "--envs", env, "--algos", "sppo", "--noise", "none", "--seeds", "0:4"]
+    words += ["--timesteps", "64", "--jobs", "1", "--population", "3", "--out", str(tmp_path), *SMALL_WORDS]
     process = subprocess.Popen(
         [Path(sys.executable).with_name("srl"), *words],
         stdout=subprocess.PIPE,
@@ -451,14 +451,9 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    runs = [RunDirectory(tmp_path / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(4)]
+    runs = [RunDirectory(tmp_path / env.replace(":", "-") / "sppo" / "none" / f"seed-{i}") for i in range(4)]
     try:
-        assert soon(
-            lambda: all(
-                status is not None and status.timesteps > 0
-                for status in (run.read_status() for run in runs[:2])
-            )
-        )
+        until((runs[0].path / "mark").exists)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=600)
     finally:
@@ -473,13 +468,11 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
         assert not (run.path / "model.zip").exists()
     for run in runs[2:]:
         assert not run.path.exists()
-    ended = subprocess.run(
-        [Path(sys.executable).with_name("srl"), *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "Pending: 4 in 2 populations of 2" in ended.stdout
+    waiting = Thread(target=lambda: until((runs[2].path / "mark").exists) and (runs[2].path / "go").touch())
+    waiting.start()
+    ended = srl(*words)
+    waiting.join()
+    assert ended.status == 0, ended.err
+    assert "Pending: 4 in 2 populations of 2" in ended.out
     assert [run.read_status().state for run in runs] == ["done"] * 4
     assert not any((run.path / "error.txt").exists() for run in runs)
