@@ -1,9 +1,6 @@
 """Algorithms of other packages, compared with SPPO."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,19 +83,19 @@ def test_same_seed_gives_the_same_run(tmp_path):
         "learning_starts=50",
         "n_envs=1",
     )
-    for out in ("a", "b"):
-        # Another process each, whose global generators begin elsewhere
-        done = command(*words, "--out", tmp_path / out)
-        assert done.returncode == 0, done.stderr
+    # Another process, whose global generators begin elsewhere
+    assert srl(*words, "--out", tmp_path / "a").status == 0
+    done = command(*words, "--out", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
     for name in ("model.zip", "evaluations.npz", "best_model.zip"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    assert "finished. Nothing to do" in command(*words, "--out", tmp_path / "a").stdout
+    assert "finished. Nothing to do" in srl(*words, "--out", tmp_path / "a").out
     refused = srl("train", "--extend-to", 400, tmp_path / "a", "--trust-config")
     assert refused.status == 2
     assert "final_state.npz: missing" in refused.err
 
 
-def test_reading_commands_import_nothing(tmp_path):
+def test_reading_commands_import_nothing(tmp_path, monkeypatch):
     spec, _ = make_run_spec(TRPO, "CartPole-v1", 0, n_timesteps=64, device="cpu")
     text = spec.model_dump_json().replace("sb3_contrib", "spy")
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -107,17 +104,11 @@ def test_reading_commands_import_nothing(tmp_path):
         tmp_path / "runs" / "a" / "evaluations.npz", timesteps=np.array([64]), results=np.array([[1.0, 2.0]])
     )
     (tmp_path / "spy.py").write_text("open('imported', 'w')\nfrom sb3_contrib import TRPO\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), str(tmp_path)])}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     for words in (("status", "runs"), ("clean", "runs"), ("report", "runs", "--format", "json")):
-        done = subprocess.run(
-            [sys.executable, "-m", "srl", *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
+        done = srl(*words)
+        assert done.status == 0, done.err
     assert not (tmp_path / "imported").exists()
 
 

@@ -8,8 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -74,13 +76,21 @@ gym.register("MyWalk-v0", entry_point=Walk)
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
+def project(tmp_path, monkeypatch) -> Iterator[Path]:
     """A folder with a package of the user's, which is the current one."""
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "__init__.py").write_text(PACKAGE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    return tmp_path
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
+    """Let the next command of this process import the package as the first one does."""
+    sys.modules.pop("mypkg", None)
+    gym.registry.pop("MyWalk-v0", None)
 
 
 def command(*words: object) -> subprocess.CompletedProcess[str]:
@@ -114,17 +124,18 @@ def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(p
 @pytest.mark.slow
 def test_commands_that_read_results_import_nothing_by_name(project):
     words = ("train", "--algo", "sppo", "--env", "mypkg:MyWalk-v0", "--env-kwargs", "size=5")
-    assert command(*words, "--timesteps", 64, "--out", "runs/a", *SMALL_WORDS).returncode == 0
+    assert srl(*words, "--timesteps", 64, "--out", "runs/a", *SMALL_WORDS).status == 0
+    forget()
     imported = project / "mypkg" / "imported"
     imported.unlink()
     for words in (
-        ("report", "runs", "--reps", 100),
+        ("report", "runs", "--reps", 100, "--figures", "png"),
         ("report", "runs", "--format", "json"),
         ("status", "runs"),
         ("clean", "runs"),
     ):
-        done = command(*words)
-        assert (done.returncode, done.stderr) == (0, ""), words
+        done = srl(*words)
+        assert (done.status, done.err) == (0, ""), words
         assert not imported.exists(), words
 
 
@@ -149,8 +160,8 @@ overrides:
 def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
     Path("mine.yml").write_text(SWEEP.replace("[MyWalk-v0, CartPole-v1]", "[MyWalk-v0]"))
     words = ("sweep", "mine.yml", "--env-kwargs", "size=2", "--out", "runs", "--jobs", 1)
-    done = command(*words, "--trust-config")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = srl(*words, "--trust-config")
+    assert (done.status, done.err) == (0, "")
     for algo in ("ppo", "sppo"):
         directory = RunDirectory(project / "runs" / "MyWalk-v0" / algo / "none" / "seed-0")
         assert (directory.read_evaluations()["results"] == 18).all()
@@ -158,7 +169,6 @@ def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
         assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["n_epochs"]) == (32, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -169,29 +179,27 @@ def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
 def test_code_that_a_sweep_names_needs_the_command_lines_word(line, says, project):
     before = contents(project)
     Path("mine.yml").write_text(SWEEP.replace("gym_packages: [mypkg]", line))
-    done = command("sweep", "mine.yml", "--out", "runs")
-    assert done.returncode == 2
-    assert all(word in done.stderr for word in says), done.stderr
-    assert done.stderr.count("\n") == 1
+    done = srl("sweep", "mine.yml", "--out", "runs")
+    assert done.status == 2
+    assert all(word in done.err for word in says), done.err
+    assert done.err.count("\n") == 1
     assert contents(project).keys() == before.keys() | {"mine.yml"}
 
 
-@pytest.mark.slow
 def test_hyperparameter_file_of_ones_own(project):
     Path("mine.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"
     )
     words = ("--eval-freq", 32, "--eval-episodes", 2, "--hyperparams-file", "mine.yml")
     for algo in ("sppo", "a2c"):
-        done = command("train", "--algo", algo, "--env", "CartPole-v1", "--out", algo, *words)
-        assert (done.returncode, done.stderr) == (0, "")
+        done = srl("train", "--algo", algo, "--env", "CartPole-v1", "--out", algo, *words)
+        assert (done.status, done.err) == (0, "")
     spec = json.loads((project / "sppo" / "spec.json").read_text())
     assert (spec["n_timesteps"], spec["hyperparams"]["n_steps"], spec["hyperparams"]["beta"]) == (64, 16, 3)
     spec = json.loads((project / "a2c" / "spec.json").read_text())
     assert (spec["hyperparams"]["n_steps"], spec["hyperparams"]["beta"]) == (16, 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -219,10 +227,10 @@ def test_mistake_is_one_line_before_anything_is_written(words, says, project):
     given = [str(word) for word in TRAIN if word != "mypkg" or "--gym-packages" not in words]
     if "--gym-packages" in words:
         given.remove("--gym-packages")
-    done = command(*given, *words, "--out", "run")
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+    done = srl(*given, *words, "--out", "run")
+    assert done.status == 2, done.err
+    assert says in done.err
+    assert done.err.count("\n") == 1
     assert not Path("run").exists()
 
 
