@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch as th
+from filelock import FileLock
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
@@ -43,14 +44,43 @@ def small(algo="sppo", seed=1, env=SMALL_ENVS + "Dials-v0", **changes):
     return spec.model_copy(update={"compile_update": True})
 
 
+#: A process that trains a run of the shape of all tests here, and says whether it compiled.
+TRAIN = (
+    "import sys; from pathlib import Path; from srl.training.run import train_run\n"
+    "from tests.test_compile import small\n"
+    "print(train_run(small(seed=int(sys.argv[1])), Path(sys.argv[2])).compile_seconds > 0)"
+)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A folder for compiled code that all processes of the tests share."""
+    """A folder for compiled code that all processes of the tests share.
+
+    Two processes that start at once fill it; whether each compiled is in the file ``compiled``.
+    """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        with FileLock(root / "cache.lock"):
+            if not (root / "compiled").exists():
+                (root / "compiled").write_text(compile_at_once(root))
         yield root / "cache"
+
+
+def compile_at_once(root):
+    """Compile in two processes that start at once; which of them compiled, and how many files there are."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(seed), str(root / f"compiled-{seed}")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    printed = [process.communicate()[0].split()[-1] for process in processes]
+    n_files = len(list((root / "cache" / "symmetric-rl").glob("*.so")))
+    return " ".join([*sorted(printed), str(n_files)])
 
 
 @pytest.fixture
@@ -205,25 +235,8 @@ def test_compiled_model_goes_on_from_the_parameters_of_one_that_was_never_traine
 
 
 @pytest.mark.slow
-def test_processes_that_start_at_once_compile_once(cache, tmp_path):
-    # The shape of all tests here, which this may compile for them
-    code = (
-        "import sys; from pathlib import Path; from srl.training.run import train_run\n"
-        "from tests.test_compile import small\n"
-        "print(train_run(small(seed=int(sys.argv[1])), Path(sys.argv[2])).compile_seconds > 0)"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(seed), str(tmp_path / str(seed))],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
-        )
-        for seed in (1, 2)
-    ]
-    printed = [process.communicate()[0].split()[-1] for process in processes]
-    assert sorted(printed) == ["False", "True"]
-    assert len(list((tmp_path / "cache" / "symmetric-rl").glob("*.so"))) == 1
+def test_processes_that_start_at_once_compile_once(cache):
+    assert cache.with_name("compiled").read_text() == "False True 1"
 
 
 @pytest.mark.slow
@@ -282,7 +295,8 @@ def test_runs_train_uncompiled_with_a_note_where_there_is_no_compiler(no_compile
         ({}, "it draws random numbers"),
     ],
 )
-def test_what_cannot_be_compiled_is_named(kwargs, reason, cache):
+def test_what_cannot_be_compiled_is_named(kwargs, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = SPPO(
         "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", compile_update=True,
         policy_kwargs=kwargs,
