@@ -113,6 +113,7 @@ def test_old_python_and_missing_extras_are_named(capsys, monkeypatch):
     assert (status, "need Python 3.11 or later" in err, "this is Python 3.10" in err) == (2, True, True)
 
 
+@pytest.mark.slow
 def test_hub_that_does_not_answer_is_named(tmp_path):
     """In a process of its own: the libraries look at their environment once."""
     own = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}

@@ -16,6 +16,7 @@ def runs(tmp_path):
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_figures_are_written_in_the_formats_that_are_named(runs, tmp_path):
     outcome = srl("report", runs, "--out", tmp_path, "--figures", "pdf,png", "--dpi", 300, "--reps", 100)
     assert outcome.status == 0, outcome.err
@@ -29,8 +30,9 @@ def test_figures_are_written_in_the_formats_that_are_named(runs, tmp_path):
     assert re.findall("<img [^>]*>", again) == re.findall("<img [^>]*>", page)
 
 
+@pytest.mark.slow
 def test_profiles_need_enough_runs(runs, tmp_path):
-    words = ("report", runs, "--normalize", "minmax", "--reps", 100, "--out", tmp_path)
+    words = ("report", runs, "--normalize", "minmax", "--reps", 100, "--figures", "png", "--out", tmp_path)
     assert srl(*words).status == 0
     assert not list((tmp_path / "figures").glob("profile*"))
     assert list((tmp_path / "figures").glob("aggregate*"))
