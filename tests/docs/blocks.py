@@ -121,7 +121,7 @@ class Runner:
         elif command == "sweep":
             status = self._call("sweep", *small_sweep(words))
         elif self._writes_report(command, words):
-            status = self._call(command, *words, *(["--reps", "100"] if command == "report" else []))
+            status = self._call(command, *words, *(small_report(words) if command == "report" else []))
         else:
             status = self._parse(command, *words)
         assert status == 0, f"srl {command} {' '.join(options)}"
@@ -198,6 +198,11 @@ def small_run(words: list[str]) -> list[str]:
     else:
         words = [*words, "--hyperparams", *small]
     return [*words, "--timesteps", "64", "--eval-episodes", "1", "--eval-max-episode-steps", "200"]
+
+
+def small_report(words: list[str]) -> list[str]:
+    """More options of ``srl report``: few bootstrap samples, and one file of each figure."""
+    return ["--reps", "100", *([] if {"--figures", "--format"} & {*words} else ["--figures", "png"])]
 
 
 def dry_run(words: list[str]) -> list[str]:

@@ -153,7 +153,6 @@ PIXELS = {
     "Pong": (0.001, 16),
     "Breakout": (0, 0),
     "SpaceInvaders": (0.0001, 14),
-    "Qbert": (0.0005, 32),
     "MsPacman": (0.01, 48),
 }
 
@@ -165,7 +164,6 @@ PIXELS = {
         ("Pong", 1100, 0, 1, 108_000),
         ("Breakout", 500, 15, 4, 108_000),
         ("SpaceInvaders", 600, 4, 2, 108_000),
-        ("Qbert", 500, 5, 2, 108_000),
         ("MsPacman", 600, 4, 2, 108_000),
         # Neither is a multiple of the four frames of a step
         ("Breakout", 300, 4, 6, 302),
@@ -230,7 +228,7 @@ def test_atari_games_begin_with_up_to_30_frames_drawn_from_the_seed_of_which_fir
 
     def frames(seed: int) -> list[int]:
         draws = [venv._emulator.reset(np.arange(8), np.arange(seed, seed + 8))]
-        draws += [venv._emulator.reset(np.arange(8), np.full(8, -1)) for _ in range(5)]
+        draws += [venv._emulator.reset(np.arange(8), np.full(8, -1)) for _ in range(3)]
         return [int(number) for _, info in draws for number in info["episode_frame_number"]]
 
     first, again, other = frames(3), frames(3), frames(40)

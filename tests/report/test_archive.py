@@ -63,7 +63,9 @@ def written(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--last", 2, "--normalize", "none")], ids=["plain", "options"])
+@pytest.mark.parametrize(
+    "options", [(), ("--last", 2, "--normalize", "none", "--figures", "png")], ids=["plain", "options"]
+)
 def test_report_of_an_archive_is_that_of_its_runs_byte_for_byte(options, root, archive, tmp_path):
     for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
         outcome = srl("report", source, "--out", out, *WORDS, *options)

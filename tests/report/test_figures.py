@@ -204,15 +204,21 @@ def check_no_names_overlap(figure):
         assert min(depth) < 2, f"{left.get_text()!r} and {right.get_text()!r} overlap"
 
 
-@pytest.mark.parametrize("noises", [("none",), NOISES], ids=["one noise", "two noises"])
-@pytest.mark.parametrize("columns", [("PPO", "SPPO"), DISCRETISED], ids=["two algorithms", "four algorithms"])
+#: The smallest figure and the largest one.
+SMALLEST_AND_LARGEST = pytest.mark.parametrize(
+    ("columns", "noises"),
+    [(("PPO", "SPPO"), ("none",)), (DISCRETISED, NOISES)],
+    ids=["two algorithms, one noise", "four algorithms, two noises"],
+)
+
+
+@SMALLEST_AND_LARGEST
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_in_a_figure_is_cut_off(kind, columns, noises):
     check_nothing_is_cut_off(draw(kind, columns=columns, noises=noises))
 
 
-@pytest.mark.parametrize("noises", [("none",), NOISES], ids=["one noise", "two noises"])
-@pytest.mark.parametrize("columns", [("PPO", "SPPO"), DISCRETISED], ids=["two algorithms", "four algorithms"])
+@SMALLEST_AND_LARGEST
 def test_legend_that_says_what_is_normalised_is_not_cut_off(columns, noises):
     check_nothing_is_cut_off(draw("curves", columns=columns, noises=noises, suffix=", not normalised"))
 

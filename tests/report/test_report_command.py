@@ -215,7 +215,7 @@ def half_finished(tmp_path_factory):
 @pytest.mark.slow
 def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_path):
     before = contents(half_finished)
-    outcome = srl("report", half_finished, "--out", tmp_path, "--reps", 100)
+    outcome = srl("report", half_finished, "--out", tmp_path, "--reps", 100, "--figures", "png")
     assert (outcome.status, outcome.err) == (0, "")
     assert contents(half_finished) == before
     counts = {"done": 13, "failed": 1, "interrupted": 2, "damaged": 2, "missing": 6}
@@ -238,8 +238,8 @@ def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_pa
         assert comparison["seeds"]
         for seed, (env, _), side in product(comparison["seeds"], comparison["environments"], ("PPO", "SPPO")):
             assert (env, side, comparison["noise"], str(seed)) in done
-    files = {file.relative_to(tmp_path / "figures").as_posix() for file in tmp_path.rglob("*.svg")}
-    assert {f"learning_curve/{env}.svg" for env in ENVS} <= files
+    files = {file.relative_to(tmp_path / "figures").as_posix() for file in tmp_path.rglob("*.png")}
+    assert {f"learning_curve/{env}.png" for env in ENVS} <= files
 
 
 @pytest.mark.slow

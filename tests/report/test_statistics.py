@@ -39,9 +39,15 @@ def draw(kind, n_runs, n_tasks, generator):
 
 MATRICES = [
     pytest.param(draw(kind, *shape, np.random.default_rng([number, *shape])), id=f"{kind}-{shape}")
-    for number, kind in enumerate(("different", "tied", "returns"))
-    # Numbers of scores with each remainder of 4, as the IQM cuts quarters
-    for shape in ((2, 1), (3, 1), (5, 1), (10, 1), (2, 2), (3, 3), (5, 3), (7, 2), (30, 9))
+    for number, (kind, shapes) in enumerate(
+        {
+            # Numbers of scores with each remainder of 4, as the IQM cuts quarters
+            "different": ((2, 1), (3, 1), (5, 1), (10, 1), (2, 2), (3, 3), (5, 3), (7, 2), (30, 9)),
+            "tied": ((5, 1), (7, 2)),
+            "returns": ((5, 1), (7, 2)),
+        }.items()
+    )
+    for shape in shapes
 ] + [
     pytest.param(np.full((4, 3), 0.7), id="constant"),
     pytest.param(np.tile([[0.1, 5.0]], (6, 1)), id="no-difference-between-runs"),
@@ -53,8 +59,8 @@ PAIRS = [
         draw(kind, n_y, n_tasks, np.random.default_rng([9, number, n_x, n_y, n_tasks])),
         id=f"{kind}-{n_x}-{n_y}-{n_tasks}",
     )
-    for number, kind in enumerate(("different", "tied", "returns"))
-    for n_x, n_y, n_tasks in ((2, 2, 1), (3, 3, 1), (5, 5, 3), (4, 7, 2), (8, 2, 3), (10, 30, 1))
+    for number, kind in enumerate(("different", "tied"))
+    for n_x, n_y, n_tasks in ((2, 2, 1), (5, 5, 3), (4, 7, 2), (8, 2, 3), (10, 30, 1))
 ] + [
     pytest.param(np.ones((3, 2)), np.ones((3, 2)), id="equal"),
     pytest.param(np.ones((3, 2)) + np.eye(3, 2), np.zeros((4, 2)), id="all-above"),

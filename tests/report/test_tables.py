@@ -17,7 +17,7 @@ from srl.report.files import write_tables
 from srl.report.report import make_report
 from srl.report.scores import read_scores
 from srl.report.tables import Entry, Row, Table, to_csv, to_latex, to_markdown, to_rich
-from srl.report.write import write_report
+from srl.report.write import FigureOptions, write_report
 from tests.report.hostile import NAMES, PUNCTUATION, parse
 from tests.report.made_runs import lay_down
 
@@ -112,7 +112,7 @@ def test_p_values_of_improvements_are_in_every_format(tmp_path):
         lay_scores(tmp_path, sppo, algo="sppo", env=env)
         lay_scores(tmp_path, ppo, algo="ppo", env=env)
     out = tmp_path / "out"
-    write_report(make_report(tmp_path, reps=200), out)
+    write_report(make_report(tmp_path, reps=200), out, options=FigureOptions(formats=("png",)))
 
     def above(x, y):
         return np.mean(np.sign(x[:, None] - y) + 1) / 2

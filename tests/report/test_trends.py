@@ -128,7 +128,8 @@ def test_report_tests_the_trend_of_each_pair_in_each_environment(root):
 
 @pytest.mark.slow
 def test_pairs_that_the_command_line_names_are_the_family(root, tmp_path):
-    outcome = srl("report", root / OTHER, "--reps", 100, "--out", tmp_path, "--compare", "sppo:ppo")
+    words = ("--reps", 100, "--figures", "png", "--out", tmp_path, "--compare", "sppo:ppo")
+    outcome = srl("report", root / OTHER, *words)
     assert outcome.status == 0, outcome.err
     with (tmp_path / "trend.csv").open() as file:
         (row,) = csv.DictReader(file)

@@ -262,7 +262,7 @@ def test_run_does_not_write_its_end_into_a_folder_that_took_the_place_of_its_own
 def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
     words = [
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--noise", "none"),
-        *("--seeds", "0:3", "--timesteps", 1600, "--device", "cpu", "--jobs", 1, "--population", "off"),
+        *("--seeds", "0:3", "--timesteps", 640, "--device", "cpu", "--jobs", 1, "--population", "off"),
         *(*SMALL_WORDS, "--out", tmp_path / "both"),
     ]
     processes = [command(*words) for _ in range(2)]
@@ -514,4 +514,4 @@ def test_process_that_hangs_while_the_sweep_is_killed_ends_too(tmp_path):
     sweep.kill()
     sweep.wait()
     assert run.in_progress
-    until(lambda: not run.in_progress, seconds=30)
+    until(lambda: not run.in_progress)

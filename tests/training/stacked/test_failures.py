@@ -54,8 +54,13 @@ def assert_fails_as_alone(specs, failing, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
-@pytest.mark.parametrize("env", BREAKS_FOR_ONE)
+@pytest.mark.parametrize(
+    ("env", "normalize"),
+    [
+        *((env, False) for env in BREAKS_FOR_ONE),
+        *((f"{what}ForOne-v0", True) for what in ("NanReward", "InfObservation", "NanInEvaluation")),
+    ],
+)
 def test_member_whose_environment_breaks_stops_alone(env, normalize, tmp_path):
     specs = [
         small_spec("sppo", BROKEN + env, seed, eval_freq=32, n_eval_episodes=1,

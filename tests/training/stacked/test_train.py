@@ -281,7 +281,7 @@ def test_population_of_one_is_the_run_alone(algo, env, overrides, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("members", [[4, 2, 0, 3, 1], [1, 3], [2], [0, 1, 2, 3, 4] * 4], ids=str)
+@pytest.mark.parametrize("members", [[4, 2, 0, 3, 1], [2], [0, 1, 2, 3, 4] * 4], ids=str)
 @pytest.mark.parametrize("algo", ["sppo", "sa2c"])
 def test_member_depends_neither_on_order_nor_on_number_of_the_others(algo, members, of_five, tmp_path):
     specs, paths = of_five[algo]
