@@ -26,7 +26,7 @@ MEGABYTE = 1e6
 @pytest.fixture(autouse=True)
 def plenty(monkeypatch):
     """Memory enough for everything, whatever this machine has."""
-    monkeypatch.setattr("srl.sweep.engines.choose.available_memory", lambda: None)
+    monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: None)
 
 
 def jobs_of(specs):
@@ -388,7 +388,7 @@ def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_
     cores, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    monkeypatch.setattr("srl.sweep.engines.choose.available_memory", lambda: 0)
+    monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: 0)
     words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--dry-run"]
     words += ["--engine", "slurm", "--out", tmp_path / "out"]
     outcome = srl(*words, "--jobs", 256)

@@ -65,12 +65,9 @@ CASES = {
     ],
     "discretised PPO in HalfCheetah": lambda: [
         cheetah("dsppo", 1),
-        cheetah("dsppo", 2, "gaussian:0.05"),
-        cheetah("dppo", 3),
-        cheetah("dsppo", 4, alpha=0.3, beta=3.0),
-        cheetah("dsppo", 5, "uniform:0.1", learning_rate=1e-3, clip_range=0.1),
-        cheetah("dppo", 6, gamma=0.95, ent_coef=0.01),
-        cheetah("dsppo", 7, "gaussian:0.1", max_grad_norm=0.05),
+        cheetah("dsppo", 2, "gaussian:0.05", alpha=0.3, beta=3.0, max_grad_norm=0.05),
+        cheetah("dppo", 3, gamma=0.95, ent_coef=0.01),
+        cheetah("dsppo", 4, "uniform:0.1", learning_rate=1e-3, clip_range=0.1),
         cheetah("dsppo", 1, beta=0.1, learning_rate="lin_1e-3", clip_range="lin_0.3"),
     ],
     "discretised A2C in HalfCheetah": lambda: [
