@@ -25,7 +25,8 @@ from tests.training.test_resume import outcome
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-SPECS = [small_spec(seed=seed, n_timesteps=3200, eval_freq=320) for seed in (1, 2)]
+#: Runs that wait in step 40 of their first attempt.
+SPECS = [small_spec(env=f"{BROKEN}WaitsOnce-v0", seed=seed, n_timesteps=96) for seed in (1, 2)]
 #: A sweep's process that is killed.
 DRIVER = """
 import sys
@@ -145,7 +146,7 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
 def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):
     asked = orders(tmp_path)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)])
-    until(lambda: are_beyond(asked, 100))
+    until(lambda: all((tmp_path / str(place) / "mark").exists() for place in range(2)))
     driver.kill()
     driver.wait()
     until(lambda: not any(RunDirectory(each.task.jobs[0].path).in_progress for each in asked))
@@ -184,7 +185,7 @@ def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path
 
 
 def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):
-    first, second = orders(tmp_path, n_timesteps=1_000_000)
+    first, second = orders(tmp_path, env="CartPole-v1", n_timesteps=1_000_000)
     on_gpu = Order(
         Task((Job(small_spec().model_copy(update={"device": "cuda"}), tmp_path / "gpu"),)), checkpoint_every=0
     )
