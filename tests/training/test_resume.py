@@ -35,7 +35,7 @@ SPECS = {
     "DA2C": small_spec("da2c", "LunarLanderContinuous-v3", n_timesteps=320, eval_freq=96),
     "BipedalWalker": small_spec("dppo", "BipedalWalker-v3", n_timesteps=320, eval_freq=160),
     "Pong with flips": small_spec(
-        "sppo", "PongNoFrameskip-v4", noise="flip:0.1", n_timesteps=160, eval_freq=100, n_eval_episodes=1
+        "sppo", "PongNoFrameskip-v4", noise="flip:0.1", n_timesteps=160, eval_freq=160, n_eval_episodes=1
     ),
     "spaces that do not start at 0": small_spec("sppo", UNUSUAL + "RoomsStart-v0", n_timesteps=320),
     "Dict observations": small_spec(

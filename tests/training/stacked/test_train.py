@@ -256,7 +256,7 @@ def test_member_that_plays_atari_is_its_run_alone(tmp_path):
     def pong(algo, seed, noise):
         spec, _ = make_run_spec(
             algo, "PongNoFrameskip-v4", seed, noise=noise, n_timesteps=64, eval_freq=1000, n_eval_episodes=1,
-            device="cpu", overrides=shape | tame,
+            eval_max_episode_steps=100, device="cpu", overrides=shape | tame,
         )  # fmt: skip
         return spec
 
