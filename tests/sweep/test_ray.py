@@ -73,11 +73,14 @@ def hears_ctrl_c():
 def cluster(hears_ctrl_c):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's tasks give way to all else: they would wait until the other tests are done
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+        cluster.wait_for_nodes()
+        yield cluster
+        cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
