@@ -39,7 +39,6 @@ from srl.errors import UserError
 from srl.rundir.directory import MONITOR, RunDirectory
 from srl.rundir.progress import beat_interval
 from srl.rundir.status import Status
-from srl.symmetric import UpdateResult
 from srl.training.callbacks import (
     Episodes,
     EvaluationLog,
@@ -64,6 +63,7 @@ from srl.training.run import (
 from srl.training.stacked.environments import MemberEnvs, StackedNormalize
 from srl.training.stacked.networks import StackedPolicy
 from srl.training.stacked.update import CompiledUpdater, Updater, generalized_advantages
+from srl.updates import UpdateResult
 
 
 def train_population(

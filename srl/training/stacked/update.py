@@ -22,8 +22,9 @@ from srl.advantages import PreparedAdvantages
 from srl.compiled import CompiledUpdate
 from srl.distributions import VECTOR
 from srl.losses import A2CLosses, LossWeights, PPOLosses
-from srl.symmetric import Evaluated, UpdateResult, UpdateStatistics
+from srl.symmetric import Evaluated
 from srl.training.stacked.networks import StackedPolicy
+from srl.updates import UpdateResult, UpdateStatistics
 
 
 def generalized_advantages(
