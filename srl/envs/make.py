@@ -62,22 +62,12 @@ def check_env(spec: EnvSpec) -> spaces.Space[Any]:
 
     :param spec: What to make.
     :return: The action space that the algorithm will see.
-    :raises UserError: As :func:`check_spaces`.
-    """
-    return check_spaces(spec)[1]
-
-
-def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-    """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
-
-    :param spec: What to make.
-    :return: The observation space and the action space that the algorithm will see.
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
         take ``env_kwargs``, or does not fit the bins, the frame stack or the normalization.
     """
     venv = _make_stack(spec, n_envs=1)
     venv.close()
-    return venv.observation_space, venv.action_space
+    return venv.action_space
 
 
 def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: bool = False) -> VecEnv:
