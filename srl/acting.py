@@ -71,7 +71,6 @@ class NumpyActor:
     def draws(self, n_rows: int) -> np.ndarray:
         """What is random in the actions of one member, from PyTorch's generator.
 
-        :param n_rows: How many rows.
         :return: Shape ``(n_rows, n_draws)``.
         """
         return self._draw(th.empty(n_rows, self._n_draws)).numpy()

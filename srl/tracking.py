@@ -234,7 +234,6 @@ def check_backend(backend: str) -> None:
 def read_progress(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Read the lines of SB3's ``progress.csv`` that are complete.
 
-    :param path: A run's folder.
     :return: Training steps and finite numbers by name.
     """
     try:

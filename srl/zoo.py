@@ -124,7 +124,6 @@ def _zoo_wrappers(wrappers: Any) -> Any:
 def with_hyperparams(words: Sequence[str]) -> list[str]:
     """Return the options of a training with srl's algorithms, with their hyperparameters in the zoo's form.
 
-    :param words: The options of ``rl_zoo3.train``.
     :raises UserError: If the file cannot be read.
     """
     from srl.config.files import configs_dir, read_config

@@ -39,7 +39,6 @@ class _Loader(yaml.SafeLoader):
 class ConfigFile:
     """A YAML file, read by safe loading alone, that knows the line of each of its keys.
 
-    :param path: The file.
     :raises UserError: If the file is missing, unreadable, no YAML, holds a key twice, or is no mapping.
     """
 

@@ -42,7 +42,6 @@ def read_leniently(content: bytes) -> LenientSpec:
 
     Missing keys take their defaults, as in any spec. Unknown keys, nested ones included, are kept apart.
 
-    :param content: The content of ``spec.json``.
     :raises ValidationError, ValueError, TypeError: If it is not the spec of a run.
     """
     known = json.loads(content)

@@ -128,10 +128,7 @@ class AtariNativeVecEnv(VecEnv):
         self._in_flight = False
 
     def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
-        """Start a random stream in each environment at the next reset, unless ``seed`` is called before.
-
-        :param sequences: Of each environment; the C++ generators take 31 bits of it.
-        """
+        """Start a random stream in each environment at the next reset, unless ``seed`` is called before."""
         self._seeds = [small_seed(sequence) for sequence in sequences]
 
     def reset(self) -> np.ndarray:

@@ -109,11 +109,7 @@ _LARGE = 65536
 
 
 def request_stop(path: Path, reason: str) -> None:
-    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it.
-
-    :param path: The run's folder.
-    :param reason: Why, in one line.
-    """
+    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it."""
     write_text(path / STOP, reason + "\n")
 
 
@@ -243,9 +239,6 @@ class RunDirectory:
     def check_file(self, name: str, content: bytes, status: Status | None) -> None:
         """See that a file of a finished run is as the run left it.
 
-        :param name: Its name below the folder.
-        :param content: What it holds.
-        :param status: The run's.
         :raises UserError: If it is not.
         """
         sealed = status.files.get(name) if status is not None and status.state == "done" else None

@@ -76,12 +76,7 @@ class EvaluationLog:
         self.timesteps: list[int] = []
 
     def add(self, timesteps: int, episodes: Episodes, logger: Logger) -> None:
-        """Record an evaluation; the file is replaced whole.
-
-        :param timesteps: Training steps so far.
-        :param episodes: What was played.
-        :param logger: The run's.
-        """
+        """Record an evaluation; the file is replaced whole."""
         self.timesteps.append(timesteps)
         self._evaluations.append(episodes)
         if any(evaluation.reports_success for evaluation in self._evaluations):

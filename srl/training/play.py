@@ -75,11 +75,7 @@ def image(env: VecEnv) -> np.ndarray:
 
 
 def frames_per_second(env: VecEnv, env_id: str) -> float:
-    """Images per second at which an environment plays in its own time.
-
-    :param env: The environment.
-    :param env_id: Its id.
-    """
+    """Images per second at which an environment plays in its own time."""
     if is_atari(env_id):
         return _ATARI_FPS / ATARI_FRAME_SKIP
     fps: Any = env.metadata.get("render_fps")
@@ -114,7 +110,6 @@ def prepare_rendering(env_id: str) -> None:
 
     The variables ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` are set for the process, unless they are set already.
 
-    :param env_id: The environment.
     :raises UserError: If neither works here.
     """
     if has_display():

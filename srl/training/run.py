@@ -323,7 +323,6 @@ class Attempt:
     def go_on(self, steps: int) -> dict[str, Any]:
         """Put the folder back to where it was at a checkpoint.
 
-        :param steps: One of :meth:`checkpoints`.
         :return: The state in it.
         :raises UserError: If it, or a log that goes with it, is damaged, or it is of other versions of the
             packages, which would make another run of it.

@@ -360,11 +360,7 @@ class Population:
         self._resources.close()
 
     def train(self, beat: Callable[[], None], checkpoint_every: float = CHECKPOINT_EVERY) -> None:
-        """Train all members to their ends.
-
-        :param beat: Called now and then.
-        :param checkpoint_every: Seconds between two checkpoints.
-        """
+        """Train all members to their ends."""
         self._beat = Heart(beat, self._beat_interval)
         if not self._goes_on:
             observations = self._envs.reset(self._active)

@@ -169,7 +169,6 @@ class CompiledUpdater:
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :param rollout: What they have seen.
         :return: How each member's update went.
         """
         results = []
@@ -226,7 +225,6 @@ class Updater:
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :param rollout: What they have seen.
         :return: How each member's update went.
         """
         first = self._models[0]
