@@ -25,7 +25,7 @@ from srl.report.ablation import Ablation
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
 from srl.report.curves import Curve
-from srl.report.intervals import Estimate
+from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
@@ -155,7 +155,7 @@ def draw_curves(
             axes.set_xlabel("training steps")
             axes.xaxis.set_major_formatter(_Numbers())
             axes.yaxis.set_major_formatter(_Numbers())
-        _share_y(panels[0])
+        _share(panels[0], "ylim")
         panels[0][0].set_ylabel(label)
         _head(figure, title, handles)
         return figure
@@ -182,7 +182,7 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
             axes.set_xlabel(ablation.name)
             axes.yaxis.set_major_formatter(_Numbers())
             _scale_x(axes, [value for line in lines for value in line.values])
-        _share_y(panels[0])
+        _share(panels[0], "ylim")
         panels[0][0].set_ylabel("mean return")
         counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
         seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -275,26 +275,20 @@ def _seeds(curves: Sequence[Curve]) -> str:
 
 
 def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
-    (line,) = axes.plot(
-        curve.steps,
-        curve.mean,
-        color=look.color,
-        linestyle=look.dashes,
-        marker=look.marker,
-        # All points of a short curve, else some
-        markevery=None if len(curve.steps) < 8 else (0.05, 0.15),
-    )
+    # All points of a short curve, else some
+    markers = None if len(curve.steps) < 8 else (0.05, 0.15)
+    line = _draw_band(axes, curve.steps, curve.mean, curve.low, curve.high, look, markers)
     if len(curve.steps) == 1:
         ends = np.abs([curve.mean - curve.low, curve.high - curve.mean])
         axes.errorbar(curve.steps, curve.mean, ends, color=look.color, alpha=0.5)
-    axes.fill_between(
-        curve.steps,
-        curve.low,
-        curve.high,
-        color=look.color,
-        alpha=0.18,
-        linewidth=0,
-    )
+    return line
+
+
+def _draw_band(
+    axes: Axes, x: Array, y: Array, low: Array, high: Array, look: Style, markers: tuple[float, float] | None
+) -> Line2D:
+    (line,) = axes.plot(x, y, color=look.color, linestyle=look.dashes, marker=look.marker, markevery=markers)
+    axes.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
     return line
 
 
@@ -323,7 +317,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
                 axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
             row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
         for place in range(len(names)):
-            _share_x([row[place] for row in panels])
+            _share([row[place] for row in panels], "xlim")
         kind = NAMES[aggregates[0].kind]
         _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
         return figure
@@ -342,22 +336,8 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
             for column in (name for name in columns if name in aggregate.profiles):
                 look = style(column, columns)
                 estimates = aggregate.profiles[column]
-                (line,) = axes.plot(
-                    aggregate.thresholds,
-                    [estimate.value for estimate in estimates],
-                    color=look.color,
-                    linestyle=look.dashes,
-                    marker=look.marker,
-                    markevery=(0.05, 0.15),
-                )
-                axes.fill_between(
-                    aggregate.thresholds,
-                    [estimate.low for estimate in estimates],
-                    [estimate.high for estimate in estimates],
-                    color=look.color,
-                    alpha=0.18,
-                    linewidth=0,
-                )
+                value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
+                line = _draw_band(axes, aggregate.thresholds, value, low, high, look, (0.05, 0.15))
                 handles.setdefault(column, line)
             axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
             axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
@@ -441,16 +421,11 @@ def _mark_half(axes: Axes) -> None:
     axes.set_xlabel("probability of improvement")
 
 
-def _share_y(panels: Sequence[Axes]) -> None:
-    limits = [axes.get_ylim() for axes in panels]
+def _share(panels: Sequence[Axes], limits: str) -> None:
+    """Give all panels the same ``xlim`` or ``ylim``, which holds those that they have."""
+    low, high = zip(*(getattr(axes, f"get_{limits}")() for axes in panels), strict=True)
     for axes in panels:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _share_x(panels: Sequence[Axes]) -> None:
-    limits = [axes.get_xlim() for axes in panels]
-    for axes in panels:
-        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        axes.set(**{limits: (min(low), max(high))})
 
 
 def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
