@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import textwrap
 import time
@@ -26,6 +25,7 @@ from srl.config.files import first_mistake
 from srl.config.variants import column_order
 from srl.errors import UserError
 from srl.report.markup import one_line
+from srl.report.runs import find_folders
 from srl.rundir.checkpoints import last_checkpoint
 from srl.rundir.directory import (
     EVALUATIONS,
@@ -35,10 +35,9 @@ from srl.rundir.directory import (
     STATUS,
     RunDirectory,
     language_model_files,
-    walk,
 )
 from srl.rundir.files import read_bytes
-from srl.rundir.plan import PLAN, PlannedRun, read_plan
+from srl.rundir.plan import PlannedRun, read_plan
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
 from srl.rundir.status import Status
 
@@ -96,37 +95,20 @@ class Folder:
         """
         if not self.root.is_dir():
             raise UserError(f"{self.root}: there is no such folder.")
-        there, plans, unreadable = self._walk()
+        found = find_folders(self.root)
+        unreadable = found.unreadable
         planned: dict[str, PlannedRun] = {}
-        for folder in plans:
+        for folder in sorted(found.plans):
             try:
                 entries = read_plan(self.root / folder)
             except UserError as error:
                 unreadable.append(self._relative(error))
             else:
                 planned |= {(Path(folder) / entry.path).as_posix(): entry for entry in entries}
-        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *there])]
+        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *found.runs])]
         if not runs:
             raise UserError("\n".join([f"{self.root} holds no runs.", *unreadable]))
         return Overview(runs, unreadable)
-
-    def _walk(self) -> tuple[list[str], list[str], list[str]]:
-        """The folders with a spec and those with a plan, and lines on those that cannot be read."""
-        there: list[str] = []
-        plans: list[str] = []
-        unreadable: list[str] = []
-
-        def cannot(error: OSError) -> None:
-            path = os.path.relpath(error.filename, self.root)
-            unreadable.append(f"{path}: cannot be read: {error.strerror}.")
-
-        for folder, _, files in walk(self.root, cannot):
-            path = Path(os.path.relpath(folder, self.root)).as_posix()
-            if SPEC in files:
-                there.append(path)
-            if PLAN in files:
-                plans.append(path)
-        return sorted(there), sorted(plans), unreadable
 
     def _run(self, path: str, planned: PlannedRun | None) -> RunProgress:
         directory = RunDirectory(self.root / path)
