@@ -94,17 +94,8 @@ def load_trained(spec: RunSpec, path: Path, task: Task | None = None) -> Sampler
     policy = files.load(load, str(folder)).to(spec.device).eval()
     tokenizer = files.load(AutoTokenizer.from_pretrained, str(folder))
     tokenizer.truncation_side = hyperparams.data.truncation_side
-    return Sampler(
-        policy,
-        tokenizer,
-        reference=None if task is None else task.model.to(spec.device).eval(),
-        max_prompt_length=hyperparams.max_prompt_length,
-        max_new_tokens=hyperparams.max_new_tokens,
-        min_new_tokens=hyperparams.min_new_tokens,
-        temperature=hyperparams.temperature,
-        top_k=hyperparams.top_k,
-        batch_size=hyperparams.inference_batch_size,
-    )
+    reference = None if task is None else task.model.to(spec.device).eval()
+    return Sampler.of(hyperparams, policy, tokenizer, reference)
 
 
 def sppo_config(spec: RunSpec) -> SPPOConfig:

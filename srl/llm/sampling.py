@@ -111,6 +111,15 @@ class Sampler:
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.temperature, self.top_k = temperature, top_k
 
+    @classmethod
+    def of(
+        cls, args: Any, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, reference: nn.Module | None
+    ) -> Sampler:
+        """A sampler with the options of a run, or of a trainer's arguments."""
+        names = ("max_prompt_length", "max_new_tokens", "min_new_tokens", "temperature", "top_k")
+        options = {name: getattr(args, name) for name in names}
+        return cls(policy, tokenizer, reference=reference, batch_size=args.inference_batch_size, **options)
+
     @property
     def device(self) -> th.device:
         """The policy's."""
