@@ -1,7 +1,8 @@
 """Figures, as PNG and SVG: one color for one algorithm everywhere, readable in grayscale.
 
 Colors are Okabe and Ito's and Tol's for color-blind readers; markers and dashes tell algorithms apart
-without color. Symmetric algorithms have solid lines, baselines broken ones.
+without color. Symmetric algorithms have solid lines, baselines broken ones. ``columns`` are all columns of
+the report: a column has the same style in every figure.
 """
 
 from __future__ import annotations
@@ -102,7 +103,6 @@ def style(column: str, columns: Sequence[str]) -> Style:
     """The style of a column.
 
     :param column: As tables name it: an algorithm, perhaps with what sets it apart in brackets.
-    :param columns: All columns of the report.
     """
     algorithm = _algorithm(column)
     others_named = list(dict.fromkeys(n for n in map(_algorithm, columns) if n not in _STYLES))
@@ -138,8 +138,6 @@ def draw_curves(
     """Curves over training, with a panel for each noise, side by side.
 
     :param curves: By noise, then by column.
-    :param columns: All columns of the report.
-    :param title: The title above.
     :param label: What the curves show.
     :param suffixes: What to say of a column in the legend besides its name.
     """
@@ -162,12 +160,7 @@ def draw_curves(
 
 
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
-    """Scores against a hyperparameter, with a panel for each noise, side by side.
-
-    :param ablation: What to draw.
-    :param columns: All columns of the report.
-    :param title: The title above.
-    """
+    """Scores against a hyperparameter, with a panel for each noise, side by side."""
     with _settings():
         figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
         handles: dict[str, Any] = {}
@@ -196,9 +189,6 @@ def draw_trends(
     """Probabilities of improvement in an environment against the noise, with a panel for each kind of noise.
 
     :param trends: Those of the environment.
-    :param comparisons: All comparisons.
-    :param columns: All columns of the report.
-    :param title: The title above.
     """
     with _settings():
         kinds = list(dict.fromkeys(trend.kind for trend in trends))
@@ -296,7 +286,6 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
     :param aggregates: Of one normalization.
-    :param columns: All columns of the report.
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
     with _settings():
@@ -327,7 +316,6 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
     """Performance profiles: a panel for each noise.
 
     :param aggregates: Of one normalization.
-    :param columns: All columns of the report.
     """
     with _settings():
         figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
