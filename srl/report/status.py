@@ -324,40 +324,32 @@ def screen(overview: Overview, root: Path, width: int | None = None, height: int
     :param height: The lines that there are; None takes the most of each part.
     """
     running = _by_process(overview.of("running"))
-    failed = _by_reason(overview)
     damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
     minor = [line for run in overview.runs for line in run.minor_damage]
+    # Lines, how many runs each is about, and the most lines
+    listed: dict[str, tuple[list[tuple[str, int]], int]] = {
+        "failed": (_by_reason(overview), _MOST_FAILED),
+        "damaged": ([(line, 1) for line in damaged], _MOST_DAMAGED),
+        _MINOR: ([(line, 1) for line in minor], _MOST_DAMAGED),
+    }
     totals = [*_totals(overview, root, width), Text()]
     tables = _tables(overview.runs, width)
     space = None
     if height is not None:  # the counts may take a second line
         space = height - len(totals) - 1 - sum(table.row_count + 2 for table in tables)
-    n_running, n_failed, n_damaged, n_minor = _shared(
-        space,
-        [
-            min(len(running), _MOST_RUNNING),
-            min(len(failed), _MOST_FAILED),
-            min(len(damaged), _MOST_DAMAGED),
-            min(len(minor), _MOST_DAMAGED),
-        ],
-    )
+    wanted = [min(len(lines), most) for lines, most in listed.values()]
+    n_running, *n_listed = _shared(space, [min(len(running), _MOST_RUNNING), *wanted])
     parts: list[RenderableType] = [*totals]
     for table in tables:
         parts += [table, Text()]
     if running:
         n_more = sum(len(runs) for _, runs in running[n_running:])
         parts += [_running_table(overview, running[:n_running], width), *_more(n_more), Text()]
-    whole = height is None
-    if failed:
-        n_more = sum(n_runs for _, n_runs in failed[n_failed:])
-        lines = [line for line, _ in failed[:n_failed]]
-        parts += [*_listed("failed", lines, width, whole), *_more(n_more), Text()]
-    if damaged:
-        n_more = len(damaged) - n_damaged
-        parts += [*_listed("damaged", damaged[:n_damaged], width, whole), *_more(n_more), Text()]
-    if minor:
-        n_more = len(minor) - n_minor
-        parts += [*_listed(_MINOR, minor[:n_minor], width, whole), *_more(n_more), Text()]
+    for (heading, (entries, _)), n in zip(listed.items(), n_listed, strict=True):
+        if entries:
+            lines = [line for line, _ in entries[:n]]
+            n_more = sum(n_runs for _, n_runs in entries[n:])
+            parts += [*_listed(heading, lines, width, whole=height is None), *_more(n_more), Text()]
     return Group(*parts[:-1])
 
 
