@@ -36,14 +36,6 @@ SCRIPTS = {
 ALGORITHMS = ("sppo", "sa2c")
 #: The module that hyperparameters are given to the zoo in.
 _HYPERPARAMS_MODULE = "srl_hyperparams"
-_ACTIVATIONS = {
-    "tanh": "nn.Tanh",
-    "relu": "nn.ReLU",
-    "elu": "nn.ELU",
-    "leaky_relu": "nn.LeakyReLU",
-    "gelu": "nn.GELU",
-    "silu": "nn.SiLU",
-}
 
 
 def register() -> None:
@@ -92,6 +84,8 @@ def zoo_hyperparams(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    from srl.training.policy_options import ACTIVATIONS
+
     values = {name: value for name, value in entry.items() if name != "profiles"}
     options = values.get("policy_kwargs")
     if isinstance(options, dict):
@@ -101,7 +95,7 @@ def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"{env}: {name} in policy_kwargs cannot be given to rl_zoo3 as YAML.")
             text = repr(value)
             if name == "activation_fn":
-                text = str(_ACTIVATIONS.get(value, value))
+                text = f"nn.{ACTIVATIONS[value].__name__}" if value in ACTIVATIONS else str(value)
             elif name == "optimizer_class":
                 text = value if value == "RMSpropTFLike" else f"th.optim.{value}"
             arguments.append(f"{name}={text}")

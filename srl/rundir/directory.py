@@ -185,8 +185,7 @@ class RunDirectory:
 
         :raises UserError: If it is not.
         """
-        sealed = status.files.get(SPEC) if status is not None and status.state == "done" else None
-        if sealed is not None and sealed[2] not in found.digests:
+        if status is not None and status.state == "done" and self._spec_is_damaged(found, status):
             raise UserError(f"{self.path / SPEC}: damaged: not what the run left.")
 
     def read_status(self) -> Status | None:
