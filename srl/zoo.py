@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -122,33 +123,20 @@ def with_hyperparams(words: Sequence[str]) -> list[str]:
     """
     from srl.config.files import configs_dir, read_config
 
-    algo = _option(words, "--algo")
-    if algo not in ALGORITHMS:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--conf-file", "-conf")
+    options, rest = parser.parse_known_args(words)
+    if options.algo not in ALGORITHMS:
         return list(words)
-    named = _option(words, "--conf-file", "-conf")
+    named = options.conf_file
     if named is not None and not named.endswith((".yml", ".yaml")):
         return list(words)  # Python code, which the zoo imports
-    file = configs_dir() / "hyperparams" / f"{algo}.yml" if named is None else Path(named)
+    file = configs_dir() / "hyperparams" / f"{options.algo}.yml" if named is None else Path(named)
     module = ModuleType(_HYPERPARAMS_MODULE, f"The hyperparameters of {file}.")
     module.hyperparams = zoo_hyperparams(read_config(file).data)  # type: ignore[attr-defined]
     sys.modules[_HYPERPARAMS_MODULE] = module
-    rest = list(words)
-    for name in ("--conf-file", "-conf"):
-        while name in rest:
-            index = rest.index(name)
-            del rest[index : index + 2]
-    rest = [word for word in rest if not word.startswith(("--conf-file=", "-conf="))]
-    return [*rest, "--conf-file", _HYPERPARAMS_MODULE]
-
-
-def _option(words: Sequence[str], *names: str) -> str | None:
-    """Return the value of an option, the last one that is given; None if there is none."""
-    value = None
-    for index, word in enumerate(words):
-        key, equals, text = word.partition("=")
-        if key in names:
-            value = text if equals else (words[index + 1] if index + 1 < len(words) else None)
-    return value
+    return ["--algo", options.algo, *rest, "--conf-file", _HYPERPARAMS_MODULE]
 
 
 def main(words: Sequence[str]) -> None:
