@@ -180,6 +180,13 @@ def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[li
     return keys, message
 
 
+def user_error(error: ValidationError, known: Iterable[str] = (), what: str = "") -> UserError:
+    """The first mistake that pydantic found, as an error that names the key and what it is a key of."""
+    keys, message = first_mistake(error, known)
+    where = f"{what} {'.'.join(map(str, keys))}".strip() if keys else f"{what}s" if what else ""
+    return UserError(f"{where}: {message}" if where else message)
+
+
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:
     if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
         return node.value[key].start_mark.line + 1, node.value[key]
