@@ -236,20 +236,14 @@ def _print_samples(path: Path, console: Console) -> None:
 
 
 def _print_evaluations(path: Path, console: Console) -> None:
-    import csv
+    from srl.tracking import read_progress
 
-    from srl.rundir.directory import PROGRESS
-
-    with (path / PROGRESS).open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("eval/reward")]
+    rows = [row for _, row in read_progress(path)]
     for name in ("reward", "judge", "kl", "perplexity", "length"):
-        values = [row[f"eval/{name}"] for row in rows if row.get(f"eval/{name}")]
+        values = [row[f"eval/{name}"] for row in rows if f"eval/{name}" in row]
         if values:
-            console.print(
-                f"{name + ':':12}{float(values[0]):8.3f} before, {float(values[-1]):8.3f} after training",
-                markup=False,
-                highlight=False,
-            )
+            line = f"{name + ':':12}{values[0]:8.3f} before, {values[-1]:8.3f} after training"
+            console.print(line, markup=False, highlight=False)
 
 
 def _finished_run(path: Path) -> RunSpec:
