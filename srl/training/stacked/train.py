@@ -606,26 +606,30 @@ class Population:
         if not best:
             return
         self._updater.export()
-        wrappers = None if self._normalize is None else self._normalize.export()
+        wrappers = self._wrappers()
 
         def write(index: int) -> None:
             if index in best:
                 with self._policy.released(index):
                     path = self._members[index].attempt.path
-                    save(path, self._models[index], wrappers[index] if wrappers else None, best=True)
+                    save(path, self._models[index], wrappers[index], best=True)
 
         self._each_active(write)
+
+    def _wrappers(self) -> Sequence[VecNormalize | None]:
+        """The members' VecNormalize with their statistics."""
+        return [None] * len(self._members) if self._normalize is None else self._normalize.export()
 
     def _save(self) -> None:
         self._updater.export()
         self._policy.release()
-        wrappers = None if self._normalize is None else self._normalize.export()
+        wrappers = self._wrappers()
 
         def finish(index: int) -> None:
             member, model = self._members[index], self._models[index]
             model._last_obs = self._observations[index]
             model._last_episode_starts = self._dones[index]
-            save(member.attempt.path, model, None if wrappers is None else wrappers[index])
+            save(member.attempt.path, model, wrappers[index])
             model.logger.close()
             member.attempt.finish(self._timesteps)
 
