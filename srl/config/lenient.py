@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from srl.config.algorithms import get_algorithm
-from srl.config.families import hyperparams_model
+from srl.config.language_models import hyperparams_model
 from srl.config.spec import RunSpec
 
 _Model = TypeVar("_Model", bound=BaseModel)

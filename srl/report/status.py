@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -39,7 +39,7 @@ from srl.rundir.directory import (
 from srl.rundir.files import read_bytes
 from srl.rundir.plan import PlannedRun, read_plan
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
-from srl.rundir.status import Status
+from srl.rundir.status import STATUS_TYPE, Status
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {
@@ -59,8 +59,6 @@ _MINOR = "damaged, results whole"
 #: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
 _LINES_AROUND = 3
 _BAR_WIDTH = 40
-
-_STATUS = TypeAdapter(Status)
 
 T = TypeVar("T")
 
@@ -222,7 +220,7 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
     """A run's status; None if it has none."""
     file = directory.path / STATUS
     try:
-        status = _STATUS.validate_json(read_bytes(file))
+        status = STATUS_TYPE.validate_json(read_bytes(file))
     except FileNotFoundError:
         return None
     except ValidationError as error:
