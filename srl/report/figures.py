@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +84,8 @@ _SETTINGS: Any = {
 }
 
 
-def _settings() -> AbstractContextManager[None]:
-    """Matplotlib's own settings with ours, whatever the user's are."""
-    return matplotlib.style.context(["default", _SETTINGS])
+#: Draws with Matplotlib's own settings and ours, whatever the user's are.
+_styled = matplotlib.style.context(["default", _SETTINGS])
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ def _algorithm(column: str) -> str:
 assert _STYLES.keys() == ALGORITHMS.keys()
 
 
+@_styled
 def draw_curves(
     curves: Mapping[str, Mapping[str, Curve]],
     columns: Sequence[str],
@@ -141,48 +140,46 @@ def draw_curves(
     :param label: What the curves show.
     :param suffixes: What to say of a column in the legend besides its name.
     """
-    with _settings():
-        figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
-            for column in (name for name in columns if name in by_column):
-                drawn = _draw_curve(axes, by_column[column], style(column, columns))
-                own = [other[column] for other in curves.values() if column in other]
-                handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-            axes.set_xlabel("training steps")
-            axes.xaxis.set_major_formatter(_Numbers())
-            axes.yaxis.set_major_formatter(_Numbers())
-        _share(panels[0], "ylim")
-        panels[0][0].set_ylabel(label)
-        _head(figure, title, handles)
-        return figure
+    figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
+        for column in (name for name in columns if name in by_column):
+            drawn = _draw_curve(axes, by_column[column], style(column, columns))
+            own = [other[column] for other in curves.values() if column in other]
+            handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+        axes.set_xlabel("training steps")
+        axes.xaxis.set_major_formatter(_Numbers())
+        axes.yaxis.set_major_formatter(_Numbers())
+    _share(panels[0], "ylim")
+    panels[0][0].set_ylabel(label)
+    _head(figure, title, handles)
+    return figure
 
 
+@_styled
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
     """Scores against a hyperparameter, with a panel for each noise, side by side."""
-    with _settings():
-        figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
-            for line in sorted(lines, key=lambda line: columns.index(line.column)):
-                widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
-                drawn = _draw_points(
-                    axes, line.values, line.means, widths.tolist(), style(line.column, columns)
-                )
-                handles.setdefault(line.label, drawn)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-            axes.set_xlabel(ablation.name)
-            axes.yaxis.set_major_formatter(_Numbers())
-            _scale_x(axes, [value for line in lines for value in line.values])
-        _share(panels[0], "ylim")
-        panels[0][0].set_ylabel("mean return")
-        counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
-        seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        _head(figure, f"{title} (n={seeds})", handles)
-        return figure
+    figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
+        for line in sorted(lines, key=lambda line: columns.index(line.column)):
+            widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
+            drawn = _draw_points(axes, line.values, line.means, widths.tolist(), style(line.column, columns))
+            handles.setdefault(line.label, drawn)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+        axes.set_xlabel(ablation.name)
+        axes.yaxis.set_major_formatter(_Numbers())
+        _scale_x(axes, [value for line in lines for value in line.values])
+    _share(panels[0], "ylim")
+    panels[0][0].set_ylabel("mean return")
+    counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
+    seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    _head(figure, f"{title} (n={seeds})", handles)
+    return figure
 
 
+@_styled
 def draw_trends(
     trends: Sequence[Trend], comparisons: Sequence[Comparison], columns: Sequence[str], *, title: str
 ) -> Figure:
@@ -190,36 +187,35 @@ def draw_trends(
 
     :param trends: Those of the environment.
     """
-    with _settings():
-        kinds = list(dict.fromkeys(trend.kind for trend in trends))
-        figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, kind in zip(panels[0], kinds, strict=True):
-            own = [trend for trend in trends if trend.kind == kind]
-            for trend in own:
-                found = {
-                    noise_level(one.noise)[1]: one.per_task[trend.task].estimate
-                    for one in comparisons
-                    if one.name == trend.name
-                    and noise_level(one.noise)[0] in ("none", kind)
-                    and trend.task in one.per_task
-                }
-                levels = sorted(found)
-                estimates = [found[level] for level in levels]
-                widths = [
-                    [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
-                    for ends in ([one.low for one in estimates], [one.high for one in estimates])
-                ]
-                look = style(trend.column, columns)
-                values = [one.value for one in estimates]
-                handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
-            axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
-            axes.set_ylim(-0.02, 1.02)
-            axes.set_xlabel(f"parameter of {one_line(kind)} noise")
-            _scale_x(axes, [level for trend in own for level in trend.levels], linear=True)
-        panels[0][0].set_ylabel("probability of improvement")
-        _head(figure, title, handles)
-        return figure
+    kinds = list(dict.fromkeys(trend.kind for trend in trends))
+    figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        own = [trend for trend in trends if trend.kind == kind]
+        for trend in own:
+            found = {
+                noise_level(one.noise)[1]: one.per_task[trend.task].estimate
+                for one in comparisons
+                if one.name == trend.name
+                and noise_level(one.noise)[0] in ("none", kind)
+                and trend.task in one.per_task
+            }
+            levels = sorted(found)
+            estimates = [found[level] for level in levels]
+            widths = [
+                [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
+                for ends in ([one.low for one in estimates], [one.high for one in estimates])
+            ]
+            look = style(trend.column, columns)
+            values = [one.value for one in estimates]
+            handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
+        axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(f"parameter of {one_line(kind)} noise")
+        _scale_x(axes, [level for trend in own for level in trend.levels], linear=True)
+    panels[0][0].set_ylabel("probability of improvement")
+    _head(figure, title, handles)
+    return figure
 
 
 def _draw_points(
@@ -282,78 +278,77 @@ def _draw_band(
     return line
 
 
+@_styled
 def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
     :param aggregates: Of one normalization.
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
-    with _settings():
-        longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
-        # The noise stands upright beside its panels
-        height = max(
-            0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest
-        )
-        figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
-        for row, aggregate in zip(panels, aggregates, strict=True):
-            shown = [column for column in columns if column in aggregate.figures]
-            for axes, name in zip(row, names, strict=True):
-                for place, column in enumerate(shown):
-                    estimate = aggregate.figures[column][name]
-                    _draw_interval(axes, place, estimate, style(column, columns))
-                _name_places(axes, shown if axes is row[0] else [""] * len(shown))
-                axes.set_title(_AGGREGATE_TITLES[name], loc="left")
-                axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-            row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
-        for place in range(len(names)):
-            _share([row[place] for row in panels], "xlim")
-        kind = NAMES[aggregates[0].kind]
-        _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
-        return figure
+    longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
+    # The noise stands upright beside its panels
+    height = max(0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest)
+    figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
+    for row, aggregate in zip(panels, aggregates, strict=True):
+        shown = [column for column in columns if column in aggregate.figures]
+        for axes, name in zip(row, names, strict=True):
+            for place, column in enumerate(shown):
+                estimate = aggregate.figures[column][name]
+                _draw_interval(axes, place, estimate, style(column, columns))
+            _name_places(axes, shown if axes is row[0] else [""] * len(shown))
+            axes.set_title(_AGGREGATE_TITLES[name], loc="left")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
+    for place in range(len(names)):
+        _share([row[place] for row in panels], "xlim")
+    kind = NAMES[aggregates[0].kind]
+    _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
+    return figure
 
 
+@_styled
 def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Performance profiles: a panel for each noise.
 
     :param aggregates: Of one normalization.
     """
-    with _settings():
-        figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, aggregate in zip(panels[0], aggregates, strict=True):
-            for column in (name for name in columns if name in aggregate.profiles):
-                look = style(column, columns)
-                estimates = aggregate.profiles[column]
-                value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
-                line = _draw_band(axes, aggregate.thresholds, value, low, high, look, (0.05, 0.15))
-                handles.setdefault(column, line)
-            axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
-            axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
-            axes.set_ylim(-0.02, 1.02)
-        panels[0][0].set_ylabel("share of runs above it")
-        _head(figure, "Performance profiles, with 95% bands", handles)
-        return figure
+    figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, aggregate in zip(panels[0], aggregates, strict=True):
+        for column in (name for name in columns if name in aggregate.profiles):
+            look = style(column, columns)
+            estimates = aggregate.profiles[column]
+            value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
+            line = _draw_band(axes, aggregate.thresholds, value, low, high, look, (0.05, 0.15))
+            handles.setdefault(column, line)
+        axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
+        axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
+        axes.set_ylim(-0.02, 1.02)
+    panels[0][0].set_ylabel("share of runs above it")
+    _head(figure, "Performance profiles, with 95% bands", handles)
+    return figure
 
 
+@_styled
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
     rows = [
         (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.column, comparison.overall)
         for comparison in comparisons
     ]
-    with _settings():
-        figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
-        axes = panels[0][0]
-        for place, (_, column, improvement) in enumerate(rows):
-            if improvement is not None:
-                _draw_interval(axes, place, improvement.estimate, style(column, columns))
-        _name_places(axes, [name for name, _, _ in rows])
-        axes.tick_params(axis="y", labelsize=8)
-        _mark_half(axes)
-        _head(figure, "Probability of improvement, with 95% intervals")
-        return figure
+    figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
+    axes = panels[0][0]
+    for place, (_, column, improvement) in enumerate(rows):
+        if improvement is not None:
+            _draw_interval(axes, place, improvement.estimate, style(column, columns))
+    _name_places(axes, [name for name, _, _ in rows])
+    axes.tick_params(axis="y", labelsize=8)
+    _mark_half(axes)
+    _head(figure, "Probability of improvement, with 95% intervals")
+    return figure
 
 
+@_styled
 def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement in each environment: a panel for each noise."""
     by_noise: dict[str, list[Comparison]] = {}
@@ -361,25 +356,24 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
         by_noise.setdefault(comparison.noise, []).append(comparison)
     tasks: list[Task] = sorted({task for comparison in comparisons for task in comparison.per_task})
     n_pairs = max(map(len, by_noise.values()))
-    with _settings():
-        height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
-        figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
-        handles: dict[str, Any] = {}
-        for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
-            for number, comparison in enumerate(own):
-                look = style(comparison.column, columns)
-                shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
-                for place, task in enumerate(tasks):
-                    if task in comparison.per_task:
-                        estimate = comparison.per_task[task].estimate
-                        drawn = _draw_interval(axes, place + shift, estimate, look)
-                        handles.setdefault(comparison.name, drawn)
-            names = [task_name(task, tasks) for task in tasks]
-            _name_places(axes, names if axes is panels[0][0] else [""] * len(names))
-            _mark_half(axes)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-        _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
-        return figure
+    height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
+    figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
+    handles: dict[str, Any] = {}
+    for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
+        for number, comparison in enumerate(own):
+            look = style(comparison.column, columns)
+            shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
+            for place, task in enumerate(tasks):
+                if task in comparison.per_task:
+                    estimate = comparison.per_task[task].estimate
+                    drawn = _draw_interval(axes, place + shift, estimate, look)
+                    handles.setdefault(comparison.name, drawn)
+        names = [task_name(task, tasks) for task in tasks]
+        _name_places(axes, names if axes is panels[0][0] else [""] * len(names))
+        _mark_half(axes)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+    _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
+    return figure
 
 
 def _draw_interval(axes: Axes, place: float, estimate: Estimate, look: Style) -> Line2D:
@@ -454,6 +448,7 @@ FORMATS = tuple(_METADATA)
 PAGE_DPI = 150
 
 
+@_styled
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     """A figure as a file; the same figure gives the same bytes.
 
@@ -462,8 +457,7 @@ def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     :param dpi: Dots per inch of a PNG.
     """
     buffer = io.BytesIO()
-    with _settings():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 
