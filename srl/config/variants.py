@@ -90,7 +90,7 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
 
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
-    """A key that sorts columns: algorithms as the paper has them, each before its variants, numbers by value."""
+    """A key that sorts columns: algorithms as the paper has them, each before its variants, and by number."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
     order = list(ALGORITHMS)

@@ -67,7 +67,7 @@ def stream_rng(seed: int, stream: Stream, index: int = 0) -> np.random.Generator
 
 
 def small_seed(sequence: np.random.SeedSequence) -> int:
-    """Return a seed in [0, 2^31) for a generator that takes no larger one, such as those of C++ environments."""
+    """Return a seed in [0, 2^31) for a generator that takes no larger one, such as a C++ environment's."""
     return int(sequence.generate_state(1)[0] >> 1)
 
 
