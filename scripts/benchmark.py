@@ -12,458 +12,295 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import torch as th
 import tyro
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.monitor import ResultsWriter
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize, VecTransposeImage
 
+from srl import SPPO
+from srl.compilation import why_not
+from srl.config.spec import RunSpec, make_run_spec
+from srl.envs import DiscretizeAction, EnvSpec, make_train_env
+from srl.precision import why_no_bf16
+from srl.rundir.directory import RunDirectory
 from srl.sweep.engines.local import use_one_thread
+from srl.training import run
+from srl.training.run import Attempt, train_run, versions
+from srl.training.stacked.train import Population, train_population
 
 GIB = 2**30
+T = TypeVar("T")
+
+#: Of all processes that measure at the same time.
+_barrier: Any = threading.Barrier(1)
 
 
-def sb3_cnn_update() -> float:
-    """Milliseconds of one minibatch in the update of SB3's PPO, CnnPolicy, Pong, batch 256."""
-    from stable_baselines3 import PPO
-
-    return _cnn_update(PPO)
-
-
-def sppo_cnn_update(**kwargs: Any) -> float:
-    """The same of SPPO, with arguments for its constructor; the time of compiling is not counted."""
-    from srl import SPPO
-
-    return _cnn_update(SPPO, **kwargs)
+def in_processes(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Call functions at the same time, each in a fresh process with one thread; returns their results."""
+    context = get_context("spawn")
+    barrier = (context.Barrier(len(calls)),)
+    with ProcessPoolExecutor(len(calls), context, initializer=_begin, initargs=barrier) as pool:
+        return [call.result() for call in [pool.submit(call) for call in calls]]
 
 
-def _cnn_update(cls: type, **kwargs: Any) -> float:
-    from stable_baselines3.common.logger import configure
-
-    from srl.envs import EnvSpec, make_train_env
-
-    env = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4))
-    model = cls("CnnPolicy", env, seed=0, device="cpu", n_steps=64, batch_size=256, n_epochs=1, **kwargs)
-    model.set_logger(configure(None, []))
-    model.learn(512)
-    model.n_epochs = 4
-    began = time.perf_counter()
-    model.train()
-    return (time.perf_counter() - began) / 8 * 1e3
-
-
-def sb3_multidiscrete_ppo() -> float:
-    """Steps per second of SB3's PPO on HalfCheetah-v4 with 11 bins per dimension, updates included."""
-    from stable_baselines3 import PPO
-
-    return _half_cheetah_speed(PPO)
-
-
-def sb3_multidiscrete_ppo_on_each_core() -> float:
-    """The same of one such run on each core at once, all together."""
-    return float(sum(_on_each_core(_part_of_sb3, [()] * _n_cores())))
-
-
-def _part_of_sb3(connection: Connection, barrier: Any) -> None:
-    from stable_baselines3 import PPO
-
-    model = PPO("MlpPolicy", _half_cheetah(PPO, n_envs=1), seed=0, device="cpu")
-    connection.send(_speed(model, barrier))
-
-
-def dsppo() -> float:
-    """The same of SPPO, which is DSPPO there."""
-    from srl import SPPO
-
-    return _half_cheetah_speed(SPPO)
-
-
-def dsppo_compiled() -> float:
-    """The same with a compiled update; the time of compiling is not counted."""
-    from srl import SPPO
-
-    return _half_cheetah_speed(SPPO, compile_update=True)
-
-
-def sb3_cartpole_ppo() -> float:
-    """Steps per second of SB3's PPO on CartPole-v1 with SB3's defaults, updates included."""
-    from stable_baselines3 import PPO
-
-    return _speed(PPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu"))
-
-
-def sppo_cartpole_compiled() -> float:
-    """The same of SPPO with a compiled update; the time of compiling is not counted."""
-    from srl import SPPO
-
-    return _speed(SPPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", compile_update=True))
-
-
-def _half_cheetah_speed(cls: type, **kwargs: Any) -> float:
-    return _speed(cls("MlpPolicy", _half_cheetah(cls, n_envs=1), seed=0, device="cpu", **kwargs))
-
-
-def _speed(model: Any, barrier: Any = None) -> float:
-    """Steps per second of two rollouts and updates, after one that is not measured.
-
-    :param model: An algorithm.
-    :param barrier: Of processes that measure at the same time.
-    """
-    n_steps = model.n_steps * model.n_envs
-    model.learn(n_steps)
-    if barrier is not None:
-        barrier.wait()
-    began = time.perf_counter()
-    model.learn(2 * n_steps)
-    speed: float = 2 * n_steps / (time.perf_counter() - began)
-    if barrier is not None:
-        barrier.wait()  # no process may have the machine to itself
-    return speed
-
-
-def _half_cheetah(cls: type, n_envs: int) -> Any:
-    """HalfCheetah-v4 by the protocol, with 11 bins and VecNormalize; for SB3's classes in SB3's own stack."""
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    from srl.envs import DiscretizeAction, EnvSpec, make_train_env
-
-    if cls.__module__.startswith("srl."):
-        return make_train_env(EnvSpec("HalfCheetah-v4", seed=0, n_envs=n_envs, bins=11, normalize={}))
-
-    return VecNormalize(make_vec_env("HalfCheetah-v4", n_envs, seed=0, wrapper_class=DiscretizeAction))
-
-
-def sb3_multidiscrete_ppo_evaluated() -> float:
-    """The same of SB3's PPO with SB3's EvalCallback: 10 episodes every 5,000 steps."""
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import EvalCallback
-
-    evaluation = EvalCallback(_half_cheetah(PPO, n_envs=1), n_eval_episodes=10, eval_freq=5000, verbose=0)
-    evaluation.eval_env.training = evaluation.eval_env.norm_reward = False  # type: ignore[attr-defined]
-    model = PPO("MlpPolicy", _half_cheetah(PPO, n_envs=1), seed=0, device="cpu")
-    began = time.perf_counter()
-    model.learn(10_000, callback=evaluation)
-    return model.num_timesteps / (time.perf_counter() - began)
-
-
-def sb3_multidiscrete_a2c() -> float:
-    """Steps per second of SB3's A2C by the protocol: HalfCheetah-v4, 11 bins, 4 environments, 8 steps."""
-    from stable_baselines3 import A2C
-
-    model = A2C("MlpPolicy", _half_cheetah(A2C, n_envs=4), n_steps=8, seed=0, device="cpu")
-    model.learn(640)
-    began = time.perf_counter()
-    model.learn(6400)
-    return 6400 / (time.perf_counter() - began)
-
-
-def ppo_population_16() -> float:
-    """Steps per second of 16 members: DPPO and DSPPO, without and with noise, 4 seeds; evaluations off."""
-    return _population_speed("ppo", 16, n_rollouts=3)
-
-
-def ppo_population_64() -> float:
-    """The same of 64 members."""
-    return _population_speed("ppo", 64, n_rollouts=1)
-
-
-def ppo_environments_64() -> float:
-    """Steps per second of the environments of 64 members alone: constant actions, same processes."""
-    return _population_speed("ppo", 64)
-
-
-def ppo_population_16_evaluated() -> float:
-    """The same of 16 members with the protocol's evaluations, from the first step to the saved models."""
-    return _population_speed("ppo", 16, n_timesteps=10_000)
-
-
-def a2c_population_16() -> float:
-    """The same of 16 members of DA2C and DSA2C; evaluations off."""
-    return _population_speed("a2c", 16, n_rollouts=60)
-
-
-def ppo_population_64_memory() -> float:
-    """Peak resident GiB of 64 members, their evaluation environments included, all processes together."""
-    with tempfile.TemporaryDirectory() as folder:
-        return sum(memory for _, memory in _population_parts("ppo", 64, 1, 0, folder)) / GIB
-
-
-def _population_speed(family: str, n_members: int, n_rollouts: int = 0, n_timesteps: int = 0) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        return sum(
-            speed for speed, _ in _population_parts(family, n_members, n_rollouts, n_timesteps, folder)
-        )
-
-
-def _population_parts(
-    family: str, n_members: int, n_rollouts: int, n_timesteps: int, folder: str
-) -> list[tuple[float, int]]:
-    """Train a population as a sweep does, divided among processes of one thread for each core.
-
-    :return: Steps per second and peak resident bytes of each process.
-    """
-    n_parts = _n_cores()
-    arguments = [
-        (family, n_members, part, n_parts, n_rollouts, n_timesteps, folder) for part in range(n_parts)
-    ]
-    return _on_each_core(_train_part, arguments)
+def _begin(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+    # What environments print does not belong into the table
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1)
+    os.dup2(silent, 2)
+    th.set_num_threads(1)
 
 
 def _n_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _on_each_core(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Call a function in processes that run at the same time.
+def _seconds(action: Callable[[], object]) -> float:
+    """The seconds that something takes, while no other process that measures has the machine to itself."""
+    _barrier.wait()
+    began = time.perf_counter()
+    action()
+    seconds = time.perf_counter() - began
+    _barrier.wait()
+    return seconds
 
-    :param target: Is given a connection, to which it sends its result, a barrier of all processes, and the
-        arguments of its process.
-    :param arguments: Of each process.
-    :return: The result of each process.
+
+def _speed(model: Any, n_before: int = 1, n_rollouts: int = 2) -> float:
+    """Steps per second of rollouts and updates, after some that are not measured, such as compilation."""
+    n_steps = model.n_steps * model.n_envs
+    model.learn(n_before * n_steps)
+    return float(n_rollouts * n_steps / _seconds(lambda: model.learn(n_rollouts * n_steps)))
+
+
+def cnn_update(cls: type, **kwargs: Any) -> float:
+    """Milliseconds of one minibatch in an update: CnnPolicy, Pong, batch 256."""
+    env = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4))
+    model = cls("CnnPolicy", env, seed=0, device="cpu", n_steps=64, batch_size=256, n_epochs=1, **kwargs)
+    model.set_logger(configure(None, []))
+    model.learn(512)
+    model.n_epochs = 4
+    return _seconds(model.train) / 8 * 1e3
+
+
+def _half_cheetah(cls: type, n_envs: int = 1) -> Any:
+    """HalfCheetah-v4 by the protocol, with 11 bins and VecNormalize; for SB3's classes in SB3's own stack."""
+    if issubclass(cls, SPPO):
+        return make_train_env(EnvSpec("HalfCheetah-v4", seed=0, n_envs=n_envs, bins=11, normalize={}))
+    return VecNormalize(make_vec_env("HalfCheetah-v4", n_envs, seed=0, wrapper_class=DiscretizeAction))
+
+
+def half_cheetah(cls: type, **kwargs: Any) -> float:
+    """Steps per second on HalfCheetah-v4 with 11 bins per dimension, updates included."""
+    return _speed(cls("MlpPolicy", _half_cheetah(cls), seed=0, device="cpu", **kwargs))
+
+
+def half_cheetah_on_each_core(cls: type) -> float:
+    """The same of one such run on each core at once, all together."""
+    return sum(in_processes([partial(half_cheetah, cls)] * _n_cores()))
+
+
+def half_cheetah_evaluated(cls: type) -> float:
+    """The same with SB3's EvalCallback: 10 episodes every 5,000 steps."""
+    evaluation = EvalCallback(_half_cheetah(cls), n_eval_episodes=10, eval_freq=5000, verbose=0)
+    evaluation.eval_env.training = evaluation.eval_env.norm_reward = False  # type: ignore[attr-defined]
+    model = cls("MlpPolicy", _half_cheetah(cls), seed=0, device="cpu")
+    seconds = _seconds(lambda: model.learn(10_000, callback=evaluation))
+    return float(model.num_timesteps / seconds)
+
+
+def half_cheetah_a2c() -> float:
+    """Steps per second of SB3's A2C by the protocol: 4 environments, 8 steps."""
+    model = A2C("MlpPolicy", _half_cheetah(A2C, n_envs=4), n_steps=8, seed=0, device="cpu")
+    return _speed(model, n_before=20, n_rollouts=200)
+
+
+def half_cheetah_sbx() -> float:
+    """Steps per second of SBX's PPO, in JAX."""
+    # JAX has no option for the number of its threads; compiling is part of what is not measured
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import sbx  # type: ignore[import-not-found]
+
+    return half_cheetah(sbx.PPO)
+
+
+def cartpole(cls: type, **kwargs: Any) -> float:
+    """Steps per second on CartPole-v1 with SB3's defaults, updates included."""
+    return _speed(cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **kwargs))
+
+
+@contextmanager
+def _population(specs: Sequence[RunSpec]) -> Iterator[Population]:
+    """Runs in training together."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stacked = [spec.model_copy(update={"stacked": True}) for spec in specs]
+        attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in stacked]
+        yield stack.enter_context(Population(attempts))
+
+
+def population(family: str, n_members: int, **how: int) -> float:
+    """Steps per second of members with and without the reverse loss and noise, as a sweep divides them.
+
+    :param how: See :func:`_train_part`.
     """
-    context = get_context("spawn")
-    barrier = context.Barrier(len(arguments))
-    receivers, processes = [], []
-    for each in arguments:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=target, args=(sender, barrier, *each))
-        process.start()
-        sender.close()
-        receivers.append(receiver)
-        processes.append(process)
-    results = [receiver.recv() for receiver in receivers]
-    for process in processes:
-        process.join()
-    return results
+    return sum(speed for speed, _ in _parts(family, n_members, **how))
+
+
+def population_memory(family: str, n_members: int) -> float:
+    """Peak resident GiB of members, their evaluation environments included, all processes together."""
+    return sum(memory for _, memory in _parts(family, n_members, n_rollouts=1))
+
+
+def _parts(family: str, n_members: int, **how: int) -> list[tuple[float, float]]:
+    parts = [partial(_train_part, family, n_members, part, **how) for part in range(_n_cores())]
+    return in_processes(parts)
 
 
 def _train_part(
-    connection: Connection,
-    barrier: Any,
-    family: str,
-    n_members: int,
-    part: int,
-    n_parts: int,
-    n_rollouts: int,
-    n_timesteps: int,
-    folder: str,
-) -> None:
-    import resource
-    from contextlib import ExitStack
+    family: str, n_members: int, part: int, n_rollouts: int = 0, n_timesteps: int = 0
+) -> tuple[float, float]:
+    """Train the part of a population that one of as many processes as there are cores does.
 
-    from srl.compilation import why_not
-    from srl.config.spec import make_run_spec
-    from srl.training.run import Attempt
-    from srl.training.stacked.train import Population
-
-    compile = "on" if why_not("cpu") is None else "off"
+    :param n_rollouts: Rollouts and updates to measure, without evaluations. With 0 of both, the environments
+        alone are stepped, with constant actions.
+    :param n_timesteps: Training steps to measure with the protocol's evaluations, up to the saved models.
+    :return: Steps per second and peak resident GiB.
+    """
     kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
     # Without a number of steps there are no evaluations
     options: dict[str, Any] = {"n_timesteps": n_timesteps or 2_000_000}
     options["eval_freq"] = None if n_timesteps else options["n_timesteps"]
+    options["compile"] = "on" if why_not("cpu") is None else "off"
     specs = [
-        make_run_spec(*(algo, "HalfCheetah-v4", seed), noise=noise, device="cpu", compile=compile, **options)[
-            0
-        ].model_copy(update={"stacked": True})
+        make_run_spec(algo, "HalfCheetah-v4", seed, noise=noise, device="cpu", **options)[0]
         for seed in range(n_members // len(kinds))
         for algo, noise in kinds
     ]
+    n_parts = _n_cores()
     specs = specs[part * n_members // n_parts : (part + 1) * n_members // n_parts]
-    with ExitStack() as stack:
-        attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
-        population = stack.enter_context(Population(attempts))
-        barrier.wait()
+    with _population(specs) as members:
         if n_timesteps:
-            began = time.perf_counter()
-            population.train(lambda: None)
-            speed = attempts[0].status.timesteps * len(specs) / (time.perf_counter() - began)
+            seconds = _seconds(lambda: members.train(lambda: None))
+            speed = members._members[0].attempt.status.timesteps * len(specs) / seconds
         elif n_rollouts == 0:
-            speed = _environment_speed(population)
+            speed = _environment_speed(members)
         else:
-            speed = population.measure(n_rollouts)
-            if any(len(member.evaluations.timesteps) for member in population._members):
+            _barrier.wait()
+            speed = members.measure(n_rollouts)
+            _barrier.wait()
+            if any(len(member.evaluations.timesteps) for member in members._members):
                 raise RuntimeError("An evaluation was measured, and the row says that there is none.")
-        barrier.wait()  # no process may have the machine to itself
-    connection.send((speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    return speed, _peak_memory()
 
 
-def _environment_speed(population: Any) -> float:
-    import numpy as np
-
-    envs, n_steps = population._envs, 2000
+def _environment_speed(population: Population, n_steps: int = 2000) -> float:
+    envs = population._envs
     members = range(len(envs.venvs))
-    shape = envs.venvs[0].action_space.shape
-    actions = np.full((len(members), envs.n_envs, *shape), 5)
+    actions = np.full((len(members), envs.n_envs, *(envs.venvs[0].action_space.shape or ())), 5)
     envs.reset(members)
-    began = time.perf_counter()
-    for _ in range(n_steps):
-        envs.step(actions, members)
-    n_taken: int = n_steps * len(members) * envs.n_envs
-    return n_taken / (time.perf_counter() - began)
+
+    def step() -> None:
+        for _ in range(n_steps):
+            envs.step(actions, members)
+
+    return n_steps * len(members) * envs.n_envs / _seconds(step)
 
 
-def sbx_ppo() -> float:
-    """Steps per second of SBX's PPO, in JAX, on HalfCheetah-v4 with 11 bins, updates included."""
-    # JAX has no option for the number of its threads; compiling is part of what is not measured
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from sbx import PPO  # type: ignore[import-not-found]
-
-    return _half_cheetah_speed(PPO)
-
-
-def sb3_atari_ppo() -> float:
-    """Steps per second of SB3's PPO on Pong by the protocol, on one thread of the CPU, updates included."""
-    from stable_baselines3 import PPO
-
-    return _speed(PPO("CnnPolicy", _sb3_pong(), **_PONG_PPO))
-
-
-def sppo_atari_compiled() -> float:
-    """The same of SPPO with a compiled update; the time of compiling is not counted."""
-    return _sppo_pong("gymnasium", compile_update=True)
-
-
-def sppo_atari_bf16() -> float:
-    """The same of SPPO with a compiled update in bfloat16 and native environments."""
-    return _sppo_pong("native", compile_update=True, precision="bf16")
-
-
-#: The hyperparameters of the protocol that matter to speed.
-_PONG_PPO: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=4, seed=0, device="cpu")
+def _peak_memory() -> float:
+    """Peak resident GiB of this process; Linux gives kibibytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def _sb3_pong() -> Any:
     """Pong by the protocol in SB3's own environments and wrappers."""
-    from stable_baselines3.common.env_util import make_atari_env
-    from stable_baselines3.common.vec_env import VecFrameStack
-
     return VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
 
 
-def _sppo_pong(backend: str, **kwargs: Any) -> float:
-    from srl import SPPO
-    from srl.envs import EnvSpec, make_train_env
+def _pong(backend: str, n_threads: int = 1) -> Any:
+    spec = EnvSpec(
+        "PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4, backend=backend, n_threads=n_threads
+    )
+    return make_train_env(spec)
 
-    env = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4, backend=backend))
-    model = SPPO("CnnPolicy", env, **_PONG_PPO, **kwargs)
+
+#: The hyperparameters of the protocol that matter to speed.
+_PONG_PPO: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=4, seed=0)
+
+
+def sb3_pong(device: str = "cpu") -> float:
+    """Steps per second of SB3's PPO on Pong by the protocol, updates included."""
+    return _speed(PPO("CnnPolicy", _sb3_pong(), device=device, **_PONG_PPO))
+
+
+def sppo_pong(backend: str, **kwargs: Any) -> float:
+    """The same of SPPO with a compiled update, on the CPU."""
+    model = SPPO("CnnPolicy", _pong(backend), device="cpu", compile_update=True, **_PONG_PPO, **kwargs)
     speed = _speed(model)
     if model.not_compiled is not None:
         raise RuntimeError(f"The update is not compiled: {model.not_compiled}")
     return speed
 
 
-def sb3_atari_rollout() -> float:
-    """Steps per second of random actions on Pong, 8 environments, in SB3's own wrappers."""
-    from stable_baselines3.common.vec_env import VecTransposeImage
-
-    return _rollout_speed(VecTransposeImage(_sb3_pong()))
-
-
-def native_atari_rollout_1() -> float:
-    """The same of the native environments with one thread."""
-    return _native_rollout(1)
+def population_pong_gpu(n_members: int = 8) -> float:
+    """Steps per second of members of SPPO on Pong, on the GPU, native environments, all cores."""
+    options: dict[str, Any] = {"env_backend": "native", "threads": max(_n_cores() // n_members, 1)}
+    names = ("sppo", "PongNoFrameskip-v4")
+    specs = [make_run_spec(*names, seed, device="cuda", **options)[0] for seed in range(n_members)]
+    with _population(specs) as members:
+        return members.measure(4)
 
 
-def native_atari_rollout_2() -> float:
-    """The same of the native environments with two threads."""
-    return _native_rollout(2)
+def pong_rollout(n_threads: int | None = None, n_steps: int = 400) -> float:
+    """Steps per second of random actions on Pong, 8 environments.
 
-
-def _native_rollout(n_threads: int) -> float:
-    from srl.envs import EnvSpec, make_train_env
-
-    spec = EnvSpec(
-        "PongNoFrameskip-v4", seed=0, n_envs=8, frame_stack=4, backend="native", n_threads=n_threads
-    )
-    return _rollout_speed(make_train_env(spec))
-
-
-def _rollout_speed(env: Any) -> float:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
+    :param n_threads: Of the native environments; None takes SB3's own wrappers.
+    """
+    env: Any = VecTransposeImage(_sb3_pong()) if n_threads is None else _pong("native", n_threads)
+    actions = np.random.default_rng(0).integers(env.action_space.n, size=(n_steps + 50, env.num_envs))
     env.reset()
-    n_steps = 400
-    actions = rng.integers(env.action_space.n, size=(n_steps + 50, env.num_envs))
-    for step in range(50):
-        env.step(actions[step])
-    began = time.perf_counter()
-    for step in range(50, n_steps + 50):
-        env.step(actions[step])
-    return n_steps * int(env.num_envs) / (time.perf_counter() - began)
+
+    def play(chosen: np.ndarray) -> None:
+        for action in chosen:
+            env.step(action)
+
+    play(actions[:50])
+    return float(n_steps * env.num_envs / _seconds(lambda: play(actions[50:])))
 
 
-def sb3_atari_gpu() -> float:
-    """Steps per second of SB3's PPO on Pong by the protocol, on the GPU, updates included."""
-    from stable_baselines3 import PPO
-
-    return _speed(PPO("CnnPolicy", _sb3_pong(), **_PONG_PPO | {"device": "cuda"}))
-
-
-def sppo_atari_population_gpu() -> float:
-    """Steps per second of 8 members of SPPO on Pong, on the GPU, native environments, all cores."""
-    from contextlib import ExitStack
-
-    from srl.config.spec import make_run_spec
-    from srl.training.run import Attempt
-    from srl.training.stacked.train import Population
-
-    n_threads = max(len(os.sched_getaffinity(0)) // 8, 1)
-    specs = [
-        make_run_spec(
-            *("sppo", "PongNoFrameskip-v4", seed), device="cuda", env_backend="native", threads=n_threads
-        )[0]
-        for seed in range(8)
-    ]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in specs]
-        population = stack.enter_context(Population(attempts))
-        return population.measure(4)
-
-
-def mujoco_memory() -> float:
-    """Peak resident GiB of a whole run of DSPPO on HalfCheetah-v4, evaluations included."""
-    return _peak_memory("dsppo", "HalfCheetah-v4", n_timesteps=4096)
-
-
-def atari_memory() -> float:
-    """Peak resident GiB of a whole run of PPO on Pong, evaluations included."""
-    return _peak_memory("ppo", "PongNoFrameskip-v4", n_timesteps=2048)
-
-
-def _peak_memory(algo: str, env: str, n_timesteps: int) -> float:
-    import resource
-
-    from srl.config.spec import make_run_spec
-    from srl.training.run import train_run
-
+def run_memory(algo: str, env: str, n_timesteps: int) -> float:
+    """Peak resident GiB of a whole run, evaluations included."""
     spec, _ = make_run_spec(algo, env, 0, n_timesteps=n_timesteps, n_eval_episodes=10)
     with tempfile.TemporaryDirectory() as folder:
         train_run(spec, Path(folder) / "run")
-    # Linux gives kibibytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+    return _peak_memory()
 
 
 def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     """Percent of the run time that checkpoints take at the default interval, from one after each update."""
-    from srl.training import run
-    from srl.training.stacked.train import Population
-
-    if n_runs > 1:
-        clocks = [_clock(Population, "_keep")]
-    else:
-        clocks = [_clock(run, "_state"), _clock(run, "write_checkpoint")]
+    clocks = [_clock(Population, "_keep")] if n_runs > 1 else [_clock(run, "_write_checkpoint")]
     _train(algo, env, n_runs, n_timesteps, checkpoint_every=0)
     seconds = sum(statistics.mean(clock) for clock in clocks)
     return 100 * seconds / (run.CHECKPOINT_EVERY + seconds)
@@ -471,11 +308,6 @@ def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> 
 
 def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     """Percent of the run time that logs and statuses take."""
-    from stable_baselines3.common.logger import Logger
-    from stable_baselines3.common.monitor import ResultsWriter
-
-    from srl.rundir.directory import RunDirectory
-
     written = ((Logger, "dump"), (ResultsWriter, "write_row"), (RunDirectory, "write_status"))
     clocks = [_clock(owner, name) for owner, name in written]
     seconds = _train(algo, env, n_runs, n_timesteps)
@@ -499,20 +331,12 @@ def _clock(owner: Any, name: str) -> list[float]:
 
 def _train(algo: str, env: str, n_runs: int, n_timesteps: int, **options: Any) -> float:
     """Train runs into folders, as a population if they are several; the seconds that takes."""
-    from srl.config.spec import make_run_spec
-    from srl.training.run import train_run
-    from srl.training.stacked.train import train_population
-
     specs = [make_run_spec(algo, env, seed, n_timesteps=n_timesteps)[0] for seed in range(n_runs)]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / str(seed) for seed in range(n_runs)]
-        began = time.perf_counter()
         if n_runs == 1:
-            train_run(specs[0], paths[0], **options)
-        else:
-            stacked = [spec.model_copy(update={"stacked": True}) for spec in specs]
-            train_population(stacked, paths, **options)
-        return time.perf_counter() - began
+            return _seconds(lambda: train_run(specs[0], paths[0], **options))
+        return _seconds(lambda: train_population(specs, paths, **options))
 
 
 @dataclass(frozen=True)
@@ -520,11 +344,11 @@ class Row:
     """A line of the benchmark."""
 
     what: str
-    unit: str
     ours: Callable[[], float]
     #: None for a figure with an absolute bound.
-    theirs: Callable[[], float] | None
-    bound: str
+    theirs: Callable[[], float] | None = None
+    bound: str = "none"
+    unit: str = "steps/s"
     #: Gives the reason if this machine cannot measure it.
     why_not: Callable[[], str | None] = lambda: None
 
@@ -533,235 +357,133 @@ def _no_sbx() -> str | None:
     return None if find_spec("sbx") else "SBX is not installed (pip install sbx-rl)"
 
 
-def _no_bf16() -> str | None:
-    from srl.precision import why_no_bf16
-
-    return why_no_bf16("cpu")
-
-
 def _no_gpu() -> str | None:
-    import torch as th
-
     return None if th.cuda.is_available() else "there is no GPU"
 
 
+_no_bf16 = partial(why_no_bf16, "cpu")
 # Algorithm, environment, runs that train as one, and training steps of each
 _HALF_CHEETAH = ("dsppo", "HalfCheetah-v4", 1, 20_480)
 _PONG = ("sppo", "PongNoFrameskip-v4", 1, 10_240)
 _POPULATION = ("dsppo", "HalfCheetah-v4", 16, 6_144)
+# Sides of several ratios
+_SB3_PPO = partial(half_cheetah, PPO)
+_SB3_UPDATE = partial(cnn_update, PPO)
+_DSPPO_COMPILED = partial(half_cheetah, SPPO, compile_update=True)
+_POPULATION_16 = partial(population, "ppo", 16, n_rollouts=3)
+_POPULATION_64 = partial(population, "ppo", 64, n_rollouts=1)
+
+_update = partial(Row, theirs=_SB3_UPDATE, unit="ms/minibatch")
+_share = partial(Row, bound="< 2", unit="% of the time")
+_memory = partial(Row, unit="GiB")
 
 ROWS = {
-    "cnn_update": Row(
+    "cnn_update": _update(
         "SPPO update against SB3's PPO: CnnPolicy, Pong, batch 256",
-        "ms/minibatch",
-        sppo_cnn_update,
-        sb3_cnn_update,
-        "<= 1.05",
+        partial(cnn_update, SPPO),
+        bound="<= 1.05",
     ),
-    "cnn_update_compiled": Row(
-        "the same with a compiled update",
-        "ms/minibatch",
-        partial(sppo_cnn_update, compile_update=True),
-        sb3_cnn_update,
-        "none",
+    "cnn_update_compiled": _update(
+        "the same with a compiled update", partial(cnn_update, SPPO, compile_update=True)
     ),
-    "cnn_update_bf16": Row(
-        "the same in bfloat16, not compiled",
-        "ms/minibatch",
-        partial(sppo_cnn_update, precision="bf16"),
-        sb3_cnn_update,
-        "none",
-        _no_bf16,
+    "cnn_update_bf16": _update(
+        "the same in bfloat16, not compiled", partial(cnn_update, SPPO, precision="bf16"), why_not=_no_bf16
     ),
-    "cnn_update_bf16_compiled": Row(
+    "cnn_update_bf16_compiled": _update(
         "the same in bfloat16, compiled",
-        "ms/minibatch",
-        partial(sppo_cnn_update, compile_update=True, precision="bf16"),
-        sb3_cnn_update,
-        "none",
-        _no_bf16,
+        partial(cnn_update, SPPO, compile_update=True, precision="bf16"),
+        why_not=_no_bf16,
     ),
     "dsppo": Row(
         "DSPPO against SB3's PPO on MultiDiscrete: HalfCheetah-v4, 11 bins",
-        "steps/s",
-        dsppo,
-        sb3_multidiscrete_ppo,
-        ">= 2.8",
+        *(partial(half_cheetah, SPPO), _SB3_PPO, ">= 2.8"),
     ),
-    "dsppo_compiled": Row(
-        "the same with a compiled update",
-        "steps/s",
-        dsppo_compiled,
-        sb3_multidiscrete_ppo,
-        ">= 4",
-    ),
+    "dsppo_compiled": Row("the same with a compiled update", _DSPPO_COMPILED, _SB3_PPO, ">= 4"),
     "cartpole_compiled": Row(
         "SPPO with a compiled update against SB3's PPO: CartPole-v1",
-        "steps/s",
-        sppo_cartpole_compiled,
-        sb3_cartpole_ppo,
-        ">= 1.8",
+        *(partial(cartpole, SPPO, compile_update=True), partial(cartpole, PPO), ">= 1.8"),
     ),
     "population": Row(
         "population of 16 (DPPO, DSPPO, clean, noisy, 4 seeds), all cores, against one SB3 PPO on "
         "MultiDiscrete: HalfCheetah-v4, evaluations off",
-        "steps/s",
-        ppo_population_16,
-        sb3_multidiscrete_ppo,
-        ">= 16",
+        *(_POPULATION_16, _SB3_PPO, ">= 16"),
     ),
     "population_each_core": Row(
         "the same against one SB3 PPO on each core, all at once",
-        "steps/s",
-        ppo_population_16,
-        sb3_multidiscrete_ppo_on_each_core,
-        ">= 9 on 2 cores",
+        *(_POPULATION_16, partial(half_cheetah_on_each_core, PPO), ">= 9 on 2 cores"),
     ),
     "population_evaluated": Row(
         "the same with 10 episodes every 5,000 steps, against SB3's PPO with EvalCallback",
-        "steps/s",
-        ppo_population_16_evaluated,
-        sb3_multidiscrete_ppo_evaluated,
-        ">= 8",
+        *(partial(population, "ppo", 16, n_timesteps=10_000), partial(half_cheetah_evaluated, PPO), ">= 8"),
     ),
     "population_64": Row(
-        "population of 64, all cores, against the population of 16",
-        "steps/s",
-        ppo_population_64,
-        ppo_population_16,
-        ">= 1",
+        "population of 64, all cores, against the population of 16", _POPULATION_64, _POPULATION_16, ">= 1"
     ),
     "population_64_bound": Row(
         "population of 64 against its environments alone, stepped with constant actions",
-        "steps/s",
-        ppo_population_64,
-        ppo_environments_64,
-        ">= 0.6",
+        *(_POPULATION_64, partial(population, "ppo", 64), ">= 0.6"),
     ),
-    "population_64_memory": Row(
-        "memory of the population of 64", "GiB", ppo_population_64_memory, None, "< 8 GiB"
+    "population_64_memory": _memory(
+        "memory of the population of 64", partial(population_memory, "ppo", 64), bound="< 8 GiB"
     ),
     "population_a2c": Row(
         "population of 16 (DA2C, DSA2C), all cores, against one SB3 A2C on MultiDiscrete",
-        "steps/s",
-        a2c_population_16,
-        sb3_multidiscrete_a2c,
-        ">= 13",
+        *(partial(population, "a2c", 16, n_rollouts=60), half_cheetah_a2c, ">= 13"),
     ),
     "atari_1": Row(
         "Atari rollout, 8 environments, native with 1 thread against SB3's wrappers",
-        "steps/s",
-        native_atari_rollout_1,
-        sb3_atari_rollout,
-        ">= 1.3",
+        *(partial(pong_rollout, 1), pong_rollout, ">= 1.3"),
     ),
-    "atari_2": Row(
-        "the same with 2 threads",
-        "steps/s",
-        native_atari_rollout_2,
-        sb3_atari_rollout,
-        ">= 2.4",
-    ),
+    "atari_2": Row("the same with 2 threads", partial(pong_rollout, 2), pong_rollout, ">= 2.4"),
     "atari_training": Row(
         "SPPO with a compiled update against SB3's PPO: training on Pong, one thread, float32",
-        "steps/s",
-        sppo_atari_compiled,
-        sb3_atari_ppo,
-        ">= 1.25",
+        *(partial(sppo_pong, "gymnasium"), sb3_pong, ">= 1.25"),
     ),
     "atari_training_bf16": Row(
         "the same in bfloat16 with native environments",
-        "steps/s",
-        sppo_atari_bf16,
-        sb3_atari_ppo,
-        ">= 2",
-        _no_bf16,
+        *(partial(sppo_pong, "native", precision="bf16"), sb3_pong, ">= 2"),
+        why_not=_no_bf16,
     ),
-    "checkpoints": Row(
+    "checkpoints": _share(
         "checkpoints at the default interval, DSPPO on HalfCheetah-v4",
-        "% of the time",
         partial(share_of_checkpoints, *_HALF_CHEETAH),
-        None,
-        "< 2",
     ),
-    "checkpoints_atari": Row(
-        "the same, SPPO on Pong", "% of the time", partial(share_of_checkpoints, *_PONG), None, "< 2"
+    "checkpoints_atari": _share("the same, SPPO on Pong", partial(share_of_checkpoints, *_PONG)),
+    "checkpoints_population": _share(
+        "the same, a population of 16 on HalfCheetah-v4", partial(share_of_checkpoints, *_POPULATION)
     ),
-    "checkpoints_population": Row(
-        "the same, a population of 16 on HalfCheetah-v4",
-        "% of the time",
-        partial(share_of_checkpoints, *_POPULATION),
-        None,
-        "< 2",
+    "logs": _share("logs and statuses, DSPPO on HalfCheetah-v4", partial(share_of_logs, *_HALF_CHEETAH)),
+    "logs_atari": _share("the same, SPPO on Pong", partial(share_of_logs, *_PONG)),
+    "logs_population": _share(
+        "the same, a population of 16 on HalfCheetah-v4", partial(share_of_logs, *_POPULATION)
     ),
-    "logs": Row(
-        "logs and statuses, DSPPO on HalfCheetah-v4",
-        "% of the time",
-        partial(share_of_logs, *_HALF_CHEETAH),
-        None,
-        "< 2",
+    "mujoco_memory": _memory(
+        "memory of one MuJoCo run", partial(run_memory, "dsppo", "HalfCheetah-v4", 4096), bound="< 1 GiB"
     ),
-    "logs_atari": Row("the same, SPPO on Pong", "% of the time", partial(share_of_logs, *_PONG), None, "< 2"),
-    "logs_population": Row(
-        "the same, a population of 16 on HalfCheetah-v4",
-        "% of the time",
-        partial(share_of_logs, *_POPULATION),
-        None,
-        "< 2",
+    "atari_memory": _memory(
+        "memory of one Atari PPO run", partial(run_memory, "ppo", "PongNoFrameskip-v4", 2048), bound="< 3 GiB"
     ),
-    "mujoco_memory": Row("memory of one MuJoCo run", "GiB", mujoco_memory, None, "< 1 GiB"),
-    "atari_memory": Row("memory of one Atari PPO run", "GiB", atari_memory, None, "< 3 GiB"),
     "dsppo_sbx": Row(
         "DSPPO with a compiled update against SBX's PPO (JAX) on MultiDiscrete, one core each",
-        "steps/s",
-        dsppo_compiled,
-        sbx_ppo,
-        "none",
-        _no_sbx,
+        *(_DSPPO_COMPILED, half_cheetah_sbx),
+        why_not=_no_sbx,
     ),
     "population_sbx": Row(
         "population of 16, all cores, against one SBX PPO on MultiDiscrete: HalfCheetah-v4, evaluations off",
-        "steps/s",
-        ppo_population_16,
-        sbx_ppo,
-        "none",
-        _no_sbx,
+        *(_POPULATION_16, half_cheetah_sbx),
+        why_not=_no_sbx,
     ),
     "atari_gpu": Row(
         "population of 8 (SPPO on Pong) on the GPU, native environments, against one SB3 PPO on the GPU",
-        "steps/s",
-        sppo_atari_population_gpu,
-        sb3_atari_gpu,
-        "none",
-        _no_gpu,
+        *(population_pong_gpu, partial(sb3_pong, "cuda")),
+        why_not=_no_gpu,
     ),
 }
 
 
-def _measure_into(connection: Connection, measure: Callable[[], float]) -> None:
-    # What environments print does not belong into the table
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
-    import torch as th
-
-    th.set_num_threads(1)
-    connection.send(measure())
-
-
 def measured(measure: Callable[[], float]) -> float:
     """A figure, measured in a fresh process with one thread."""
-    context = get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_into, args=(sender, measure))
-    process.start()
-    sender.close()
-    try:
-        return float(receiver.recv())
-    except EOFError:
-        raise SystemExit(f"{measure} failed; call it by itself to see why.") from None
-    finally:
-        process.join()
+    return float(in_processes([measure])[0])
 
 
 def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
@@ -770,8 +492,6 @@ def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
     :param rows: What to measure.
     :param repetitions: Turns of each ratio; memory and percentages are measured once.
     """
-    from srl.training.run import versions
-
     unknown = [row for row in rows if row not in ROWS]
     if unknown or repetitions < 1:
         raise SystemExit(f"rows must be of {', '.join(ROWS)}, and repetitions at least 1.")

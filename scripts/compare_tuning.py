@@ -2,8 +2,7 @@
 
 The zoo gets the trials of ``srl tune`` (``enqueue_trial``), so that both train the same hyperparameters for
 the same number of steps, without pruning. It runs in two ways: as several processes that share a database,
-which is its fastest one, and with its own ``--n-jobs``. With ``--own`` it samples trials of its own besides.
-Everything is in one folder, which must not exist.
+which is its fastest one, and with its own ``--n-jobs``. Everything is in one folder, which must not exist.
 
     python scripts/compare_tuning.py --out /tmp/tuning --jobs 2
 """
@@ -47,8 +46,6 @@ class Options:
     """Processes of each."""
     seed: int = 0
     """Seed of both."""
-    own: bool = False
-    """Let the zoo sample trials of its own, too."""
 
 
 @dataclass
@@ -105,35 +102,33 @@ def tune(options: Options) -> Result:
     return Result("srl tune", *times, optuna.load_study(study_name="srl", storage=f"sqlite:///{out}/tune.db"))
 
 
-def optimize(options: Options, name: str, given: optuna.Study | None, *, threads: bool = False) -> Result:
-    """Run the zoo's -optimize, on the trials of a study or on its own.
+def optimize(options: Options, name: str, given: optuna.Study, *, threads: bool = False) -> Result:
+    """Run the zoo's -optimize on the trials of a study.
 
     :param threads: Use one process with the zoo's ``--n-jobs``, which are threads.
     """
     n_processes = 1 if threads else options.jobs
     storage = f"sqlite:///{options.out}/{name}.db"
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-    if given is not None:
-        for trial in given.trials:
-            study.enqueue_trial(trial.params)
+    for trial in given.trials:
+        study.enqueue_trial(trial.params)
+    # `--max-total-trials` counts trials that wait as none, and each process takes its share of them
+    share = -(-options.n_trials // n_processes)
     command = [
         *("srl.zoo", "train", "--algo", "sppo", "--env", options.env, "-optimize", "--no-optim-plots"),
         *("-n", str(options.timesteps), "--n-evaluations", str(options.n_evaluations)),
         *("--eval-episodes", str(options.eval_episodes), "--pruner", "none", "--num-threads", "1"),
-        *("--max-total-trials", str(options.n_trials), "--storage", storage, "--study-name", name),
+        *("--n-trials", str(share), "--storage", storage, "--study-name", name),
         *("-f", str(options.out / name), "--verbose", "0", "--device", "cpu"),
     ]
     seeds = range(options.seed, options.seed + n_processes)
     if threads:
         command += ["--n-jobs", str(options.jobs)]
-    if given is not None:
-        # `--max-total-trials` counts trials that wait as none, and each process takes its share of them
-        share = -(-options.n_trials // n_processes)
-        command[command.index("--max-total-trials") : command.index("--storage")] = ["--n-trials", str(share)]
     times = timed([[*command, "--seed", str(seed)] for seed in seeds])
     how = f"--n-jobs {options.jobs}" if threads else f"{n_processes} processes"
-    title = f"zoo -optimize, {how}, {'the same' if given is not None else 'its own'} trials"
-    return Result(title, *times, optuna.load_study(study_name=name, storage=storage))
+    return Result(
+        f"zoo -optimize, {how}, the same trials", *times, optuna.load_study(study_name=name, storage=storage)
+    )
 
 
 def main() -> None:
@@ -149,8 +144,6 @@ def main() -> None:
         optimize(options, "processes", ours.study),
         optimize(options, "threads", ours.study, threads=True),
     ]
-    if options.own:
-        results.append(optimize(options, "own", None))
     print("| study | trials | seconds | ratio | CPU seconds | ratio | best trial | mean of trials |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for result in (ours, *results):

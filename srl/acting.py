@@ -61,17 +61,16 @@ class NumpyActor:
             *_layers(mlp.value_net, "mlp_extractor.value_net", arrays),
             _linear(arrays, "value_net"),
         ]
-        self._choose = _CHOICES[type(policy.action_dist)](policy, arrays)
+        choice, self._draw = _CHOICES[type(policy.action_dist)]
+        self._choose = choice(policy, arrays)
         self._n_outputs: int = policy.action_net.out_features  # type: ignore[assignment]
         self._start = start_of(policy.action_space)
-        self._draw = _DRAWS[type(policy.action_dist)]
         dims = getattr(policy.action_dist, "action_dims", self._n_outputs)
         self._n_draws = self._n_outputs if isinstance(dims, int) else len(dims)
 
     def draws(self, n_rows: int) -> np.ndarray:
         """What is random in the actions of one member, from PyTorch's generator.
 
-        :param n_rows: How many rows.
         :return: Shape ``(n_rows, n_draws)``.
         """
         return self._draw(th.empty(n_rows, self._n_draws)).numpy()
@@ -209,18 +208,13 @@ def _gaussian(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _C
     return choose
 
 
-#: How actions are drawn, by the type of the policy's distribution.
-_CHOICES: dict[type, Callable[[ActorCriticPolicy, Mapping[str, np.ndarray]], _Choose]] = {
-    BatchedMultiCategoricalDistribution: _multi_categorical,
-    UncheckedCategoricalDistribution: _categorical,
-    UncheckedBernoulliDistribution: _bernoulli,
-    UncheckedDiagGaussianDistribution: _gaussian,
-}
+_Choice = Callable[[ActorCriticPolicy, Mapping[str, np.ndarray]], _Choose]
 
-#: What is random in actions, drawn into a tensor as the distributions themselves do it.
-_DRAWS: dict[type, Callable[[th.Tensor], th.Tensor]] = {
-    BatchedMultiCategoricalDistribution: th.Tensor.uniform_,
-    UncheckedCategoricalDistribution: th.Tensor.exponential_,
-    UncheckedBernoulliDistribution: th.Tensor.uniform_,
-    UncheckedDiagGaussianDistribution: th.Tensor.normal_,
+#: How actions are chosen, by the type of the policy's distribution, and what is random in them, drawn into a
+#: tensor as the distributions themselves do it.
+_CHOICES: dict[type, tuple[_Choice, Callable[[th.Tensor], th.Tensor]]] = {
+    BatchedMultiCategoricalDistribution: (_multi_categorical, th.Tensor.uniform_),
+    UncheckedCategoricalDistribution: (_categorical, th.Tensor.exponential_),
+    UncheckedBernoulliDistribution: (_bernoulli, th.Tensor.uniform_),
+    UncheckedDiagGaussianDistribution: (_gaussian, th.Tensor.normal_),
 }

@@ -28,7 +28,7 @@ from srl.compilation import Compiled, compiled
 from srl.distributions import BatchedMultiCategoricalDistribution
 from srl.errors import NotCompiled
 from srl.optimizers import OPTIMIZERS, State, clip_by_norm
-from srl.symmetric import UpdateResult, UpdateStatistics, figures_of
+from srl.updates import UpdateResult, UpdateStatistics, figures_of
 
 if TYPE_CHECKING:
     from srl.symmetric import SymmetricLossMixin

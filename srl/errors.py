@@ -14,16 +14,15 @@ class UserError(ValueError):
     """
 
 
-def nearest(word: str, known: Iterable[str], limit: int = 3) -> str:
-    """Name the known words closest to a mistyped one.
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Name the known words closest to a mistyped one, three at most.
 
     :param word: What the user wrote.
     :param known: The words that would have been right.
-    :param limit: How many to name at most.
     :return: ``" Did you mean PPO or A2C?"``, or the empty string where nothing comes close.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(word.lower(), list(by_lower), n=limit, cutoff=0.6)
+    matches = difflib.get_close_matches(word.lower(), list(by_lower), n=3, cutoff=0.6)
     if not matches:
         return ""
     return f" Did you mean {' or '.join(by_lower[match] for match in matches)}?"

@@ -17,8 +17,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 class TrainingOnlyWrapper(VecEnvWrapper):
     """Base class of wrappers for training environments, such as reward noise. By itself it changes nothing,
     and takes the place of such a wrapper in an evaluation environment.
-
-    :param venv: The environment to wrap.
     """
 
     def reset(self) -> VecEnvObs:

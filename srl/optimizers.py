@@ -3,6 +3,9 @@
 A step has two parts: numbers that depend on the learning rate and the number of the step, which Python
 computes, and arithmetic on tensors, which is compiled and takes the numbers as tensors without dimensions. So
 a schedule needs no new compilation. Each pair computes what the optimizer of its name computes in place.
+
+Parameter and gradient have the same shape, any one. A step returns the new parameter and the new state; its
+numbers are those of :func:`rate_alone` unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -36,12 +39,9 @@ def adam(
 ) -> tuple[th.Tensor, State]:
     """Adam (Kingma and Ba 2015), and AdamW with ``decoupled_weight_decay`` (Loshchilov and Hutter 2019).
 
-    :param parameter: Any shape.
-    :param gradient: The same shape.
     :param state: ``step``, ``exp_avg`` and ``exp_avg_sq``.
     :param numbers: From :func:`adam_numbers`.
     :param options: ``betas``, ``eps``, ``weight_decay`` and ``decoupled_weight_decay``.
-    :return: The new parameter and the new state.
     """
     step_size, correction, decay = numbers
     beta1, beta2 = options["betas"]
@@ -65,12 +65,8 @@ def rmsprop(
 ) -> tuple[th.Tensor, State]:
     """PyTorch's RMSprop, which adds ``eps`` after the square root.
 
-    :param parameter: Any shape.
-    :param gradient: The same shape.
     :param state: ``step`` and ``square_avg``.
-    :param numbers: From :func:`rate_alone`.
     :param options: ``alpha``, ``eps`` and ``weight_decay``.
-    :return: The new parameter and the new state.
     """
     gradient = _decayed(gradient, parameter, options)
     square = _averaged(gradient, state, options)
@@ -83,12 +79,8 @@ def rmsprop_tf_like(
 ) -> tuple[th.Tensor, State]:
     """SB3's RMSpropTFLike, the default of A2C, which adds ``eps`` below the square root.
 
-    :param parameter: Any shape.
-    :param gradient: The same shape.
     :param state: ``square_avg``.
-    :param numbers: From :func:`rate_alone`.
     :param options: ``alpha``, ``eps`` and ``weight_decay``.
-    :return: The new parameter and the new state.
     """
     gradient = _decayed(gradient, parameter, options)
     square = _averaged(gradient, state, options)
@@ -100,12 +92,8 @@ def sgd(
 ) -> tuple[th.Tensor, State]:
     """Stochastic gradient descent without momentum.
 
-    :param parameter: Any shape.
-    :param gradient: The same shape.
     :param state: Empty.
-    :param numbers: From :func:`rate_alone`.
     :param options: ``weight_decay``.
-    :return: The new parameter, and nothing.
     """
     return parameter - numbers[0] * _decayed(gradient, parameter, options), {}
 

@@ -33,10 +33,7 @@ def algorithm_class(name: str) -> Any:
 
 
 def parameters_of(name: str) -> list[str]:
-    """The arguments of an algorithm's constructor that are hyperparameters.
-
-    :param name: See :func:`algorithm_class`.
-    """
+    """The arguments of an algorithm's constructor that are hyperparameters."""
     parameters = inspect.signature(algorithm_class(name)).parameters.values()
     return [
         each.name
@@ -46,10 +43,7 @@ def parameters_of(name: str) -> list[str]:
 
 
 def own_package(name: str) -> dict[str, str | None]:
-    """The version of the package of an algorithm; empty if it is not installed as one.
-
-    :param name: See :func:`algorithm_class`.
-    """
+    """The version of the package of an algorithm; empty if it is not installed as one."""
     module = name.partition(":")[0].partition(".")[0]
     packages = metadata.packages_distributions().get(module, ())
     return {package: metadata.version(package) for package in packages}

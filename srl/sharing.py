@@ -72,7 +72,6 @@ def check_repo(repo: str) -> None:
 def finished_run(path: Path) -> tuple[RunDirectory, RunSpec]:
     """Return a finished run and its spec.
 
-    :param path: Its folder.
     :raises UserError: If there is none, or its results are damaged.
     """
     directory = RunDirectory(path)
@@ -134,14 +133,7 @@ def package(path: Path, repo: str, out: Path, video: Path | None = None) -> None
 def model_card(
     spec: RunSpec, repo: str, results: dict[str, Any], versions: dict[str, Any], has_video: bool
 ) -> str:
-    """Return the model card of a run: metadata, scores, usage, command, hyperparameters.
-
-    :param spec: The run.
-    :param repo: The repository's name.
-    :param results: The content of ``results.json``.
-    :param versions: The run's package versions and command.
-    :param has_video: Whether there is a video.
-    """
+    """Return the model card of a run: metadata, scores, usage, command, hyperparameters."""
     from huggingface_hub import EvalResult, ModelCardData
 
     label = spec.algorithm.label

@@ -91,13 +91,14 @@ class WandbBackend:
     def __init__(self, project: str):
         import wandb
 
-        self._wandb, self._project = wandb, project
+        self._module: Any = wandb
+        self._project = project
         self._runs: dict[str, Any] = {}
         if wandb.setup().settings.mode in ("online", "shared") and not wandb.login():
             raise RuntimeError("no API key; run `wandb login`, or set WANDB_MODE=offline")
 
     def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
-        run = self._wandb.init(
+        run = self._module.init(
             project=self._project,
             group=group,
             name=spec.path,
@@ -105,7 +106,7 @@ class WandbBackend:
             resume="allow",
             config=spec.model_dump(mode="json"),
             reinit="create_new",
-            settings=self._wandb.Settings(
+            settings=self._module.Settings(
                 silent=True, console="off", x_disable_stats=True, allow_offline_artifacts=True
             ),
         )
@@ -120,12 +121,15 @@ class WandbBackend:
     def finish(self, run_id: str, state: str, files: Sequence[Path]) -> None:
         run = self._runs[run_id]
         if files:
-            artifact = self._wandb.Artifact(f"model-{run_id}", type="model")
+            artifact = self._module.Artifact(f"model-{run_id}", type="model")
             for file in files:
                 artifact.add_file(str(file))
             run.log_artifact(artifact)
-        run.finish(exit_code=int(state != "done"))
+        self._end(run, state)
         del self._runs[run_id]
+
+    def _end(self, run: Any, state: str) -> None:
+        run.finish(exit_code=int(state != "done"))
 
 
 class MlflowBackend:
@@ -168,14 +172,14 @@ class MlflowBackend:
         self._client.set_terminated(run_id, status)
 
 
-class TrackioBackend:
-    """Trackio; local, or at the Space of ``TRACKIO_SPACE_ID``."""
+class TrackioBackend(WandbBackend):
+    """Trackio, whose interface is that of W&B; local, or at the Space of ``TRACKIO_SPACE_ID``."""
 
     def __init__(self, project: str):
         import trackio
 
-        self._trackio, self._project = trackio, project
-        self._runs: dict[str, Any] = {}
+        self._module, self._project = trackio, project
+        self._runs = {}
         if os.environ.get("TRACKIO_SPACE_ID"):
             from huggingface_hub import get_token
 
@@ -184,7 +188,7 @@ class TrackioBackend:
 
     def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
         # Runs are continued by their names; the id tells apart runs of one path in different folders
-        self._runs[sent.id] = self._trackio.init(
+        self._runs[sent.id] = self._module.init(
             project=self._project,
             name=f"{spec.path} {sent.id}",
             group=group,
@@ -200,15 +204,8 @@ class TrackioBackend:
         for step, values in rows:
             self._runs[run_id].log(dict(values), step=step)
 
-    def finish(self, run_id: str, state: str, files: Sequence[Path]) -> None:
-        run = self._runs[run_id]
-        if files:
-            artifact = self._trackio.Artifact(f"model-{run_id}", type="model")
-            for file in files:
-                artifact.add_file(str(file))
-            run.log_artifact(artifact)
+    def _end(self, run: Any, state: str) -> None:
         run.finish()
-        del self._runs[run_id]
 
 
 _CLASSES: dict[str, Callable[[str], Backend]] = {
@@ -234,7 +231,6 @@ def check_backend(backend: str) -> None:
 def read_progress(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Read the lines of SB3's ``progress.csv`` that are complete.
 
-    :param path: A run's folder.
     :return: Training steps and finite numbers by name.
     """
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,14 +37,6 @@ SCRIPTS = {
 ALGORITHMS = ("sppo", "sa2c")
 #: The module that hyperparameters are given to the zoo in.
 _HYPERPARAMS_MODULE = "srl_hyperparams"
-_ACTIVATIONS = {
-    "tanh": "nn.Tanh",
-    "relu": "nn.ReLU",
-    "elu": "nn.ELU",
-    "leaky_relu": "nn.LeakyReLU",
-    "gelu": "nn.GELU",
-    "silu": "nn.SiLU",
-}
 
 
 def register() -> None:
@@ -92,6 +85,8 @@ def zoo_hyperparams(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    from srl.training.policy_options import ACTIVATIONS
+
     values = {name: value for name, value in entry.items() if name != "profiles"}
     options = values.get("policy_kwargs")
     if isinstance(options, dict):
@@ -101,7 +96,7 @@ def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
                 raise UserError(f"{env}: {name} in policy_kwargs cannot be given to rl_zoo3 as YAML.")
             text = repr(value)
             if name == "activation_fn":
-                text = str(_ACTIVATIONS.get(value, value))
+                text = f"nn.{ACTIVATIONS[value].__name__}" if value in ACTIVATIONS else str(value)
             elif name == "optimizer_class":
                 text = value if value == "RMSpropTFLike" else f"th.optim.{value}"
             arguments.append(f"{name}={text}")
@@ -124,38 +119,24 @@ def _zoo_wrappers(wrappers: Any) -> Any:
 def with_hyperparams(words: Sequence[str]) -> list[str]:
     """Return the options of a training with srl's algorithms, with their hyperparameters in the zoo's form.
 
-    :param words: The options of ``rl_zoo3.train``.
     :raises UserError: If the file cannot be read.
     """
     from srl.config.files import configs_dir, read_config
 
-    algo = _option(words, "--algo")
-    if algo not in ALGORITHMS:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo")
+    parser.add_argument("--conf-file", "-conf")
+    options, rest = parser.parse_known_args(words)
+    if options.algo not in ALGORITHMS:
         return list(words)
-    named = _option(words, "--conf-file", "-conf")
+    named = options.conf_file
     if named is not None and not named.endswith((".yml", ".yaml")):
         return list(words)  # Python code, which the zoo imports
-    file = configs_dir() / "hyperparams" / f"{algo}.yml" if named is None else Path(named)
+    file = configs_dir() / "hyperparams" / f"{options.algo}.yml" if named is None else Path(named)
     module = ModuleType(_HYPERPARAMS_MODULE, f"The hyperparameters of {file}.")
     module.hyperparams = zoo_hyperparams(read_config(file).data)  # type: ignore[attr-defined]
     sys.modules[_HYPERPARAMS_MODULE] = module
-    rest = list(words)
-    for name in ("--conf-file", "-conf"):
-        while name in rest:
-            index = rest.index(name)
-            del rest[index : index + 2]
-    rest = [word for word in rest if not word.startswith(("--conf-file=", "-conf="))]
-    return [*rest, "--conf-file", _HYPERPARAMS_MODULE]
-
-
-def _option(words: Sequence[str], *names: str) -> str | None:
-    """Return the value of an option, the last one that is given; None if there is none."""
-    value = None
-    for index, word in enumerate(words):
-        key, equals, text = word.partition("=")
-        if key in names:
-            value = text if equals else (words[index + 1] if index + 1 < len(words) else None)
-    return value
+    return ["--algo", options.algo, *rest, "--conf-file", _HYPERPARAMS_MODULE]
 
 
 def main(words: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import inspect
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
@@ -24,10 +24,11 @@ from srl.cli.train import Train, train
 from srl.cli.tune import Tune, tune
 from srl.errors import OutOfSpace, UserError
 
-#: By the name of each command: its options, and examples.
-_EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
+#: By the name of each command: its options, what it calls, and examples.
+_COMMANDS: dict[str, tuple[type, Callable[[Any, str], int], tuple[str, ...]]] = {
     "train": (
         Train,
+        train,
         (
             "srl train --algo sppo --env CartPole-v1",
             "srl train --algo dsppo --env HalfCheetah-v4 --noise gaussian:0.05 --beta 20 --seed 1",
@@ -37,6 +38,7 @@ _EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
     ),
     "sweep": (
         Sweep,
+        sweep,
         (
             "srl sweep continuous_srl --quick",
             "srl sweep mine.yml --out runs/mine --jobs 8",
@@ -45,27 +47,33 @@ _EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
     ),
     "enjoy": (
         Enjoy,
+        enjoy,
         (
             "srl enjoy runs/CartPole-v1/sppo/none/seed-0",
             "srl enjoy runs/CartPole-v1/sppo/none/seed-0 --video cartpole.mp4 --episodes 3",
         ),
     ),
-    "report": (Report, ("srl report runs/mine", "srl report runs/mine --format archive --out shared")),
-    "status": (Status, ("srl status runs/mine --watch",)),
-    "tune": (Tune, ("srl tune --algo sppo --env CartPole-v1 --n-trials 50",)),
-    "push": (Push, ("srl push runs/CartPole-v1/sppo/none/seed-0 me/sppo-CartPole-v1",)),
-    "pull": (Pull, ("srl pull me/sppo-CartPole-v1",)),
+    "report": (
+        Report,
+        report,
+        ("srl report runs/mine", "srl report runs/mine --format archive --out shared"),
+    ),
+    "status": (Status, show_status, ("srl status runs/mine --watch",)),
+    "tune": (Tune, tune, ("srl tune --algo sppo --env CartPole-v1 --n-trials 50",)),
+    "push": (Push, push, ("srl push runs/CartPole-v1/sppo/none/seed-0 me/sppo-CartPole-v1",)),
+    "pull": (Pull, pull, ("srl pull me/sppo-CartPole-v1",)),
     "llm": (
         llm.LanguageModels,
+        llm.run,
         ("srl llm train offline", "srl llm sample runs/llm/offline/sppo/none/seed-0 'the film'"),
     ),
-    "clean": (Clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
+    "clean": (Clean, clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
 }
 
 
 def _subcommand(name: str, words: Sequence[str]) -> Any:
     """A command for tyro, with its examples if it is the one that is called."""
-    options, examples = _EXAMPLES[name]
+    options, _, examples = _COMMANDS[name]
     description = inspect.getdoc(options)
     if name in words[:1]:
         description = "\n  ".join([f"{description}\n\nExamples:", *examples])
@@ -84,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _check_given_once(words)
         command: Any = tyro.cli(
-            Union[tuple(_subcommand(name, words) for name in _EXAMPLES)],  # type: ignore[call-overload] # noqa: UP007
+            Union[tuple(_subcommand(name, words) for name in _COMMANDS)],  # type: ignore[call-overload] # noqa: UP007
             prog="srl",
             description="Symmetric RL losses for Stable-Baselines3: SA2C, SPPO and their baselines.",
             args=words,
@@ -95,19 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # So does one whose terminal is closed, unless nohup said not to
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _interrupt)
-        run = {
-            Train: train,
-            Sweep: sweep,
-            Enjoy: enjoy,
-            Report: report,
-            Status: show_status,
-            Clean: clean,
-            llm.LanguageModels: llm.run,
-            Tune: tune,
-            Push: push,
-            Pull: pull,
-        }[type(command)]
-        status = run(command, " ".join(["srl", *words]))  # type: ignore[operator]
+        (run,) = [run for options, run, _ in _COMMANDS.values() if options is type(command)]
+        status = run(command, " ".join(["srl", *words]))
     except UserError as error:
         print(f"srl: {error}", file=sys.stderr)
         status = MISTAKE

@@ -13,14 +13,19 @@ from urllib.request import Request, urlopen
 import tyro
 from rich.console import Console
 
-from srl.cli.options import Unset, parse_assignments, several
+from srl.cli.options import (
+    FAILED,
+    Unset,
+    new_console,
+    parse_assignments,
+    put_current_directory_on_path,
+    several,
+)
 from srl.errors import UserError
 
 if TYPE_CHECKING:
     from srl.config.spec import RunSpec
 
-#: Exit status of a run that failed.
-_FAILED = 1
 #: Texts that are printed after training.
 _SHOWN_TEXTS = 6
 
@@ -158,10 +163,6 @@ def _quieten() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 250)
-
-
 def train(options: Train, command: str) -> int:
     """``srl llm train``; returns the exit status."""
     from srl.llm.run import check_run, train_llm_run
@@ -173,8 +174,8 @@ def train(options: Train, command: str) -> int:
     from srl.training.run import RunFailed
 
     check_interval(options.checkpoint_every)
-    sys.path.insert(0, os.getcwd())
-    console = _console()
+    put_current_directory_on_path()
+    console = new_console()
     names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     spec = make_llm_spec(
@@ -213,7 +214,7 @@ def train(options: Train, command: str) -> int:
             )
     except RunFailed as error:
         print(f"srl: the run failed: {error}\nIts folder is {path}.", file=sys.stderr)
-        return _FAILED
+        return FAILED
     _print_samples(path, console)
     _print_evaluations(path, console)
     console.print(
@@ -235,20 +236,14 @@ def _print_samples(path: Path, console: Console) -> None:
 
 
 def _print_evaluations(path: Path, console: Console) -> None:
-    import csv
+    from srl.tracking import read_progress
 
-    from srl.rundir.directory import PROGRESS
-
-    with (path / PROGRESS).open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("eval/reward")]
+    rows = [row for _, row in read_progress(path)]
     for name in ("reward", "judge", "kl", "perplexity", "length"):
-        values = [row[f"eval/{name}"] for row in rows if row.get(f"eval/{name}")]
+        values = [row[f"eval/{name}"] for row in rows if f"eval/{name}" in row]
         if values:
-            console.print(
-                f"{name + ':':12}{float(values[0]):8.3f} before, {float(values[-1]):8.3f} after training",
-                markup=False,
-                highlight=False,
-            )
+            line = f"{name + ':':12}{values[0]:8.3f} before, {values[-1]:8.3f} after training"
+            console.print(line, markup=False, highlight=False)
 
 
 def _finished_run(path: Path) -> RunSpec:
@@ -277,7 +272,7 @@ def evaluate(options: Evaluate) -> int:
     from srl.llm.tasks import load_task
     from srl.llm.tasks import options as of
 
-    sys.path.insert(0, os.getcwd())
+    put_current_directory_on_path()
     spec = _finished_run(options.dir)
     for code in of(spec).named_code():
         if not options.trust_config:
@@ -289,13 +284,13 @@ def evaluate(options: Evaluate) -> int:
     task = load_task(spec, options.local_files)
     sampler = load_trained(spec, options.dir, task)
     found = sampler.evaluate(
-        [task.eval_rows[number] for number in range(len(task.eval_rows))],
+        list(task.eval_rows),
         task.reward,
         others={} if task.judge is None else {"judge": task.judge},
         seed=options.seed,
         do_sample=not spec.eval_deterministic,
     )
-    console = _console()
+    console = new_console()
     for name, figure in found.metrics.items():
         console.print(f"{name.removeprefix('eval/') + ':':12}{figure:8.3f}", markup=False, highlight=False)
     return 0

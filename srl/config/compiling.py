@@ -38,11 +38,7 @@ def n_minibatches(hyperparams: Hyperparams, n_timesteps: int) -> int:
 
 
 def repays(hyperparams: Hyperparams, n_timesteps: int) -> bool:
-    """Whether a run is long enough to repay the compilation of its update.
-
-    :param hyperparams: The run's.
-    :param n_timesteps: Its training steps.
-    """
+    """Whether a run is long enough to repay the compilation of its update."""
     saved = _SAVED_SECONDS_IMAGES if hyperparams.policy == "CnnPolicy" else _SAVED_SECONDS
     return n_minibatches(hyperparams, n_timesteps) * saved >= _REPAID * _COMPILE_SECONDS
 

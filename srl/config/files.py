@@ -39,7 +39,6 @@ class _Loader(yaml.SafeLoader):
 class ConfigFile:
     """A YAML file, read by safe loading alone, that knows the line of each of its keys.
 
-    :param path: The file.
     :raises UserError: If the file is missing, unreadable, no YAML, holds a key twice, or is no mapping.
     """
 
@@ -179,6 +178,13 @@ def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[li
         message = message.replace("Input should be", "must be")
         message = f"{detail['input']!r}: {message}" if keys else message
     return keys, message
+
+
+def user_error(error: ValidationError, known: Iterable[str] = (), what: str = "") -> UserError:
+    """The first mistake that pydantic found, as an error that names the key and what it is a key of."""
+    keys, message = first_mistake(error, known)
+    where = f"{what} {'.'.join(map(str, keys))}".strip() if keys else f"{what}s" if what else ""
+    return UserError(f"{where}: {message}" if where else message)
 
 
 def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | None:

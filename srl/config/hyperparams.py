@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from srl.config.algorithms import Algorithm
-from srl.config.files import configs_dir, first_mistake, read_config
+from srl.config.files import configs_dir, read_config, user_error
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 
@@ -529,9 +529,7 @@ def resolve_hyperparams(
     try:
         hyperparams = check_hyperparams(algorithm, values | overrides)
     except ValidationError as error:
-        keys, message = first_mistake(error, known)
-        where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"
-        raise UserError(f"{where}: {message}") from None
+        raise user_error(error, known, "Hyperparameter") from None
     for name, reason in hyperparams.without_effect(values | overrides).items():
         raise UserError(f"Hyperparameter {name}: {_no_effect(reason)}")
     return hyperparams, n_timesteps, notes

@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from srl.config.hyperparams import Hyperparams, NormalizeOptions, Number, Positive, Probability, Strict
+from srl.config.algorithms import Algorithm
+from srl.config.hyperparams import (
+    FAMILIES,
+    EnvHyperparams,
+    Hyperparams,
+    NormalizeOptions,
+    Number,
+    Positive,
+    Probability,
+    Strict,
+)
 
 #: In place of a model, a data set and a reward: those of :mod:`srl.llm.offline`.
 OFFLINE = "offline"
@@ -180,3 +190,8 @@ class LanguageModelHyperparams(Hyperparams):
     def without_effect(self, given: Any) -> dict[str, str]:
         """See the base class; keys of GRPO are in every task's file."""
         return {"z": "reverse_loss is mae"} if self.reverse_loss == "mae" and self.z != -1 else {}
+
+
+def hyperparams_model(algorithm: Algorithm) -> type[EnvHyperparams]:
+    """The hyperparameters that an algorithm has."""
+    return LanguageModelHyperparams if algorithm.on_language_models else FAMILIES[algorithm.family]

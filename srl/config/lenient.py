@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from srl.config.algorithms import get_algorithm
-from srl.config.families import hyperparams_model
+from srl.config.language_models import hyperparams_model
 from srl.config.spec import RunSpec
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -42,7 +42,6 @@ def read_leniently(content: bytes) -> LenientSpec:
 
     Missing keys take their defaults, as in any spec. Unknown keys, nested ones included, are kept apart.
 
-    :param content: The content of ``spec.json``.
     :raises ValidationError, ValueError, TypeError: If it is not the spec of a run.
     """
     known = json.loads(content)

@@ -22,7 +22,6 @@ _OPTIMIZER_NUMBERS = {"eps", "betas", "alpha", "weight_decay"}
 def population_key(spec: RunSpec) -> str | None:
     """What runs must have in common to train together.
 
-    :param spec: A run.
     :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, in bfloat16, with a
         limit on the KL divergence, observations in several parts, normalized images, separate features
         extractors, or a features extractor or an algorithm of the user's own.
@@ -49,10 +48,7 @@ def population_key(spec: RunSpec) -> str | None:
 
 
 def member_order(spec: RunSpec) -> str:
-    """A key that sorts members of a population so that those of the same loss and optimizer are adjacent.
-
-    :param spec: A run.
-    """
+    """A key that sorts members of a population so that those of the same loss and optimizer are adjacent."""
     hyperparams = spec.hyperparams
     clips_values = getattr(hyperparams, "clip_range_vf", None) is not None
     loss = [getattr(hyperparams, name, None) for name in _LOSS]

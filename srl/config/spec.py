@@ -10,8 +10,7 @@ from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_va
 
 from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
 from srl.config.compiling import resolve_compile
-from srl.config.families import hyperparams_model
-from srl.config.files import first_mistake
+from srl.config.files import user_error
 from srl.config.hyperparams import (
     ATARI_WRAPPER,
     PROFILES,
@@ -22,6 +21,7 @@ from srl.config.hyperparams import (
     WholeNumber,
     resolve_hyperparams,
 )
+from srl.config.language_models import hyperparams_model
 from srl.config.variants import NAME
 from srl.envs.registration import import_packages, is_atari, registered, resolve_env_id
 from srl.envs.reward_noise import parse_noise
@@ -184,30 +184,20 @@ def make_run_spec(
     trust_file: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> tuple[RunSpec, list[str]]:
-    """Complete a run from what a user names.
+    """Complete a run from what a user names; parameters that are not listed are fields of :class:`RunSpec`.
 
     :param algo: The algorithm's name, or ``package.module:Class`` for a class with the interface of SB3's.
     :param env: The environment's id, also one that Gymnasium has renamed.
-    :param seed: The seed of everything that is random in the run.
-    :param variant: The name of the column that the run is in, if that is not the algorithm's.
-    :param noise: Reward noise in training, see :func:`srl.envs.parse_noise`.
     :param n_timesteps: Training steps; None takes the hyperparameter file's.
     :param bins: Values per action dimension for a discretized algorithm; None takes 11.
     :param profile: ``"controlled"`` or ``"authors"``.
     :param device: ``"auto"`` takes a GPU for image observations where there is one, else the CPU.
-    :param threads: Threads of torch, and of native environments.
-    :param env_backend: ``"gymnasium"``, or ``"native"`` for environments in C++ threads.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
     :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
     :param compile: Whether the update is compiled: ``"on"``, ``"off"``, or ``"auto"`` for runs that are long
         enough to repay it, where there is a compiler.
-    :param precision: ``"float32"``, or ``"bf16"`` for features extractors in bfloat16, which are faster for
-        images.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None takes 50,000, or the time limit that the environment is registered with if that is higher.
-    :param gym_packages: Modules to import, which register environments with Gymnasium.
-    :param env_kwargs: Arguments of the environment's constructor; plain data.
-    :param max_episode_steps: Time limit of an episode in steps of the agent; None keeps the environment's.
     :param hyperparams_file: Hyperparameters in the format of rl-baselines3-zoo's files; None takes those
         that srl ships.
     :param trust_file: Whether Python code that this file names is imported.
@@ -280,8 +270,7 @@ def make_run_spec(
             hyperparams=hyperparams,  # type: ignore[arg-type]
         )
     except ValidationError as error:
-        keys, message = first_mistake(error)
-        raise UserError(f"{'.'.join(map(str, keys))}: {message}" if keys else message) from None
+        raise user_error(error) from None
     return spec, ([renamed] if renamed else []) + notes + compile_notes
 
 

@@ -74,8 +74,6 @@ def make_variants(
 def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[Variant]) -> None:
     """See that comparisons name two columns of the sweep each.
 
-    :param comparisons: Pairs of names.
-    :param variants: The columns.
     :raises VariantError: If one does not.
     """
     known = [variant.name for variant in variants]
@@ -92,11 +90,7 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
 
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
-    """A key that sorts columns: algorithms as the paper has them, each before its variants, numbers by value.
-
-    :param algo: The algorithm's name.
-    :param name: The column's.
-    """
+    """A key that sorts columns: algorithms as the paper has them, each before its variants, and by number."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
     order = list(ALGORITHMS)

@@ -15,8 +15,6 @@ class FreshWorld(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
     Gymnasium builds each of its episodes in the same world, whose search tree keeps the traces of bodies that
     are gone: the order of contacts, and with it the last bits of an episode, depends on all episodes before.
     In a new world an episode depends on its random numbers and actions alone, as in Gymnasium's LunarLander.
-
-    :param env: A BipedalWalker, in any wrappers.
     """
 
     def reset(

@@ -19,7 +19,6 @@ class VecCheckFinite(VecCheckNan):
     Checked are floating actions, observations and rewards, and the last observation of an episode cut
     by a time limit, from which SB3 bootstraps. Integers (images, discrete actions) are skipped.
 
-    :param venv: The environment to watch.
     :raises NonFiniteError: From ``step`` and ``reset``: names the environment, what was wrong and how.
     """
 

@@ -24,7 +24,6 @@ def env_generator(env: gym.Env[Any, Any]) -> Any:
 def read_generator(generator: Any) -> dict[str, Any] | None:
     """Read the state of a random generator.
 
-    :param generator: Any object.
     :return: Numbers, strings, arrays, and mappings and tuples of these, for :func:`write_generator`; None
         unless the generator is a NumPy ``Generator`` or ``RandomState`` or a ``random.Random`` of its own.
     """

@@ -60,24 +60,13 @@ ATARI_FRAME_SKIP = 4
 def check_env(spec: EnvSpec) -> spaces.Space[Any]:
     """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
 
-    :param spec: What to make.
     :return: The action space that the algorithm will see.
-    :raises UserError: As :func:`check_spaces`.
-    """
-    return check_spaces(spec)[1]
-
-
-def check_spaces(spec: EnvSpec) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
-    """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
-
-    :param spec: What to make.
-    :return: The observation space and the action space that the algorithm will see.
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
         take ``env_kwargs``, or does not fit the bins, the frame stack or the normalization.
     """
     venv = _make_stack(spec, n_envs=1)
     venv.close()
-    return venv.observation_space, venv.action_space
+    return venv.action_space
 
 
 def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: bool = False) -> VecEnv:
@@ -144,7 +133,6 @@ def without_reward_noise(venv: VecEnv) -> VecEnv:
 
     SB3's ``sync_envs_normalization`` walks two stacks of wrappers in step, and evaluation has no noise.
 
-    :param venv: Any vectorized environment.
     :return: The one below the noise, or ``venv`` itself where its outermost wrapper is another.
     """
     return venv.venv if isinstance(venv, VecRewardNoise) else venv
@@ -234,7 +222,6 @@ def _episode_limit(spec: EnvSpec) -> int | None:
 def eval_episode_limit(spec: EnvSpec) -> int | None:
     """Return the length at which ``eval_max_episode_steps`` truncates an episode of an evaluation.
 
-    :param spec: What to make.
     :return: In the steps that ``Monitor`` counts, which are frames on Atari; None if there is no limit, or
         the environment's own is not above it.
     """

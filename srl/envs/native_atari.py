@@ -1,7 +1,13 @@
-"""Atari games in C++ threads of ale-py, preprocessed in C++ too."""
+"""Atari games in C++ threads of ale-py, preprocessed in C++ too.
+
+How they differ from Gymnasium's games is measured in ``docs/environments.md``.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,10 +15,12 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from srl.envs.native import N_SEEDS, NativeVecEnv
 from srl.envs.registration import check_rom, is_atari, resolve_env_id
+from srl.envs.seeding import small_seed
 from srl.envs.spec import EnvSpec
 from srl.errors import UserError
 
@@ -20,6 +28,8 @@ from srl.errors import UserError
 NOOP_MAX = 30
 FRAME_SKIP = 4
 SIZE = 84
+#: ale-py keeps a seed in a C++ int, which must not be negative: seeds are taken modulo this.
+_N_SEEDS = 2**31
 
 # Arguments of an id in Gymnasium's registry that the C++ environment can follow
 _KNOWN = {
@@ -31,7 +41,7 @@ _KNOWN = {
 }
 
 
-class AtariNativeVecEnv(NativeVecEnv):
+class AtariNativeVecEnv(VecEnv):
     """Atari games, emulated and preprocessed by ale-py's ``AtariVectorEnv``.
 
     It gives what SB3's ``AtariWrapper``, ``VecFrameStack`` and ``VecTransposeImage`` give: four frames to a
@@ -39,6 +49,9 @@ class AtariNativeVecEnv(NativeVecEnv):
     rewards, no-ops at the beginning of a game, an episode for each life. Two things are not the same, besides
     some gray values: FIRE is pressed for one frame at the beginning of a game, before the no-ops, and after a
     lost life the game continues with the next action, where SB3 takes a no-op and presses FIRE.
+
+    Infos are empty but at the end of an episode, where they have ``terminal_observation``,
+    ``TimeLimit.truncated`` and, at the end of a game, ``episode`` as SB3's Monitor writes it.
 
     :param env_id: Id of one of ale-py's games.
     :param num_envs: Games side by side.
@@ -48,6 +61,7 @@ class AtariNativeVecEnv(NativeVecEnv):
         None takes the id's, 108,000.
     :param monitor_dir: Folder for ``i.monitor.csv``, with whole games, raw rewards, and frames as length.
     :raises UserError: If the ROM is missing, or the id asks for something that is not there in C++.
+    :raises OSError: If the records cannot be written; from ``step`` too.
     """
 
     def __init__(
@@ -60,7 +74,8 @@ class AtariNativeVecEnv(NativeVecEnv):
         max_frames: int | None = None,
         monitor_dir: str | None = None,
     ) -> None:
-        kwargs = gym.spec(env_id).kwargs
+        self.spec = gym.spec(env_id)
+        kwargs = self.spec.kwargs
         check_rom(env_id)
         unknown = sorted(key for key in kwargs if key not in _KNOWN)
         if unknown:
@@ -94,12 +109,16 @@ class AtariNativeVecEnv(NativeVecEnv):
         ).ale
         self._n_actions = len(self._emulator.get_action_set())
         super().__init__(
-            env_id,
             num_envs,
             spaces.Box(0, 255, (n_stack, SIZE, SIZE), np.uint8),
             spaces.Discrete(self._n_actions),
-            monitor_dir,
         )
+        self._began = time.time()
+        self._writers: list[ResultsWriter] = []
+        if monitor_dir is not None:
+            header: dict[str, float | str] = {"t_start": self._began, "env_id": env_id}
+            files = [str(Path(monitor_dir) / str(index)) for index in range(num_envs)]
+            self._writers = [ResultsWriter(file, header) for file in files]
         self._strengths = np.ones(num_envs, np.float32)  # how far the joystick is pushed
         self._observations = np.zeros((num_envs, n_stack, SIZE, SIZE), np.uint8)
         self._returns = np.zeros(num_envs, np.int64)
@@ -108,13 +127,19 @@ class AtariNativeVecEnv(NativeVecEnv):
         self._frames_before = np.zeros(num_envs, np.int32)
         self._in_flight = False
 
+    def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
+        """Start a random stream in each environment at the next reset, unless ``seed`` is called before."""
+        self._seeds = [small_seed(sequence) for sequence in sequences]
+
     def reset(self) -> np.ndarray:
         """Begin a new game in each environment: from its seed where there is one, else from what the last
         left of the generator's numbers.
         """
         if self._in_flight:
             self.step_wait()
-        seeds = [-1 if seed is None else seed % N_SEEDS for seed in self._take_seeds()]
+        seeds = [-1 if seed is None else seed % _N_SEEDS for seed in self._seeds]
+        self._reset_seeds()
+        self._reset_options()
         screens, info = self._emulator.reset(np.arange(self.num_envs), np.array(seeds))
         self._observations = np.zeros_like(self._observations)
         self._observations[:, -1] = screens[:, 0]
@@ -161,18 +186,53 @@ class AtariNativeVecEnv(NativeVecEnv):
 
     def close(self) -> None:
         self._emulator = None
-        super().close()
+        for writer in self._writers:
+            writer.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """Return ``spec`` or ``render_mode`` (None: there is no rendering) of environments.
+
+        :raises AttributeError: For any other attribute.
+        """
+        known = {"spec": self.spec, "render_mode": None}
+        if attr_name not in known:
+            raise AttributeError(
+                f"Native environments have no attribute {attr_name!r}, only {', '.join(known)}."
+            )
+        return [known[attr_name] for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        raise AttributeError(f"Native environments have no attribute {attr_name!r} to set.")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        raise AttributeError(f"Native environments have no method {method_name!r}.")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Say that there is a Monitor, since ``episode`` in the infos is what it would write there."""
+        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return [None] * self.num_envs
 
     def _end_game(self, index: int, info: dict[str, Any]) -> dict[str, float]:
         """Record a game, and begin to count the next.
 
         :param index: The environment.
         :param info: What the emulators report of games that continue or have started.
-        :return: As ``_end_episode``.
+        :return: Raw return, length in frames, and seconds since this object was made, as Monitor has them.
         """
         frames_before = info["frame_number"][index] - info["episode_frame_number"][index]
-        length = int(frames_before - self._frames_before[index])
-        episode = self._end_episode(index, float(self._returns[index]), length)
+        episode = {
+            "r": round(float(self._returns[index]), 6),
+            "l": int(frames_before - self._frames_before[index]),
+            "t": round(time.time() - self._began, 6),
+        }
+        if self._writers:
+            self._writers[index].write_row(episode)
         self._returns[index] = 0
         self._frames_before[index] = frames_before
         return episode
@@ -180,7 +240,7 @@ class AtariNativeVecEnv(NativeVecEnv):
 
 def make_native(
     spec: EnvSpec, n_envs: int, monitor_dir: str | None, limit: int | None = None
-) -> NativeVecEnv:
+) -> AtariNativeVecEnv:
     """Make the environments of a spec in C++ threads, each as if it had its Monitor and its preprocessing.
 
     :param spec: What to make; ``n_threads`` says how many threads step the environments.

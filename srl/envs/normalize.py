@@ -29,11 +29,7 @@ class _Averages(RunningMeanStd):
 
 
 def make_normalize(venv: VecEnv, **arguments: Any) -> VecNormalize:
-    """Make SB3's ``VecNormalize`` with faster averages.
-
-    :param venv: The environments.
-    :param arguments: Of ``VecNormalize``.
-    """
+    """Make SB3's ``VecNormalize`` with faster averages."""
     normalize = VecNormalize(venv, **arguments)
     normalize.ret_rms = _Averages(normalize.ret_rms)
     if normalize.norm_obs:

@@ -67,10 +67,7 @@ def stream_rng(seed: int, stream: Stream, index: int = 0) -> np.random.Generator
 
 
 def small_seed(sequence: np.random.SeedSequence) -> int:
-    """Return a seed in [0, 2^31) for a generator that takes no larger one, such as those of C++ environments.
-
-    :param sequence: Of the stream.
-    """
+    """Return a seed in [0, 2^31) for a generator that takes no larger one, such as a C++ environment's."""
     return int(sequence.generate_state(1)[0] >> 1)
 
 
@@ -80,9 +77,6 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     ``reset(seed=...)`` seeds whatever the environment draws from with 31 bits, which any environment takes.
     If ``np_random`` is a NumPy Generator, as in Gymnasium's own environments, a RandomState or Python's
     Random, it then gets the whole stream, so that no two environments of any two seeds share an episode.
-
-    :param env: The environment, in any wrappers.
-    :param sequence: Of its stream.
     """
     seed = small_seed(sequence)
     env.reset(seed=seed)
@@ -104,11 +98,7 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
 
 
 def seed_torch(generator: th.Generator, sequence: np.random.SeedSequence) -> None:
-    """Start a stream in a generator of PyTorch.
-
-    :param generator: On any device.
-    :param sequence: Of the stream.
-    """
+    """Start a stream in a generator of PyTorch."""
     if generator.device.type == "cpu":
         generator.set_state(_torch_cpu_state(sequence))
     else:
@@ -116,10 +106,7 @@ def seed_torch(generator: th.Generator, sequence: np.random.SeedSequence) -> Non
 
 
 def seed_numpy(sequence: np.random.SeedSequence) -> None:
-    """Start a stream in NumPy's global generator, from which SB3 draws the order of minibatches.
-
-    :param sequence: Of the stream.
-    """
+    """Start a stream in NumPy's global generator, from which SB3 draws the order of minibatches."""
     np.random.set_state(_mersenne_twister(sequence))  # noqa: NPY002
 
 

@@ -78,7 +78,7 @@ def _replayable(env: Any) -> Replayable[Any, Any]:
     return env
 
 
-def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
+def _averages(layer: VecNormalize) -> dict[str, RunningMeanStd]:
     averages = {"returns": layer.ret_rms}
     if layer.norm_obs:
         obs_rms = layer.obs_rms
@@ -87,28 +87,24 @@ def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
             if isinstance(obs_rms, dict)
             else {"observations": obs_rms}
         )
+    return averages
+
+
+def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
     return {
         "averages": {
             name: {"mean": np.array(average.mean), "var": np.array(average.var), "count": average.count}
-            for name, average in averages.items()
+            for name, average in _averages(layer).items()
         },
         "returns": layer.returns.copy(),
     }
 
 
 def _restore_normalize(layer: VecNormalize, state: dict[str, Any]) -> None:
+    averages = _averages(layer)
     for name, values in state["averages"].items():
-        average = _average(layer, name)
+        average = averages[name]
         # Numbers, where these are no arrays, as SB3 has them after its first update
         average.mean, average.var = values["mean"].copy()[()], values["var"].copy()[()]
         average.count = values["count"]
     layer.returns = state["returns"].copy()
-
-
-def _average(layer: VecNormalize, name: str) -> RunningMeanStd:
-    if name == "returns":
-        return layer.ret_rms
-    _, _, key = name.partition(".")
-    found = layer.obs_rms[key] if key else layer.obs_rms  # type: ignore[index]
-    assert isinstance(found, RunningMeanStd)
-    return found

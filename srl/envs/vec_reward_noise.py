@@ -71,7 +71,6 @@ class VecRewardNoise(TrainingOnlyWrapper):
     def set_venv(self, venv: VecEnv) -> None:
         """Give an unpickled wrapper its environment.
 
-        :param venv: The environment to wrap.
         :raises ValueError: If the wrapper has one already.
         """
         if self.venv is not None:

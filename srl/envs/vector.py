@@ -23,10 +23,7 @@ class SerialVecEnv(DummyVecEnv):
     _sequences: Sequence[np.random.SeedSequence] = ()
 
     def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
-        """Start a random stream in each environment at the next reset, unless :meth:`seed` is called before.
-
-        :param sequences: Of each environment.
-        """
+        """Start a random stream in each environment at the next reset, unless :meth:`seed` comes first."""
         self._sequences = sequences
         self._reset_seeds()
 

@@ -120,20 +120,15 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
         )
         trainer.remove_callback(PrinterCallback)
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        sampler = Sampler(
-            policy,
-            task.tokenizer,
-            reference=None if reference is None else reference.to(trainer.accelerator.device),
-            max_prompt_length=hyperparams.max_prompt_length,
-            max_new_tokens=hyperparams.max_new_tokens,
-            temperature=hyperparams.temperature,
-            top_k=hyperparams.top_k,
-            batch_size=hyperparams.inference_batch_size,
-        )
+        if reference is not None:
+            reference.to(trainer.accelerator.device)
+        # TRL's rollouts have no least length, and evaluations are like them
+        limits = hyperparams.model_copy(update={"min_new_tokens": 0})
+        sampler = Sampler.of(limits, policy, task.tokenizer, reference)
 
         def evaluate() -> Evaluation:
             return sampler.evaluate(
-                [task.eval_rows[number] for number in range(len(task.eval_rows))],
+                list(task.eval_rows),
                 task.reward,
                 others={} if task.judge is None else {"judge": task.judge},
                 seed=spec.seed,
@@ -159,8 +154,7 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
 def _prompts(task: Task, max_length: int) -> Dataset:
     """The prompts to train on, cut as in evaluations, which TRL leaves to the data set."""
     prompts = []
-    for number in range(len(task.train_rows)):
-        row = task.train_rows[number]
+    for row in task.train_rows:
         tokens = task.tokenizer(row["prompt"], truncation=True, max_length=max_length)["input_ids"]
         prompts.append({**row, "prompt": task.tokenizer.decode(tokens, skip_special_tokens=True)})
     return Dataset.from_list(prompts)

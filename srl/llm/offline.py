@@ -298,11 +298,7 @@ def labelled_texts(n: int, index: int, *, garbled: bool) -> tuple[list[str], lis
 
 
 class Positivity:
-    """A reward: the probability of a response being positive, by a classifier.
-
-    :param model: The classifier.
-    :param tokenizer: Of the grammar.
-    """
+    """A reward: the probability of a response being positive, by a classifier."""
 
     def __init__(self, model: Classifier, tokenizer: PreTrainedTokenizerFast, name: str):
         self.model = model.eval()

@@ -3,13 +3,11 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +24,12 @@ from srl.llm.record import Record
 from srl.llm.sampling import Sampler
 from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
 from srl.llm.tasks import Files, Task, options
-from srl.rundir.directory import LANGUAGE_MODEL, VERSIONS
-from srl.rundir.files import plain_files, write_text
+from srl.rundir.checkpoints import checkpoint_steps
+from srl.rundir.directory import LANGUAGE_MODEL
+from srl.rundir.files import plain_files
 from srl.rundir.status import Status
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint
-from srl.training.run import Attempt, RunFailed, in_one_line, versions
+from srl.training.run import Attempt, RunFailed, checkpoint_origin, in_one_line
 
 
 def train_llm_run(
@@ -59,14 +58,9 @@ def train_llm_run(
     """
     th.set_num_threads(spec.threads)
     check_run(spec)
-    attempt = Attempt(spec, path, command=command, tell=tell)
-
-    def train() -> int:
-        _write_versions(path, command)
-        train_family = _train_grpo if spec.algorithm.family == "llm-grpo" else _train_sppo
-        return train_family(attempt, task, checkpoint_every)
-
-    return attempt.run(train)
+    attempt = Attempt(spec, path, command=command, tell=tell, packages=(*EXTRAS["trl"], "tokenizers"))
+    train = _train_grpo if spec.algorithm.family == "llm-grpo" else _train_sppo
+    return attempt.run(lambda: train(attempt, task, checkpoint_every))
 
 
 def check_run(spec: RunSpec) -> None:
@@ -100,28 +94,8 @@ def load_trained(spec: RunSpec, path: Path, task: Task | None = None) -> Sampler
     policy = files.load(load, str(folder)).to(spec.device).eval()
     tokenizer = files.load(AutoTokenizer.from_pretrained, str(folder))
     tokenizer.truncation_side = hyperparams.data.truncation_side
-    return Sampler(
-        policy,
-        tokenizer,
-        reference=None if task is None else task.model.to(spec.device).eval(),
-        max_prompt_length=hyperparams.max_prompt_length,
-        max_new_tokens=hyperparams.max_new_tokens,
-        min_new_tokens=hyperparams.min_new_tokens,
-        temperature=hyperparams.temperature,
-        top_k=hyperparams.top_k,
-        batch_size=hyperparams.inference_batch_size,
-    )
-
-
-def _write_versions(path: Path, command: str) -> None:
-    """Record the packages of the extras, too."""
-    found = versions(command)
-    for name in (*EXTRAS["trl"], "tokenizers"):
-        try:
-            found["packages"][name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found["packages"][name] = None
-    write_text(path / VERSIONS, json.dumps(found, indent=1) + "\n")
+    reference = None if task is None else task.model.to(spec.device).eval()
+    return Sampler.of(hyperparams, policy, tokenizer, reference)
 
 
 def sppo_config(spec: RunSpec) -> SPPOConfig:
@@ -158,7 +132,7 @@ def make_trainer(spec: RunSpec, task: Task) -> SPPOTrainer:
 
 def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     state: dict[str, Any] | None = None
-    for steps in attempt.checkpoints():
+    for steps in checkpoint_steps(attempt.path):
         try:
             state = attempt.go_on(steps)
             break
@@ -166,7 +140,6 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
             attempt.note(f"cannot resume from step {steps:,}: {error}")
     if state is None:
         attempt.begin_anew()
-        _write_versions(attempt.path, attempt.command)
     trainer = make_trainer(attempt.spec, task)
     record = Record(attempt, state["logs"]["progress"] if state else "")
     if state is not None:
@@ -184,7 +157,8 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
             steps += n_rollouts
             record.add(steps, figures)
             if timer.is_due:
-                made = {"origin": attempt.origin(), "trainer": trainer.state_dict(), **record.state()}
+                origin = checkpoint_origin(attempt.spec)
+                made = {"origin": origin, "trainer": trainer.state_dict(), **record.state()}
                 timer.keep(lambda made=made, steps=steps: write_checkpoint(attempt.path, steps, made))  # type: ignore[misc]
         steps = trainer.iteration * n_rollouts
         attempt.beat(steps)
@@ -202,7 +176,6 @@ def _train_grpo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     from srl.llm.grpo_run import train_grpo
 
     attempt.begin_anew()
-    _write_versions(attempt.path, attempt.command)
     record = Record(attempt)
     try:
         steps, save = train_grpo(attempt, task, record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -110,6 +110,15 @@ class Sampler:
         self.max_prompt_length, self.batch_size = max_prompt_length, batch_size
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         self.temperature, self.top_k = temperature, top_k
+
+    @classmethod
+    def of(
+        cls, args: Any, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, reference: nn.Module | None
+    ) -> Sampler:
+        """A sampler with the options of a run, or of a trainer's arguments."""
+        names = ("max_prompt_length", "max_new_tokens", "min_new_tokens", "temperature", "top_k")
+        options = {name: getattr(args, name) for name in names}
+        return cls(policy, tokenizer, reference=reference, batch_size=args.inference_batch_size, **options)
 
     @property
     def device(self) -> th.device:
@@ -285,20 +294,12 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-class seeded:
+@contextmanager
+def seeded(sequence: np.random.SeedSequence, device: th.device) -> Iterator[None]:
     """A context in which PyTorch's generators begin at the start of a stream; it restores them at its end."""
-
-    def __init__(self, sequence: np.random.SeedSequence, device: th.device):
-        self._sequence, self._device = sequence, device
-        devices = [device] if device.type == "cuda" else []
-        self._fork = th.random.fork_rng(devices)
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        seed_torch(th.default_generator, self._sequence)
-        if self._device.type == "cuda":
-            index = th.cuda.current_device() if self._device.index is None else self._device.index
-            seed_torch(th.cuda.default_generators[index], self._sequence)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_torch(th.default_generator, sequence)
+        if device.type == "cuda":
+            index = th.cuda.current_device() if device.index is None else device.index
+            seed_torch(th.cuda.default_generators[index], sequence)
+        yield

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from srl.config.algorithms import get_algorithm
-from srl.config.files import ConfigFile, configs_dir, first_mistake, read_config
+from srl.config.files import ConfigFile, configs_dir, read_config, user_error
 from srl.config.hyperparams import Positive, Strict, check_hyperparams, untrusted
 from srl.config.language_models import LanguageModelHyperparams
 from srl.config.spec import RunSpec, resolve_device, safe_name
@@ -83,18 +83,14 @@ def make_llm_spec(
     trust: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> RunSpec:
-    """Complete a run from what a user names.
+    """Complete a run from what a user names; the others are fields of :class:`~srl.config.spec.RunSpec`.
 
     :param name: The task: one of srl's, or a file.
     :param algo: One of :data:`ALGORITHMS`.
-    :param seed: Of everything that is random in the run.
-    :param noise: On the scores that training sees, see :func:`srl.envs.parse_noise`.
-    :param n_timesteps: Responses to train on; None takes the file's. So with the next two.
-    :param eval_freq: Responses between evaluations.
-    :param n_eval_episodes: Prompts of an evaluation.
+    :param n_timesteps: Responses to train on; None takes the file's.
+    :param eval_freq: Responses between evaluations; None takes the file's.
+    :param n_eval_episodes: Prompts of an evaluation; None takes the file's.
     :param device: ``"auto"`` takes a GPU where there is one; so for all tasks but ``offline``.
-    :param threads: Threads of torch.
-    :param variant: The name of the run's column in tables, if that is not the algorithm's.
     :param trust: Whether Python code that the file names is imported.
     :param overrides: Hyperparameters that take precedence over the file's.
     :raises UserError: For whatever is wrong in that.
@@ -117,9 +113,7 @@ def make_llm_spec(
     try:
         hyperparams = check_hyperparams(algorithm, values | (overrides or {}), LanguageModelHyperparams)
     except ValidationError as error:
-        keys, message = first_mistake(error, known_keys)
-        where = f"Hyperparameter {'.'.join(map(str, keys))}" if keys else "Hyperparameters"
-        raise UserError(f"{where}: {message}") from None
+        raise user_error(error, known_keys, "Hyperparameter") from None
     for key, reason in hyperparams.without_effect(values | (overrides or {})).items():
         raise UserError(f"Hyperparameter {key}: has no effect, because {reason}. Leave it out.")
     model = of_file.model.path
@@ -141,5 +135,4 @@ def make_llm_spec(
             hyperparams=hyperparams,  # type: ignore[arg-type]
         )
     except ValidationError as error:
-        keys, message = first_mistake(error)
-        raise UserError(f"{'.'.join(map(str, keys))}: {message}" if keys else message) from None
+        raise user_error(error) from None

@@ -216,17 +216,7 @@ class SPPOTrainer:
             self._parameters, args.learning_rate, eps=args.adam_epsilon, weight_decay=args.weight_decay
         )
         self.policy, self.critic, self.optimizer = self.accelerator.prepare(policy, critic, optimizer)
-        self.sampler = Sampler(
-            self.policy,
-            processing_class,
-            reference=reference,
-            max_prompt_length=args.max_prompt_length,
-            max_new_tokens=args.max_new_tokens,
-            min_new_tokens=args.min_new_tokens,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            batch_size=args.inference_batch_size,
-        )
+        self.sampler = Sampler.of(args, self.policy, processing_class, reference)
         # Dropout is off; gradient checkpointing works in this mode only
         self.policy.train()
         self.critic.train()
@@ -444,7 +434,7 @@ class SPPOTrainer:
         :param index: Of the random stream that tokens are drawn from; None takes the number of iterations.
         :raises UserError: If there is no ``eval_dataset``.
         """
-        rows = [self.eval_dataset[number] for number in range(len(self.eval_dataset))]
+        rows = list(self.eval_dataset)
         if not rows:
             raise UserError("eval_dataset: evaluate() needs one.")
         return self.sampler.evaluate(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def load_task(
         *load_rows(hyperparams, tokenizer, files, spec.n_eval_episodes),
     )
     # Mistakes in a reward are better known before training
-    first = [task.eval_rows[number] for number in range(min(2, len(task.eval_rows)))]
+    first = list(islice(task.eval_rows, 2))
     columns = {name: [row[name] for row in first] for name in first[0] if name != "prompt"}
     for function in (task.reward, task.judge):
         if function is not None:

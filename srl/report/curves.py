@@ -110,8 +110,6 @@ def training_curves(
 def read_training(path: Path, status: Status | None = None) -> dict[str, Series]:
     """What updates logged, from SB3's ``progress.csv``.
 
-    :param path: The file.
-    :param status: The run's.
     :raises OSError, ValueError: If it cannot be read.
     :raises UserError: If it is not what the finished run left.
     """

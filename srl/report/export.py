@@ -14,6 +14,7 @@ import numpy as np
 from srl.config.spec import safe_name
 from srl.errors import MissingExtra, UserError
 from srl.report.files import check_folder, write_files
+from srl.report.intervals import plain
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores, unfinished
 from srl.rundir.directory import EVALUATIONS
@@ -110,15 +111,10 @@ def _write_json(scores: Scores, file: Path) -> None:
             columns = _columns(run)
             start = json.dumps(common, ensure_ascii=False)[:-1]
             for values in zip(*(column.tolist() for column in columns.values()), strict=True):
-                row = {name: _plain(value) for name, value in zip(columns, values, strict=True)}
+                row = {name: plain(value) for name, value in zip(columns, values, strict=True)}
                 opened.write(f"{separator}{start}, {json.dumps(row)[1:]}")
                 separator = ",\n"
         opened.write("\n]\n")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _write_parquet(scores: Scores, file: Path) -> None:

@@ -1,14 +1,14 @@
 """Figures, as PNG and SVG: one color for one algorithm everywhere, readable in grayscale.
 
 Colors are Okabe and Ito's and Tol's for color-blind readers; markers and dashes tell algorithms apart
-without color. Symmetric algorithms have solid lines, baselines broken ones.
+without color. Symmetric algorithms have solid lines, baselines broken ones. ``columns`` are all columns of
+the report: a column has the same style in every figure.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from srl.report.ablation import Ablation
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
 from srl.report.curves import Curve
-from srl.report.intervals import Estimate
+from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
@@ -84,9 +84,8 @@ _SETTINGS: Any = {
 }
 
 
-def _settings() -> AbstractContextManager[None]:
-    """Matplotlib's own settings with ours, whatever the user's are."""
-    return matplotlib.style.context(["default", _SETTINGS])
+#: Draws with Matplotlib's own settings and ours, whatever the user's are.
+_styled = matplotlib.style.context(["default", _SETTINGS])
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ def style(column: str, columns: Sequence[str]) -> Style:
     """The style of a column.
 
     :param column: As tables name it: an algorithm, perhaps with what sets it apart in brackets.
-    :param columns: All columns of the report.
     """
     algorithm = _algorithm(column)
     others_named = list(dict.fromkeys(n for n in map(_algorithm, columns) if n not in _STYLES))
@@ -127,6 +125,7 @@ def _algorithm(column: str) -> str:
 assert _STYLES.keys() == ALGORITHMS.keys()
 
 
+@_styled
 def draw_curves(
     curves: Mapping[str, Mapping[str, Curve]],
     columns: Sequence[str],
@@ -138,98 +137,85 @@ def draw_curves(
     """Curves over training, with a panel for each noise, side by side.
 
     :param curves: By noise, then by column.
-    :param columns: All columns of the report.
-    :param title: The title above.
     :param label: What the curves show.
     :param suffixes: What to say of a column in the legend besides its name.
     """
-    with _settings():
-        figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
-            for column in (name for name in columns if name in by_column):
-                drawn = _draw_curve(axes, by_column[column], style(column, columns))
-                own = [other[column] for other in curves.values() if column in other]
-                handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-            axes.set_xlabel("training steps")
-            axes.xaxis.set_major_formatter(_Numbers())
-            axes.yaxis.set_major_formatter(_Numbers())
-        _share_y(panels[0])
-        panels[0][0].set_ylabel(label)
-        _head(figure, title, handles)
-        return figure
+    figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, (noise, by_column) in zip(panels[0], curves.items(), strict=True):
+        for column in (name for name in columns if name in by_column):
+            drawn = _draw_curve(axes, by_column[column], style(column, columns))
+            own = [other[column] for other in curves.values() if column in other]
+            handles.setdefault(f"{column}{(suffixes or {}).get(column, '')} ({_seeds(own)})", drawn)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+        axes.set_xlabel("training steps")
+        axes.xaxis.set_major_formatter(_Numbers())
+        axes.yaxis.set_major_formatter(_Numbers())
+    _share(panels[0], "ylim")
+    panels[0][0].set_ylabel(label)
+    _head(figure, title, handles)
+    return figure
 
 
+@_styled
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
-    """Scores against a hyperparameter, with a panel for each noise, side by side.
-
-    :param ablation: What to draw.
-    :param columns: All columns of the report.
-    :param title: The title above.
-    """
-    with _settings():
-        figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
-            for line in sorted(lines, key=lambda line: columns.index(line.column)):
-                widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
-                drawn = _draw_points(
-                    axes, line.values, line.means, widths.tolist(), style(line.column, columns)
-                )
-                handles.setdefault(line.label, drawn)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-            axes.set_xlabel(ablation.name)
-            axes.yaxis.set_major_formatter(_Numbers())
-            _scale_x(axes, [value for line in lines for value in line.values])
-        _share_y(panels[0])
-        panels[0][0].set_ylabel("mean return")
-        counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
-        seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        _head(figure, f"{title} (n={seeds})", handles)
-        return figure
+    """Scores against a hyperparameter, with a panel for each noise, side by side."""
+    figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
+        for line in sorted(lines, key=lambda line: columns.index(line.column)):
+            widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
+            drawn = _draw_points(axes, line.values, line.means, widths.tolist(), style(line.column, columns))
+            handles.setdefault(line.label, drawn)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+        axes.set_xlabel(ablation.name)
+        axes.yaxis.set_major_formatter(_Numbers())
+        _scale_x(axes, [value for line in lines for value in line.values])
+    _share(panels[0], "ylim")
+    panels[0][0].set_ylabel("mean return")
+    counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
+    seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    _head(figure, f"{title} (n={seeds})", handles)
+    return figure
 
 
+@_styled
 def draw_trends(
     trends: Sequence[Trend], comparisons: Sequence[Comparison], columns: Sequence[str], *, title: str
 ) -> Figure:
     """Probabilities of improvement in an environment against the noise, with a panel for each kind of noise.
 
     :param trends: Those of the environment.
-    :param comparisons: All comparisons.
-    :param columns: All columns of the report.
-    :param title: The title above.
     """
-    with _settings():
-        kinds = list(dict.fromkeys(trend.kind for trend in trends))
-        figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, kind in zip(panels[0], kinds, strict=True):
-            own = [trend for trend in trends if trend.kind == kind]
-            for trend in own:
-                found = {
-                    noise_level(one.noise)[1]: one.per_task[trend.task].estimate
-                    for one in comparisons
-                    if one.name == trend.name
-                    and noise_level(one.noise)[0] in ("none", kind)
-                    and trend.task in one.per_task
-                }
-                levels = sorted(found)
-                estimates = [found[level] for level in levels]
-                widths = [
-                    [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
-                    for ends in ([one.low for one in estimates], [one.high for one in estimates])
-                ]
-                look = style(trend.column, columns)
-                values = [one.value for one in estimates]
-                handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
-            axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
-            axes.set_ylim(-0.02, 1.02)
-            axes.set_xlabel(f"parameter of {one_line(kind)} noise")
-            _scale_x(axes, [level for trend in own for level in trend.levels], linear=True)
-        panels[0][0].set_ylabel("probability of improvement")
-        _head(figure, title, handles)
-        return figure
+    kinds = list(dict.fromkeys(trend.kind for trend in trends))
+    figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, kind in zip(panels[0], kinds, strict=True):
+        own = [trend for trend in trends if trend.kind == kind]
+        for trend in own:
+            found = {
+                noise_level(one.noise)[1]: one.per_task[trend.task].estimate
+                for one in comparisons
+                if one.name == trend.name
+                and noise_level(one.noise)[0] in ("none", kind)
+                and trend.task in one.per_task
+            }
+            levels = sorted(found)
+            estimates = [found[level] for level in levels]
+            widths = [
+                [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
+                for ends in ([one.low for one in estimates], [one.high for one in estimates])
+            ]
+            look = style(trend.column, columns)
+            values = [one.value for one in estimates]
+            handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
+        axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(f"parameter of {one_line(kind)} noise")
+        _scale_x(axes, [level for trend in own for level in trend.levels], linear=True)
+    panels[0][0].set_ylabel("probability of improvement")
+    _head(figure, title, handles)
+    return figure
 
 
 def _draw_points(
@@ -275,117 +261,94 @@ def _seeds(curves: Sequence[Curve]) -> str:
 
 
 def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
-    (line,) = axes.plot(
-        curve.steps,
-        curve.mean,
-        color=look.color,
-        linestyle=look.dashes,
-        marker=look.marker,
-        # All points of a short curve, else some
-        markevery=None if len(curve.steps) < 8 else (0.05, 0.15),
-    )
+    # All points of a short curve, else some
+    markers = None if len(curve.steps) < 8 else (0.05, 0.15)
+    line = _draw_band(axes, curve.steps, curve.mean, curve.low, curve.high, look, markers)
     if len(curve.steps) == 1:
         ends = np.abs([curve.mean - curve.low, curve.high - curve.mean])
         axes.errorbar(curve.steps, curve.mean, ends, color=look.color, alpha=0.5)
-    axes.fill_between(
-        curve.steps,
-        curve.low,
-        curve.high,
-        color=look.color,
-        alpha=0.18,
-        linewidth=0,
-    )
     return line
 
 
+def _draw_band(
+    axes: Axes, x: Array, y: Array, low: Array, high: Array, look: Style, markers: tuple[float, float] | None
+) -> Line2D:
+    (line,) = axes.plot(x, y, color=look.color, linestyle=look.dashes, marker=look.marker, markevery=markers)
+    axes.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
+    return line
+
+
+@_styled
 def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
     :param aggregates: Of one normalization.
-    :param columns: All columns of the report.
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
-    with _settings():
-        longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
-        # The noise stands upright beside its panels
-        height = max(
-            0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest
-        )
-        figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
-        for row, aggregate in zip(panels, aggregates, strict=True):
-            shown = [column for column in columns if column in aggregate.figures]
-            for axes, name in zip(row, names, strict=True):
-                for place, column in enumerate(shown):
-                    estimate = aggregate.figures[column][name]
-                    _draw_interval(axes, place, estimate, style(column, columns))
-                _name_places(axes, shown if axes is row[0] else [""] * len(shown))
-                axes.set_title(_AGGREGATE_TITLES[name], loc="left")
-                axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-            row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
-        for place in range(len(names)):
-            _share_x([row[place] for row in panels])
-        kind = NAMES[aggregates[0].kind]
-        _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
-        return figure
+    longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
+    # The noise stands upright beside its panels
+    height = max(0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest)
+    figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
+    for row, aggregate in zip(panels, aggregates, strict=True):
+        shown = [column for column in columns if column in aggregate.figures]
+        for axes, name in zip(row, names, strict=True):
+            for place, column in enumerate(shown):
+                estimate = aggregate.figures[column][name]
+                _draw_interval(axes, place, estimate, style(column, columns))
+            _name_places(axes, shown if axes is row[0] else [""] * len(shown))
+            axes.set_title(_AGGREGATE_TITLES[name], loc="left")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        row[0].set_ylabel(one_line(describe_noise(aggregate.noise)), fontsize=8)
+    for place in range(len(names)):
+        _share([row[place] for row in panels], "xlim")
+    kind = NAMES[aggregates[0].kind]
+    _head(figure, f"Final scores over environments, {kind}: estimates and 95% intervals")
+    return figure
 
 
+@_styled
 def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Performance profiles: a panel for each noise.
 
     :param aggregates: Of one normalization.
-    :param columns: All columns of the report.
     """
-    with _settings():
-        figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
-        handles: dict[str, Any] = {}
-        for axes, aggregate in zip(panels[0], aggregates, strict=True):
-            for column in (name for name in columns if name in aggregate.profiles):
-                look = style(column, columns)
-                estimates = aggregate.profiles[column]
-                (line,) = axes.plot(
-                    aggregate.thresholds,
-                    [estimate.value for estimate in estimates],
-                    color=look.color,
-                    linestyle=look.dashes,
-                    marker=look.marker,
-                    markevery=(0.05, 0.15),
-                )
-                axes.fill_between(
-                    aggregate.thresholds,
-                    [estimate.low for estimate in estimates],
-                    [estimate.high for estimate in estimates],
-                    color=look.color,
-                    alpha=0.18,
-                    linewidth=0,
-                )
-                handles.setdefault(column, line)
-            axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
-            axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
-            axes.set_ylim(-0.02, 1.02)
-        panels[0][0].set_ylabel("share of runs above it")
-        _head(figure, "Performance profiles, with 95% bands", handles)
-        return figure
+    figure, panels = _panels(1, len(aggregates), width=3.4, height=2.7)
+    handles: dict[str, Any] = {}
+    for axes, aggregate in zip(panels[0], aggregates, strict=True):
+        for column in (name for name in columns if name in aggregate.profiles):
+            look = style(column, columns)
+            estimates = aggregate.profiles[column]
+            value, low, high = np.array([(one.value, one.low, one.high) for one in estimates]).T
+            line = _draw_band(axes, aggregate.thresholds, value, low, high, look, (0.05, 0.15))
+            handles.setdefault(column, line)
+        axes.set_title(one_line(describe_noise(aggregate.noise)), loc="left")
+        axes.set_xlabel(f"score, {NAMES[aggregate.kind]}")
+        axes.set_ylim(-0.02, 1.02)
+    panels[0][0].set_ylabel("share of runs above it")
+    _head(figure, "Performance profiles, with 95% bands", handles)
+    return figure
 
 
+@_styled
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
     rows = [
         (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.column, comparison.overall)
         for comparison in comparisons
     ]
-    with _settings():
-        figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
-        axes = panels[0][0]
-        for place, (_, column, improvement) in enumerate(rows):
-            if improvement is not None:
-                _draw_interval(axes, place, improvement.estimate, style(column, columns))
-        _name_places(axes, [name for name, _, _ in rows])
-        axes.tick_params(axis="y", labelsize=8)
-        _mark_half(axes)
-        _head(figure, "Probability of improvement, with 95% intervals")
-        return figure
+    figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
+    axes = panels[0][0]
+    for place, (_, column, improvement) in enumerate(rows):
+        if improvement is not None:
+            _draw_interval(axes, place, improvement.estimate, style(column, columns))
+    _name_places(axes, [name for name, _, _ in rows])
+    axes.tick_params(axis="y", labelsize=8)
+    _mark_half(axes)
+    _head(figure, "Probability of improvement, with 95% intervals")
+    return figure
 
 
+@_styled
 def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement in each environment: a panel for each noise."""
     by_noise: dict[str, list[Comparison]] = {}
@@ -393,25 +356,24 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
         by_noise.setdefault(comparison.noise, []).append(comparison)
     tasks: list[Task] = sorted({task for comparison in comparisons for task in comparison.per_task})
     n_pairs = max(map(len, by_noise.values()))
-    with _settings():
-        height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
-        figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
-        handles: dict[str, Any] = {}
-        for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
-            for number, comparison in enumerate(own):
-                look = style(comparison.column, columns)
-                shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
-                for place, task in enumerate(tasks):
-                    if task in comparison.per_task:
-                        estimate = comparison.per_task[task].estimate
-                        drawn = _draw_interval(axes, place + shift, estimate, look)
-                        handles.setdefault(comparison.name, drawn)
-            names = [task_name(task, tasks) for task in tasks]
-            _name_places(axes, names if axes is panels[0][0] else [""] * len(names))
-            _mark_half(axes)
-            axes.set_title(one_line(describe_noise(noise)), loc="left")
-        _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
-        return figure
+    height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
+    figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
+    handles: dict[str, Any] = {}
+    for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
+        for number, comparison in enumerate(own):
+            look = style(comparison.column, columns)
+            shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
+            for place, task in enumerate(tasks):
+                if task in comparison.per_task:
+                    estimate = comparison.per_task[task].estimate
+                    drawn = _draw_interval(axes, place + shift, estimate, look)
+                    handles.setdefault(comparison.name, drawn)
+        names = [task_name(task, tasks) for task in tasks]
+        _name_places(axes, names if axes is panels[0][0] else [""] * len(names))
+        _mark_half(axes)
+        axes.set_title(one_line(describe_noise(noise)), loc="left")
+    _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
+    return figure
 
 
 def _draw_interval(axes: Axes, place: float, estimate: Estimate, look: Style) -> Line2D:
@@ -441,16 +403,11 @@ def _mark_half(axes: Axes) -> None:
     axes.set_xlabel("probability of improvement")
 
 
-def _share_y(panels: Sequence[Axes]) -> None:
-    limits = [axes.get_ylim() for axes in panels]
+def _share(panels: Sequence[Axes], limits: str) -> None:
+    """Give all panels the same ``xlim`` or ``ylim``, which holds those that they have."""
+    low, high = zip(*(getattr(axes, f"get_{limits}")() for axes in panels), strict=True)
     for axes in panels:
-        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-
-
-def _share_x(panels: Sequence[Axes]) -> None:
-    limits = [axes.get_xlim() for axes in panels]
-    for axes in panels:
-        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+        axes.set(**{limits: (min(low), max(high))})
 
 
 def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
@@ -491,6 +448,7 @@ FORMATS = tuple(_METADATA)
 PAGE_DPI = 150
 
 
+@_styled
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     """A figure as a file; the same figure gives the same bytes.
 
@@ -499,8 +457,7 @@ def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     :param dpi: Dots per inch of a PNG.
     """
     buffer = io.BytesIO()
-    with _settings():
-        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
+    figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,11 @@ class Estimate:
     def has_interval(self) -> bool:
         """Whether there is an interval."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON, which has no NaN: None in place of numbers that are not finite."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 #: Bootstrap samples of a band, and the seed of the generator that draws them.

@@ -53,13 +53,10 @@ def check_normalisation(name: str) -> Normalisation:
 
     :raises UserError: If it is not.
     """
-    for known in get_args(Normalisation):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    known_names = get_args(Normalisation)
-    raise UserError(
-        f"--normalize {name}: is not one of {', '.join(known_names)}.{nearest(name, known_names)}"
-    )
+    known = get_args(Normalisation)
+    if name not in known:
+        raise UserError(f"--normalize {name}: is not one of {', '.join(known)}.{nearest(name, known)}")
+    return name  # type: ignore[return-value]
 
 
 def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float, float]], str]:

@@ -21,7 +21,7 @@ from srl.report.report import Report
 from srl.report.runs import Run
 from srl.report.significance import ALPHA
 from srl.report.statistics import BOOTSTRAP_SEED
-from srl.report.tables import Row
+from srl.report.tables import noise_order
 
 #: Figures are drawn at 150 dots per inch and shown at this share of their size.
 _SHOWN_SIZE = 96 / 150
@@ -90,7 +90,6 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
         method=_method(report),
         n_points=N_POINTS,
         samples=_samples(report),
-        steps=_steps,
         number=_number,
         style=style,
         script=script,
@@ -135,7 +134,7 @@ def _in_order(report: Report) -> list[tuple[str, Run]]:
     columns = report.scores.columns
     cells = sorted(
         report.scores.cells,
-        key=lambda c: (c.env, c.noise != "none", c.noise, c.n_timesteps, columns.index(c.column)),
+        key=lambda c: (c.env, noise_order(c.noise), c.n_timesteps, columns.index(c.column)),
     )
     return [(cell.column, run) for cell in cells for run in cell.runs]
 
@@ -216,10 +215,6 @@ def _method(report: Report) -> list[str]:
         "and the comparisons in one environment, each of all pairs and noises. A difference is called shown "
         f"if its adjusted p-value is at most {ALPHA:g}. Intervals play no part in this.",
     ]
-
-
-def _steps(row: Row) -> str:
-    return "" if row.n_timesteps is None else f"{row.n_timesteps:,}"
 
 
 def _number(value: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from srl.errors import UserError, nearest
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
 from srl.report.comparison import Comparison, Matched, compare_pairs, family_sizes, task_name
-from srl.report.intervals import CONFIDENCE, Array, Estimate
+from srl.report.intervals import CONFIDENCE, Array, Estimate, plain
 from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
 from srl.report.runs import Cell
 from srl.report.scores import Scores, read_scores
@@ -338,29 +338,10 @@ def statistics(report: Report) -> dict[str, Any]:
             for aggregate in report.aggregates
         ],
         **{
-            table.name: [{key: _plain(value) for key, value in record.items()} for record in table.records]
+            table.name: [{key: plain(value) for key, value in record.items()} for record in table.records]
             for table in report.tables
         },
-        "comparisons": [
-            {
-                "noise": comparison.noise,
-                "column": comparison.column,
-                "baseline": comparison.baseline,
-                "environments": [list(task) for task in comparison.overall.tasks]
-                if comparison.overall
-                else [],
-                "seeds": list(comparison.seeds),
-                "left_out": list(comparison.left_out),
-                "probability_of_improvement": _estimate(comparison.overall.estimate)
-                if comparison.overall
-                else None,
-                "p_value": _plain(comparison.overall.p_value) if comparison.overall else None,
-                "adjusted_p_value": _plain(comparison.overall.adjusted_p_value)
-                if comparison.overall
-                else None,
-            }
-            for comparison in report.comparisons
-        ],
+        "comparisons": [_comparison(comparison) for comparison in report.comparisons],
         "summary": report.summary,
         "notes": report.notes,
         "left_out": report.scores.left_out,
@@ -375,10 +356,20 @@ def _matched(matched: Matched) -> dict[str, Any]:
     }
 
 
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    overall = comparison.overall
+    return {
+        "noise": comparison.noise,
+        "column": comparison.column,
+        "baseline": comparison.baseline,
+        "environments": [list(task) for task in overall.tasks] if overall else [],
+        "seeds": list(comparison.seeds),
+        "left_out": list(comparison.left_out),
+        "probability_of_improvement": _estimate(overall.estimate) if overall else None,
+        "p_value": plain(overall.p_value) if overall else None,
+        "adjusted_p_value": plain(overall.adjusted_p_value) if overall else None,
+    }
+
+
 def _estimate(estimate: Estimate) -> dict[str, float | None]:
-    return {name: _plain(getattr(estimate, name)) for name in ("value", "low", "high")}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return {name: plain(getattr(estimate, name)) for name in ("value", "low", "high")}

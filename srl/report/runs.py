@@ -102,7 +102,7 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder.")
-    found = _walk(root)
+    found = find_folders(root)
     notes = list(found.unreadable)
     runs: list[Run] = []
     for path in found.runs:
@@ -141,7 +141,7 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class FoundFolders:
     """The folders at or below a root, as paths below it; the root itself is ``"."``."""
 
     #: Those that hold a run's spec.
@@ -156,8 +156,9 @@ class _Found:
     unreadable: list[str]
 
 
-def _walk(root: Path) -> _Found:
-    found = _Found([], [], [], ["."], [])
+def find_folders(root: Path) -> FoundFolders:
+    """Sort the folders at or below a root; nothing in them is read."""
+    found = FoundFolders([], [], [], ["."], [])
 
     def cannot(error: OSError) -> None:
         path = os.path.relpath(error.filename, root)
@@ -178,7 +179,7 @@ def _walk(root: Path) -> _Found:
     return found
 
 
-def _foreign(found: _Found, planned: Sequence[str]) -> list[str]:
+def _foreign(found: FoundFolders, planned: Sequence[str]) -> list[str]:
     """Lines on folders that have nothing to do with runs, the outermost ones alone."""
     known = [*found.runs, *found.plans, *found.reports, *planned]
     ours = {parent for path in known for parent in _with_parents(path)}

@@ -27,10 +27,7 @@ _SAMPLES = TypeAdapter(list[SampledText])
 
 
 def read_samples(path: Path) -> list[SampledText]:
-    """The texts of a run; empty if it has none that can be read.
-
-    :param path: Its folder.
-    """
+    """The texts of a run; empty if it has none that can be read."""
     try:
         return _SAMPLES.validate_python(json.loads(read_bytes(path / SAMPLES)))
     except (OSError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import textwrap
 import time
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +25,7 @@ from srl.config.files import first_mistake
 from srl.config.variants import column_order
 from srl.errors import UserError
 from srl.report.markup import one_line
+from srl.report.runs import find_folders
 from srl.rundir.checkpoints import last_checkpoint
 from srl.rundir.directory import (
     EVALUATIONS,
@@ -35,12 +35,11 @@ from srl.rundir.directory import (
     STATUS,
     RunDirectory,
     language_model_files,
-    walk,
 )
 from srl.rundir.files import read_bytes
-from srl.rundir.plan import PLAN, PlannedRun, read_plan
+from srl.rundir.plan import PlannedRun, read_plan
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
-from srl.rundir.status import Status
+from srl.rundir.status import STATUS_TYPE, Status
 
 #: The states in the order in which they are told, with the style of their counts.
 _STYLES: dict[State, str] = {
@@ -60,8 +59,6 @@ _MINOR = "damaged, results whole"
 #: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
 _LINES_AROUND = 3
 _BAR_WIDTH = 40
-
-_STATUS = TypeAdapter(Status)
 
 T = TypeVar("T")
 
@@ -96,37 +93,20 @@ class Folder:
         """
         if not self.root.is_dir():
             raise UserError(f"{self.root}: there is no such folder.")
-        there, plans, unreadable = self._walk()
+        found = find_folders(self.root)
+        unreadable = found.unreadable
         planned: dict[str, PlannedRun] = {}
-        for folder in plans:
+        for folder in sorted(found.plans):
             try:
                 entries = read_plan(self.root / folder)
             except UserError as error:
                 unreadable.append(self._relative(error))
             else:
                 planned |= {(Path(folder) / entry.path).as_posix(): entry for entry in entries}
-        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *there])]
+        runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *found.runs])]
         if not runs:
             raise UserError("\n".join([f"{self.root} holds no runs.", *unreadable]))
         return Overview(runs, unreadable)
-
-    def _walk(self) -> tuple[list[str], list[str], list[str]]:
-        """The folders with a spec and those with a plan, and lines on those that cannot be read."""
-        there: list[str] = []
-        plans: list[str] = []
-        unreadable: list[str] = []
-
-        def cannot(error: OSError) -> None:
-            path = os.path.relpath(error.filename, self.root)
-            unreadable.append(f"{path}: cannot be read: {error.strerror}.")
-
-        for folder, _, files in walk(self.root, cannot):
-            path = Path(os.path.relpath(folder, self.root)).as_posix()
-            if SPEC in files:
-                there.append(path)
-            if PLAN in files:
-                plans.append(path)
-        return sorted(there), sorted(plans), unreadable
 
     def _run(self, path: str, planned: PlannedRun | None) -> RunProgress:
         directory = RunDirectory(self.root / path)
@@ -240,7 +220,7 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
     """A run's status; None if it has none."""
     file = directory.path / STATUS
     try:
-        status = _STATUS.validate_json(read_bytes(file))
+        status = STATUS_TYPE.validate_json(read_bytes(file))
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -342,40 +322,32 @@ def screen(overview: Overview, root: Path, width: int | None = None, height: int
     :param height: The lines that there are; None takes the most of each part.
     """
     running = _by_process(overview.of("running"))
-    failed = _by_reason(overview)
     damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
     minor = [line for run in overview.runs for line in run.minor_damage]
+    # Lines, how many runs each is about, and the most lines
+    listed: dict[str, tuple[list[tuple[str, int]], int]] = {
+        "failed": (_by_reason(overview), _MOST_FAILED),
+        "damaged": ([(line, 1) for line in damaged], _MOST_DAMAGED),
+        _MINOR: ([(line, 1) for line in minor], _MOST_DAMAGED),
+    }
     totals = [*_totals(overview, root, width), Text()]
     tables = _tables(overview.runs, width)
     space = None
     if height is not None:  # the counts may take a second line
         space = height - len(totals) - 1 - sum(table.row_count + 2 for table in tables)
-    n_running, n_failed, n_damaged, n_minor = _shared(
-        space,
-        [
-            min(len(running), _MOST_RUNNING),
-            min(len(failed), _MOST_FAILED),
-            min(len(damaged), _MOST_DAMAGED),
-            min(len(minor), _MOST_DAMAGED),
-        ],
-    )
+    wanted = [min(len(lines), most) for lines, most in listed.values()]
+    n_running, *n_listed = _shared(space, [min(len(running), _MOST_RUNNING), *wanted])
     parts: list[RenderableType] = [*totals]
     for table in tables:
         parts += [table, Text()]
     if running:
         n_more = sum(len(runs) for _, runs in running[n_running:])
         parts += [_running_table(overview, running[:n_running], width), *_more(n_more), Text()]
-    whole = height is None
-    if failed:
-        n_more = sum(n_runs for _, n_runs in failed[n_failed:])
-        lines = [line for line, _ in failed[:n_failed]]
-        parts += [*_listed("failed", lines, width, whole), *_more(n_more), Text()]
-    if damaged:
-        n_more = len(damaged) - n_damaged
-        parts += [*_listed("damaged", damaged[:n_damaged], width, whole), *_more(n_more), Text()]
-    if minor:
-        n_more = len(minor) - n_minor
-        parts += [*_listed(_MINOR, minor[:n_minor], width, whole), *_more(n_more), Text()]
+    for (heading, (entries, _)), n in zip(listed.items(), n_listed, strict=True):
+        if entries:
+            lines = [line for line, _ in entries[:n]]
+            n_more = sum(n_runs for _, n_runs in entries[n:])
+            parts += [*_listed(heading, lines, width, whole=height is None), *_more(n_more), Text()]
     return Group(*parts[:-1])
 
 

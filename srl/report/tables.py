@@ -68,6 +68,11 @@ class Row:
     n_timesteps: int | None
     entries: Mapping[str, Entry]
 
+    @property
+    def steps(self) -> str:
+        """The training steps in words; empty for several environments."""
+        return "" if self.n_timesteps is None else f"{self.n_timesteps:,}"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -271,7 +276,7 @@ def to_markdown(table: Table, left_out: Sequence[str] = ()) -> str:
         "| --- | --- | ---: |" + " ---: |" * len(table.columns),
     ]
     for row in table.rows:
-        texts = [markup.markdown(row.env), markup.markdown(row.noise), _steps(row)]
+        texts = [markup.markdown(row.env), markup.markdown(row.noise), row.steps]
         for column in table.columns:
             entry = row.entries.get(column, Entry())
             first, *below = map(markup.markdown, entry.lines)
@@ -281,10 +286,6 @@ def to_markdown(table: Table, left_out: Sequence[str] = ()) -> str:
     if notes:
         lines += ["", *(f"- {markup.markdown_line(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
-
-
-def _steps(row: Row) -> str:
-    return "" if row.n_timesteps is None else f"{row.n_timesteps:,}"
 
 
 def to_csv(table: Table) -> str:
@@ -306,12 +307,8 @@ def _machine(value: Any) -> Any:
     return value
 
 
-def to_rich(table: Table, width: int = 250) -> Group:
-    """The table for a terminal.
-
-    :param table: The table. What all rows have in common, steps and seeds, is in its title.
-    :param width: Columns of the terminal. Columns of the table that do not fit are in further tables.
-    """
+def _title(table: Table) -> tuple[str, bool, bool]:
+    """The title with the steps and seeds that all rows have in common; whether steps, and seeds, differ."""
     steps = {row.n_timesteps for row in table.rows if row.n_timesteps is not None}
     counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
     title = table.title
@@ -320,16 +317,26 @@ def to_rich(table: Table, width: int = 250) -> Group:
         title = re.sub(r"\bn (matched )?seeds", rf"{n} \1seed{'' if n == 1 else 's'}", title)
     if len(steps) == 1:
         title += f", after {next(iter(steps)):,} training steps"
+    return title, len(steps) > 1, len(counts) != 1
+
+
+def to_rich(table: Table, width: int = 250) -> Group:
+    """The table for a terminal.
+
+    :param table: The table. What all rows have in common, steps and seeds, is in its title.
+    :param width: Columns of the terminal. Columns of the table that do not fit are in further tables.
+    """
+    title, has_steps, has_counts = _title(table)
     names: dict[str, list[str]] = {
         "environment": [row.env for row in table.rows],
         "noise": [row.noise for row in table.rows],
     }
-    if len(steps) > 1:
-        names["steps"] = [_steps(row) for row in table.rows]
+    if has_steps:
+        names["steps"] = [row.steps for row in table.rows]
 
     def text(column: str, row: Row) -> list[str]:
         entry = row.entries.get(column, Entry())
-        lines = [entry.figure, *entry.lines[1:]] if len(counts) == 1 else entry.lines
+        lines = entry.lines if has_counts else [entry.figure, *entry.lines[1:]]
         return [markup.one_line(line) for line in lines]
 
     cells = {column: [text(column, row) for row in table.rows] for column in table.columns}
@@ -386,30 +393,23 @@ def to_latex(table: Table) -> str:
     rows: dict[tuple[str, int | None], dict[str, Mapping[str, Entry]]] = {}
     for row in table.rows:
         rows.setdefault((row.env, row.n_timesteps), {})[row.noise] = row.entries
-    steps = {n_timesteps for _, n_timesteps in rows if n_timesteps is not None}
-    counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
+    caption, has_steps, has_counts = _title(table)
     n_columns = sum(len(names) for _, names in columns)
-    caption = table.title
-    if len(counts) == 1:
-        (n,) = counts
-        caption = re.sub(r"\bn (matched )?seeds", rf"{n} \1seed{'' if n == 1 else 's'}", caption)
-    if len(steps) == 1:
-        caption += f", after {steps.copy().pop():,} training steps"
-    keys = ["environment"] + (["steps"] if len(steps) > 1 else [])
+    keys = ["environment", "steps"] if has_steps else ["environment"]
     head = [*keys, *(name for _, names in columns for name in names)]
     spans, first = [], len(keys) + 1
     for _, names in columns:
         spans.append(f"\\cmidrule(lr){{{first}-{first + len(names) - 1}}}")
         first += len(names)
     groups = [
-        f"\\multicolumn{{{len(names)}}}{{c}}{{{markup.latex(_noise_title(noise))}}}"
+        f"\\multicolumn{{{len(names)}}}{{c}}{{{markup.latex('without noise' if noise == 'none' else noise)}}}"
         for noise, names in columns
     ]
     body = []
     for (env, n_timesteps), by_noise in rows.items():
         entries = [by_noise.get(noise, {}).get(name, Entry()) for noise, names in columns for name in names]
-        start = [markup.latex(env)] + ([f"{n_timesteps:,}" if n_timesteps else ""] if len(steps) > 1 else [])
-        body.append(_latex_row(start + [_latex_figure(entry, len(counts) > 1) for entry in entries]))
+        start = [markup.latex(env)] + ([f"{n_timesteps:,}" if n_timesteps else ""] if has_steps else [])
+        body.append(_latex_row(start + [_latex_figure(entry, has_counts) for entry in entries]))
         for line in ("p_values", "unfinished", "published"):
             texts = [getattr(entry, line) for entry in entries]
             if any(texts):
@@ -438,10 +438,6 @@ def to_latex(table: Table) -> str:
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _noise_title(noise: str) -> str:
-    return "without noise" if noise == "none" else noise
 
 
 def _latex_row(texts: Sequence[str]) -> str:

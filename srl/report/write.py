@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -108,9 +107,8 @@ def write_report(
     check_files(
         out, [f"{FIGURES}/{drawing.path}.{ending}" for drawing in drawings for ending in options.formats]
     )
-    shown: dict[str, list[PageFigure]] = defaultdict(list)
-    for kind in ("improvement", "trend", "aggregate", "ablation", *_KINDS):
-        shown[kind] = []
+    kinds = ("improvement", "trend", "aggregate", "ablation", *_KINDS)
+    shown: dict[str, list[PageFigure]] = {kind: [] for kind in kinds}
     drawn: dict[str, Writer] = {}
     for number, drawing in enumerate(drawings, 1):
         tell(f"Drawing figure {number} of {len(drawings)}")
@@ -164,38 +162,32 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
     columns = report.scores.columns
     comparisons = [comparison for comparison in report.comparisons if comparison.per_task]
     if comparisons:
-        caption = "Probability of improvement over the environments that both sides have finished"
         yield _Drawing(
             "improvement",
             "improvement",
-            caption,
-            lambda: figures.draw_improvements(comparisons, columns),
+            "Probability of improvement over the environments that both sides have finished",
+            partial(figures.draw_improvements, comparisons, columns),
         )
         yield _Drawing(
             "improvement",
             "improvement_by_environment",
             "Probability of improvement in each environment",
-            lambda: figures.draw_task_improvements(comparisons, columns),
+            partial(figures.draw_task_improvements, comparisons, columns),
         )
     names: set[str] = set()
     for task in dict.fromkeys(trend.task for trend in report.trends):
         title = task_name(task, [trend.task for trend in report.trends])
         caption = f"{title}: probability of improvement and noise"
-        yield _Drawing(
-            "trend",
-            f"trend/{_file_name(title, names)}",
-            caption,
-            lambda task=task, caption=caption: figures.draw_trends(  # type: ignore[misc]
-                [trend for trend in report.trends if trend.task == task], comparisons, columns, title=caption
-            ),
-        )
+        trends = [trend for trend in report.trends if trend.task == task]
+        draw = partial(figures.draw_trends, trends, comparisons, columns, title=caption)
+        yield _Drawing("trend", f"trend/{_file_name(title, names)}", caption, draw)
     for kind in dict.fromkeys(aggregate.kind for aggregate in report.aggregates):
         own = [aggregate for aggregate in report.aggregates if aggregate.kind == kind]
         yield _Drawing(
             "aggregate",
             f"aggregate_{kind}",
             f"Scores over environments, {NAMES[kind]}, with 95% intervals",
-            lambda own=own: figures.draw_aggregates(own, columns),  # type: ignore[misc]
+            partial(figures.draw_aggregates, own, columns),
         )
         enough = [aggregate for aggregate in own if aggregate.n_runs >= ENOUGH_FOR_PROFILES]
         if enough:
@@ -203,20 +195,15 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
                 "aggregate",
                 f"profile_{kind}",
                 f"Performance profiles, {NAMES[kind]}, with 95% bands",
-                lambda enough=enough: figures.draw_profiles(enough, columns),  # type: ignore[misc]
+                partial(figures.draw_profiles, enough, columns),
             )
     ablations = find_ablations(report.scores.cells)
     for ablation in ablations:
-        title = (
-            f"{task_name(ablation.task, [one.task for one in ablations])}: final return and {ablation.name}"
-        )
+        task_title = task_name(ablation.task, [one.task for one in ablations])
+        title = f"{task_title}: final return and {ablation.name}"
+        path = f"ablation/{_file_name(f'{task_title}-{ablation.name}', names)}"
         yield _Drawing(
-            "ablation",
-            f"ablation/{_file_name(title.replace(': final return and ', '-'), names)}",
-            title,
-            lambda ablation=ablation, title=title: figures.draw_ablation(  # type: ignore[misc]
-                ablation, columns, title=title
-            ),
+            "ablation", path, title, partial(figures.draw_ablation, ablation, columns, title=title)
         )
     yield from _drawings_of_curves("learning_curve", "mean return", learning, columns)
     suffixes = _normalised(report)
@@ -250,15 +237,8 @@ def _drawings_of_curves(
         several = sum(other[0] == env for other in curves) > 1
         title = f"{env}, {steps:,} steps" if several else env
         own = {column: text for (where, column), text in (suffixes or {}).items() if where == task}
-        name = _file_name(title, names)
-        yield _Drawing(
-            kind,
-            f"{folder or kind}/{name}",
-            f"{title}: {label}",
-            lambda by_noise=by_noise, title=title, own=own: figures.draw_curves(  # type: ignore[misc]
-                by_noise, columns, title=title, label=label, suffixes=own
-            ),
-        )
+        draw = partial(figures.draw_curves, by_noise, columns, title=title, label=label, suffixes=own)
+        yield _Drawing(kind, f"{folder or kind}/{_file_name(title, names)}", f"{title}: {label}", draw)
 
 
 def _file_name(title: str, names: set[str]) -> str:

@@ -18,10 +18,7 @@ TREE = "tree"
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The training steps of the checkpoints in a run's folder, the latest first.
-
-    :param folder: The run's.
-    """
+    """The training steps of the checkpoints in a run's folder, the latest first."""
     names = [file.name for file in checkpoint_files(folder)]
     return sorted((int(Path(name).stem) for name in names if CHECKPOINT.fullmatch(name)), reverse=True)
 
@@ -32,11 +29,7 @@ def last_checkpoint(folder: Path) -> int:
 
 
 def checkpoint_path(folder: Path, steps: int) -> Path:
-    """The file of a checkpoint.
-
-    :param folder: The run's.
-    :param steps: Its training steps.
-    """
+    """The file of a checkpoint."""
     return folder / CHECKPOINTS / f"{steps}.npz"
 
 
@@ -51,7 +44,6 @@ def remove_checkpoints(folder: Path) -> None:
 def read_arrays(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Read a checkpoint's structure and arrays; nothing in it is executed.
 
-    :param file: A checkpoint.
     :raises UserError: If it is damaged, or of another version.
     """
     try:

@@ -109,11 +109,7 @@ _LARGE = 65536
 
 
 def request_stop(path: Path, reason: str) -> None:
-    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it.
-
-    :param path: The run's folder.
-    :param reason: Why, in one line.
-    """
+    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it."""
     write_text(path / STOP, reason + "\n")
 
 
@@ -172,13 +168,24 @@ class RunDirectory:
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{file}: not the spec of a run: {error}") from None
 
+    def readable_spec(self) -> RunSpec | None:
+        """The run's spec; None if the folder holds none that can be read."""
+        found, _ = self._find_spec()
+        return None if found is None else found.spec
+
+    def _find_spec(self) -> tuple[LenientSpec | None, UserError | None]:
+        """The run's spec, or why it cannot be read; neither if the folder holds no run."""
+        try:
+            return self.read_spec_leniently(), None
+        except UserError as error:
+            return None, error
+
     def check_spec(self, found: LenientSpec, status: Status | None) -> None:
         """See that the spec of a finished run is the one that the run had.
 
         :raises UserError: If it is not.
         """
-        sealed = status.files.get(SPEC) if status is not None and status.state == "done" else None
-        if sealed is not None and sealed[2] not in found.digests:
+        if status is not None and status.state == "done" and self._spec_is_damaged(found, status):
             raise UserError(f"{self.path / SPEC}: damaged: not what the run left.")
 
     def read_status(self) -> Status | None:
@@ -243,9 +250,6 @@ class RunDirectory:
     def check_file(self, name: str, content: bytes, status: Status | None) -> None:
         """See that a file of a finished run is as the run left it.
 
-        :param name: Its name below the folder.
-        :param content: What it holds.
-        :param status: The run's.
         :raises UserError: If it is not.
         """
         sealed = status.files.get(name) if status is not None and status.state == "done" else None
@@ -258,13 +262,9 @@ class RunDirectory:
         A finished run of which this is not empty does not count: it is retrained. If only its status is
         damaged, the results decide.
         """
-        problems = []
         status = self.read_status()
-        found: LenientSpec | None = None
-        try:
-            found = self.read_spec_leniently()
-        except UserError as error:
-            problems.append(str(error))
+        found, problem = self._find_spec()
+        problems = [] if problem is None else [str(problem)]
         if not problems and self._spec_is_damaged(found, status):
             missing = found is None and not (self.path / SPEC).exists()
             problems.append(
@@ -347,11 +347,8 @@ class RunDirectory:
         status = self.read_status()
         if status is not None:
             return status.state == "done" and not self.damage()
-        try:
-            found = self.read_spec_leniently()
-        except UserError:
-            return False
-        return found is not None and self._is_complete(found.spec)
+        spec = self.readable_spec()
+        return spec is not None and self._is_complete(spec)
 
     def _is_complete(self, spec: RunSpec) -> bool:
         """Whether the results of a run without a readable status are whole, going by themselves."""
@@ -428,12 +425,7 @@ class RunDirectory:
         if not os.path.lexists(self.path):
             return "new"
         status = self.read_status()
-        problem: UserError | None = None
-        found: LenientSpec | None = None
-        try:
-            found = self.read_spec_leniently()
-        except UserError as error:
-            problem = error
+        found, problem = self._find_spec()
         is_damaged = self._spec_is_damaged(found, status)
         if found is not None and found.unknown and not is_damaged:
             raise _newer(self.path / SPEC, found.unknown)
@@ -461,26 +453,18 @@ class RunDirectory:
 
     def as_begun(self, spec: RunSpec) -> RunSpec:
         """A spec, compiled as the run that the folder holds is, if it is of that spec otherwise."""
-        try:
-            there = self.read_spec()
-        except UserError:
-            return spec
+        there = self.readable_spec()
         if there is None:
             return spec
         kept = spec.model_copy(update={"compile_update": there.compile_update})
-        same = {"stacked": spec.stacked, "n_timesteps": spec.n_timesteps}
-        return kept if there.model_copy(update=same) == kept else spec
+        return kept if _differs_in_length_alone(there, kept) else spec
 
     def shorter(self, spec: RunSpec) -> RunSpec | None:
         """The spec of the run in the folder if it is the asked one with fewer training steps, else None."""
-        try:
-            there = self.read_spec()
-        except UserError:
-            return None
+        there = self.readable_spec()
         if there is None or there.n_timesteps >= spec.n_timesteps:
             return None
-        same = {"stacked": spec.stacked, "n_timesteps": spec.n_timesteps}
-        return there if there.model_copy(update=same) == spec else None
+        return there if _differs_in_length_alone(there, spec) else None
 
     def _check_no_other_files(self) -> None:
         """See that a folder without a spec holds only what a run leaves that ends before it writes one."""
@@ -646,6 +630,11 @@ def walk(
         if not {SPEC, STATUS, LOCK}.isdisjoint(names):
             folders[:] = [name for name in folders if not _ASIDE.fullmatch(name)]
         yield folder, folders, files
+
+
+def _differs_in_length_alone(there: RunSpec, asked: RunSpec) -> bool:
+    same = {"stacked": asked.stacked, "n_timesteps": asked.n_timesteps}
+    return there.model_copy(update=same) == asked
 
 
 def describe_difference(there: RunSpec, asked: RunSpec) -> str:

@@ -32,10 +32,7 @@ def is_full(folder: Path, reason: str = "") -> bool:
 
 
 def out_of_space(folder: Path) -> OutOfSpace:
-    """Return the exception for a full disk.
-
-    :param folder: A folder on it.
-    """
+    """Return the exception for a full disk."""
     free = decimal(shutil.disk_usage(folder).free)
     return OutOfSpace(
         f"the disk of {folder} is full ({free} free). Finished runs and checkpoints are kept. Free up space "

@@ -89,8 +89,5 @@ STATUS_TYPE = TypeAdapter(Status)
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Return the checksum of a status as the file has it.
-
-    :param values: The fields of the status.
-    """
+    """Return the checksum of a status as the file has it."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ from srl.errors import UserError
 from srl.losses import A2CLosses, Coefficient, LossWeights, a2c_losses
 from srl.policies import POLICY_ALIASES
 from srl.precision import Precision
-from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
+from srl.symmetric import Evaluated, Samples, SymmetricLossMixin
+from srl.updates import UpdateResult
 
 SelfSA2C = TypeVar("SelfSA2C", bound="SA2C")
 

@@ -14,7 +14,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from srl.losses import Coefficient, LossWeights, PPOLosses, ppo_losses
 from srl.policies import POLICY_ALIASES
 from srl.precision import Precision
-from srl.symmetric import Evaluated, Samples, SymmetricLossMixin, UpdateResult
+from srl.symmetric import Evaluated, Samples, SymmetricLossMixin
+from srl.updates import UpdateResult
 
 SelfSPPO = TypeVar("SelfSPPO", bound="SPPO")
 

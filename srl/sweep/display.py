@@ -64,11 +64,7 @@ class _Display:
 
 
 class RunDisplay(_Display):
-    """The progress of one run.
-
-    :param console: Where to show it.
-    :param spec: The run.
-    """
+    """The progress of one run."""
 
     def __init__(self, console: Console, spec: RunSpec):
         super().__init__(console)
@@ -95,10 +91,7 @@ class RunDisplay(_Display):
 
 
 class SweepDisplay(_Display):
-    """The progress of a sweep.
-
-    :param console: Where to show it.
-    """
+    """The progress of a sweep."""
 
     def __init__(self, console: Console):
         super().__init__(console)

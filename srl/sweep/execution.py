@@ -364,10 +364,7 @@ def check_interval(checkpoint_every: float) -> None:
 
 
 def held_elsewhere(tasks: Sequence[Task]) -> list[str]:
-    """Which processes train pending runs, in lines; empty for none.
-
-    :param tasks: Tasks with pending runs.
-    """
+    """Which processes train pending runs, in lines; empty for none."""
     holders: Counter[str] = Counter()
     for task in tasks:
         for job in task.jobs:

@@ -6,7 +6,6 @@ import fcntl
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -157,11 +156,9 @@ def make_plan(
         plan.minor_damage += directory.minor_damage() if there != "new" else []
         if there == "unfinished":
             plan.damaged += directory.damage()
-            if checkpoint_steps(job.path):
-                with suppress(UserError):  # damaged, as was just said
-                    spec = directory.read_spec()
-                    if spec is not None:
-                        begun[job.path] = spec.stacked
+            spec = directory.readable_spec()
+            if spec is not None and checkpoint_steps(job.path):
+                begun[job.path] = spec.stacked
     done = {job.path for job in plan.done}
     plan.tasks = make_tasks(plan.jobs, population, n_jobs, memory=memory, done=done, begun=begun)
     return plan

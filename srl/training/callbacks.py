@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
@@ -24,6 +22,7 @@ from srl.envs.make import eval_episode_limit, without_reward_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.rundir.directory import EVALUATIONS
 from srl.rundir.files import replacing
+from srl.training.resume import generator_state, restore_generators
 
 
 @dataclass
@@ -76,12 +75,7 @@ class EvaluationLog:
         self.timesteps: list[int] = []
 
     def add(self, timesteps: int, episodes: Episodes, logger: Logger) -> None:
-        """Record an evaluation; the file is replaced whole.
-
-        :param timesteps: Training steps so far.
-        :param episodes: What was played.
-        :param logger: The run's.
-        """
+        """Record an evaluation; the file is replaced whole."""
         self.timesteps.append(timesteps)
         self._evaluations.append(episodes)
         if any(evaluation.reports_success for evaluation in self._evaluations):
@@ -185,35 +179,32 @@ class Evaluation(BaseCallback):
             self._evaluate()
 
     def _evaluate(self) -> None:
-        spec = self._spec
-        devices = [self.model.device] if self.model.device.type == "cuda" else []
-        # An environment may draw from the global generators, which training continues with
-        python_state, numpy_state = random.getstate(), np.random.get_state()
-        with th.random.fork_rng(devices=devices):
-            seed_globals(self.log.seed_sequence(spec), self.model.device)
-            self.in_progress = True
-            if self.model.get_vec_normalize_env() is not None:
-                sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)
-            episodes = Episodes()
-            n_steps = 0
+        spec, device = self._spec, self.model.device
+        # Actions, and some environments, are drawn from the global generators, which training continues with
+        generators = generator_state(device)
+        seed_globals(self.log.seed_sequence(spec), device)
+        self.in_progress = True
+        if self.model.get_vec_normalize_env() is not None:
+            sync_envs_normalization(without_reward_noise(self.training_env), self.eval_env)
+        episodes = Episodes()
+        n_steps = 0
 
-            def on_step(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
-                nonlocal n_steps
-                n_steps += 1
-                self._heartbeat.beat(lambda: evaluation_progress([episodes], spec, n_steps))
-                if local_variables["done"]:
-                    episodes.add(local_variables["info"], self._max_length)
+        def on_step(local_variables: dict[str, Any], _: dict[str, Any]) -> None:
+            nonlocal n_steps
+            n_steps += 1
+            self._heartbeat.beat(lambda: evaluation_progress([episodes], spec, n_steps))
+            if local_variables["done"]:
+                episodes.add(local_variables["info"], self._max_length)
 
-            evaluate_policy(
-                self.model,
-                self.eval_env,
-                n_eval_episodes=spec.n_eval_episodes,
-                deterministic=spec.eval_deterministic,
-                callback=on_step,
-            )
-            self.in_progress = False
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        evaluate_policy(
+            self.model,
+            self.eval_env,
+            n_eval_episodes=spec.n_eval_episodes,
+            deterministic=spec.eval_deterministic,
+            callback=on_step,
+        )
+        self.in_progress = False
+        restore_generators(generators, device)
         self.log.add(self.num_timesteps, episodes, self.logger)
         if self.log.is_best:
             self._save_best(self.model, self.model.get_vec_normalize_env())

@@ -40,7 +40,6 @@ def check_runs(specs: Iterable[RunSpec]) -> None:
 
     Runs that differ only in seed, noise, length or evaluation are checked once.
 
-    :param specs: The runs.
     :raises UserError: For the first mistake in the order of the runs' paths: an environment that cannot be
         made or gives arrays as rewards, spaces that are not supported, a policy, optimizer or other
         hyperparameter that does not fit the environment.

@@ -101,8 +101,6 @@ def _write(file: Path, steps: int, state: dict[str, Any]) -> None:
 def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
     """The state in a checkpoint.
 
-    :param folder: The run's.
-    :param steps: Which one, see :func:`checkpoint_steps`.
     :raises UserError: If it cannot be read, or is of another version.
     """
     return _read(checkpoint_path(folder, steps))

@@ -21,8 +21,6 @@ from srl.training.run import checkpoint_origin
 def extended(spec: RunSpec, n_timesteps: int) -> RunSpec:
     """The spec of a run with more training steps.
 
-    :param spec: The run's.
-    :param n_timesteps: Training steps in total.
     :raises UserError: If they are fewer than the run has.
     """
     if n_timesteps < spec.n_timesteps:
@@ -54,8 +52,6 @@ def describe_schedules(spec: RunSpec) -> list[str]:
 def check_extendable(directory: RunDirectory, spec: RunSpec) -> None:
     """Check that a run can be extended; nothing is written.
 
-    :param directory: The run's.
-    :param spec: Its spec.
     :raises UserError: If it is damaged, of a newer srl, or has nothing to continue from.
     """
     there = directory.compare(spec)

@@ -102,11 +102,7 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
 
 def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
-    """The environment of a run as it is watched.
-
-    :param spec: That of the run.
-    :param render_mode: Gymnasium's.
-    """
+    """The environment of a run as it is watched."""
     env_kwargs = {**(spec.env_kwargs or {}), "render_mode": render_mode}
     return replace(spec, env_kwargs=env_kwargs, backend="gymnasium")
 

@@ -75,11 +75,7 @@ def image(env: VecEnv) -> np.ndarray:
 
 
 def frames_per_second(env: VecEnv, env_id: str) -> float:
-    """Images per second at which an environment plays in its own time.
-
-    :param env: The environment.
-    :param env_id: Its id.
-    """
+    """Images per second at which an environment plays in its own time."""
     if is_atari(env_id):
         return _ATARI_FPS / ATARI_FRAME_SKIP
     fps: Any = env.metadata.get("render_fps")
@@ -114,7 +110,6 @@ def prepare_rendering(env_id: str) -> None:
 
     The variables ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` are set for the process, unless they are set already.
 
-    :param env_id: The environment.
     :raises UserError: If neither works here.
     """
     if has_display():
@@ -237,23 +232,19 @@ class Gif:
         return buffer.getvalue()
 
 
-def gif_of(run: str | Path, *, seconds: float = 8.0, width: int = 240, trust: bool = False) -> bytes:
-    """A short GIF of the first episode that a run's final model plays.
+def gif_of(run: Path) -> bytes:
+    """A GIF of the first 8 s that a run's final model plays, 240 pixels wide at the most.
 
-    :param run: The run's folder.
-    :param seconds: Its length at the most.
-    :param width: Its width at the most, in pixels.
-    :param trust: Import Python code that the run's spec names.
     :raises UserError: If the run cannot be loaded or rendered, see :func:`srl.training.load.load_run`.
     """
-    spec = read_trusted(RunDirectory(Path(run)), trust)
+    spec = read_trusted(RunDirectory(run), trust=False)
     prepare_rendering(spec.env)
-    model, env = load_run(run, trust=trust)
+    model, env = load_run(run)
     try:
         fps = frames_per_second(env, spec.env)
-        animation = Gif(fps, width, n_colors=32)
+        animation = Gif(fps, width=240, n_colors=32)
         for n_frames, ended in enumerate(play(model, env, deterministic=spec.eval_deterministic)):
-            if ended is not None or n_frames >= seconds * fps:
+            if ended is not None or n_frames >= 8 * fps:
                 break
             animation.add(image(env))
         return animation.content()

@@ -13,7 +13,7 @@ from srl.config.hyperparams import PolicyOptions
 from srl.envs.registration import import_object
 from srl.errors import UserError
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
@@ -38,7 +38,7 @@ def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
     """
     kwargs = options.model_dump(exclude_none=True)
     if "activation_fn" in kwargs:
-        kwargs["activation_fn"] = _ACTIVATIONS[kwargs["activation_fn"]]
+        kwargs["activation_fn"] = ACTIVATIONS[kwargs["activation_fn"]]
     if "optimizer_class" in kwargs:
         kwargs["optimizer_class"] = _OPTIMIZERS[kwargs["optimizer_class"]]
     if "features_extractor_class" in kwargs:

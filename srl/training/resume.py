@@ -55,10 +55,7 @@ def restore_model(model: SA2C | SPPO, state: dict[str, Any]) -> None:
 
 
 def generator_state(device: th.device) -> dict[str, Any]:
-    """The global random generators, which SB3's algorithms draw from.
-
-    :param device: The algorithm's.
-    """
+    """The global random generators, which SB3's algorithms draw from."""
     version, values, gauss = random.getstate()
     return {
         "torch": th.get_rng_state(),
@@ -69,11 +66,7 @@ def generator_state(device: th.device) -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any], device: th.device) -> None:
-    """Set the global random generators.
-
-    :param state: What :func:`generator_state` gave.
-    :param device: The algorithm's.
-    """
+    """Set the global random generators."""
     th.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         th.cuda.set_rng_state(state["cuda"], device)

@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -196,6 +196,7 @@ class Attempt:
     :param path: Its folder, new or of an unfinished run of the same spec.
     :param command: The command that asked for it, for the record.
     :param tell: Is given the status about once a second.
+    :param packages: What it records the versions of, besides :data:`RECORDED_PACKAGES`.
     :raises UserError: On entering, if the folder does not fit.
     """
 
@@ -208,14 +209,16 @@ class Attempt:
         *,
         command: str = "",
         tell: Callable[[Status], None] | None = None,
+        packages: Sequence[str] = (),
     ):
         self.spec = spec
         self.path = path
         #: What ended it.
         self.error: Exception | None = None
         self._directory = RunDirectory(path)
-        self.command = command
+        self._command = command
         self._tell = tell
+        self._packages = packages
         #: The monotonic clock and the training steps at the first heartbeat.
         self._first_beat: tuple[float, int] | None = None
         self._claim = self._directory.claimed(spec, keep=True)
@@ -246,7 +249,7 @@ class Attempt:
 
     def __enter__(self) -> Attempt:
         damage = self._directory.damage() + self._directory.minor_damage()
-        begun_stacked = self._begun_stacked()
+        begun = self._directory.readable_spec()
         there = self._claim.__enter__()
         try:
             earlier = self._directory.read_status()
@@ -275,14 +278,14 @@ class Attempt:
                     self.note(f"attempt {earlier.attempts} ended: {why}")
             for problem in damage if there != "new" else []:
                 self.note(problem)
-            if begun_stacked not in (None, self.spec.stacked) and checkpoint_steps(self.path):
+            if begun is not None and begun.stacked != self.spec.stacked and checkpoint_steps(self.path):
                 self.note(
                     "started in a population and resumed alone, or the other way round; where a stacked "
                     "network rounds differently, the result differs in the last bits"
                 )
             self._directory.write_status(self.status)
             try:
-                write_text(self.path / VERSIONS, json.dumps(self._versions(), indent=1) + "\n")
+                self._write_versions()
             except Exception as error:
                 self.fail(error)
         except BaseException:
@@ -299,24 +302,10 @@ class Attempt:
         finally:
             self._claim.__exit__(None, None, None)
 
-    def _begun_stacked(self) -> bool | None:
-        """Whether an earlier attempt was in a population; None if there was none, or nobody knows."""
-        try:
-            spec = self._directory.read_spec()
-        except UserError:
-            return None
-        return None if spec is None else spec.stacked
-
-    def checkpoints(self) -> list[int]:
-        """The training steps of the checkpoints that are there, the latest first."""
-        return checkpoint_steps(self.path)
-
-    def origin(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with this attempt, see :func:`checkpoint_origin`."""
-        return checkpoint_origin(self.spec)
-
-    def _versions(self) -> dict[str, Any]:
-        return versions(self.command, self.spec.algo if self.spec.algorithm.is_own else None)
+    def _write_versions(self) -> None:
+        more = own_package(self.spec.algo) if self.spec.algorithm.is_own else {}
+        more |= {name: _version(name) for name in self._packages}
+        write_text(self.path / VERSIONS, json.dumps(versions(self._command, more), indent=1) + "\n")
 
     def note(self, text: str) -> None:
         """Record what went wrong with earlier attempts."""
@@ -326,13 +315,12 @@ class Attempt:
     def go_on(self, steps: int) -> dict[str, Any]:
         """Put the folder back to where it was at a checkpoint.
 
-        :param steps: One of :meth:`checkpoints`.
         :return: The state in it.
         :raises UserError: If it, or a log that goes with it, is damaged, or it is of other versions of the
             packages, which would make another run of it.
         """
         state = read_checkpoint(self.path, steps)
-        origin = self.origin()
+        origin = checkpoint_origin(self.spec)
         different = [key for key in origin if state["origin"].get(key) != origin[key]]
         if different:
             raise UserError(f"its checkpoint was made with another {' and '.join(different)}.")
@@ -348,7 +336,7 @@ class Attempt:
     def begin_anew(self) -> None:
         """Remove what earlier attempts have left."""
         self._directory.clear()
-        write_text(self.path / VERSIONS, json.dumps(self._versions(), indent=1) + "\n")
+        self._write_versions()
         self.status = replace(self.status, timesteps=0, resumed_from=0)
 
     def beat(
@@ -424,7 +412,7 @@ class Attempt:
 def _train(attempt: Attempt, checkpoint_every: float) -> int:
     th.set_num_threads(attempt.spec.threads)
     keep_freed_memory()
-    for steps in attempt.checkpoints():
+    for steps in checkpoint_steps(attempt.path):
         try:
             return _train_from(attempt, attempt.go_on(steps), checkpoint_every)
         except (UserError, NotRestorable) as error:
@@ -525,7 +513,7 @@ def _write_checkpoint(
 ) -> None:
     assert model.env is not None
     state = {
-        "origin": attempt.origin(),
+        "origin": checkpoint_origin(attempt.spec),
         "iteration": iteration,
         "model": model_state(model),
         "generators": generator_state(model.device),
@@ -634,18 +622,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def versions(command: str = "", own: str | None = None) -> dict[str, Any]:
+def versions(command: str = "", more: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """What a run ran on: package versions, commit, platform.
 
     :param command: The command that asked for it.
-    :param own: The name of an algorithm of another package, whose version is among them.
+    :param more: Versions of other packages.
     """
     return {
         "command": command,
         "commit": COMMIT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": package_versions() | ({} if own is None else own_package(own)),
+        "packages": {**package_versions(), **(more or {})},
     }
 
 

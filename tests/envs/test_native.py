@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from srl.envs.make import check_spaces, make_eval_env, make_train_env
+from srl.envs.make import check_env, make_eval_env, make_train_env
 from srl.envs.native_atari import AtariNativeVecEnv
 from srl.envs.spec import EnvSpec
 from srl.errors import UserError
@@ -303,9 +303,9 @@ def test_atari_observations_once_given_do_not_change():
 def test_atari_wrappers_around_it_neither_stack_nor_transpose_again():
     for frame_stack in (1, 4):
         spec = EnvSpec("PongNoFrameskip-v4", seed=0, frame_stack=frame_stack, backend="native")
-        observation_space, action_space = check_spaces(spec)
-        assert observation_space.shape == (frame_stack, 84, 84)
-        assert action_space.n == 6
+        venv = make_train_env(spec)
+        assert venv.observation_space.shape == (frame_stack, 84, 84)
+        assert venv.action_space.n == 6
 
 
 def test_atari_records_whole_games_with_raw_rewards_and_frames(tmp_path):
@@ -365,7 +365,7 @@ def test_atari_closes_in_the_middle_of_a_step():
 )
 def test_mistake_is_a_user_error_before_a_run_starts(changes, says):
     with pytest.raises(UserError) as error:
-        check_spaces(EnvSpec(**{"seed": 0, "backend": "native", **changes}))
+        check_env(EnvSpec(**{"seed": 0, "backend": "native", **changes}))
     assert says in str(error.value)
 
 

@@ -264,11 +264,7 @@ class StackedNormalize:
         }
 
     def restore(self, member: int, state: dict[str, Any]) -> None:
-        """Take over the statistics of a member.
-
-        :param member: Its index.
-        :param state: What :meth:`state` gave.
-        """
+        """Take over the statistics of a member."""
         for name, average in (("returns", self.ret_rms), ("observations", self.obs_rms)):
             values = state["averages"].get(name)
             if values is not None:

@@ -127,10 +127,7 @@ class StackedPolicy:
 
     @contextmanager
     def released(self, member: int) -> Iterator[None]:
-        """Give one member parameters of its own for the time of a context.
-
-        :param member: Its index.
-        """
+        """Give one member parameters of its own for the time of a context."""
         parameters = list(self._policies[member].parameters())
         views = [parameter.data for parameter in parameters]
         for parameter in parameters:

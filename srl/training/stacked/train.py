@@ -36,10 +36,10 @@ from srl.envs.reward_noise import RewardNoiseProcess, parse_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, stream_rng
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
+from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import MONITOR, RunDirectory
 from srl.rundir.progress import beat_interval
 from srl.rundir.status import Status
-from srl.symmetric import UpdateResult
 from srl.training.callbacks import (
     Episodes,
     EvaluationLog,
@@ -56,6 +56,7 @@ from srl.training.run import (
     LOG_INTERVAL,
     Attempt,
     RunFailed,
+    checkpoint_origin,
     compile_update,
     in_one_line,
     make_model,
@@ -64,6 +65,7 @@ from srl.training.run import (
 from srl.training.stacked.environments import MemberEnvs, StackedNormalize
 from srl.training.stacked.networks import StackedPolicy
 from srl.training.stacked.update import CompiledUpdater, Updater, generalized_advantages
+from srl.updates import UpdateResult
 
 
 def train_population(
@@ -129,7 +131,7 @@ def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[
     them, or one is damaged.
     """
     groups: list[tuple[list[Attempt], list[dict[str, Any]]]] = []
-    steps = {attempt.path: attempt.checkpoints() for attempt in attempts}
+    steps = {attempt.path: checkpoint_steps(attempt.path) for attempt in attempts}
     waiting = list(attempts)
     while waiting:
         counts = Counter(step for attempt in waiting for step in steps[attempt.path])
@@ -222,45 +224,43 @@ class Population:
                 eval_venvs.append(make_member_env(env_spec, n_eval_envs=spec.n_eval_envs))
             self._eval_envs = MemberEnvs(eval_venvs)
             self._resources.callback(self._eval_envs.close)
-            on_error.pop_all()
-        self._models = [member.model for member in self._members]
-        for model, state in zip(self._models, states, strict=False):
-            restore_model(model, state["model"])
-        self._device = self._models[0].device
-        self._normalize: StackedNormalize | None = None
-        if spec.hyperparams.normalize is not None:
-            self._normalize = StackedNormalize(
-                [
-                    VecNormalize(venv, **normalize_arguments(env_spec, training=True))
-                    for venv, env_spec in zip(venvs, env_specs, strict=True)
-                ]
-            )
-        self._policy = StackedPolicy([model.policy for model in self._models])  # type: ignore[misc]
-        self._actor = self._policy.numpy_actor()
-        permutations = [member.permutations for member in self._members]
-        self._updater: Updater | CompiledUpdater
-        if len(self._compiled) == len(self._models):
-            self._updater = CompiledUpdater(self._models, self._compiled, permutations)
-        else:
-            rates = [member.spec.hyperparams.learning_rate for member in self._members]
-            self._updater = Updater(self._models, self._policy, permutations, rates)
-        self._gamma = np.array([model.gamma for model in self._models])
-        self._gae_lambda = np.array([model.gae_lambda for model in self._models])
-        self._active = list(range(len(self._members)))
-        self._beat_interval = beat_interval(len(self._members))
-        self._beat = Heart(lambda: None, self._beat_interval)
-        self._timesteps = 0
-        self._n_steps_taken = 0
-        self._observations = np.empty(0)
-        self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
-        self._iteration = 0
-        self._unlogged: tuple[list[UpdateResult], RolloutBufferSamples] | None = None
-        self._goes_on = bool(states)
-        if states:
-            with ExitStack() as on_error:
-                on_error.push(self._resources)
+            self._models = [member.model for member in self._members]
+            for model, state in zip(self._models, states, strict=False):
+                restore_model(model, state["model"])
+            self._device = self._models[0].device
+            self._normalize: StackedNormalize | None = None
+            if spec.hyperparams.normalize is not None:
+                self._normalize = StackedNormalize(
+                    [
+                        VecNormalize(venv, **normalize_arguments(env_spec, training=True))
+                        for venv, env_spec in zip(venvs, env_specs, strict=True)
+                    ]
+                )
+            self._policy = StackedPolicy([model.policy for model in self._models])  # type: ignore[misc]
+            self._actor = self._policy.numpy_actor()
+            permutations = [member.permutations for member in self._members]
+            self._updater: Updater | CompiledUpdater
+            if len(self._compiled) == len(self._models):
+                self._updater = CompiledUpdater(self._models, self._compiled, permutations)
+            else:
+                rates = [member.spec.hyperparams.learning_rate for member in self._members]
+                self._updater = Updater(self._models, self._policy, permutations, rates)
+            self._gamma = np.array([model.gamma for model in self._models])
+            self._gae_lambda = np.array([model.gae_lambda for model in self._models])
+            self._active = list(range(len(self._members)))
+            self._beat_interval = beat_interval(len(self._members))
+            self._tell: Callable[[], None] = lambda: None
+            self._next_beat = 0.0
+            self._timesteps = 0
+            self._n_steps_taken = 0
+            self._observations = np.empty(0)
+            self._dones = np.ones((len(self._members), self._envs.n_envs), dtype=bool)
+            self._iteration = 0
+            self._unlogged: tuple[list[UpdateResult], RolloutBufferSamples] | None = None
+            self._goes_on = bool(states)
+            if states:
                 self._restore(states)
-                on_error.pop_all()
+            on_error.pop_all()
 
     def _restore(self, states: Sequence[dict[str, Any]]) -> None:
         """Bring everything but the models to where it was."""
@@ -308,7 +308,7 @@ class Population:
             generators[kind] = member.generator.get_state()
             generators["numpy"] = member.permutations.get_state(legacy=False)
             states[index] = {
-                "origin": member.attempt.origin(),
+                "origin": checkpoint_origin(member.spec),
                 "iteration": self._iteration,
                 "model": model_state(model),
                 "generators": generators,
@@ -360,12 +360,8 @@ class Population:
         self._resources.close()
 
     def train(self, beat: Callable[[], None], checkpoint_every: float = CHECKPOINT_EVERY) -> None:
-        """Train all members to their ends.
-
-        :param beat: Called now and then.
-        :param checkpoint_every: Seconds between two checkpoints.
-        """
-        self._beat = Heart(beat, self._beat_interval)
+        """Train all members to their ends."""
+        self._tell, self._next_beat = beat, 0.0
         if not self._goes_on:
             observations = self._envs.reset(self._active)
             self._drop_failed(self._envs, self._at_step)
@@ -505,9 +501,13 @@ class Population:
             self._members[index].attempt.note(text)
 
     def _tell_alive(self, evaluation: Callable[[], str] = str) -> None:
-        if self._beat.is_due():
-            words = evaluation()
-            self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps, words))
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + self._beat_interval
+        self._tell()
+        words = evaluation()
+        self._each_active(lambda index: self._members[index].attempt.beat(self._timesteps, words))
 
     def _end_episodes(self, index: int, rewards: np.ndarray) -> None:
         """Note what episodes gave, and bootstrap those that a time limit ended, as SB3 does."""
@@ -606,26 +606,30 @@ class Population:
         if not best:
             return
         self._updater.export()
-        wrappers = None if self._normalize is None else self._normalize.export()
+        wrappers = self._wrappers()
 
         def write(index: int) -> None:
             if index in best:
                 with self._policy.released(index):
                     path = self._members[index].attempt.path
-                    save(path, self._models[index], wrappers[index] if wrappers else None, best=True)
+                    save(path, self._models[index], wrappers[index], best=True)
 
         self._each_active(write)
+
+    def _wrappers(self) -> Sequence[VecNormalize | None]:
+        """The members' VecNormalize with their statistics."""
+        return [None] * len(self._members) if self._normalize is None else self._normalize.export()
 
     def _save(self) -> None:
         self._updater.export()
         self._policy.release()
-        wrappers = None if self._normalize is None else self._normalize.export()
+        wrappers = self._wrappers()
 
         def finish(index: int) -> None:
             member, model = self._members[index], self._models[index]
             model._last_obs = self._observations[index]
             model._last_episode_starts = self._dones[index]
-            save(member.attempt.path, model, None if wrappers is None else wrappers[index])
+            save(member.attempt.path, model, wrappers[index])
             model.logger.close()
             member.attempt.finish(self._timesteps)
 
@@ -662,28 +666,6 @@ def _stacked(steps: Sequence[Any]) -> th.Tensor:
     if isinstance(steps[0], th.Tensor):
         return th.stack(list(steps))
     return th.from_numpy(np.stack(steps))
-
-
-class Heart:
-    """Says when it is time to tell how far training is.
-
-    :param tell: Called then.
-    :param interval: Seconds between two tellings.
-    """
-
-    def __init__(self, tell: Callable[[], None], interval: float):
-        self._tell = tell
-        self._interval = interval
-        self._due = 0.0
-
-    def is_due(self) -> bool:
-        """Whether it is time."""
-        now = time.monotonic()
-        if now < self._due:
-            return False
-        self._due = now + self._interval
-        self._tell()
-        return True
 
 
 def execute_population(

@@ -22,8 +22,9 @@ from srl.advantages import PreparedAdvantages
 from srl.compiled import CompiledUpdate
 from srl.distributions import VECTOR
 from srl.losses import A2CLosses, LossWeights, PPOLosses
-from srl.symmetric import Evaluated, UpdateResult, UpdateStatistics
+from srl.symmetric import Evaluated
 from srl.training.stacked.networks import StackedPolicy
+from srl.updates import UpdateResult, UpdateStatistics
 
 
 def generalized_advantages(
@@ -168,7 +169,6 @@ class CompiledUpdater:
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :param rollout: What they have seen.
         :return: How each member's update went.
         """
         results = []
@@ -225,7 +225,6 @@ class Updater:
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :param rollout: What they have seen.
         :return: How each member's update went.
         """
         first = self._models[0]

@@ -159,7 +159,7 @@ def test_failed_member_can_be_trained_again_by_itself(tmp_path):
 
 def test_policy_that_cannot_be_stacked_fails_all_members_and_says_what_to_do(tmp_path, monkeypatch):
     # As if a configuration had a further activation function
-    monkeypatch.setitem(policy_options._ACTIVATIONS, "tanh", th.nn.LogSigmoid)
+    monkeypatch.setitem(policy_options.ACTIVATIONS, "tanh", th.nn.LogSigmoid)
     overrides = dict(policy_kwargs=dict(activation_fn="tanh"))
     specs = [small_spec("sppo", seed=seed, overrides=overrides) for seed in (1, 2)]
     _, statuses = train_together(specs, tmp_path)
