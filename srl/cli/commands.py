@@ -1,4 +1,4 @@
-"""The command ``srl``: it passes what a user asks for to the parts that do it, and prints the answers."""
+"""The command ``srl``: it reads the command line, runs a subcommand, and exits with its status."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _EXAMPLES: dict[str, tuple[type, tuple[str, ...]]] = {
     "pull": (Pull, ("srl pull me/sppo-CartPole-v1",)),
     "llm": (
         llm.LanguageModels,
-        ("srl llm train offline", "srl llm sample runs/llm/offline/sppo/none/seed-0 'the film'"),
+        ("srl llm train offline", "srl llm sample runs/offline/llm-sppo/none/seed-0 'the film'"),
     ),
     "clean": (Clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
 }
