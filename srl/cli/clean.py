@@ -14,12 +14,12 @@ from srl.cli.options import FAILED, new_console
 
 @dataclass
 class Clean:
-    """List files that are no longer needed, such as checkpoints of finished runs; --yes removes them."""
+    """List files that are no longer needed, such as checkpoints of finished runs. --yes removes them."""
 
     dir: tyro.conf.Positional[Path]
-    """The folder of a sweep or a run, or one above them."""
+    """A run directory, or a folder that contains run directories."""
     yes: bool = False
-    """Remove it."""
+    """Remove the files."""
 
 
 def clean(options: Clean, command: str) -> int:

@@ -1,4 +1,4 @@
-"""The command ``srl``: it passes what a user asks for to the parts that do it, and prints the answers."""
+"""The command ``srl``: it reads the command line, runs a subcommand, and exits with its status."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any, str], int], tuple[str, ...]]] = 
     "llm": (
         llm.LanguageModels,
         llm.run,
-        ("srl llm train offline", "srl llm sample runs/llm/offline/sppo/none/seed-0 'the film'"),
+        ("srl llm train offline", "srl llm sample runs/offline/llm-sppo/none/seed-0 'the film'"),
     ),
     "clean": (Clean, clean, ("srl clean runs/mine", "srl clean runs/mine --yes")),
 }

@@ -15,22 +15,22 @@ from srl.errors import UserError
 
 @dataclass
 class Enjoy:
-    """Play a trained run, in a window or into a video."""
+    """Watch the agent of a trained run in a window, or record a video."""
 
     run: tyro.conf.Positional[Path]
-    """The run's directory."""
+    """The run directory."""
     episodes: int = 5
     """Number of episodes."""
     deterministic: bool = False
     """Take the most probable actions. By default actions are chosen as in the run's evaluations."""
     stochastic: bool = False
-    """Sample actions."""
+    """Sample actions. By default actions are chosen as in the run's evaluations."""
     best: bool = False
-    """Play the model of the best evaluation instead of the final model."""
+    """Use the model of the best evaluation instead of the final model."""
     video: Unset[Path] = None
-    """Record the episodes to this file, .mp4 or .gif, without opening a window."""
+    """Record the episodes to this file (.mp4 or .gif) without opening a window."""
     no_render: bool = False
-    """Open no window."""
+    """Do not open a window."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     trust_config: bool = False

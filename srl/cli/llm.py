@@ -32,83 +32,83 @@ _SHOWN_TEXTS = 6
 
 @dataclass
 class Train:
-    """Train a language model into a run directory."""
+    """Train a language model and save it to a run directory."""
 
     task: tyro.conf.Positional[str]
-    """offline, imdb, tldr, or a file in their format (configs/llm)."""
+    """offline, imdb, tldr, or a task file in the format of configs/llm."""
     algo: str = "sppo"
-    """ppo or sppo with a critic of their own; grpo or sgrpo by TRL."""
+    """Algorithm: ppo or sppo, which have a critic; grpo or sgrpo, which use TRL's trainer."""
     alpha: Unset[float] = None
     """Weight of the policy loss."""
     beta: Unset[float] = None
     """Weight of the reverse loss."""
     z: Unset[float] = None
-    """The finite stand-in for log 0, negative."""
+    """The finite negative number that replaces log 0."""
     reverse_loss: Unset[str] = None
     """rce (reverse cross-entropy) or mae (mean absolute error)."""
     importance_weighting: Unset[bool] = None
     """Whether the reverse loss is divided by pi_old, as published."""
     hyperparams: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
-    """Any other hyperparameters, as NAME=VALUE, for example kl_coef=0.1 n_epochs=2."""
+    """Other hyperparameters, as NAME=VALUE, for example kl_coef=0.1 n_epochs=2."""
     noise: str = "none"
-    """Noise on the scores that training sees: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
+    """Noise on the scores in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
     seed: int = 0
-    """Seed of everything that is random."""
+    """Seed of all random numbers."""
     variant: Unset[str] = None
-    """Name of the run's column in tables; the algorithm's if not given."""
+    """Name of the run's column in tables. By default the name of the algorithm."""
     timesteps: Unset[int] = None
-    """Responses to train on; the file's if not given."""
+    """Number of responses to train on. By default that of the task file."""
     eval_freq: Unset[int] = None
-    """Responses between evaluations; the file's if not given."""
+    """Number of responses between two evaluations. By default that of the task file."""
     eval_episodes: Unset[int] = None
-    """Prompts of an evaluation; the file's if not given."""
+    """Number of prompts of each evaluation. By default that of the task file."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = 1
-    """Threads of torch."""
+    """Number of threads of PyTorch."""
     local_files: Unset[Path] = None
-    """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
+    """Folder with the models and data sets of the task, instead of the Hugging Face Hub."""
     trust_config: bool = False
-    """Import Python code that the task's file names."""
+    """Import Python code that the task file names."""
     out: Unset[Path] = None
-    """The run's directory; runs/TASK/ALGO/NOISE/seed-N if not given."""
+    """The run directory. By default runs/TASK/llm-ALGO/NOISE/seed-N."""
     checkpoint_every: float = 180.0
-    """Seconds between two checkpoints; 0 for one after each iteration."""
+    """Seconds between two checkpoints; 0 saves a checkpoint after each iteration."""
 
 
 @dataclass
 class Evaluate:
-    """Evaluate the model of a finished run; nothing is written."""
+    """Evaluate the model of a finished run. The command writes nothing."""
 
     dir: tyro.conf.Positional[Path]
-    """The run's directory."""
+    """The run directory."""
     episodes: Unset[int] = None
-    """Prompts; the run's if not given."""
+    """Number of prompts. By default that of the run's evaluations."""
     seed: int = 1
     """Seed of the sampled tokens."""
     local_files: Unset[Path] = None
-    """A folder with the models and data sets that the task names, in place of the Hugging Face hub."""
+    """Folder with the models and data sets of the task, instead of the Hugging Face Hub."""
     trust_config: bool = False
     """Import Python code that the run's spec names."""
 
 
 @dataclass
 class Sample:
-    """Let the model of a finished run continue a prompt."""
+    """Generate responses to a prompt with the model of a finished run."""
 
     dir: tyro.conf.Positional[Path]
-    """The run's directory."""
+    """The run directory."""
     prompt: tyro.conf.Positional[str]
     """The beginning of a text."""
     n: int = 3
-    """Responses to the prompt."""
+    """Number of responses."""
     seed: int = 0
     """Seed of the sampled tokens."""
 
 
 @dataclass
 class LanguageModels:
-    """Language models: train, evaluate, sample. Needs pip install 'symmetric-rl[llm]'."""
+    """Train, evaluate and sample language models. Needs pip install 'symmetric-rl[llm]'."""
 
     command: tyro.conf.OmitSubcommandPrefixes[
         Annotated[Train, tyro.conf.subcommand("train")]

@@ -36,27 +36,27 @@ def several(metavar: str) -> Any:
 
 @dataclass
 class LossOptions:
-    """The symmetric loss, and other hyperparameters, before those of the hyperparameter file. In a sweep,
-    alpha, beta, z, reverse_loss and importance_weighting go to the symmetric algorithms alone."""
+    """The symmetric loss and other hyperparameters. They override the hyperparameter file. In a sweep, alpha,
+    beta, z, reverse_loss and importance_weighting apply only to the symmetric algorithms."""
 
     alpha: Unset[float] = None
     """Weight of the policy loss."""
     beta: Unset[float] = None
     """Weight of the reverse loss."""
     z: Unset[float] = None
-    """The finite stand-in for log 0, negative."""
+    """The finite negative number that replaces log 0."""
     reverse_loss: Unset[str] = None
-    """rce (reverse cross-entropy) or mae (mean absolute error)."""
+    """rce (reverse cross-entropy), mae (mean absolute error), or the name of your own loss."""
     importance_weighting: tyro.conf.FlagConversionOff[Unset[bool]] = None
-    """Whether SPPO's reverse loss is divided by pi_old, as published."""
+    """SPPO only: whether the reverse loss is divided by pi_old, as published. By default True."""
     advantage_transform: Unset[str] = None
-    """none, sign or bins."""
+    """Transform of the advantages: none, sign or bins; docs/noise.md."""
     advantage_flip_prob: Unset[float] = None
     """Probability that the sign of an advantage is flipped."""
     bins: Unset[int] = None
-    """Values per action dimension of the discretized algorithms. By default 11."""
+    """Number of values per action dimension, for the discretized algorithms. By default 11."""
     hyperparams: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
-    """Any other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
+    """Other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
 
     def symmetric(self) -> dict[str, Any]:
         """The parameters of the reverse loss that were given; a sweep's baselines do not take them."""
@@ -81,21 +81,21 @@ class LossOptions:
 
 @dataclass
 class EnvOptions:
-    """The environment, and code of your own. The current directory is on Python's path."""
+    """The environment, and your own code. The current directory is on Python's path."""
 
     gym_packages: Annotated[tuple[str, ...], several("MODULE [MODULE ...]")] = ()
-    """Modules to import first, which register environments with Gymnasium."""
+    """Modules to import first, for example modules that register environments with Gymnasium."""
     env_kwargs: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
     """Arguments of the environment's constructor, as NAME=VALUE or NAME:VALUE, for example size=5."""
     env_wrapper: Annotated[tuple[str, ...], several("MODULE:CLASS [...]")] = ()
     """Wrappers around the environment, the innermost first: module:Class, or
     'module:Class: {ARGUMENT: VALUE}'."""
     max_episode_steps: Unset[int] = None
-    """Time limit of an episode in steps of the agent; the environment's own if not given."""
+    """Time limit of an episode in steps of the agent. By default the environment's time limit."""
     hyperparams_file: Unset[Path] = None
-    """A hyperparameter file in the format of rl-baselines3-zoo, in place of srl's own."""
+    """A hyperparameter file in the format of rl-baselines3-zoo. By default srl's own files."""
     trust_config: bool = False
-    """Import Python code that the sweep's file or the hyperparameter file names."""
+    """Import Python code that the sweep file or the hyperparameter file names."""
 
     def wrappers(self) -> list[Any]:
         """Return the wrappers as a hyperparameter file has them.
@@ -120,34 +120,35 @@ class EnvOptions:
 
 @dataclass
 class EvaluationOptions:
-    """Episodes without reward noise, from which scores and learning curves come."""
+    """Evaluations, which have no reward noise. Scores and learning curves are computed from them."""
 
     eval_freq: Unset[int] = None
     """Training steps between evaluations. By default 10,000 on Atari and 5,000 elsewhere."""
     eval_episodes: Unset[int] = None
-    """Episodes of an evaluation. By default 10."""
+    """Number of episodes of each evaluation. By default 10."""
     eval_max_episode_steps: Unset[int] = None
-    """Steps after which an episode of an evaluation is truncated. By default 50,000, or the environment's
-    time limit if that is higher."""
+    """Number of steps after which an episode of an evaluation is truncated. By default 50,000, or the
+    environment's time limit if that is higher."""
 
 
 @dataclass
 class ExecutionOptions:
-    """Where and how training runs. None of it changes what is learned, apart from the last bits."""
+    """Device, environment backend, compilation, precision and checkpoints. --env-backend and --precision
+    change results; the other options change at most the last bits."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    """auto, cpu, cuda or cuda:N. auto selects a GPU for image observations if there is one."""
     env_backend: Unset[str] = None
-    """gymnasium, or native for environments in C++ threads; docs/environments.md says what differs. By
+    """gymnasium, or native for environments in C++ threads; docs/environments.md lists the differences. By
     default gymnasium."""
     compile: Unset[str] = None
-    """Whether the update is compiled: on, off, or auto for runs that are long enough to repay it. By default
-    auto."""
+    """Whether updates are compiled: on, off, or auto for runs that are long enough. By default auto."""
     precision: Unset[str] = None
-    """float32, or bf16 to compute networks for images in bfloat16, which is faster; docs/compilation.md. By
-    default float32."""
+    """float32, or bf16 for networks for images in bfloat16, which is faster; docs/compilation.md. By default
+    float32."""
     checkpoint_every: float = 180.0
-    """Seconds between two checkpoints, from which an interrupted run resumes; 0 for one after each update."""
+    """Seconds between two checkpoints; 0 saves a checkpoint after each update. An interrupted run resumes
+    from its last checkpoint."""
 
 
 @dataclass
@@ -155,7 +156,7 @@ class RunExecutionOptions(ExecutionOptions):
     __doc__ = ExecutionOptions.__doc__
 
     threads: int = 1
-    """Threads of torch, and of native environments."""
+    """Number of threads of PyTorch, and of native environments."""
 
 
 @dataclass
@@ -163,22 +164,23 @@ class SweepExecutionOptions(ExecutionOptions):
     __doc__ = ExecutionOptions.__doc__
 
     jobs: Unset[int] = None
-    """Number of processes. By default as many as this machine or the Ray cluster has cores; 64 on a Slurm
-    cluster."""
+    """Number of processes. By default the number of cores of this machine or of the Ray cluster; 64 on a
+    Slurm cluster."""
     population: str = "auto"
-    """Whether runs of one environment train as one stacked network: auto, off, or the most runs of one."""
+    """Whether runs of one environment train together as one stacked network: auto, off, or the maximum
+    number of runs in a population."""
     retries: int = 3
-    """How often a run that crashes or hangs is retried from its checkpoint if it gets no further; five times
-    as often one that is killed."""
+    """How often a run that crashes or hangs without progress is retried from its last checkpoint. If its
+    process is killed, five times as often."""
     stall_timeout: float = 1800.0
-    """Seconds without a heartbeat after which a run is ended and retried."""
+    """Seconds without a heartbeat after which a run is killed and retried."""
 
 
 def _cluster_options() -> Any:
     """The class of the options that choose an engine: that, and what each engine declares."""
     help = (
-        f"What executes the runs: {', '.join(known_engines())}, or an engine of your own as module:Class or "
-        "'module:Class: {ARGUMENT: VALUE}', see docs/how-to/engine.md."
+        f"Engine that executes the runs: {', '.join(known_engines())}, or your own engine as module:Class or "
+        "'module:Class: {ARGUMENT: VALUE}'; docs/how-to/engine.md."
     )
     options: list[tuple[str, Any, Any]] = [("engine", Annotated[str, tyro.conf.arg(help=help)], "local")]
     for engine in known_engines().values():
@@ -189,7 +191,7 @@ def _cluster_options() -> Any:
                 hint = "" if each.default is None else f"(default: {each.default})"
                 config = tyro.conf.arg(help=each.metadata["help"], help_behavior_hint=hint)
                 options.append((each.name, Annotated[types[each.name] | None, config], None))
-    doc = {"__doc__": "A cluster instead of this machine; see docs/clusters.md."}
+    doc = {"__doc__": "Training on a cluster instead of this machine; docs/clusters.md."}
     return make_dataclass("ClusterOptions", options, namespace=doc)
 
 
@@ -214,12 +216,13 @@ def engine_of(cluster: Any, n_jobs: int | None) -> EngineOptions:
 
 @dataclass
 class TrackOptions:
-    """Tracking; see docs/how-to/tracking.md."""
+    """Tracking of runs; docs/how-to/tracking.md."""
 
     track: Unset[str] = None
-    """wandb, mlflow or trackio: send the spec, all logged figures with evaluations, and the final model."""
+    """wandb, mlflow or trackio: send the spec, all metrics with evaluations, and the final model of each
+    run."""
     track_project: Unset[str] = None
-    """The project or experiment there. By default srl, or the sweep's name."""
+    """Project or experiment of the tracking service. By default srl, or the sweep's name."""
 
 
 def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:

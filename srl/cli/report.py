@@ -17,34 +17,34 @@ from srl.errors import MissingExtra, UserError
 
 @dataclass
 class Report:
-    """Write tables, statistics, figures and a page about the runs in a folder, finished or not."""
+    """Write tables, statistics, figures and an HTML page about the runs in a folder, finished or not."""
 
     dir: tyro.conf.Positional[Path]
-    """The folder of a sweep, or one above several, or an archive."""
+    """The folder of one or several sweeps, or an archive."""
     format: Literal["page", "archive", "json", "parquet", "zoo"] = "page"
-    """page for everything to read; archive for a file NAME.parquet from which srl report makes the same page
-    without the runs; json or parquet for a row per run and evaluation; zoo for a copy of the evaluations as
-    rl-baselines3-zoo's plot scripts read them."""
+    """page: tables, statistics, figures and the HTML page. archive: a file NAME.parquet from which srl report
+    makes the same page without the runs. json or parquet: a row for each run and evaluation. zoo: the
+    evaluations in the format of rl-baselines3-zoo's plot scripts."""
     last: int = 1
-    """The score of a run is the mean over this many evaluations, the last ones."""
+    """Number of last evaluations whose mean is the score of a run."""
     normalize: str = "auto"
-    """How scores of different environments come on one scale: human, minmax, none, or auto for human on Atari
-    and minmax elsewhere."""
+    """Normalization of scores of different environments: human, minmax, none, or auto for human on Atari and
+    minmax elsewhere."""
     reps: int = 2000
-    """Bootstrap samples of each interval."""
+    """Number of bootstrap samples for each interval."""
     compare: Annotated[tuple[str, ...], several("COLUMN:BASELINE [...]")] = ()
-    """Pairs of columns to compare, each as COLUMN:BASELINE, for example sppo:ppo; those of the sweep if not
-    given."""
+    """Pairs of columns to compare, as COLUMN:BASELINE, for example sppo:ppo. By default the pairs of the
+    sweep."""
     out: Unset[Path] = None
-    """Where to write it; into the folder itself if not given."""
+    """Folder of the report. By default the folder of the runs."""
     figures: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FORMAT[,FORMAT...]")] = ("png", "svg")
     """Formats of the figures: png, svg, pdf."""
     dpi: int = 150
     """Dots per inch of PNG files."""
     no_titles: bool = False
-    """Draw figures without titles, for papers whose captions say the same."""
+    """Draw figures without titles, for papers with captions."""
     gifs: bool = False
-    """Play the first finished run of each cell, and show it on the page as a short GIF."""
+    """Play the first finished run of each table cell, and show it on the page as a short GIF."""
 
 
 def report(options: Report, command: str) -> int:

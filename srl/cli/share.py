@@ -17,11 +17,11 @@ class Push:
     """Publish a finished run on the Hugging Face Hub, with a model card."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The run directory."""
     repo: tyro.conf.Positional[str]
-    """OWNER/NAME on the Hub; it is made if it is new."""
+    """Repository on the Hub, as OWNER/NAME. It is created if it does not exist."""
     video: Unset[Path] = None
-    """An MP4 file of the agent; replay.mp4 in the run's folder if there is one."""
+    """An MP4 video of the agent. By default replay.mp4 in the run directory, if it exists."""
     private: bool = False
     """Make a new repository private."""
     dry_run: Unset[Path] = None
@@ -33,11 +33,11 @@ class Pull:
     """Download a run from the Hugging Face Hub into a run directory. Nothing in it is executed."""
 
     repo: tyro.conf.Positional[str]
-    """OWNER/NAME on the Hub."""
+    """Repository on the Hub, as OWNER/NAME."""
     out: Unset[Path] = None
-    """The run's folder, which must not exist; runs/hub/OWNER/NAME if not given."""
+    """The new run directory, which must not exist. By default runs/hub/OWNER/NAME."""
     revision: Unset[str] = None
-    """A branch, tag or commit; the latest if not given."""
+    """A branch, tag or commit. By default the latest commit."""
 
 
 def push(options: Push, command: str) -> int:

@@ -13,14 +13,14 @@ from srl.errors import UserError
 
 @dataclass
 class Status:
-    """Show the progress of the runs in a folder: finished, running and failed runs, and the time left.
-    Nothing is written."""
+    """Show the progress of the runs in a folder: finished, running and failed runs, and the time left. The
+    command writes nothing."""
 
     dir: tyro.conf.Positional[Path]
-    """The folder of a sweep or a run, or one above them."""
+    """A run directory, or a folder that contains run directories."""
     watch: bool = False
-    """Refresh until no run is pending; wait for the folder if it does not exist yet. Ctrl-C ends
-    this command only."""
+    """Refresh the display until no run is pending, and wait for the folder if it does not exist yet. Ctrl-C
+    ends only this command."""
     interval: float = 2.0
     """Seconds between two updates of the display."""
 

@@ -37,25 +37,25 @@ from srl.errors import UserError
 
 @dataclass
 class Sweep:
-    """Train all runs of a sweep in parallel, and print their table."""
+    """Train all runs of a sweep in parallel, and print a table of their scores."""
 
     config: tyro.conf.Positional[Path]
-    """The sweep's file, or the name of one that belongs to srl, for example continuous_srl."""
+    """The sweep file, or the name of a sweep of srl, for example continuous_srl."""
     envs: Annotated[tuple[str, ...] | None, several("ENV [ENV ...]")] = None
-    """Environments instead of the file's."""
+    """Environments. By default those of the sweep file."""
     algos: Annotated[tuple[str, ...] | None, several("ALGO [ALGO ...]")] = None
-    """Algorithms, and variants of the file, instead of all of the file's."""
+    """Algorithms, and variants of the sweep file. By default all of the sweep file."""
     grid: Annotated[tuple[str, ...], several("NAME=VALUE,VALUE [...]")] = ()
-    """Values of hyperparameters, as beta=0,1,5,20 alpha=0.5,1. Each algorithm becomes a column for each
-    combination."""
+    """Values of hyperparameters, for example beta=0,1,5,20 alpha=0.5,1. Each combination of values is a
+    variant of each algorithm."""
     noise: Annotated[tuple[str, ...] | None, several("NOISE [NOISE ...]")] = None
-    """Reward noises instead of the file's."""
+    """Reward noises. By default those of the sweep file."""
     seeds: Annotated[tuple[str, ...] | None, several("SEED [SEED ...]")] = None
-    """Seeds instead of the file's: numbers, or ranges without their end, as 10000:10005."""
+    """Seeds, as numbers or ranges; 0:5 means 0 to 4. By default those of the sweep file."""
     timesteps: Unset[int] = None
-    """Training steps of every run."""
+    """Number of training steps of each run. By default that of the sweep file or the hyperparameter file."""
     extend_to: Unset[int] = None
-    """Training steps of every run; runs that have fewer are trained on."""
+    """Number of training steps of each run. Finished runs with fewer steps are continued."""
     profile: Unset[str] = None
     """controlled, or authors for the settings of the authors' scripts where they differ."""
     out: Unset[Path] = None
@@ -63,7 +63,7 @@ class Sweep:
     quick: bool = False
     """Train the small version of the sweep."""
     dry_run: bool = False
-    """Check everything and print what would be done, without doing it."""
+    """Check the sweep and print its runs without training."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions] = field(default_factory=LossOptions)
     environment: tyro.conf.OmitArgPrefixes[EnvOptions] = field(default_factory=EnvOptions)
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)

@@ -31,27 +31,27 @@ from srl.cli.options import (
 
 @dataclass
 class Train:
-    """Train one run into a directory of its own."""
+    """Train one run and save it to a run directory."""
 
     run: tyro.conf.Positional[Unset[Path]] = None
     """With --extend-to: the directory of the run to extend."""
     algo: Unset[str] = None
-    """a2c, ppo, sa2c, sppo; on discretized actions da2c, dppo, dsa2c, dsppo; or a class of another package,
-    for example sb3_contrib:TRPO."""
+    """Algorithm: a2c, ppo, sa2c, sppo; with discretized actions da2c, dppo, dsa2c, dsppo; or a class of
+    another package, for example sb3_contrib:TRPO."""
     env: Unset[str] = None
-    """A Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
+    """Id of a Gymnasium environment, for example CartPole-v1 or PongNoFrameskip-v4."""
     seed: int = 0
-    """Seed of everything that is random."""
+    """Seed of all random numbers."""
     noise: str = "none"
     """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
     timesteps: Unset[int] = None
-    """Training steps. By default the hyperparameter file's."""
+    """Number of training steps. By default that of the hyperparameter file."""
     extend_to: Unset[int] = None
-    """Train an existing run on, to this many steps in total. All other settings are those of the run."""
+    """Continue the training of a finished run to this total number of steps, with the same settings."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
     out: Unset[Path] = None
-    """The run's directory. By default runs/ENV/ALGO/NOISE/seed-N."""
+    """The run directory. By default runs/ENV/ALGO/NOISE/seed-N."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions] = field(default_factory=LossOptions)
     environment: tyro.conf.OmitArgPrefixes[EnvOptions] = field(default_factory=EnvOptions)
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)

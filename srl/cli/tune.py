@@ -17,54 +17,55 @@ from srl.errors import MissingExtra, UserError
 @dataclass
 class Tune:
     """Tune the hyperparameters of an algorithm on an environment with Optuna. Trials of one shape train
-    together as populations. The same command resumes a study. Hyperparameters that are given are not
-    searched."""
+    together as populations. Hyperparameters that you set are not searched. The same command resumes a
+    study."""
 
     algo: str
-    """a2c, ppo, sa2c, sppo; on discretized actions da2c, dppo, dsa2c, dsppo."""
+    """Algorithm: a2c, ppo, sa2c, sppo; with discretized actions da2c, dppo, dsa2c, dsppo."""
     env: str
-    """A Gymnasium environment, for example CartPole-v1."""
+    """Id of a Gymnasium environment, for example CartPole-v1."""
     loss: tyro.conf.OmitArgPrefixes[LossOptions]
     environment: tyro.conf.OmitArgPrefixes[EnvOptions]
     n_trials: int = 50
-    """Trials of the study in total."""
+    """Total number of trials of the study."""
     timesteps: Annotated[Unset[int], tyro.conf.arg(aliases=["--n-timesteps"])] = None
-    """Training steps of a trial; the hyperparameter file's if not given."""
+    """Number of training steps of each trial. By default that of the hyperparameter file."""
     storage: Unset[str] = None
-    """Database or log file of the study: sqlite:///tune.db, postgresql://..., NAME.log; tune.db in --out if
-    not given. Processes that share it and --study-name run trials of one study in parallel."""
+    """Database or log file of the study: sqlite:///tune.db, postgresql://..., NAME.log. By default tune.db in
+    --out. Processes with the same --storage and --study-name run trials of one study in parallel."""
     study_name: Unset[str] = None
-    """Name of the study; ALGO-ENV if not given."""
+    """Name of the study. By default ALGO-ENV."""
     sampler: str = "tpe"
-    """tpe or random."""
+    """Sampler of Optuna: tpe or random."""
     pruner: str = "median"
-    """median, halving, hyperband or none."""
+    """Pruner of Optuna: median, halving, hyperband or none."""
     n_startup_trials: int = 10
-    """Trials that are sampled at random, and complete trials before which nothing is pruned."""
+    """Number of random trials at the start, and of complete trials before the median pruner prunes."""
     n_evaluations: int = 5
-    """Evaluations of a trial; the mean return of the last one is its value."""
+    """Number of evaluations of each trial. The mean return of the last one is the value of the trial."""
     eval_episodes: int = 10
-    """Episodes of an evaluation."""
+    """Number of episodes of each evaluation."""
     trials_per_batch: int = 16
-    """Trials that are sampled at once."""
+    """Number of trials that are sampled at once."""
     trials_per_shape: int = 8
-    """Trials of a batch that share network, rollout and minibatch sizes, and so train as one population."""
+    """Number of trials of a batch that have the same network, rollout and minibatch sizes, and train as one
+    population."""
     seed: int = 0
-    """Seed of the sampler, and of the first trial's run; the same seed gives the same trials."""
+    """Seed of the sampler, and of the first trial. The same seed gives the same trials."""
     noise: str = "none"
     """Reward noise in training: none, gaussian:STD, uniform:HALF_WIDTH or flip:PROB."""
     jobs: Unset[int] = None
-    """Processes at once; as many as this machine has cores if not given."""
+    """Number of processes. By default the number of cores of this machine."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a GPU for image observations if there is one."""
+    """auto, cpu, cuda or cuda:N. auto selects a GPU for image observations if there is one."""
     compile: str = "auto"
-    """Whether updates are compiled: on, off, or auto for shapes whose trials repay it."""
+    """Whether updates are compiled: on, off, or auto for shapes whose trials are long enough."""
     profile: str = "controlled"
     """controlled, or authors for the settings of the authors' scripts where they differ."""
     out: Unset[Path] = None
-    """Folder of the trials and the results; runs/tune/STUDY_NAME if not given."""
+    """Folder of the trials and the results. By default runs/tune/STUDY_NAME."""
     checkpoint_every: float = 180.0
-    """Seconds between two checkpoints, from which an interrupted trial resumes."""
+    """Seconds between two checkpoints. An interrupted trial resumes from its last checkpoint."""
 
 
 def tune(options: Tune, command: str) -> int:

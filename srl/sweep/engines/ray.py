@@ -131,8 +131,8 @@ class RayEngine:
 class Options(EngineOptions):
     """A Ray cluster."""
 
-    address: str = option("auto", "Of a Ray cluster: auto, HOST:PORT, or local for one on this machine.")
-    tasks_per_gpu: int = option(4, "Runs or populations that share a GPU of a Ray cluster.")
+    address: str = option("auto", "Address of the Ray cluster: auto, HOST:PORT, or local for this machine.")
+    tasks_per_gpu: int = option(4, "Number of runs or populations that share a GPU of a Ray cluster.")
 
     def check(self) -> None:
         """See that the options have a meaning; see :class:`srl.sweep.engines.EngineOptions`."""

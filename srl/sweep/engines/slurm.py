@@ -283,10 +283,10 @@ class SlurmEngine:
 class Options(EngineOptions):
     """A Slurm cluster."""
 
-    partition: str | None = option(None, "Partition of a Slurm cluster. By default the cluster's default.")
+    partition: str | None = option(None, "Partition of the Slurm cluster. By default the cluster's default.")
     time: str = option(
         "4:00:00",
-        "Time limit of a Slurm job, H:MM:SS or minutes. A job that reaches it is queued again.",
+        "Time limit of a Slurm job, as H:MM:SS or minutes. A job that reaches it is requeued.",
     )
 
     def check(self) -> None:
