@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ BEST, TRIALS = "best.yml", "trials.csv"
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "halving", "hyperband", "none")
 _LOCK = "tune.lock"
-#: What a minibatch of a small network takes, in steps of its environments.
-_MINIBATCH = 4.0
+#: What a minibatch takes besides its arithmetic, in steps of an environment; and how many weights take as
+#: long as such a step when the network acts, and in a row of a minibatch.
+_MINIBATCH, _ACTING, _ROW = 4.0, 1.5e5, 4e5
 #: The attribute of a study that holds its settings, and of a trial that names its folder.
 _SETTINGS, _FOLDER = "srl", "srl_folder"
 
@@ -587,7 +589,17 @@ def _duration(task: Task) -> float:
     spec = task.jobs[0].spec
     n_steps = spec.n_timesteps / spec.hyperparams.n_envs
     n_updates = n_minibatches(spec.hyperparams, spec.n_timesteps)
-    return (n_steps + _MINIBATCH * n_updates) * (POPULATION_OVERHEAD + len(task.jobs))
+    n_rows = spec.n_timesteps * getattr(spec.hyperparams, "n_epochs", 1)
+    arithmetic = _n_weights(spec) * (n_steps / _ACTING + n_rows / _ROW)
+    shared = (n_steps + _MINIBATCH * n_updates) * (POPULATION_OVERHEAD + len(task.jobs))
+    return shared + arithmetic * len(task.jobs)
+
+
+def _n_weights(spec: RunSpec) -> int:
+    """Return the number of weights between hidden layers."""
+    layers = spec.hyperparams.policy_kwargs.net_arch
+    nets = list(layers.values()) if isinstance(layers, dict) else [layers or [64, 64]] * 2
+    return sum(int(a) * int(b) for net in nets for a, b in pairwise(net))
 
 
 def best_file(base: RunSpec, space: Sequence[Parameter], best: FrozenTrial, study_name: str) -> str:

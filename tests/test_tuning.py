@@ -252,3 +252,5 @@ def test_long_populations_are_divided_among_processes_that_would_be_idle():
     assert [len(part.jobs) for part in divide_tasks([short, long], 2)] == [4, 4, 8]
     assert [len(part.jobs) for part in divide_tasks([short, task(8)], 2)] == [8, 8]
     assert [len(part.jobs) for part in divide_tasks([long], 1)] == [8]
+    wide = task(8, policy_kwargs={"net_arch": [512, 512]})
+    assert [len(part.jobs) for part in divide_tasks([short, wide], 2)] == [4, 4, 8]

@@ -221,13 +221,16 @@ def test_sweep_goes_on_when_what_its_processes_are_forked_from_is_killed(tmp_pat
 
 @pytest.mark.slow
 def test_run_whose_folder_is_removed_is_made_again(tmp_path):
-    spec = small_spec(n_timesteps=1600)
-    path = tmp_path / spec.path
+    spec = small_spec(env=f"{BROKEN}WaitsOnce-v0", n_timesteps=320)
+    path, removed = tmp_path / spec.path, tmp_path / "removed"
 
     def remove():
-        until(lambda: (path / "monitor").exists())
-        # Removed at once: while its files are deleted one by one, the run may write another
-        shutil.rmtree(path.rename(tmp_path / "removed"))
+        until((path / "mark").exists)
+        # Removed at once: while its files are deleted one by one, the run could write another
+        path.rename(removed)
+        (removed / "go").touch()
+        until((path / "mark").exists)
+        (path / "go").touch()
 
     removing = Thread(target=remove)
     removing.start()

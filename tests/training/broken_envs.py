@@ -107,8 +107,8 @@ class WaitsOnce(Once):
     """It waits for a file named ``go`` in the folder of the run."""
 
     def happens(self) -> None:
-        go = Path(os.readlink("/proc/self/fd/1")).with_name("go")
-        while not go.exists():
+        # The folder may be renamed meanwhile
+        while not Path(os.readlink("/proc/self/fd/1")).with_name("go").exists():
             time.sleep(0.1)
 
 
