@@ -115,6 +115,7 @@ def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster,
     finally:
         losing.join()
         cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
+        cluster.wait_for_nodes()
     assert ended.status == 0, ended.err
     statuses = [run.read_status() for run in find_runs(lost)]
     assert [each.state for each in statuses] == ["done"] * 2
