@@ -122,7 +122,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         if self.beta != 0 and isinstance(self.action_space, spaces.Box):
             raise UserError(
                 f"{type(self).__name__} with beta={self.beta} needs the probability of an action, and the "
-                f"Box action space {self.action_space} has only a density. Discretise the actions, for "
+                f"Box action space {self.action_space} has only a density. Discretize the actions, for "
                 "example with srl.envs.DiscretizeAction(env, bins=11) or `srl train --algo "
                 f"d{type(self).__name__.lower()}`, or set beta=0."
             )

@@ -220,7 +220,7 @@ def make_run_spec(
     if bins is not None and not algorithm.discretised:
         raise UserError(
             f"bins={bins}: {algorithm.label} takes the action space as it is. Use d{algorithm.name} for "
-            "discretised actions, or leave bins out."
+            "discretized actions, or leave bins out."
         )
     hyperparams, file_timesteps, notes = resolve_hyperparams(
         algorithm,

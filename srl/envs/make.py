@@ -202,7 +202,7 @@ def _check_normalised_keys(spec: EnvSpec, space: spaces.Space[Any]) -> None:
         if key not in boxes:
             raise UserError(
                 f"normalize: the observations {key!r} of {spec.env_id} are {space[key]}, and only Box spaces "
-                f"can be normalised. Set norm_obs_keys to some of [{', '.join(boxes)}]."
+                f"can be normalized. Set norm_obs_keys to some of [{', '.join(boxes)}]."
             )
 
 

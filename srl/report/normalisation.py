@@ -26,9 +26,9 @@ Normalisation = Literal["auto", "human", "minmax", "none"]
 
 #: How each is said.
 NAMES: dict[Kind, str] = {
-    "human": "human-normalised",
-    "minmax": "min-max normalised",
-    "none": "not normalised",
+    "human": "human-normalized",
+    "minmax": "min-max normalized",
+    "none": "not normalized",
 }
 
 #: Ids of Atari games: ``AlienNoFrameskip-v4``, ``ALE/Alien-v5``, ``Alien-v4``.
@@ -100,13 +100,13 @@ def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, S
         elif scores:
             low, high = min(scores), max(scores)
             if low == high:
-                notes.append(f"{task[0]}: all its scores are {low:g}, which min-max normalisation makes 0.")
+                notes.append(f"{task[0]}: all its scores are {low:g}, which min-max normalization makes 0.")
             scales[task] = Scale("minmax", low, high if high > low else low + 1)
     if any(scale.kind == "human" for scale in scales.values()):
-        notes.append(f"Human-normalised: 0 is random play, 1 a human's score. {source}")
+        notes.append(f"Human-normalized: 0 is random play, 1 a human's score. {source}")
     if any(scale.kind == "minmax" for scale in scales.values()):
         notes.append(
-            "Min-max normalised: 0 and 1 are the lowest and the highest final score of an environment among "
+            "Min-max normalized: 0 and 1 are the lowest and the highest final score of an environment among "
             "the runs of this report, all algorithms and noises together. These values change with the runs."
         )
     return scales, notes

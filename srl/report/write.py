@@ -261,6 +261,6 @@ def _normalised(report: Report) -> dict[tuple[Task, str], str]:
     for cell in report.scores.cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)
         if spec is not None and not spec.algorithm.is_own:
-            text = ", normalised" if spec.hyperparams.normalize_advantage else ", not normalised"
+            text = ", normalized" if spec.hyperparams.normalize_advantage else ", not normalized"
             texts[(cell.env, cell.n_timesteps), cell.column] = text
     return texts

@@ -113,7 +113,7 @@ def _check_effect(
     if is_box and hyperparams.beta != 0:
         raise UserError(
             f"{spec.algorithm.label} with beta={hyperparams.beta:g} needs the probability of an action, "
-            f"and {spec.env} has the action space {action_space}, which has only a density. Discretise the "
+            f"and {spec.env} has the action space {action_space}, which has only a density. Discretize the "
             f"actions with --algo d{spec.algo}, or use --algo {spec.algorithm.family}."
         )
     if is_box:

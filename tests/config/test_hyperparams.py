@@ -126,7 +126,7 @@ def test_environment_without_an_entry_is_said_to_take_the_default():
 
 
 @pytest.mark.parametrize(
-    ("algo", "profile", "normalised"),
+    ("algo", "profile", "normalized"),
     [
         ("ppo", "authors", False),
         ("ppo", "controlled", True),
@@ -134,8 +134,8 @@ def test_environment_without_an_entry_is_said_to_take_the_default():
         ("sppo", "controlled", True),
     ],
 )
-def test_authors_profile_trains_atari_ppo_without_normalised_advantages(algo, profile, normalised):
-    assert resolve(algo, "PongNoFrameskip-v4", profile).normalize_advantage is normalised
+def test_authors_profile_trains_atari_ppo_without_normalised_advantages(algo, profile, normalized):
+    assert resolve(algo, "PongNoFrameskip-v4", profile).normalize_advantage is normalized
     assert resolve(algo, "CartPole-v1", profile).normalize_advantage
 
 

@@ -63,7 +63,7 @@ def test_auto_keeps_small_networks_on_the_cpu():
 def test_box_actions_with_a_reverse_loss_are_refused_and_told_how_to_discretise(algo):
     with pytest.raises(UserError) as error:
         check_run(small_spec(algo, "Pendulum-v1"))
-    assert "Discretise the actions with --algo d" + algo in str(error.value)
+    assert "Discretize the actions with --algo d" + algo in str(error.value)
 
 
 @pytest.mark.parametrize(("algo", "overrides"), [("ppo", {}), ("dsppo", {}), ("sppo", {"beta": 0})])

@@ -196,7 +196,7 @@ def test_nothing_in_common_is_no_figure_and_said(tmp_path):
     made, notes = aggregate(tmp_path)
     assert made == []
     assert (
-        "No aggregates, min-max normalised, without noise: no seed is finished with all of PPO, SPPO."
+        "No aggregates, min-max normalized, without noise: no seed is finished with all of PPO, SPPO."
         in notes
     )
 
@@ -485,7 +485,7 @@ def test_aggregate_is_over_the_matched_runs_on_one_scale(tmp_path):
     assert values == pytest.approx(dict(median=0.5625, iqm=0.625, mean=0.5625, optimality_gap=0.4375))
     assert made.profiles["SPPO"] == performance_profile(made.scores["SPPO"], made.thresholds, reps=REPS)
     assert (made.thresholds[0], made.thresholds[-1]) == (0, 1)
-    where = "Left out of the aggregates, min-max normalised, without noise"
+    where = "Left out of the aggregates, min-max normalized, without noise"
     assert {note for note in notes if note.startswith("Left out")} == {
         f"{where}: A: seed 3, not finished with PPO.",
         f"{where}: A: seed 2, not finished with SPPO.",
@@ -552,7 +552,7 @@ def test_random_play_of_every_game_is_0_and_a_human_is_1(name, how):
 
 
 @pytest.mark.parametrize(
-    ("game", "score", "normalised"),
+    ("game", "score", "normalized"),
     [
         # (401.2 - 1.7) / (30.5 - 1.7) of DQN in the Nature paper, and (18.9 + 20.7) / (14.6 + 20.7)
         ("Breakout", 401.2, 13.8715),
@@ -561,12 +561,12 @@ def test_random_play_of_every_game_is_0_and_a_human_is_1(name, how):
         ("Skiing", -10000.0, 0.55622),
     ],
 )
-def test_human_normalised_score_worked_out_by_hand(game, score, normalised):
+def test_human_normalised_score_worked_out_by_hand(game, score, normalized):
     scales, notes = find_scales(lone_cells(f"{game}NoFrameskip-v4"), "auto")
     (scale,) = scales.values()
-    assert scale.normalise(np.array([score])) == pytest.approx([normalised], abs=1e-4)
+    assert scale.normalise(np.array([score])) == pytest.approx([normalized], abs=1e-4)
     (note,) = notes
-    assert note.startswith("Human-normalised: 0 is random play, 1 a human's score.")
+    assert note.startswith("Human-normalized: 0 is random play, 1 a human's score.")
     assert "arXiv 1511.06581" in note
 
 
@@ -627,7 +627,7 @@ def test_environment_whose_scores_are_all_the_same_is_0_and_said(tmp_path):
         finish(tmp_path, algo, {0: 7, 1: 7})
     (made,), notes = aggregate(tmp_path)
     assert [scores.tolist() for scores in made.scores.values()] == [[[0], [0]], [[0], [0]]]
-    assert "A: all its scores are 7, which min-max normalisation makes 0." in notes
+    assert "A: all its scores are 7, which min-max normalization makes 0." in notes
 
 
 def test_scores_that_are_not_normalised_stay_what_they_are(tmp_path):

@@ -220,7 +220,7 @@ def test_nothing_in_a_figure_is_cut_off(kind, columns, noises):
 
 @SMALLEST_AND_LARGEST
 def test_legend_that_says_what_is_normalised_is_not_cut_off(columns, noises):
-    check_nothing_is_cut_off(draw("curves", columns=columns, noises=noises, suffix=", not normalised"))
+    check_nothing_is_cut_off(draw("curves", columns=columns, noises=noises, suffix=", not normalized"))
 
 
 @pytest.mark.parametrize("kind", ["curves", "improvements by environment", "profiles"])

@@ -81,12 +81,12 @@ def test_normalising_without_taking_in_leaves_the_statistics():
     normalize.reset(envs.reset(range(3)))
     mean, var, count = normalize.obs_rms.mean.copy(), normalize.obs_rms.var.copy(), normalize.obs_rms.count
     raw = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
-    normalised = normalize.observations(raw)
+    normalized = normalize.observations(raw)
     assert np.array_equal(normalize.obs_rms.mean, mean)
     assert np.array_equal(normalize.obs_rms.var, var)
     assert normalize.obs_rms.count == count
     for member in range(3):
-        assert np.array_equal(normalize.observations(raw[member, 0], member), normalised[member, 0])
+        assert np.array_equal(normalize.observations(raw[member, 0], member), normalized[member, 0])
     envs.close()
 
 

@@ -121,7 +121,7 @@ CASES = {
               overrides=dict(policy="CnnPolicy", n_envs=2, n_steps=16, batch_size=16))
         for seed, algo in ((1, "sppo"), (2, "ppo"))
     ],
-    "several environments, normalised, stacked frames": lambda: [
+    "several environments, normalized, stacked frames": lambda: [
         small("sppo", "Small-v0", seed, noise=noise,
               overrides=dict(normalize=True, n_envs=3, frame_stack=2, gamma=gamma))
         for seed, noise, gamma in ((1, "none", 0.99), (2, "flip:0.1", 0.9), (3, "gaussian:0.1", 0.99))
@@ -188,7 +188,7 @@ CASES = {
             dict(rms_prop_eps=1e-2, policy_kwargs=dict(optimizer_kwargs=dict(alpha=0.9))),
         ))
     ],
-    "advantages in bins, not normalised": lambda: [
+    "advantages in bins, not normalized": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(
             advantage_transform="bins", normalize_advantage=False))
         for seed in (1, 2)
