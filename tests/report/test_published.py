@@ -1,0 +1,30 @@
+"""The published results are what a report of the published data says."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.small_runs import srl
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHIVES = sorted((ROOT / "results").glob("*.parquet"))
+
+
+def test_published_data_is_small():
+    assert ARCHIVES
+    assert sum(archive.stat().st_size for archive in ARCHIVES) < 5e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.stem)
+def test_page_has_the_tables_of_a_report_byte_for_byte(archive, tmp_path):
+    ended = srl("report", archive, "--out", tmp_path, "--figures", "png")
+    assert ended.status == 0, ended.err
+    page = (ROOT / "docs/results" / f"{archive.stem}.md").read_text()
+    for name in ("table", "improvement", "trend"):
+        assert (tmp_path / f"{name}.md").read_text() in page
+    scores = (tmp_path / "table.md").read_text()
+    lines = (ROOT / "README.md").read_text().partition("## Results")[2].splitlines()
+    rows = [line.split("|")[2:-1] for line in lines if line.startswith(("| none", "| flip"))]
+    assert len(rows) == 3
+    assert all(f"{cell.strip()} (n=10)" in scores for row in rows for cell in row)
