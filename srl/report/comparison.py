@@ -10,7 +10,7 @@ import numpy as np
 from srl.config.algorithms import get_algorithm
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import Task
-from srl.report.runs import Cell
+from srl.report.runs import Cell, name_seeds
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
 from srl.report.statistics import probability_of_improvement
 from srl.report.tables import column_order, noise_order
@@ -95,21 +95,6 @@ def task_name(task: Task, tasks: Sequence[Task]) -> str:
     """An environment's name, with the steps if there are others of the same name."""
     env, steps = task
     return env if sum(other[0] == env for other in set(tasks)) == 1 else f"{env} ({steps:,} steps)"
-
-
-def name_seeds(seeds: set[int]) -> str:
-    """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    texts = [
-        f"{first} to {end}" if end > first + 1 else ", ".join(map(str, dict.fromkeys((first, end))))
-        for first, end in ranges
-    ]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(texts)}"
 
 
 def by_column(cells: Sequence[Cell]) -> dict[str, dict[Task, Cell]]:

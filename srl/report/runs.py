@@ -375,6 +375,21 @@ class Cell:
         return sum(run.state == state for run in self.runs)
 
 
+def name_seeds(seeds: set[int]) -> str:
+    """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
+    ranges: list[list[int]] = []
+    for seed in sorted(seeds):
+        if ranges and seed == ranges[-1][1] + 1:
+            ranges[-1][1] = seed
+        else:
+            ranges.append([seed, seed])
+    texts = [
+        f"{first} to {end}" if end > first + 1 else ", ".join(map(str, dict.fromkeys((first, end))))
+        for first, end in ranges
+    ]
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(texts)}"
+
+
 def group(runs: Sequence[Run]) -> list[Cell]:
     """Runs over seeds: those that differ in nothing but the seed and how they were executed.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from srl.report.published import read_published
-from srl.report.runs import Cell, Run, State, group, read_runs
+from srl.report.runs import Cell, Run, State, group, name_seeds, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
 from srl.rundir.plan import PLAN, read_comparisons
@@ -55,11 +56,25 @@ def read_scores(root: Path, *, last: int = 1) -> Scores:
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:
-    """Lines that name the runs without a score; those that are simply not finished together."""
+    """Lines that name the runs without a score: those of an environment, or of a cell, together."""
     lines = [f"{run.path}: {run.state}: {run.reason}" for run in runs if run.reason]
-    folders: dict[tuple[str, State], list[str]] = {}
+    by_env: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.state != "done" and not run.reason:
-            path = Path(run.path)
-            folders.setdefault((path.parent.as_posix(), run.state), []).append(path.name)
-    return lines + [f"{folder}: {state}: {', '.join(names)}." for (folder, state), names in folders.items()]
+        by_env[run.env].append(run)
+    for env, of_env in by_env.items():
+        if len(of_env) > 1 and all(run.state == "missing" for run in of_env):
+            lines.append(f"{env}: all {len(of_env)} runs are missing.")
+            continue
+        cells: dict[tuple[str, State], list[Run]] = defaultdict(list)
+        for run in of_env:
+            if run.state != "done" and not run.reason:
+                cells[Path(run.path).parent.as_posix(), run.state].append(run)
+        lines += [f"{folder}: {state}: {_names(of_cell)}." for (folder, state), of_cell in cells.items()]
+    return lines
+
+
+def _names(runs: Sequence[Run]) -> str:
+    names = [Path(run.path).name for run in runs]
+    if names == [f"seed-{run.seed}" for run in runs]:
+        return name_seeds({run.seed for run in runs})
+    return ", ".join(names)

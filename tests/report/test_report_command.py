@@ -9,6 +9,7 @@ import pytest
 
 from srl.config.spec import RunSpec
 from srl.report.report import make_report
+from srl.report.scores import read_scores
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan
 from tests.report.hostile import parse
@@ -277,3 +278,16 @@ def test_warning_about_a_single_seed_says_what_its_figures_are(tmp_path):
     (line,) = [line for line in make_report(tmp_path, reps=100).summary if "1 seed only" in line]
     # In how many cases of how many
     assert "93" not in line or "of 100 cases" in line
+
+
+def test_runs_without_a_score_are_named_together(tmp_path):
+    for seed in range(3):
+        lay_down(tmp_path, RETURNS, algo="ppo", seed=seed)
+    places = product(("CartPole-v1", "Acrobot-v1"), ("ppo", "sppo"), range(4))
+    specs = [small_spec(algo, env, seed) for env, algo, seed in places]
+    write_plan(Plan(tmp_path, [Job(spec, tmp_path / spec.path) for spec in specs]))
+    assert read_scores(tmp_path).left_out == [
+        "CartPole-v1/ppo/none: missing: seed 3.",
+        "CartPole-v1/sppo/none: missing: seeds 0 to 3.",
+        "Acrobot-v1: all 8 runs are missing.",
+    ]
