@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,9 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 
 
 def _names(runs: Sequence[Run]) -> str:
+    """The names of folders, with those of three or more successive seeds in one."""
     names = [Path(run.path).name for run in runs]
-    if names == [f"seed-{run.seed}" for run in runs]:
-        return name_seeds({run.seed for run in runs})
-    return ", ".join(names)
+    if names != [f"seed-{run.seed}" for run in runs]:
+        return ", ".join(names)
+    _, _, numbers = name_seeds({run.seed for run in runs}).partition(" ")
+    return re.sub(r"(\d+)", r"seed-\1", numbers)

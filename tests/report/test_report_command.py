@@ -215,8 +215,8 @@ def half_finished(tmp_path_factory):
 
 
 def names_seed(line, name):
-    """Whether a line such as ``...: missing: seeds 0 to 2, 7.`` names a seed, as ``seed-1``."""
-    ranges = re.findall(r"(\d+)(?: to (\d+))?", line.rpartition(": ")[2])
+    """Whether a line such as ``...: missing: seed-0 to seed-2, seed-7.`` names a seed, as ``seed-1``."""
+    ranges = re.findall(r"seed-(\d+)(?: to seed-(\d+))?", line.rpartition(": ")[2])
     return any(int(first) <= int(name.removeprefix("seed-")) <= int(last or first) for first, last in ranges)
 
 
@@ -296,7 +296,7 @@ def test_runs_without_a_score_are_named_together(tmp_path):
     specs = [small_spec(algo, env, seed) for env, algo, seed in places]
     write_plan(Plan(tmp_path, [Job(spec, tmp_path / spec.path) for spec in specs]))
     assert read_scores(tmp_path).left_out == [
-        "CartPole-v1/ppo/none: missing: seed 3.",
-        "CartPole-v1/sppo/none: missing: seeds 0 to 3.",
+        "CartPole-v1/ppo/none: missing: seed-3.",
+        "CartPole-v1/sppo/none: missing: seed-0 to seed-3.",
         "Acrobot-v1: all 8 runs are missing.",
     ]

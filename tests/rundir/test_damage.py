@@ -6,7 +6,6 @@ retrained with bitwise-identical results, and its files are kept. Damage to othe
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -635,8 +634,7 @@ def test_unfinished_run_has_no_score_whatever_is_damaged(begun, tmp_path):
         flipped(only(run, name))
         scores = read_scores(root)
         assert all(cell.values == [] for cell in scores.cells)
-        seed = other.name.removeprefix("seed-")
-        assert any(seed in re.findall(r"\d+", line.rpartition(": ")[2]) for line in scores.left_out)
+        assert any(other.name in line for line in scores.left_out)
 
 
 def test_checkpoint_in_which_any_bit_is_wrong_is_the_same_or_named(begun, tmp_path):
