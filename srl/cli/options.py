@@ -208,8 +208,9 @@ def engine_of(cluster: Any, n_jobs: int | None) -> EngineOptions:
     given = {name: value for name, value in vars(cluster).items() if value is not None}
     engine = given.pop("engine")
     named = read_yaml("--engine", engine, engine)
-    name, arguments = next(iter(named.items())) if isinstance(named, dict) else (engine, {})
-    if not isinstance(arguments, dict):
+    choices = list(named.items()) if isinstance(named, dict) else [(engine, {})]
+    name, arguments = choices[0] if len(choices) == 1 else (None, None)
+    if not (isinstance(name, str) and isinstance(arguments, dict)):
         raise UserError(f"--engine {engine}: must be a name, or 'module:Class: {{ARGUMENT: VALUE}}'.")
     return engine_options(name, n_jobs, given, arguments)
 

@@ -405,6 +405,9 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
         (["--engine", "rai"], "--engine rai: must be local, ray, slurm, or module:Class with its arguments."),
         (["--engine", "ray: {address: auto}"], "--engine ray: must be local, ray, slurm, or module:Class"),
         (["--engine", "a:B: 3"], "--engine a:B: 3: must be a name, or 'module:Class: {ARGUMENT: VALUE}'"),
+        (["--engine", "{}"], "--engine {}: must be a name, or 'module:Class: {ARGUMENT: VALUE}'"),
+        (["--engine", "3: {a: 1}"], "--engine 3: {a: 1}: must be a name"),
+        (["--engine", "{a:B: {}, c:D: {}}"], "--engine {a:B: {}, c:D: {}}: must be a name"),
         (["--engine", "no_module:B"], "no_module:B needs the module 'no_module'"),
         (
             ["--engine", "pathlib:Path"],
