@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from srl.config.spec import RunSpec
 from srl.envs import make_train_env
-from srl.envs.registration import is_builtin
+from srl.envs.registration import check_rom, is_builtin, registered
+from srl.envs.spec import EnvSpec
 from srl.errors import UserError
 from srl.evaluation import TrainingOnlyWrapper
 from srl.rewards import explained
@@ -23,9 +24,9 @@ from srl.spaces import one_line
 from srl.training.policy_options import checking_optimizer
 from srl.training.run import in_one_line, make_model
 
-#: What neither an environment nor a model can refuse.
+#: What a model cannot refuse on an environment that is already described.
 _NEVER_REFUSED = {
-    "seed", "noise", "n_timesteps", "profile", "eval_freq", "n_eval_episodes", "n_eval_envs",
+    "env", "seed", "noise", "n_timesteps", "profile", "eval_freq", "n_eval_episodes", "n_eval_envs",
     "eval_deterministic", "stacked",
 }  # fmt: skip
 
@@ -38,7 +39,8 @@ def check_run(spec: RunSpec) -> None:
 def check_runs(specs: Iterable[RunSpec]) -> None:
     """Make the environment of each run, step it once, and build the run's model on it.
 
-    Runs that differ only in seed, noise, length or evaluation are checked once.
+    Runs that differ only in seed, noise, length or evaluation are checked once. Of Atari games, which have
+    the same observations, only the ROM is looked for, except of the first.
 
     :raises UserError: For the first mistake in the order of the runs' paths: an environment that cannot be
         made or gives arrays as rewards, spaces that are not supported, a policy, optimizer or other
@@ -47,10 +49,19 @@ def check_runs(specs: Iterable[RunSpec]) -> None:
     by_environment: dict[str, dict[str, RunSpec]] = {}
     for spec in sorted(specs, key=lambda spec: spec.path):
         alone = replace(spec.env_spec(), seed=0, n_envs=1, noise="none", gamma=0.99)
-        models = by_environment.setdefault(repr(alone), {})
+        models = by_environment.setdefault(_without_game(alone), {})
         models.setdefault(spec.model_dump_json(exclude=_NEVER_REFUSED), spec)
     for models in by_environment.values():
         _check_environment(list(models.values()))
+
+
+def _without_game(spec: EnvSpec) -> str:
+    """Describe an environment; Atari games that can only be refused together have one description."""
+    if not spec.atari or spec.env_kwargs or spec.wrappers:
+        return repr(spec)
+    check_rom(spec.env_id)
+    of_all_games = {k: v for k, v in registered(spec.env_id).kwargs.items() if k != "game"}
+    return repr((replace(spec, env_id=""), of_all_games))
 
 
 def _check_environment(specs: Sequence[RunSpec]) -> None:

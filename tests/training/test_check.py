@@ -4,9 +4,11 @@ import json
 import pickle
 
 import pytest
+from ale_py import roms
 from stable_baselines3.common.vec_env import VecNormalize
 
 from srl import SA2C, SPPO
+from srl.config.spec import make_run_spec
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.training.check import check_runs
@@ -101,6 +103,27 @@ def test_runs_that_differ_in_what_cannot_matter_are_built_once(monkeypatch):
     assert len(built) == 1
     check_runs([*specs, small_spec("sa2c", overrides={"policy_kwargs": {"net_arch": [8]}})])
     assert len(built) == 3
+
+
+def test_of_atari_games_one_is_built_and_the_rom_of_every_one_is_looked_for(monkeypatch, tmp_path):
+    built = []
+    setup_model = SA2C._setup_model
+    monkeypatch.setattr(SA2C, "_setup_model", lambda self: (built.append(self.env), setup_model(self)))
+    games = ("BoxingNoFrameskip-v4", "PongNoFrameskip-v4")
+    specs = [make_run_spec("sa2c", game, 0)[0] for game in games]
+    check_runs(specs)
+    assert len(built) == 1
+    check_runs([*specs, make_run_spec("sa2c", "ALE/Pong-v5", 0)[0]])
+    assert len(built) == 3  # it repeats actions at random, which the emulator could refuse
+    strange = make_run_spec("sa2c", games[1], 0, env_kwargs={"mode": 77})[0]
+    with pytest.raises(UserError, match="PongNo.*Invalid game mode"):
+        check_runs([specs[0], strange])
+
+    (tmp_path / "boxing.bin").write_bytes(roms.get_rom_path("boxing").read_bytes())
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    check_runs(specs[:1])
+    with pytest.raises(UserError, match="The ROM of the Atari game 'pong'"):
+        check_runs(specs)
 
 
 def test_number_of_environments_counts_in_the_check():
