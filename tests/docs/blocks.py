@@ -20,6 +20,7 @@ from markdown_it import MarkdownIt
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from srl.cli import main
+from srl.precision import why_no_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 #: ``text`` is shown and not run: it needs a GPU, a model or data that are not at hand.
@@ -42,9 +43,20 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command in a block of shell code."""
-    lines = block.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """The words of each command in a block of shell code; loops have only their first iteration."""
+    variables: dict[str, str] = {}
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        loops = re.findall(r"\bfor (\w+) in (\S+)[^;]*; do", line)
+        if assigned := re.fullmatch(r'\s*(\w+)="(.*)"', line):
+            loops.append((assigned[1], assigned[2]))
+        variables |= loops
+        words = shlex.split(line, comments=True)
+        if words and not loops and words[0].rstrip(";") != "done":
+            found.append(words)
+    return found
 
 
 class Parsed(Exception):
@@ -63,6 +75,8 @@ class Runner:
         self.monkeypatch = monkeypatch
         self.execute = execute
         self.modules: list[str] = []
+        #: Why blocks were not run.
+        self.not_run: list[str] = []
         monkeypatch.chdir(folder)
         monkeypatch.syspath_prepend(folder)
         monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
@@ -72,6 +86,9 @@ class Runner:
         """Run all blocks of a page."""
         names: dict[str, object] = {"__name__": "page"}
         for language, content in blocks(page.read_text()):
+            if "bf16" in content and (reason := why_no_bf16("cpu")):
+                self.not_run.append(reason)
+                continue
             saved = _NAME.match(content)
             if saved and saved[1].endswith(".py"):
                 self._save(saved[1], content)
