@@ -1,5 +1,6 @@
 """The published results are what a report of the published data says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,11 @@ def test_readme_has_scores_of_the_page():
     rows = [line.split("|")[2:-1] for line in lines if line.startswith(("| none", "| flip"))]
     assert len(rows) == 3
     assert all(f"{cell.strip()} (n=10)" in page for row in rows for cell in row)
+
+
+def test_claims_have_probabilities_of_the_pages():
+    pages = "".join(page.read_text() for page in (ROOT / "docs/results").glob("study_*.md")).replace("\\", "")
+    claims = (ROOT / "docs/results/claims.md").read_text()
+    found = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", claims)
+    assert len(found) >= 10
+    assert all(f"{interval} (n=10)" in pages for interval in found)
