@@ -84,9 +84,7 @@ def batch():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("importance_weighting", [True, False])
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_gradient_matches_loss_on_masked_tokens(
-    tmp_path, loss_type, importance_weighting, on_policy
-):
+def test_gradient_matches_loss_on_masked_tokens(tmp_path, loss_type, importance_weighting, on_policy):
     """Also checks the assumption that TRL computes log probabilities once, before reading advantages."""
     symmetric = {"alpha": 0.5, "beta": 0.7, "z": -1.5, "importance_weighting": importance_weighting}
     trainer = make(

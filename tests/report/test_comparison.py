@@ -222,9 +222,7 @@ def test_missing_run_excludes_a_seed_instead_of_an_environment(tmp_path):
     [(range(5), "ABC", 5), (range(4), "AB", 10), (range(5, 15), "ABC", 5), (range(6, 16), "AB", 10)],
     ids=str,
 )
-def test_environment_that_would_exclude_most_seeds_is_excluded(
-    begun, envs, n_seeds, tmp_path
-):
+def test_environment_that_would_exclude_most_seeds_is_excluded(begun, envs, n_seeds, tmp_path):
     for algo in ("sppo", "ppo"):
         for env in "AB":
             finish(tmp_path, algo, range(10), env)

@@ -273,9 +273,7 @@ def files_of(page):
 
 
 @pytest.mark.slow
-def test_report_does_not_depend_on_location_or_hash_seed(
-    plain, plain_page, tmp_path
-):
+def test_report_does_not_depend_on_location_or_hash_seed(plain, plain_page, tmp_path):
     elsewhere = tmp_path / "another & name"
     shutil.copytree(plain, elsewhere)
     code = "import sys; from srl.cli import main; main(sys.argv[1:])"

@@ -30,8 +30,6 @@ def test_other_errors_pass_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("total", "free", "full"), [(10**12, 50_000, True), (10**12, 10**9, False), (0, 0, False)]
 )
-def test_free_space_detects_full_disk_if_reported(
-    total, free, full, tmp_path, monkeypatch
-):
+def test_free_space_detects_full_disk_if_reported(total, free, full, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=total, free=free))
     assert is_full(tmp_path) is full

@@ -384,9 +384,7 @@ def test_dry_run_names_populations_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 3, 64])
-def test_slurm_sweep_is_divided_by_jobs_instead_of_local_cores(
-    cores, monkeypatch, tmp_path
-):
+def test_slurm_sweep_is_divided_by_jobs_instead_of_local_cores(cores, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: 0)
     words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--dry-run"]

@@ -257,9 +257,7 @@ def test_baseline_run_is_bitwise_identical_to_sb3(algo, theirs, tmp_path):
     ],
 )
 @pytest.mark.parametrize("normalize", [False, True])
-def test_non_finite_number_fails_the_run_and_names_the_step(
-    env, changes, reason, normalize, tmp_path
-):
+def test_non_finite_number_fails_the_run_and_names_the_step(env, changes, reason, normalize, tmp_path):
     changes = dict(eval_freq=1000) | changes
     changes["overrides"] = {"normalize": normalize} | changes.get("overrides", {})
     with pytest.raises(RunFailed) as error:

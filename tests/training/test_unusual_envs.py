@@ -242,9 +242,7 @@ def test_run_resumes_with_other_kinds_of_random_generators(how, env, tmp_path):
 
 @HOW
 @pytest.mark.parametrize("env", ["NoRandom", "RaisingRandom", "SystemRandom", "GlobalState"])
-def test_run_with_unsavable_random_generator_trains_without_checkpoints(
-    how, env, tmp_path
-):
+def test_run_with_unsavable_random_generator_trains_without_checkpoints(how, env, tmp_path):
     run = Training(how, env, tmp_path)
     for status in run.train(checkpoint_every=0):
         assert status.state == "done"
