@@ -308,15 +308,15 @@ DAMAGES = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_text(""),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "words for figures": lambda file: file.write_text(log_of([(32, 1, "many", 2)])),
+    "text instead of numbers": lambda file: file.write_text(log_of([(32, 1, "many", 2)])),
     "rows longer than the header": lambda file: file.write_text(log_of([(32, 1, 2, 3, 4), (64, 1, 2, 3, 4)])),
     "a row longer than the header": lambda file: file.write_text(
         log_of([(32, 1, 2, 3), (64, 1, 2, 3), (96, 1, 2, 3, 4)])
     ),
-    "a quote that does not end": lambda file: file.write_text(log_of([(32, 1, 2, 3), ('"64', 1, 2, 3)])),
-    "no text": lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 50),
-    "no steps": lambda file: file.write_text(f"{SIGN_CHANGE}\n3\n"),
-    "no column that is known": lambda file: file.write_text("a,b\n1,2\n"),
+    "unterminated quote": lambda file: file.write_text(log_of([(32, 1, 2, 3), ('"64', 1, 2, 3)])),
+    "binary data": lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 50),
+    "no column of steps": lambda file: file.write_text(f"{SIGN_CHANGE}\n3\n"),
+    "no known column": lambda file: file.write_text("a,b\n1,2\n"),
 }
 
 

@@ -125,11 +125,11 @@ BREAKAGES = {
         ),
         "damaged",
     ),
-    "evaluated too early": (
+    "missing final evaluation": (
         lambda directory: np.savez(directory.path / "evaluations.npz", timesteps=[32], results=[[1.0, 1.0]]),
         "damaged",
     ),
-    "text for figures": (
+    "text instead of numbers": (
         lambda directory: np.savez(directory.path / "evaluations.npz", timesteps=[64], results=[["a"]]),
         "damaged",
     ),
@@ -144,7 +144,7 @@ BREAKAGES = {
         lambda directory: directory.write_status(Status("failed", reason="it | broke")),
         "failed",
     ),
-    "gone while running": (
+    "process ended while running": (
         lambda directory: directory.write_status(Status("running", 10, 64)),
         "interrupted",
     ),

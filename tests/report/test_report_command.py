@@ -156,7 +156,7 @@ def only_damaged(root):
 
 
 @pytest.mark.parametrize("lay", [only_failed, only_missing, only_damaged])
-def test_report_on_runs_without_scores_is_complete_and_says_so(lay, tmp_path):
+def test_report_on_runs_without_scores_is_complete(lay, tmp_path):
     root = tmp_path / "runs"
     lay(root)
     outcome = srl("report", root, "--reps", 100)

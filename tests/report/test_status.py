@@ -246,11 +246,11 @@ DAMAGES = {
         damage("status.json", '{"state": "do'),
         "seed-1/status.json: not the status of a run",
     ),
-    "another status": (
+    "unknown state": (
         damage("status.json", '{"state": "x"}'),
         "status.json: not the status of a run: key state",
     ),
-    "status in text": (
+    "text instead of a number in status": (
         damage("status.json", '{"state": "running", "timesteps": "many"}'),
         "status.json: not the status of a run: key timesteps",
     ),
@@ -264,7 +264,7 @@ DAMAGES = {
         lambda directory: (directory.path / "evaluations.npz").unlink(),
         "evaluations.npz: missing",
     ),
-    "evaluated too early": (
+    "missing final evaluation": (
         lambda directory: (
             lay_down(directory.path.parent, RETURNS, at="seed-1", n_timesteps=32, seed=1)
             and (directory.path / "spec.json").write_text(small_spec(seed=1).model_dump_json())

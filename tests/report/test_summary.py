@@ -297,7 +297,7 @@ def test_each_noise_and_pair_is_compared_with_its_own_runs_without_noise():
         [compared(None), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
         [compared((0.2, 0.1, 0.3), name="SA2C over A2C"), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
     ],
-    ids=["no runs without", "no noise", "nothing with", "nothing without", "another pair"],
+    ids=["no noise-free runs", "no noise", "no match with noise", "no match without noise", "another pair"],
 )
 def test_noise_is_not_mentioned_without_matching_runs(comparisons):
     assert noise_lines(*comparisons) == []
@@ -314,7 +314,7 @@ def test_noise_is_not_mentioned_without_matching_runs(comparisons):
             "distributed scores holds their true interquartile mean in about 49 of 100 cases."),
         (5, "5 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
             "distributed scores holds their true interquartile mean in about 89 of 100 cases."),
-        # The coverage of 6 seeds is unknown; that of 5 is a bound
+        # The coverage of 6 seeds is not known; that of 5 is given instead
         (6, "6 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
         (9, "9 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
         (10, None),
