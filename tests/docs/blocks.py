@@ -42,7 +42,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """Return the words of each command in a shell block."""
+    """The words of each command in a block of shell code."""
     lines = block.replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
