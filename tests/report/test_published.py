@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.small_runs import srl
@@ -43,3 +45,20 @@ def test_claims_have_probabilities_of_the_pages():
     found = re.findall(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]", claims)
     assert len(found) >= 10
     assert all(f"{interval} (n=10)" in pages for interval in found)
+
+
+def test_dsppo_and_rescaled_dppo_start_with_equal_updates():
+    runs = pd.read_parquet(ROOT / "results/study_continuous.parquet")
+    runs = runs[runs.state == "done"].set_index(["name", "environment", "noise", "seed"])
+    figures = ["train/entropy_loss", "train/advantage_sign_change"]
+
+    def equal_until(name, task):
+        """The training steps at which the logs of DSPPO and another column begin to differ by 0.1%."""
+        one, other = (np.stack(runs.loc[(which, *task)][figures]) for which in ("dsppo", name))
+        different = np.abs(one - other) > 1e-3 * np.abs(one)
+        return runs.loc[("dsppo", *task)][f"{figures[0]}/steps"][different.any(axis=0).argmax()]
+
+    tasks = runs.loc["dppo-rescaled"].index
+    assert len(tasks) >= 40
+    assert min(equal_until("dppo-rescaled", task) for task in tasks) >= 8192
+    assert {equal_until("dppo", task) for task in tasks} == {6144}
