@@ -47,8 +47,10 @@ from srl.precision import why_no_bf16
 from srl.rundir.directory import RunDirectory
 from srl.sweep.engines.local import use_one_thread
 from srl.training import run
-from srl.training.run import Attempt, train_run, versions
+from srl.training.attempt import Attempt
+from srl.training.run import train_run
 from srl.training.stacked.train import Population, train_population
+from srl.training.versions import versions
 
 GIB = 2**30
 T = TypeVar("T")

@@ -37,7 +37,7 @@ def profile(family: str, n_members: int, n_timesteps: int) -> dict[str, float]:
     """Train a population; return microseconds for a step of a member, by part."""
     from srl.compilation import why_not
     from srl.config.spec import make_run_spec
-    from srl.training.run import Attempt
+    from srl.training.attempt import Attempt
     from srl.training.stacked.train import Population
 
     compile = "on" if why_not("cpu") is None else "off"

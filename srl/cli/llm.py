@@ -171,7 +171,7 @@ def train(options: Train, command: str) -> int:
     from srl.rundir.directory import RunDirectory
     from srl.sweep.display import RunDisplay
     from srl.sweep.execution import check_interval
-    from srl.training.run import RunFailed
+    from srl.training.attempt import RunFailed
 
     check_interval(options.checkpoint_every)
     put_current_directory_on_path()

@@ -22,7 +22,7 @@ from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
 from srl.llm.record import Record
 from srl.llm.sampling import Evaluation, Sampler
 from srl.llm.tasks import Task, options
-from srl.training.run import Attempt
+from srl.training.attempt import Attempt
 
 #: What is logged of TRL's figures, by the names that runs with a critic have.
 _LOGGED = {

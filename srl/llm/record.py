@@ -11,9 +11,9 @@ from stable_baselines3.common.logger import Logger
 from srl.llm.sampling import Evaluation
 from srl.rundir.directory import SAMPLES
 from srl.rundir.files import write_text
+from srl.training.attempt import Attempt
 from srl.training.callbacks import Episodes, EvaluationLog
 from srl.training.logs import log_state, make_logger, restore_logger
-from srl.training.run import Attempt
 
 #: Texts that a run keeps.
 N_SAMPLES = 12

@@ -28,8 +28,9 @@ from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import LANGUAGE_MODEL
 from srl.rundir.files import plain_files
 from srl.rundir.status import Status
+from srl.training.attempt import Attempt, RunFailed, in_one_line
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint
-from srl.training.run import Attempt, RunFailed, checkpoint_origin, in_one_line
+from srl.training.versions import checkpoint_origin
 
 
 def train_llm_run(

@@ -21,8 +21,9 @@ from srl.errors import UserError
 from srl.evaluation import TrainingOnlyWrapper
 from srl.rewards import explained
 from srl.spaces import one_line
+from srl.training.attempt import in_one_line
+from srl.training.model import make_model
 from srl.training.policy_options import checking_optimizer
-from srl.training.run import in_one_line, make_model
 
 #: What a model cannot refuse on an environment that is already described.
 _NEVER_REFUSED = {

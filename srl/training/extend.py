@@ -15,7 +15,7 @@ from srl.rundir.directory import FINAL_STATE, SPEC, RunDirectory
 from srl.rundir.files import write_text
 from srl.rundir.status import Status
 from srl.training.checkpoint import read_checkpoint, read_final_state, write_checkpoint
-from srl.training.run import checkpoint_origin
+from srl.training.versions import checkpoint_origin
 
 
 def extended(spec: RunSpec, n_timesteps: int) -> RunSpec:

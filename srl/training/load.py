@@ -21,7 +21,7 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.errors import UserError
 from srl.rundir.directory import BEST_MODEL, BEST_VECNORMALIZE, MODEL, SPEC, VECNORMALIZE, RunDirectory
 from srl.rundir.files import read_bytes
-from srl.training.run import make_model
+from srl.training.model import make_model
 
 
 def load_run(

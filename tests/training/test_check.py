@@ -116,7 +116,7 @@ def test_of_atari_games_one_is_built_and_the_rom_of_every_one_is_looked_for(monk
     check_runs([*specs, make_run_spec("sa2c", "ALE/Pong-v5", 0)[0]])
     assert len(built) == 3  # it repeats actions at random, which the emulator could refuse
     strange = make_run_spec("sa2c", games[1], 0, env_kwargs={"mode": 77})[0]
-    with pytest.raises(UserError, match="PongNo.*Invalid game mode"):
+    with pytest.raises(UserError, match=r"PongNo.*Invalid game mode"):
         check_runs([specs[0], strange])
 
     (tmp_path / "boxing.bin").write_bytes(roms.get_rom_path("boxing").read_bytes())

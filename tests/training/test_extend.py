@@ -109,7 +109,7 @@ def test_schedule_that_depends_on_the_length_is_named(tmp_path):
 
 def test_other_versions_are_named(tmp_path, monkeypatch, capsys):
     spec = trained(tmp_path / "run", 32)
-    monkeypatch.setattr("srl.training.run._version", lambda package: "1.2.3")
+    monkeypatch.setattr("srl.training.versions.package_version", lambda package: "1.2.3")
     told = []
     extend(RunDirectory(tmp_path / "run"), spec, spec.model_copy(update={"n_timesteps": 64}), told.append)
     assert "gymnasium" in told[0]

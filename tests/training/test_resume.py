@@ -18,11 +18,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from srl import SA2C, SPPO
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
 from srl.rundir.directory import RunDirectory
-from srl.training import run as run_module
-from srl.training.run import RunFailed, package_versions, train_run
+from srl.training.attempt import RunFailed
+from srl.training.run import train_run
 from srl.training.stacked import train as population
 from srl.training.stacked.train import train_population
 from srl.training.stacked.update import Updater
+from srl.training.versions import package_versions
 from tests.envs.unusual_spaces import UNUSUAL
 from tests.small_runs import small_spec, until
 from tests.training.stacked.comparison import assert_same_result
@@ -212,7 +213,7 @@ def test_run_without_a_whole_checkpoint_begins_anew_and_says_so(interrupted):
 def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted, monkeypatch):
     spec, run, whole = interrupted
     other = {**package_versions(), "torch": "1.0"}
-    monkeypatch.setattr(run_module, "package_versions", lambda: other)
+    monkeypatch.setattr("srl.training.versions.package_versions", lambda: other)
     status = train_run(spec, run)
     assert status.resumed_from == 0
     assert "made with another packages" in troubles(status)[0]

@@ -40,6 +40,7 @@ from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import MONITOR, RunDirectory
 from srl.rundir.progress import beat_interval
 from srl.rundir.status import Status
+from srl.training.attempt import Attempt, RunFailed, in_one_line
 from srl.training.callbacks import (
     Episodes,
     EvaluationLog,
@@ -50,21 +51,13 @@ from srl.training.callbacks import (
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint, write_final_state
 from srl.training.logs import log_state, make_logger, restore_logger
 from srl.training.memory import keep_freed_memory
+from srl.training.model import compile_update, make_model, save
 from srl.training.resume import generator_state, model_state, restore_model
-from srl.training.run import (
-    CHECKPOINT_EVERY,
-    LOG_INTERVAL,
-    Attempt,
-    RunFailed,
-    checkpoint_origin,
-    compile_update,
-    in_one_line,
-    make_model,
-    save,
-)
+from srl.training.run import CHECKPOINT_EVERY, LOG_INTERVAL
 from srl.training.stacked.environments import MemberEnvs, StackedNormalize
 from srl.training.stacked.networks import StackedPolicy
 from srl.training.stacked.update import CompiledUpdater, Updater, generalized_advantages
+from srl.training.versions import checkpoint_origin
 from srl.updates import UpdateResult
 
 
