@@ -49,7 +49,8 @@ from srl.sweep.engines.local import use_one_thread
 from srl.training import run
 from srl.training.attempt import Attempt
 from srl.training.run import train_run
-from srl.training.stacked.train import Population, train_population
+from srl.training.stacked.population import Population
+from srl.training.stacked.train import train_population
 from srl.training.versions import versions
 
 GIB = 2**30
@@ -302,7 +303,7 @@ def run_memory(algo: str, env: str, n_timesteps: int) -> float:
 
 def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
     """Percent of the run time that checkpoints take at the default interval, from one after each update."""
-    clocks = [_clock(Population, "_keep")] if n_runs > 1 else [_clock(run, "_write_checkpoint")]
+    clocks = [_clock(Population, "_write_checkpoint")] if n_runs > 1 else [_clock(run, "_write_checkpoint")]
     _train(algo, env, n_runs, n_timesteps, checkpoint_every=0)
     seconds = sum(statistics.mean(clock) for clock in clocks)
     return 100 * seconds / (run.CHECKPOINT_EVERY + seconds)

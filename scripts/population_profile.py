@@ -38,7 +38,7 @@ def profile(family: str, n_members: int, n_timesteps: int) -> dict[str, float]:
     from srl.compilation import why_not
     from srl.config.spec import make_run_spec
     from srl.training.attempt import Attempt
-    from srl.training.stacked.train import Population
+    from srl.training.stacked.population import Population
 
     compile = "on" if why_not("cpu") is None else "off"
     options: dict[str, Any] = {"n_timesteps": 2_000_000, "eval_freq": 2_000_000, "device": "cpu"}

@@ -20,7 +20,7 @@ from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
 from srl.rundir.directory import RunDirectory
 from srl.training.attempt import RunFailed
 from srl.training.run import train_run
-from srl.training.stacked import train as population
+from srl.training.stacked import population
 from srl.training.stacked.train import train_population
 from srl.training.stacked.update import Updater
 from srl.training.versions import package_versions

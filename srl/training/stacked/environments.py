@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -54,6 +56,12 @@ class MemberEnvs:
             self._observations = _stack_of(observation, len(self.venvs))
         self._observations[member] = observation
         check_finite("observation at reset", observation)
+
+    def clipped(self, actions: np.ndarray | th.Tensor) -> np.ndarray:
+        """Return a policy's actions in NumPy, clipped to a Box action space as SB3 does."""
+        space = self.venvs[0].action_space
+        array = actions.cpu().numpy() if isinstance(actions, th.Tensor) else actions
+        return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
 
     def step(self, actions: np.ndarray, members: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step the environments of some members.
