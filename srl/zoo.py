@@ -53,7 +53,7 @@ def register() -> None:
     from srl.config.algorithms import get_algorithm
     from srl.config.hyperparams import PolicyOptions
     from srl.training.policy_options import policy_kwargs
-    from srl.tuning import sampled_hyperparams, search_space
+    from srl.tuning.space import sampled_hyperparams, search_space
 
     for name in ALGORITHMS:
         space = search_space(get_algorithm(name))
