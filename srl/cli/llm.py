@@ -236,7 +236,7 @@ def _print_samples(path: Path, console: Console) -> None:
 
 
 def _print_evaluations(path: Path, console: Console) -> None:
-    from srl.tracking import read_progress
+    from srl.tracking.follower import read_progress
 
     rows = [row for _, row in read_progress(path)]
     for name in ("reward", "judge", "kl", "perplexity", "length"):
