@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
-    from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+    from srl.llm.sppo_config import SPPOConfig
+    from srl.llm.sppo_trainer import SPPOTrainer
 
 __all__ = ["SPPOConfig", "SPPOTrainer", "SymmetricGRPOConfig", "SymmetricGRPOTrainer"]
 _MODULES = {
-    "SPPOConfig": "srl.llm.sppo_trainer",
+    "SPPOConfig": "srl.llm.sppo_config",
     "SPPOTrainer": "srl.llm.sppo_trainer",
     "SymmetricGRPOConfig": "srl.llm.grpo_trainer",
     "SymmetricGRPOTrainer": "srl.llm.grpo_trainer",

@@ -22,7 +22,8 @@ from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.llm.record import Record
 from srl.llm.sampling import Sampler
-from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.sppo_config import SPPOConfig
+from srl.llm.sppo_trainer import SPPOTrainer
 from srl.llm.tasks import Files, Task, options
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import LANGUAGE_MODEL

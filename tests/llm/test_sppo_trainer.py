@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srl.errors import UserError
 from srl.llm.losses import normalize_masked
-from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.sppo_config import SPPOConfig
+from srl.llm.sppo_trainer import SPPOTrainer
 from srl.rundir.checkpoints import last_checkpoint
 from srl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.llm.tiny import TOKENIZER, count_the, distance, make_trainer, rows, tiny_model, weights

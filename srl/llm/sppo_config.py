@@ -1,0 +1,108 @@
+"""The hyperparameters of SPPO for language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from srl.envs import parse_noise
+from srl.errors import UserError
+
+
+@dataclass
+class SPPOConfig:
+    """Hyperparameters of :class:`~srl.llm.sppo_trainer.SPPOTrainer`. ``alpha=1, beta=0`` is PPO.
+
+    The defaults are the authors' for IMDB (Byun and Perrault, ICML 2025, arXiv 2405.17618).
+    """
+
+    #: Where checkpoints and logs go.
+    output_dir: str = "sppo"
+    seed: int = 0
+    n_iterations: int = 60
+    #: Responses of an iteration.
+    n_rollouts: int = 112
+    #: Responses of an update.
+    batch_size: int = 28
+    n_epochs: int = 5
+    learning_rate: float = 5e-6
+    #: AdamW's.
+    adam_epsilon: float = 1e-5
+    weight_decay: float = 1e-6
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    #: How far values may move in an iteration; None for any distance.
+    clip_range_vf: float | None = 0.2
+    vf_coef: float = 0.5
+    ent_coef: float = 0.0
+    #: Weight of imitation, the cross-entropy of reference responses (the column ``response``).
+    target_coef: float = 0.1
+    #: Weight of the KL divergence from the reference model in the reward of each token.
+    kl_coef: float = 0.001
+    max_grad_norm: float = 1.0
+    normalize_advantage: bool = True
+    #: Whether padding is left out of advantage normalization; False is the authors' form.
+    mask_normalization: bool = True
+
+    #: Weights of the clipped surrogate loss and of the reverse loss.
+    alpha: float = 0.5
+    beta: float = 0.4
+    #: The finite stand-in for log 0, negative.
+    z: float = -1.0
+    #: ``rce`` or ``mae``.
+    reverse_loss: str = "rce"
+    #: Whether the reverse loss is divided by ``pi_old``, as published.
+    importance_weighting: bool = True
+    #: On the scores that training sees: ``none``, ``gaussian:STD``, ``uniform:HALF_WIDTH`` or ``flip:PROB``.
+    noise: str = "none"
+
+    max_prompt_length: int = 64
+    max_new_tokens: int = 48
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    #: Sample among this many tokens; 0 for all. Probabilities in the losses are those over all tokens.
+    top_k: int = 0
+    #: Whether responses of evaluations are sampled; else each token is the likeliest.
+    eval_do_sample: bool = True
+    #: Iterations between evaluations in :meth:`SPPOTrainer.train`; 0 for none.
+    eval_every: int = 10
+
+    #: Responses of a forward pass without gradients.
+    inference_batch_size: int = 32
+    #: Parts that an update's minibatch is divided into, to save memory.
+    gradient_accumulation_steps: int = 1
+    #: ``no`` or ``bf16``.
+    mixed_precision: str = "no"
+    #: Trackers of accelerate, such as ``tensorboard`` and ``wandb``; empty for none.
+    log_with: Sequence[str] = ("tensorboard",)
+    #: Seconds between two checkpoints of :meth:`SPPOTrainer.train`; 0 for one after each iteration.
+    checkpoint_every: float = 180.0
+    disable_tqdm: bool = False
+
+    def check(self) -> None:
+        """See that the values fit together.
+
+        :raises UserError: If they do not.
+        """
+        parse_noise(self.noise)
+        at_least_one = ("n_iterations", "n_rollouts", "batch_size", "n_epochs", "max_prompt_length")
+        for name in (*at_least_one, "max_new_tokens", "inference_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
+        if self.n_rollouts % self.batch_size:
+            raise UserError(f"n_rollouts={self.n_rollouts} is no multiple of batch_size={self.batch_size}.")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise UserError(
+                f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}."
+            )
+        if self.reverse_loss not in ("rce", "mae"):
+            raise UserError(f"reverse_loss={self.reverse_loss!r} is not one of rce, mae.")
+        for name in ("alpha", "beta"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must not be negative.")
+        if self.z >= 0:
+            raise UserError(f"z={self.z}: must be negative.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise UserError(f"mixed_precision={self.mixed_precision!r} is not one of no, bf16.")
