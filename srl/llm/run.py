@@ -136,12 +136,12 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     state: dict[str, Any] | None = None
     for steps in checkpoint_steps(attempt.path):
         try:
-            state = attempt.go_on(steps)
+            state = attempt.resume_from(steps)
             break
         except UserError as error:
             attempt.note(f"cannot resume from step {steps:,}: {error}")
     if state is None:
-        attempt.begin_anew()
+        attempt.restart()
     trainer = make_trainer(attempt.spec, task)
     record = Record(attempt, state["logs"]["progress"] if state else "")
     if state is not None:
@@ -177,7 +177,7 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
 def _train_grpo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     from srl.llm.grpo_run import train_grpo
 
-    attempt.begin_anew()
+    attempt.restart()
     record = Record(attempt)
     try:
         steps, save = train_grpo(attempt, task, record)

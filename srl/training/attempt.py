@@ -23,7 +23,7 @@ from srl.rundir.directory import ERROR, PROGRESS, SPEC, VERSIONS, RunDirectory
 from srl.rundir.files import write_text
 from srl.rundir.status import State, Status, boot_id
 from srl.training.checkpoint import read_checkpoint
-from srl.training.logs import cut_logs, goes_on_from
+from srl.training.logs import cut_logs, progress_is_intact
 from srl.training.versions import checkpoint_origin, package_version, versions
 
 
@@ -32,14 +32,14 @@ class RunFailed(Exception):
 
 
 class Attempt:
-    """One attempt at a run, as its directory tells it. A context: on an exception the attempt has failed.
+    """One attempt at a run, and its record in the run directory. A context: an exception fails the attempt.
 
     :param spec: The run.
     :param path: Its folder, new or of an unfinished run of the same spec.
-    :param command: The command that asked for it, for the record.
-    :param tell: Is given the status about once a second.
-    :param packages: What it records the versions of, besides :data:`RECORDED_PACKAGES`.
-    :raises UserError: On entering, if the folder does not fit.
+    :param command: The command line, for the record.
+    :param tell: Called with the status about once a second.
+    :param packages: Packages to record besides :data:`~srl.training.versions.RECORDED_PACKAGES`.
+    :raises UserError: On entering, if the folder belongs to another run or process.
     """
 
     status: Status
@@ -55,31 +55,31 @@ class Attempt:
     ):
         self.spec = spec
         self.path = path
-        #: What ended it.
+        #: The exception that ended it.
         self.error: Exception | None = None
         self._directory = RunDirectory(path)
         self._command = command
         self._tell = tell
         self._packages = packages
-        #: The monotonic clock and the training steps at the first heartbeat.
+        #: Monotonic time and training steps at the first heartbeat.
         self._first_beat: tuple[float, int] | None = None
         self._claim = self._directory.claimed(spec, keep=True)
 
     def run(self, train: Callable[[], int]) -> Status:
-        """Make the attempt.
+        """Run the attempt.
 
         :param train: Trains the run and returns its training steps.
         :return: The status at the end.
         :raises RunFailed: If training failed; the directory says why.
-        :raises UserError: If the folder does not fit.
+        :raises UserError: If the folder belongs to another run or process.
         """
         try:
             with self:
-                if self.running:  # else another process has finished it since it was planned
+                if self.running:  # otherwise another process has finished it since the plan was made
                     self.finish(train())
         except Exception as error:
             if error is not self.error:
-                raise  # the folder does not fit
+                raise  # the folder belongs to another run or process
         if self.status.state == "failed":
             raise RunFailed(self.status.reason) from self.error
         return self.status
@@ -91,13 +91,13 @@ class Attempt:
 
     def __enter__(self) -> Attempt:
         damage = self._directory.damage() + self._directory.minor_damage()
-        begun = self._directory.readable_spec()
+        earlier_spec = self._directory.readable_spec()
         there = self._claim.__enter__()
         try:
             earlier = self._directory.read_status()
             if there == "done" and earlier is not None:
                 self.status = earlier
-                remove_checkpoints(self.path)  # a process that was killed at its very end leaves them
+                remove_checkpoints(self.path)  # left by a process that was killed at its end
                 return self
             started = time.time()
             self.status = Status(
@@ -114,16 +114,19 @@ class Attempt:
                 notes=() if earlier is None else earlier.notes,
                 files=self._directory.seal([SPEC]),
             )
-            if earlier is not None and there != "new":
-                why = earlier.reason or "it did not say why"
-                if earlier.state != "done":
-                    self.note(f"attempt {earlier.attempts} ended: {why}")
-            for problem in damage if there != "new" else []:
-                self.note(problem)
-            if begun is not None and begun.stacked != self.spec.stacked and checkpoint_steps(self.path):
+            if there != "new":
+                if earlier is not None and earlier.state != "done":
+                    self.note(f"attempt {earlier.attempts} ended: {earlier.reason or 'reason unknown'}")
+                for problem in damage:
+                    self.note(problem)
+            if (
+                earlier_spec is not None
+                and earlier_spec.stacked != self.spec.stacked
+                and checkpoint_steps(self.path)
+            ):
                 self.note(
-                    "started in a population and resumed alone, or the other way round; where a stacked "
-                    "network rounds differently, the result differs in the last bits"
+                    "started in a population and resumed alone, or vice versa; where a stacked network "
+                    "rounds differently, the result differs in the last bits"
                 )
             self._directory.write_status(self.status)
             try:
@@ -150,23 +153,24 @@ class Attempt:
         write_text(self.path / VERSIONS, json.dumps(versions(self._command, more), indent=1) + "\n")
 
     def note(self, text: str) -> None:
-        """Record what went wrong with earlier attempts."""
+        """Print a note and record it in the status."""
         print(f"{self.path}: {text}", file=sys.stderr)
         self.status = self.status.noted(text)
 
-    def go_on(self, steps: int) -> dict[str, Any]:
-        """Put the folder back to where it was at a checkpoint.
+    def resume_from(self, steps: int) -> dict[str, Any]:
+        """Restore the folder to a checkpoint.
 
-        :return: The state in it.
-        :raises UserError: If it, or a log that goes with it, is damaged, or it is of other versions of the
-            packages, which would make another run of it.
+        :param steps: Training steps of the checkpoint.
+        :return: The state in the checkpoint.
+        :raises UserError: If the checkpoint or one of its logs is damaged, or was written with other
+            package versions, which would change the result.
         """
         state = read_checkpoint(self.path, steps)
         origin = checkpoint_origin(self.spec)
         different = [key for key in origin if state["origin"].get(key) != origin[key]]
         if different:
             raise UserError(f"its checkpoint was made with another {' and '.join(different)}.")
-        if not goes_on_from(self.path, state["logs"]):
+        if not progress_is_intact(self.path, state["logs"]):
             self.note(f"{self.path / PROGRESS}: damaged; it is restored from the checkpoint")
         cut_logs(self.path, state["logs"])
         (self.path / ERROR).unlink(missing_ok=True)
@@ -175,8 +179,8 @@ class Attempt:
             self.note(f"resumed from step {steps:,} on a GPU, where results are not bitwise reproducible")
         return state
 
-    def begin_anew(self) -> None:
-        """Remove what earlier attempts have left."""
+    def restart(self) -> None:
+        """Remove the files of earlier attempts."""
         self._directory.clear()
         self._write_versions()
         self.status = replace(self.status, timesteps=0, resumed_from=0)
@@ -188,14 +192,14 @@ class Attempt:
         mean_return: float | None = None,
         loss: float | None = None,
     ) -> None:
-        """Record how far training is.
+        """Record the progress of training.
 
         :param timesteps: Training steps so far.
-        :param evaluation: The progress of the evaluation that is running, in words; empty for none.
-        :param mean_return: Mean return of the last training episodes; None for not known.
-        :param loss: The loss of the latest update; None for not known.
-        :raises RunFailed: If the folder was removed since, and another may have taken its place.
-        :raises UserError: If the run was told to stop.
+        :param evaluation: The progress of the running evaluation in words; empty for none.
+        :param mean_return: Mean return of the last training episodes; None if unknown.
+        :param loss: The loss of the latest update; None if unknown.
+        :raises RunFailed: If the folder was removed, and may have been replaced.
+        :raises UserError: If the user requested a stop.
         """
         if not self._directory.is_held:
             raise RunFailed(f"{self.path}: removed while it trained.")
@@ -222,7 +226,7 @@ class Attempt:
             self._tell(self.status)
 
     def finish(self, timesteps: int) -> None:
-        """Record that the run is done, and what it leaves."""
+        """Record that the run is done, and seal its files."""
         self.beat(timesteps)
         self.status = replace(self.status.ended_as("done", time.time()), files=self._directory.seal())
         self._directory.write_status(self.status)
@@ -232,16 +236,16 @@ class Attempt:
         """Record why the run has failed or was interrupted."""
         if isinstance(error, Exception):
             self.error = error
-        # Ctrl-C and SIGTERM are no exceptions of the run's
+        # Ctrl-C and SIGTERM are not failures of the run
         state: State = "failed" if isinstance(error, Exception) else "interrupted"
         self.status = self.status.ended_as(state, time.time(), in_one_line(error))
-        # Numbers are the same the next time
+        # A retry would compute the same numbers
         cause = error.__cause__ if isinstance(error, RunFailed) else error
         self.status = replace(self.status, lasting=isinstance(cause, (FloatingPointError, UserError)))
         if not self._directory.is_held:
             print(f"{self.path}: {self.status.reason}", file=sys.stderr)
-            return  # the folder may belong to another process by now
-        # Saying why must not hide the reason itself: the disk may be full
+            return  # the folder may belong to another process
+        # A full disk must not hide the reason itself
         try:
             self._directory.write_status(self.status)
             if state == "failed":
@@ -252,7 +256,7 @@ class Attempt:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Why a run ended, from the exception that ended it."""
+    """The reason in one line, from the exception that ended a run."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by the user"
     if isinstance(error, SystemExit):

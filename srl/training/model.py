@@ -29,20 +29,20 @@ from srl.rundir.files import replacing
 from srl.training.attempt import Attempt
 from srl.training.policy_options import policy_kwargs
 
-#: Where an object lay, in the descriptions that SB3 writes beside pickled objects.
+#: Memory addresses in the descriptions that SB3 writes next to pickled objects.
 _ADDRESS = re.compile(rb" at 0x[0-9a-f]+")
 _ALGORITHM_CLASSES: dict[str, type[SA2C | SPPO]] = {"a2c": SA2C, "ppo": SPPO}
 
 
 def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO:
-    """The run's algorithm on its environment.
+    """Build the run's algorithm on its environment.
 
     :param spec: The run. A baseline is the symmetric algorithm with ``beta=0``, which is bitwise identical to
-        SB3's and logs the same figures.
+        SB3's and logs the same values.
     :param env: Its training environment.
     :param build: Whether to build the networks and the rollout buffer.
-    :return: The algorithm, untrained, with the global random generators at the starts of the streams that
-        it draws actions and minibatches from.
+    :return: The untrained algorithm. The global random generators are at the starts of the run's streams of
+        actions and minibatches.
     """
     seed_globals(seed_sequence(spec.seed, Stream.WEIGHTS), spec.device)
     kwargs = spec.hyperparams.algorithm_kwargs()
@@ -66,10 +66,10 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
     )
     if spec.numpy_acting and build and isinstance(model.policy, PolicyMixin):
         model.policy.numpy_acting = True
-    # For the record: given to the constructor, it would seed the environments as SB3 does
+    # For the record only: as an argument of the constructor, it would seed the environments as SB3 does
     model.seed = spec.seed
     if is_own:
-        # Off-policy algorithms draw their first actions from it
+        # Off-policy algorithms sample their first actions from it
         actions = seed_sequence(spec.seed, Stream.ACTIONS, 1)
         model.action_space.seed(int(actions.generate_state(1)[0]))
     else:
@@ -85,15 +85,15 @@ def make_model(spec: RunSpec, env: VecEnv, *, build: bool = True) -> SA2C | SPPO
 def compile_update(
     attempt: Attempt, model: SA2C | SPPO, others: Sequence[CompiledUpdate] = ()
 ) -> CompiledUpdate | None:
-    """Compile a model's update before training, if its run is to be compiled; record how that went.
+    """Compile a model's update before training, if the run asks for that, and record the outcome.
 
-    :param attempt: At the run.
+    :param attempt: The attempt at the run.
     :param model: Its algorithm.
-    :param others: The updates of other runs that train with it.
-    :return: The update; None if it is not compiled.
+    :param others: The compiled updates of runs that train together with it.
+    :return: The compiled update; None if it is not compiled.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the note says it
+        warnings.simplefilter("ignore")  # a note replaces the warning
         compiled = model.compile_now(others)
     if model.not_compiled is not None:
         attempt.note(f"the update is not compiled, so that last bits may differ: {model.not_compiled}")
@@ -103,19 +103,19 @@ def compile_update(
 
 
 def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, best: bool = False) -> None:
-    """Write a run's model and its statistics, each file whole or not at all; the model is left as it is.
+    """Write a run's model and its statistics atomically; the model is not changed.
 
     :param path: The run's folder.
     :param model: The final model, or the best so far.
     :param vec_normalize: Its statistics; None if nothing is normalized.
     :param best: Write ``best_model.zip`` and ``best_vecnormalize.pkl``, without the last observations, which
-        are halfway through a rollout.
+        are in the middle of a rollout.
     """
-    # The same run gives the same file: it says neither when that was nor where in memory
+    # The same run gives the same file, without times and memory addresses
     model = copy.copy(model)
     model.start_time = 0
     model._num_timesteps_at_start = 0
-    # SB3's network for images draws one from it, to see how many features that has
+    # SB3's NatureCNN samples from it to compute the number of features
     model.observation_space = copy.deepcopy(model.observation_space)
     model.observation_space.seed(model.seed)
     episodes = [
@@ -124,15 +124,15 @@ def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, 
     ]
     model.ep_info_buffer = deque(episodes, maxlen=model._stats_window_size)
     if best:
-        # As of a run that ends there, whatever its length
+        # As for a run that ends here
         model._last_obs = model._last_episode_starts = None
         model._total_timesteps, model._current_progress_remaining = model.num_timesteps, 0.0
-    whole = io.BytesIO()
-    model.save(whole)
-    file_of_model = path / (BEST_MODEL if best else MODEL)
-    with replacing(file_of_model) as temporary, ZipFile(temporary, "w") as file, ZipFile(whole) as made:
-        for name in made.namelist():
-            content = made.read(name)
+    saved = io.BytesIO()
+    model.save(saved)
+    model_file = path / (BEST_MODEL if best else MODEL)
+    with replacing(model_file) as temporary, ZipFile(temporary, "w") as file, ZipFile(saved) as original:
+        for name in original.namelist():
+            content = original.read(name)
             file.writestr(ZipInfo(name), _without_traces(content) if name == "data" else content)
     if vec_normalize is not None:
         with replacing(path / (BEST_VECNORMALIZE if best else VECNORMALIZE)) as temporary:
@@ -140,9 +140,9 @@ def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, 
 
 
 def _without_traces(data: bytes) -> bytes:
-    """What SB3 saves as ``data``, without traces of the process: it describes classes by their attributes.
+    """Remove traces of the process from the ``data`` of a saved model, where SB3 lists attributes of classes.
 
-    ``copy`` and ``pickle`` add ``__slotnames__`` to the class of each object that they see.
+    ``copy`` and ``pickle`` add ``__slotnames__`` to the class of each object that they handle.
     """
     values = json.loads(_ADDRESS.sub(b"", data))
     for value in values.values():

@@ -47,16 +47,16 @@ def train_run(
     tell: Callable[[Status], None] | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> Status:
-    """Train a run into its directory, from where an earlier attempt at it was interrupted, or from the start.
+    """Train a run into its directory, from its last checkpoint or from scratch.
 
     :param spec: The run.
     :param path: Its folder, new or of an unfinished run of the same spec.
-    :param command: The command that asked for it, for the record.
-    :param tell: Is given the status about once a second.
-    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each update.
+    :param command: The command line, for the record.
+    :param tell: Called with the status about once a second.
+    :param checkpoint_every: Seconds between two checkpoints; 0 writes one after each update.
     :return: The status at the end.
     :raises RunFailed: If training failed; the directory says why.
-    :raises UserError: If the folder does not fit.
+    :raises UserError: If the folder belongs to another run or process.
     """
     attempt = Attempt(spec, path, command=command, tell=tell)
     return attempt.run(lambda: _train(attempt, checkpoint_every))
@@ -67,15 +67,14 @@ def _train(attempt: Attempt, checkpoint_every: float) -> int:
     keep_freed_memory()
     for steps in checkpoint_steps(attempt.path):
         try:
-            return _train_from(attempt, attempt.go_on(steps), checkpoint_every)
+            return _train_from(attempt, attempt.resume_from(steps), checkpoint_every)
         except (UserError, NotRestorable) as error:
             attempt.note(f"cannot resume from step {steps:,}: {error}")
-    attempt.begin_anew()
+    attempt.restart()
     return _train_from(attempt, None, checkpoint_every)
 
 
 def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every: float) -> int:
-    """Train from a checkpoint's state, or from the start."""
     spec, path = attempt.spec, attempt.path
     seed_globals(seed_sequence(spec.seed, Stream.SETUP))
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
@@ -97,7 +96,7 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
         except NotRestorable:
             raise
         except Exception as error:
-            # A training step that fails is not counted yet
+            # The failed training step is not counted yet
             in_step = (
                 isinstance(error, NonFiniteError)
                 and not evaluation.in_progress
@@ -116,7 +115,7 @@ def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every
 
 
 def _learn_own(attempt: Attempt, model: Any, callbacks: CallbackList) -> None:
-    """The ``learn`` of another package's algorithm. It keeps no checkpoints: what it needs is not known."""
+    """Call ``learn`` of another package's algorithm, without checkpoints: its state is unknown."""
     model.learn(attempt.spec.n_timesteps, callbacks)
     if model.num_timesteps < attempt.spec.n_timesteps:
         raise RunFailed(f"learn() ended by itself, before step {attempt.spec.n_timesteps:,}")
@@ -130,7 +129,7 @@ def _learn(
     state: dict[str, Any] | None,
     checkpoint_every: float,
 ) -> None:
-    """SB3's ``learn``, which can begin in the middle and keeps checkpoints."""
+    """SB3's ``learn`` with checkpoints, from which it can resume."""
     spec, log_interval = attempt.spec, LOG_INTERVAL[attempt.spec.algorithm.family]
     n_timesteps, callback = model._setup_learn(spec.n_timesteps, callbacks)
     callback.on_training_start({}, {})
@@ -149,7 +148,7 @@ def _learn(
         if checkpoints.is_due:
             check_losses(model.logger)
             checkpoints.keep(partial(_write_checkpoint, attempt, model, evaluation, iteration))
-    # Before the evaluation at the end, which a longer run would not make
+    # Before the final evaluation, which a longer run would not have at this step
     check_losses(model.logger)
     with suppress(NotRestorable):
         _write_checkpoint(attempt, model, evaluation, iteration, final=True)
@@ -180,7 +179,7 @@ def _write_checkpoint(
 
 
 def _restore(model: SA2C | SPPO, evaluation: Evaluation, state: dict[str, Any]) -> int:
-    """Bring everything to where it was; returns how many rollouts there were."""
+    """Restore everything to a checkpoint; returns the number of rollouts so far."""
     assert model.env is not None
     restore_env(model.env, state["env"])
     if state["eval_env"] is not None:
@@ -200,17 +199,17 @@ def execute_run(
 ) -> int:
     """Train a run in this process for an engine; the arguments are :func:`train_run`'s.
 
-    :return: The process' exit status: 0 for done, 1 for failed.
+    :return: The exit status of the process: 0 for done, 1 for failed.
     """
     try:
         train_run(spec, path, command=command, checkpoint_every=checkpoint_every)
     except (RunFailed, UserError) as error:
         print(f"{path}: {error}", file=sys.stderr)
         return 1
-    except OSError as error:  # before or after training: its folder could not be written
+    except OSError as error:  # before or after training: the folder is not writable
         print(f"{path}: {error}", file=sys.stderr)
         directory = RunDirectory(path)
-        with suppress(OSError, UserError):  # by now it may be somebody else's
+        with suppress(OSError, UserError):  # it may belong to another process
             if directory.compare(spec) != "done":
                 status = directory.read_status() or Status("running")
                 directory.write_status(status.ended_as("failed", time.time(), str(error)))

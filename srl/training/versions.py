@@ -1,4 +1,4 @@
-"""What a run ran on: package versions, commit, platform."""
+"""The packages, commit and platform that a run uses."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ RECORDED_PACKAGES = (
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that srl runs from, marked if it was changed since; None outside of one."""
+    """The commit of the checkout that contains srl, marked if files have changed; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent.parent
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None
-    ask = [git, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    command = [git, "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None
 
 
-#: Asked when this code is loaded: a sweep's processes are forks of one that loaded it at the start, and the
-#: checkout may move on while they train.
+#: Determined at import: the processes of a sweep are forks of one that imported this module at the start, and
+#: the checkout may change during training.
 COMMIT = _commit()
 
 
 def checkpoint_origin(spec: RunSpec) -> dict[str, Any]:
-    """What a checkpoint must have in common with the run that resumes from it: spec and versions."""
+    """The spec and the versions that a checkpoint must share with the run that resumes from it."""
     values = spec.model_dump(mode="json", exclude={"stacked"})
     return {"spec": values, "python": platform.python_version(), "packages": package_versions()}
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of what a run depends on; None for what is not installed."""
+    """The versions of :data:`RECORDED_PACKAGES`; None for a package that is not installed."""
     return {name: package_version(name) for name in RECORDED_PACKAGES}
 
 
 @cache
 def package_version(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -56,9 +57,9 @@ def package_version(package: str) -> str | None:
 
 
 def versions(command: str = "", more: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """What a run ran on: package versions, commit, platform.
+    """The record of package versions, commit and platform in a run directory.
 
-    :param command: The command that asked for it.
+    :param command: The command line.
     :param more: Versions of other packages.
     """
     return {

@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-#: Modules that treat each number by itself, and so a stack as they treat one network's.
+#: Elementwise modules, which need no change for a stack.
 ELEMENTWISE = (nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Identity)
 #: Below this many multiplications PyTorch's batched product has its own kernel, which rounds differently.
 _SMALL_PRODUCT = 400
@@ -26,7 +26,7 @@ class StackedLinear:
 
     def __init__(self, weight: th.Tensor, bias: th.Tensor):
         self._weight, self._bias = weight, bias
-        # For use without gradients, where views of what changes in place can be made once
+        # Views of the parameters, which change in place, for use without gradients
         self._transposed, self._row = weight.detach().transpose(1, 2), bias.detach().unsqueeze(1)
         self._members = list(zip(bias.detach(), self._transposed, strict=True))
 

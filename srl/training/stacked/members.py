@@ -1,4 +1,4 @@
-"""The members of a population: what a run has to itself, and which of them still train."""
+"""The members of a population, and which of them are still active."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from srl.training.stacked.environments import MemberEnvs
 
 @dataclass
 class Member:
-    """What a run has to itself."""
+    """A run in a population, and what it does not share with the other members."""
 
     attempt: Attempt
     model: SA2C | SPPO
-    #: Draws its actions.
+    #: Random generator of its actions.
     generator: th.Generator
-    #: Draws its minibatch orders.
+    #: Random generator of its minibatch orders.
     permutations: np.random.RandomState
     evaluations: EvaluationLog
     noise: tuple[RewardNoiseProcess, np.random.Generator] | None
@@ -46,16 +46,16 @@ class Member:
 
 
 def make_member(attempt: Attempt, venv: VecEnv, progress: str, others: Sequence[CompiledUpdate]) -> Member:
-    """Build a member's model and everything else that it has to itself.
+    """Build a member.
 
-    :param attempt: At the run.
+    :param attempt: The attempt at the run.
     :param venv: Its training environments.
     :param progress: The existing content of its ``progress.csv``.
     :param others: The compiled updates of other members.
     """
     spec = attempt.spec
     model = make_model(spec, venv)
-    # Alone, the run would use PyTorch's and NumPy's global generators from here on
+    # In place of PyTorch's and NumPy's global generators, which a single run uses
     generator = th.Generator(model.device)
     permutations = np.random.RandomState()
     seed_torch(generator, seed_sequence(spec.seed, Stream.ACTIONS))
@@ -86,7 +86,7 @@ class Members(list[Member]):
         super().__init__(members)
         #: Indices of the members that have not failed.
         self.active = list(range(len(members)))
-        #: Is called at each heartbeat.
+        #: Called at each heartbeat.
         self.on_beat: Callable[[], None] = lambda: None
         self._beat_interval = beat_interval(len(members))
         self._next_beat = 0.0
@@ -97,7 +97,7 @@ class Members(list[Member]):
             self[index].attempt.note(text)
 
     def beat(self, timesteps: int, evaluation: Callable[[], str] = str) -> None:
-        """Record the progress of all active members, if it is time.
+        """Record the progress of all active members, if the interval has passed.
 
         :param timesteps: Training steps of each so far.
         :param evaluation: Returns the progress of an evaluation in words, empty for none.

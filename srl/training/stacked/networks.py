@@ -1,12 +1,12 @@
 """Many policies of one shape as one stacked network.
 
 Each parameter of shape ``(...)`` becomes one of shape ``(n_members, ...)``, and the members' own parameters
-become views of it: whatever trains the stack trains the policies, which save, load and predict as always. In
-what follows ``S`` is the number of members and ``n`` the number of rows that each has.
+become views of it: training the stack trains the policies, which save, load and predict as usual. ``S`` is
+the number of members and ``n`` the number of rows of each.
 
-On CPU a batched matrix product is bitwise identical to each member's own ``nn.Linear``, except for the few
-shapes that PyTorch hands to other kernels; those, and convolutions, are computed member by member. So a
-member's trajectory does not depend on its neighbors, nor on whether it has any.
+On CPU a batched matrix product is bitwise identical to each member's own ``nn.Linear``, except for a few
+shapes that PyTorch computes with other kernels; these and convolutions are computed member by member. A
+member's trajectory therefore does not depend on the other members.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ Distribution = (
 
 
 class StackedPolicy:
-    """Policies of one shape, evaluated side by side.
+    """Policies of one shape, evaluated together.
 
     :param policies: The members' policies; their parameters become views of the stack's.
-    :raises UserError: If a part of them cannot be stacked.
+    :raises UserError: If they have a part that cannot be stacked.
     """
 
     def __init__(self, policies: Sequence[ActorCriticPolicy]):
@@ -65,7 +65,7 @@ class StackedPolicy:
         self._flat = type(space) is spaces.Box and len(space.shape) == 1
         self._policy = first
         self._n_outputs: int = first.action_net.out_features  # type: ignore[assignment]
-        #: By their names in the policy's ``state_dict``, each of shape ``(S, ...)``.
+        #: Stacked parameters by their names in the policy's ``state_dict``, each of shape ``(S, ...)``.
         self.parameters: dict[str, th.Tensor] = {}
         twins = _twins(first)
         pairs: dict[str, th.Tensor] = {}
@@ -74,7 +74,7 @@ class StackedPolicy:
             if name in self.parameters:
                 continue
             names = [name, twins[name]] if name in twins else [name]
-            # A layer of the policy and its twin of the value lie next to each other, see `act`
+            # A layer of the policy and its twin of the value function share one tensor, see `act`
             storage = th.stack([th.stack([own[part].data for own in all_parameters]) for part in names])
             for part, stacked in zip(names, storage, strict=True):
                 for own, view in zip(all_parameters, stacked, strict=True):
@@ -95,7 +95,7 @@ class StackedPolicy:
         )
         self._action_net = StackedLinear(*weight_and_bias(self.parameters, "action_net"))
         self._value_net = StackedLinear(*weight_and_bias(self.parameters, "value_net"))
-        # In the order of the policy's own, which its optimizer has too
+        # In the order of the policy's parameters, which is that of its optimizer
         self.parameters = {name: self.parameters[name] for name, _ in first.named_parameters()}
 
     @staticmethod
@@ -105,32 +105,32 @@ class StackedPolicy:
             *ELEMENTWISE, nn.Linear, nn.Conv2d, nn.Flatten, nn.Sequential,
             type(policy.mlp_extractor), FlattenExtractor, NatureCNN,
         )  # fmt: skip
-        strange = [type(part).__name__ for part in parts if not isinstance(part, known)]
+        unknown = [type(part).__name__ for part in parts if not isinstance(part, known)]
         if not isinstance(policy.action_dist, Distribution):
-            strange.append(type(policy.action_dist).__name__)
+            unknown.append(type(policy.action_dist).__name__)
         if not policy.share_features_extractor:
-            strange.append("separate features extractors")
-        if strange:
+            unknown.append("separate features extractors")
+        if unknown:
             raise UserError(
-                f"A population cannot stack {strange[0]}. Train these runs with --population off."
+                f"A population cannot stack {unknown[0]}. Train these runs with --population off."
             )
 
     def numpy_actor(self) -> NumpyActor | None:
-        """What samples the members' actions in NumPy, if that is how they act alone."""
+        """An actor that samples the members' actions in NumPy, if they act in NumPy alone too."""
         policy = self._policy
         if not (isinstance(policy, PolicyMixin) and policy.numpy_acting and can_act_in_numpy(policy)):
             return None
         return NumpyActor(policy, self.parameters)
 
     def release(self) -> None:
-        """Give the members parameters of their own, else each one's file would hold those of all."""
+        """Give the members their own copies of the parameters, so that files do not contain the stack."""
         for policy in self._policies:
             for parameter in policy.parameters():
                 parameter.data = parameter.data.clone()
 
     @contextmanager
     def released(self, member: int) -> Iterator[None]:
-        """Give one member parameters of its own for the time of a context."""
+        """A context in which one member has its own copies of the parameters."""
         parameters = list(self._policies[member].parameters())
         views = [parameter.data for parameter in parameters]
         for parameter in parameters:
@@ -160,8 +160,8 @@ class StackedPolicy:
     def _distribution(self, outputs: th.Tensor) -> Distribution:
         """The distribution of all rows of all members.
 
-        :param outputs: Of the policy's last layer, shape ``(S, n, n_outputs)``.
-        :return: Of ``S * n`` rows.
+        :param outputs: Outputs of the policy's last layer, shape ``(S, n, n_outputs)``.
+        :return: A distribution of ``S * n`` rows.
         """
         rows = outputs.flatten(0, 1)
         distribution: Any = self._policy.action_dist
@@ -185,7 +185,7 @@ class StackedPolicy:
         """Sample actions.
 
         :param observations: Shape ``(S, n, *observation_shape)``.
-        :param draws: What is random in them, from :meth:`draws`, shape ``(S, n, ...)``.
+        :param draws: Random numbers from :meth:`draws`, shape ``(S, n, ...)``.
         :return: Actions of shape ``(S, n, *action_shape)``, values of shape ``(S, n)``, and the outputs of
             the policy's last layer for :meth:`log_probs`.
         """
@@ -203,9 +203,9 @@ class StackedPolicy:
 
     @th.no_grad()
     def log_probs(self, outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Log probabilities of actions that were taken.
+        """Log probabilities of the actions taken.
 
-        :param outputs: Of the policy's last layer as :meth:`act` gave them, shape ``(S, n, n_outputs)``.
+        :param outputs: Outputs of the policy's last layer from :meth:`act`, shape ``(S, n, n_outputs)``.
         :param actions: Shape ``(S, n, action_dim)``.
         :return: Shape ``(S, n)``.
         """
@@ -214,7 +214,7 @@ class StackedPolicy:
 
     @th.no_grad()
     def predict(self, observations: th.Tensor, draws: th.Tensor | None) -> th.Tensor:
-        """Actions alone, the likeliest ones without draws.
+        """Actions without values; without draws, the most probable ones.
 
         :param observations: Shape ``(S, n, *observation_shape)``.
         :param draws: From :meth:`draws`, shape ``(S, n, ...)``, or None.
@@ -230,16 +230,16 @@ class StackedPolicy:
         return rows.long().flatten() if isinstance(self._policy.action_space, spaces.Discrete) else rows
 
     def draws(self, generator: th.Generator, n_steps: int, n_rows: int) -> th.Tensor:
-        """What is random in one member's actions over several steps, as it would draw it step by step.
+        """The random numbers of one member's actions over several steps, as drawn step by step.
 
         :param generator: The member's.
-        :param n_steps: How many steps.
-        :param n_rows: How many environments.
+        :param n_steps: Number of steps.
+        :param n_rows: Number of environments.
         :return: Shape ``(n_steps, n_rows, ...)``.
         """
         distribution: Any = self._policy.action_dist
         if isinstance(distribution, BatchedMultiCategoricalDistribution):
-            # Uniform numbers come one by one whatever the shape is
+            # The sequence of uniform numbers does not depend on the shape
             n_dims = len(distribution.action_dims)
             return th.rand(n_steps, n_rows, n_dims, generator=generator, device=generator.device)
         outputs = th.zeros(n_rows, self._n_outputs, device=generator.device)
@@ -252,7 +252,7 @@ class StackedPolicy:
     def evaluate_actions(
         self, observations: th.Tensor, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
-        """Values, log probabilities and entropies, as SB3's policies give them.
+        """Values, log probabilities and entropies, as in SB3's policies.
 
         :param observations: Shape ``(S, n, *observation_shape)``.
         :param actions: Shape ``(S, n, action_dim)``.
@@ -268,7 +268,7 @@ class StackedPolicy:
 
 
 def _twins(policy: ActorCriticPolicy) -> dict[str, str]:
-    """The names of the policy's hidden parameters with those of the value's, if both have the same layers."""
+    """The hidden parameters of the policy with those of the value function, if both have the same layers."""
     ours, theirs = policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net
     if str(ours) != str(theirs) or not list(ours.parameters()):
         return {}
@@ -277,5 +277,5 @@ def _twins(policy: ActorCriticPolicy) -> dict[str, str]:
 
 
 def _members(rows: th.Tensor, shape: th.Size) -> th.Tensor:
-    """Rows of all members, as rows of each: from shape ``(S * n, ...)`` to ``(S, n, ...)``."""
+    """Split rows by member: from shape ``(S * n, ...)`` to ``(S, n, ...)``."""
     return rows.unflatten(0, shape)  # type: ignore[no-untyped-call, no-any-return]

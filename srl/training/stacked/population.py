@@ -39,11 +39,11 @@ from srl.updates import UpdateResult
 
 
 class Population:
-    """Runs in training. A context, at whose end environments and logs are closed.
+    """A population in training. A context: environments and logs are closed at its end.
 
-    :param attempts: The runs, begun.
-    :param states: Where they resume from, all after the same number of steps; empty for the start.
-    :raises NotRestorable: If they cannot be brought to where they were.
+    :param attempts: The attempts at the runs, entered.
+    :param states: The checkpoints to resume from, all of the same step; empty to start from scratch.
+    :raises NotRestorable: If the environments cannot be restored.
     """
 
     def __init__(self, attempts: Sequence[Attempt], states: Sequence[dict[str, Any]] = ()):
@@ -113,7 +113,7 @@ class Population:
             on_error.pop_all()
 
     def _restore(self, states: Sequence[dict[str, Any]]) -> None:
-        """Bring everything but the models to where it was."""
+        """Restore everything but the models."""
         self._observations = self._normalized_at_reset(self._envs.reset(self._members.active))
         evaluated = states[0]["eval_env"] is not None
         if evaluated:
@@ -139,7 +139,7 @@ class Population:
         self._n_steps_taken = self._timesteps // self._envs.n_envs
 
     def _write_checkpoint(self, *, final: bool = False) -> None:
-        """Write a checkpoint, or the final state, of each member: that which the run alone would have."""
+        """Write a checkpoint, or the final state, of each member, identical to that of its run alone."""
         self._log_update()
         self._updater.export()
         evaluated = bool(self._members[self._members.active[0]].evaluations.timesteps)
@@ -182,7 +182,7 @@ class Population:
         self._resources.close()
 
     def train(self, beat: Callable[[], None], checkpoint_every: float = CHECKPOINT_EVERY) -> None:
-        """Train all members to their ends."""
+        """Train all members to their last steps."""
         self._members.on_beat = beat
         if not self._is_resumed:
             observations = self._envs.reset(self._members.active)
@@ -205,7 +205,7 @@ class Population:
             if self._members.active and checkpoints.is_due:
                 checkpoints.keep(self._write_checkpoint)
         if self._members.active:
-            # Before the evaluation at the end, which a longer run would not make
+            # Before the final evaluation, which a longer run would not have at this step
             with suppress(NotRestorable):
                 self._write_checkpoint(final=True)
         active = [self._members[index] for index in self._members.active]
@@ -214,12 +214,12 @@ class Population:
         self._save()
 
     def measure(self, n_rollouts: int) -> float:
-        """Training steps per second of all members, without evaluations; for benchmarks, nothing is saved.
+        """Measure training steps per second of all members, without evaluations; nothing is saved.
 
-        :param n_rollouts: Rollouts and updates to measure, after one that is not.
+        :param n_rollouts: Number of rollouts and updates to measure, after one for warm-up.
         """
         self._observations = self._normalized_at_reset(self._envs.reset(self._members.active))
-        self._update(self._collect())  # the first is slow
+        self._update(self._collect())  # warm-up
         began = time.perf_counter()
         for _ in range(n_rollouts):
             self._update(self._collect())
@@ -231,8 +231,8 @@ class Population:
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
         tensor = th.as_tensor(array)
-        # Normalization returns a new array at each step, environments reuse theirs; a copy keeps the memory
-        # layout of the array
+        # Normalization returns a new array at each step, environments reuse theirs; the copy keeps the memory
+        # layout
         return tensor.to(self._device, copy=self._normalize is None)
 
     def _collect(self) -> RolloutBufferSamples:
@@ -276,8 +276,8 @@ class Population:
     def _act(self, draws: th.Tensor) -> tuple[Any, Any, Any, Any]:
         """Sample actions; returns observations, actions, values, and log probabilities.
 
-        In PyTorch, the last are what :meth:`StackedPolicy.log_probs` computes them from, for all steps at
-        once.
+        In PyTorch, the last are the inputs of :meth:`StackedPolicy.log_probs`, which computes them for all
+        steps at once.
         """
         if self._actor is None:
             observations = self._tensor(self._observations)
@@ -320,7 +320,7 @@ class Population:
         return rewards
 
     def _end_episodes(self, index: int, rewards: np.ndarray) -> None:
-        """Note what episodes gave, and bootstrap those that a time limit ended, as SB3 does."""
+        """Record ended episodes, and bootstrap those that a time limit ended, as SB3 does."""
         model, infos, dones = self._models[index], self._envs.infos[index], self._dones[index]
         model._update_info_buffer(infos, dones)
         for env in np.flatnonzero(dones):
@@ -334,10 +334,10 @@ class Population:
         results = self._updater.update(rollout)
         self._unlogged = (results, rollout)
         if not all(result.statistics.is_finite for result in results):
-            self._log_update()  # which sees whose losses are not
+            self._log_update()  # which fails the members with non-finite losses
 
     def _log_update(self) -> None:
-        """Log the latest update; before a line of the log is written is soon enough."""
+        """Log the latest update, which can wait until a line of the log is written."""
         if self._unlogged is None:
             return
         (results, rollout), self._unlogged = self._unlogged, None
@@ -391,13 +391,13 @@ class Population:
         self._members.each_active(finish)
 
     def _at_step(self, error: Exception) -> str:
-        # A number that is not finite is found in a step that is not counted yet
+        # Non-finite numbers are found before the step is counted
         in_step = isinstance(error, NonFiniteError) and "at reset" not in str(error)
         return f" (at step {self._timesteps + in_step * self._envs.n_envs:,})"
 
 
 def _stacked(steps: Sequence[Any]) -> th.Tensor:
-    """What was kept at each step, as one tensor."""
+    """The records of all steps as one tensor."""
     if isinstance(steps[0], th.Tensor):
         return th.stack(list(steps))
     return th.from_numpy(np.stack(steps))

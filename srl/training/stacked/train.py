@@ -1,8 +1,8 @@
 """Train runs that share environment, algorithm family and shapes as one population, into their directories.
 
-Each member keeps what makes it a run of its own: seed, random generators, environments, statistics, reward
-noise, minibatch order, optimizer state, schedules, logs and evaluations. What is arithmetic on networks is
-done for all at once. The result of a member depends neither on its neighbors nor on whether it has any.
+Each member has its own seed, random generators, environments, statistics, reward noise, minibatch order,
+optimizer state, schedules, logs and evaluations. The arithmetic on networks is done for all members at once.
+The result of a member does not depend on the other members.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def train_population(
     tell: Callable[[Sequence[Status]], None] | None = None,
     checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> list[Status]:
-    """Train runs together, each into its directory, from where they were interrupted, or from the start.
+    """Train runs together, each into its directory, from their last checkpoints or from scratch.
 
     :param specs: The runs; all of one :func:`~srl.config.population.population_key`.
     :param paths: Their folders, new or of unfinished runs of the same specs.
-    :param command: The command that asked for them, for the record.
-    :param tell: Is given the status of the runs about once a second.
-    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each update.
-    :return: How each run ended, in the order of ``specs``. A member that fails does not stop the others; its
-        status and its folder say why.
-    :raises UserError: If the runs cannot train together, or a folder does not fit its run.
+    :param command: The command line, for the record.
+    :param tell: Called with the statuses of the runs about once a second.
+    :param checkpoint_every: Seconds between two checkpoints; 0 writes one after each update.
+    :return: The final status of each run, in the order of ``specs``. A member that fails does not stop the
+        others; its status and its folder give the reason.
+    :raises UserError: If the runs cannot train together, or a folder belongs to another run.
     """
     keys = {population_key(spec) for spec in specs}
     if len(keys) != 1 or None in keys or len(specs) != len(paths):
@@ -62,7 +62,7 @@ def train_population(
             try:
                 stack.enter_context(attempt)
             except (UserError, OSError) as error:
-                # Another process has taken this run since, or the disk is full; the others continue
+                # Another process has started this run, or the disk is full; the others continue
                 print(f"{attempt.path}: {error}", file=sys.stderr)
                 attempt.status = Status("failed", reason=str(error))
         members = [attempt for attempt in attempts if attempt.running]
@@ -83,10 +83,10 @@ def train_population(
 
 
 def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[dict[str, Any]]]]:
-    """Runs that can resume together, with the states that they resume from; none for those that restart.
+    """Groups of runs that can resume together, with their states; no states for runs that restart.
 
-    The runs of a population have checkpoints of the same steps, unless it was interrupted while it wrote
-    them, or one is damaged.
+    The runs of a population have checkpoints of the same steps, unless one is damaged, or the population was
+    interrupted while it wrote them.
     """
     groups: list[tuple[list[Attempt], list[dict[str, Any]]]] = []
     steps = {attempt.path: checkpoint_steps(attempt.path) for attempt in attempts}
@@ -95,13 +95,13 @@ def _by_progress(attempts: Sequence[Attempt]) -> list[tuple[list[Attempt], list[
         counts = Counter(step for attempt in waiting for step in steps[attempt.path])
         if not counts:
             for attempt in waiting:
-                attempt.begin_anew()
+                attempt.restart()
             return [*groups, (waiting, [])]
         best = max(counts, key=lambda step: (counts[step], step))
         together, states = [], []
         for attempt in [attempt for attempt in waiting if best in steps[attempt.path]]:
             try:
-                states.append(attempt.go_on(best))
+                states.append(attempt.resume_from(best))
                 together.append(attempt)
             except UserError as error:
                 attempt.note(f"cannot resume from step {best:,}: {error}")
@@ -126,7 +126,7 @@ def _train_together(
             raise
         for attempt in attempts:
             attempt.note(f"restarted from scratch: {error}")
-            attempt.begin_anew()
+            attempt.restart()
         _train_together(attempts, [], beat, checkpoint_every)
 
 
@@ -139,7 +139,7 @@ def execute_population(
 ) -> int:
     """Train a population in this process for an engine; the arguments are :func:`train_population`'s.
 
-    :return: The process' exit status: 0 if all are done, 1 if one failed.
+    :return: The exit status of the process: 0 if all are done, 1 if one failed.
     """
     try:
         statuses = train_population(specs, paths, command=command, checkpoint_every=checkpoint_every)
