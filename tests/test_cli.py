@@ -70,7 +70,7 @@ def test_trained_baseline_loads_with_sb3(somewhere):
     model.learn(32)
 
 
-def test_discretised_run_records_its_bins(somewhere):
+def test_discretized_run_records_its_bins(somewhere):
     words = [
         "train",
         "--algo",
@@ -128,7 +128,7 @@ MISTAKES = [
     ([*TRAIN, "--z", "1"], "z"),
     ([*TRAIN, "--bins", "11"], "dsppo"),
     (["train", "--algo", "dsppo", "--env", "Pendulum-v1", "--bins", "1"], "bins"),
-    (["train", "--algo", "dsppo", "--env", "CartPole-v1"], "cannot be discretised"),
+    (["train", "--algo", "dsppo", "--env", "CartPole-v1"], "cannot be discretized"),
     (["train", "--algo", "sppo", "--env", "Pendulum-v1"], "Discretize the actions with --algo dsppo"),
     (["train", "--algo", "ppo", "--env", "CartPole-v1", "--beta", "1"], "Use sppo"),
     ([*TRAIN, "--seed", "-1"], "seed"),

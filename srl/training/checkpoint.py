@@ -57,7 +57,7 @@ class CheckpointTimer:
             reason = str(error)
             if reason not in self._noted:
                 self._noted.add(reason)
-                self._note(f"keeps no checkpoints: {reason}")
+                self._note(f"no checkpoints are written: {reason}")
         self._due = time.monotonic() + self._interval
 
 

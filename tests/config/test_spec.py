@@ -67,12 +67,12 @@ def test_box_actions_with_a_reverse_loss_are_refused_and_told_how_to_discretise(
 
 
 @pytest.mark.parametrize(("algo", "overrides"), [("ppo", {}), ("dsppo", {}), ("sppo", {"beta": 0})])
-def test_box_actions_go_without_a_reverse_loss_or_discretised(algo, overrides):
+def test_box_actions_go_without_a_reverse_loss_or_discretized(algo, overrides):
     check_run(small_spec(algo, "Pendulum-v1", overrides=overrides))
 
 
-def test_discrete_actions_are_not_discretised():
-    with pytest.raises(UserError, match="cannot be discretised"):
+def test_discrete_actions_are_not_discretized():
+    with pytest.raises(UserError, match="cannot be discretized"):
         check_run(small_spec("dsppo", "CartPole-v1"))
 
 

@@ -216,7 +216,7 @@ def test_env_kwargs_reach_the_environment():
     assert venv.unwrapped.envs[0].unwrapped.gravity == -5.0
 
 
-def test_discretised_environment_carries_out_the_chosen_values():
+def test_discretized_environment_carries_out_the_chosen_values():
     venv = make_train_env(PENDULUM)
     assert all(is_wrapped(env, DiscretizeAction) for env in venv.unwrapped.envs)
     venv.reset()
@@ -258,7 +258,7 @@ def test_check_makes_one_environment_and_closes_it(monkeypatch):
         ({"env_id": "CartPol-v1"}, "Did you mean CartPole-v1"),
         ({"env_id": "BipedalWalker-v2"}, "BipedalWalker-v3"),
         ({"env_id": "HalfCheetah-v2"}, "gymnasium-robotics"),
-        ({"bins": 11}, "CartPole-v1 cannot be discretised"),
+        ({"bins": 11}, "CartPole-v1 cannot be discretized"),
         ({"env_kwargs": {"wings": 2}}, "unexpected keyword argument 'wings'"),
         ({"env_id": "FrozenLake-v1", "normalize": {}}, "VecNormalize only supports"),
         ({"env_id": "FrozenLake-v1", "frame_stack": 4}, "VecFrameStack"),

@@ -134,7 +134,7 @@ def test_bins_and_devices_train_apart():
     assert len({population_key(spec) for spec in specs}) == 3
 
 
-def test_discretised_runs_and_others_train_apart():
+def test_discretized_runs_and_others_train_apart():
     assert population_key(small_spec("dppo", "Pendulum-v1")) != population_key(
         small_spec("ppo", "Pendulum-v1")
     )

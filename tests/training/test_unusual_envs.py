@@ -72,7 +72,7 @@ def test_run_has_no_checkpoints_while_an_episode_is_longer_than_its_record(how, 
     assert [checkpoint_steps(path) for path in run.paths] == [[96, 64]] * len(run.paths)
     for path in run.paths:
         (note,) = troubles(RunDirectory(path).read_status())
-        assert "keeps no checkpoints" in note
+        assert "no checkpoints are written" in note
         assert "longer than 100 steps" in note
     run.interrupt_at(4)  # in step 224; the next episode began in step 151
     assert [checkpoint_steps(path) for path in run.paths] == [[192, 160]] * len(run.paths)
@@ -249,5 +249,5 @@ def test_run_whose_random_generator_cannot_be_saved_trains_and_says_that_it_keep
     for status in run.train(checkpoint_every=0):
         assert status.state == "done"
         (note,) = troubles(status)
-        assert "keeps no checkpoints: the state of" in note
+        assert "no checkpoints are written: the state of" in note
         assert "np_random" in note

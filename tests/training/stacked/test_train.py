@@ -63,14 +63,14 @@ CASES = {
         small_spec("sa2c", seed=1, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
         small_spec("a2c", seed=2, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
     ],
-    "discretised PPO in HalfCheetah": lambda: [
+    "discretized PPO in HalfCheetah": lambda: [
         cheetah("dsppo", 1),
         cheetah("dsppo", 2, "gaussian:0.05", alpha=0.3, beta=3.0, max_grad_norm=0.05),
         cheetah("dppo", 3, gamma=0.95, ent_coef=0.01),
         cheetah("dsppo", 4, "uniform:0.1", learning_rate=1e-3, clip_range=0.1),
         cheetah("dsppo", 1, beta=0.1, learning_rate="lin_1e-3", clip_range="lin_0.3"),
     ],
-    "discretised A2C in HalfCheetah": lambda: [
+    "discretized A2C in HalfCheetah": lambda: [
         a2c("da2c", 1),
         a2c("dsa2c", 2, "gaussian:0.05"),
         a2c("dsa2c", 3, beta=3.0, learning_rate=3e-4),
