@@ -1,4 +1,4 @@
-"""Algorithms of other packages: classes with the interface of SB3's."""
+"""Algorithms of other packages, with SB3's interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from srl.envs.registration import import_object
 from srl.errors import UserError
 
-#: Arguments that a run sets itself.
+#: Arguments of constructors that a run sets itself.
 _OF_A_RUN = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "verbose", "tensorboard_log",
     "stats_window_size", "_init_setup_model",
