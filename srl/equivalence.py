@@ -37,10 +37,7 @@ def policy_coefficient(
     :return: ``alpha + beta |z|`` for ``"rce"``, ``alpha + 2 beta`` for ``"mae"``.
     :raises UserError: For a parameter out of range, or a loss that is no multiple of the surrogate.
     """
-    check_symmetric_loss(
-        alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss,
-        advantage_transform="none", advantage_flip_prob=0.0,
-    )  # fmt: skip
+    check_symmetric_loss(alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss)
     if reverse_loss not in REVERSE_FACTORS:
         raise UserError(
             f"reverse_loss={reverse_loss!r}: srl.losses.REVERSE_FACTORS has no factor for this loss."

@@ -49,8 +49,8 @@ def check_symmetric_loss(
     beta: float,
     z: float,
     reverse_loss: str,
-    advantage_transform: str,
-    advantage_flip_prob: float,
+    advantage_transform: str = "none",
+    advantage_flip_prob: float = 0.0,
 ) -> None:
     """Check the parameters of the symmetric loss.
 

@@ -1,7 +1,7 @@
 """Symmetric losses for language models: SPPO with a critic, in TRL's GRPOTrainer, and in verl.
 
-Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. Nothing else in
-srl imports this package before it is used, and what needs transformers or TRL is imported at first use.
+Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. The rest of
+srl imports this package only when it is used, and transformers and TRL are imported at first use.
 """
 
 from importlib import import_module

@@ -7,32 +7,33 @@ from dataclasses import dataclass
 
 from srl.envs import parse_noise
 from srl.errors import UserError
+from srl.symmetric import check_symmetric_loss
 
 
 @dataclass
 class SPPOConfig:
     """Hyperparameters of :class:`~srl.llm.sppo_trainer.SPPOTrainer`. ``alpha=1, beta=0`` is PPO.
 
-    The defaults are the authors' for IMDB (Byun and Perrault, ICML 2025, arXiv 2405.17618).
+    The defaults are the authors' values for IMDB (Byun and Perrault, ICML 2025, arXiv 2405.17618).
     """
 
-    #: Where checkpoints and logs go.
+    #: Folder of checkpoints and logs.
     output_dir: str = "sppo"
     seed: int = 0
     n_iterations: int = 60
-    #: Responses of an iteration.
+    #: Number of responses of an iteration.
     n_rollouts: int = 112
-    #: Responses of an update.
+    #: Number of responses of a minibatch.
     batch_size: int = 28
     n_epochs: int = 5
     learning_rate: float = 5e-6
-    #: AdamW's.
+    #: Of AdamW.
     adam_epsilon: float = 1e-5
     weight_decay: float = 1e-6
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip_range: float = 0.2
-    #: How far values may move in an iteration; None for any distance.
+    #: Clip range of the value function; None for no clipping.
     clip_range_vf: float | None = 0.2
     vf_coef: float = 0.5
     ent_coef: float = 0.0
@@ -42,7 +43,7 @@ class SPPOConfig:
     kl_coef: float = 0.001
     max_grad_norm: float = 1.0
     normalize_advantage: bool = True
-    #: Whether padding is left out of advantage normalization; False is the authors' form.
+    #: Whether advantage normalization excludes padding; False is the authors' form.
     mask_normalization: bool = True
 
     #: Weights of the clipped surrogate loss and of the reverse loss.
@@ -54,7 +55,7 @@ class SPPOConfig:
     reverse_loss: str = "rce"
     #: Whether the reverse loss is divided by ``pi_old``, as published.
     importance_weighting: bool = True
-    #: On the scores that training sees: ``none``, ``gaussian:STD``, ``uniform:HALF_WIDTH`` or ``flip:PROB``.
+    #: Reward noise in training: ``none``, ``gaussian:STD``, ``uniform:HALF_WIDTH`` or ``flip:PROB``.
     noise: str = "none"
 
     max_prompt_length: int = 64
@@ -63,27 +64,27 @@ class SPPOConfig:
     temperature: float = 1.0
     #: Sample among this many tokens; 0 for all. Probabilities in the losses are those over all tokens.
     top_k: int = 0
-    #: Whether responses of evaluations are sampled; else each token is the likeliest.
+    #: Whether evaluations sample tokens instead of taking the most probable ones.
     eval_do_sample: bool = True
-    #: Iterations between evaluations in :meth:`SPPOTrainer.train`; 0 for none.
+    #: Iterations between evaluations; 0 for none.
     eval_every: int = 10
 
-    #: Responses of a forward pass without gradients.
+    #: Number of responses of a forward pass without gradients.
     inference_batch_size: int = 32
-    #: Parts that an update's minibatch is divided into, to save memory.
+    #: Number of parts of a minibatch, to save memory.
     gradient_accumulation_steps: int = 1
     #: ``no`` or ``bf16``.
     mixed_precision: str = "no"
     #: Trackers of accelerate, such as ``tensorboard`` and ``wandb``; empty for none.
     log_with: Sequence[str] = ("tensorboard",)
-    #: Seconds between two checkpoints of :meth:`SPPOTrainer.train`; 0 for one after each iteration.
+    #: Seconds between two checkpoints; 0 writes one after each iteration.
     checkpoint_every: float = 180.0
     disable_tqdm: bool = False
 
     def check(self) -> None:
-        """See that the values fit together.
+        """Check the values.
 
-        :raises UserError: If they do not.
+        :raises UserError: If one is invalid.
         """
         parse_noise(self.noise)
         at_least_one = ("n_iterations", "n_rollouts", "batch_size", "n_epochs", "max_prompt_length")
@@ -97,12 +98,6 @@ class SPPOConfig:
                 f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}."
             )
-        if self.reverse_loss not in ("rce", "mae"):
-            raise UserError(f"reverse_loss={self.reverse_loss!r} is not one of rce, mae.")
-        for name in ("alpha", "beta"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: must not be negative.")
-        if self.z >= 0:
-            raise UserError(f"z={self.z}: must be negative.")
+        check_symmetric_loss(alpha=self.alpha, beta=self.beta, z=self.z, reverse_loss=self.reverse_loss)
         if self.mixed_precision not in ("no", "bf16"):
             raise UserError(f"mixed_precision={self.mixed_precision!r} is not one of no, bf16.")

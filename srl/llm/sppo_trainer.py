@@ -32,10 +32,10 @@ from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_chec
 
 
 class Critic(nn.Module):
-    """A transformer with a linear head, which gives the value before each token.
+    """A transformer with a linear head that estimates the value before each token.
 
-    :param trunk: A transformer without a head for words.
-    :param hidden_size: Its width.
+    :param trunk: A transformer without a language-model head.
+    :param hidden_size: Its hidden size.
     """
 
     def __init__(self, trunk: nn.Module, hidden_size: int):
@@ -53,24 +53,24 @@ class Critic(nn.Module):
 
 
 class SPPOTrainer:
-    """Symmetric Proximal Policy Optimization for language models: policy, own critic, GAE.
+    """Symmetric Proximal Policy Optimization for language models: policy, separate critic, GAE.
 
     Paper: https://arxiv.org/abs/2405.17618, section on RLHF. An iteration samples responses, scores them, and
     updates policy and critic on minibatches of them. The reward of a token is minus ``kl_coef`` times the KL
-    estimate, and at the last token the score besides. Dropout is off, as in the authors' code.
+    estimate, plus the score at the last token. Dropout is off, as in the authors' code.
 
     :param model: A causal language model, its folder, or its name on the hub.
-    :param reward_funcs: Scores responses, with the signature of TRL's reward functions.
+    :param reward_funcs: The reward function, with the signature of TRL's.
     :param args: The hyperparameters.
-    :param train_dataset: Mappings with ``prompt``, and ``response`` for imitation; other columns go to the
-        reward function. A list or a ``datasets.Dataset``.
+    :param train_dataset: Mappings with ``prompt``, and ``response`` for imitation; other columns are
+        arguments of the reward function. A list or a ``datasets.Dataset``.
     :param eval_dataset: The same for :meth:`evaluate`.
-    :param processing_class: The tokenizer; None loads the model's, if that is named.
-    :param peft_config: Of an adapter to train in place of all weights. The critic gets one of its own.
-    :param value_model: Gives values of shape ``(n, n_tokens)``; None takes a copy of the model with a head.
-    :param device: ``cpu`` to train there although there is a GPU; None takes accelerate's.
-    :param eval_funcs: More scores for evaluations, by the names under which they are logged.
-    :raises UserError: If something does not fit.
+    :param processing_class: The tokenizer; None loads that of a model given by name.
+    :param peft_config: An adapter to train instead of all weights. The critic gets its own adapter.
+    :param value_model: Returns values of shape ``(n, n_tokens)``; None takes a copy of the model with a head.
+    :param device: ``cpu`` to ignore a GPU; None takes accelerate's device.
+    :param eval_funcs: Additional scores of evaluations by the names in the log.
+    :raises UserError: If an argument is invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class SPPOTrainer:
         self.processing_class = processing_class
         check_padding(processing_class)
         self._check(args, train_dataset)
-        #: Iterations so far.
+        #: Number of iterations so far.
         self.iteration = 0
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -118,7 +118,7 @@ class SPPOTrainer:
         )
         self.policy, self.critic, self.optimizer = self.accelerator.prepare(policy, critic, optimizer)
         self.sampler = Sampler.of(args, self.policy, processing_class, reference)
-        # Dropout is off; gradient checkpointing works in this mode only
+        # Dropout is off; gradient checkpointing works only in this mode
         self.policy.train()
         self.critic.train()
 
@@ -197,11 +197,11 @@ class SPPOTrainer:
     def _loss(
         self, batch: Rollout, references: Rollout | None, shares: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[th.Tensor, dict[str, float]]:
-        """The loss of a minibatch, or of a part of it. One forward pass of the policy.
+        """The loss of a minibatch or a part of it, with one forward pass of the policy.
 
-        :param batch: With normalized advantages.
-        :param references: Of the same prompts.
-        :param shares: Of the minibatch's tokens in this part, of responses and of references.
+        :param batch: Responses with normalized advantages.
+        :param references: References of the same prompts.
+        :param shares: This part's shares of the minibatch's tokens, of responses and of references.
         """
         args = self.args
         both = batch if references is None else _stack(batch, references)
@@ -241,7 +241,7 @@ class SPPOTrainer:
         return loss, {name: shares[0] * float(figure.detach()) for name, figure in figures.items()}
 
     def _update(self, batch: Rollout, references: Rollout | None) -> dict[str, float]:
-        """An optimizer step on a minibatch."""
+        """Take an optimizer step on a minibatch."""
         args = self.args
         assert batch.advantages is not None
         if args.normalize_advantage:
@@ -270,7 +270,7 @@ class SPPOTrainer:
     def iterate(self) -> dict[str, float]:
         """Sample responses, score them, and update policy and critic on them.
 
-        :return: Figures of the iteration, by the names under which they are logged.
+        :return: Figures of the iteration by the names in the log.
         """
         args = self.args
         chosen = stream_rng(args.seed, Stream.PROMPTS, self.iteration).choice(
@@ -295,8 +295,8 @@ class SPPOTrainer:
     def train(self, *, resume: bool = False) -> None:
         """Train for ``n_iterations``, with logs, evaluations and checkpoints in ``output_dir``.
 
-        :param resume: Continue from the latest checkpoint there, if there is one. On the CPU the result is
-            the same as without the interruption.
+        :param resume: Resume from the latest checkpoint in ``output_dir``, if there is one. On the CPU the
+            result is the same as without the interruption.
         """
         args, out = self.args, Path(self.args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -330,9 +330,9 @@ class SPPOTrainer:
         return every > 0 and len(self.eval_dataset) > 0 and self.iteration % every == 0
 
     def evaluate(self, *, index: int | None = None) -> Evaluation:
-        """Let the policy answer the prompts of ``eval_dataset``; training is not affected.
+        """Evaluate the policy on ``eval_dataset``; training is not affected.
 
-        :param index: Of the random stream that tokens are drawn from; None takes the number of iterations.
+        :param index: Index of the random stream of tokens; None takes the number of iterations.
         :raises UserError: If there is no ``eval_dataset``.
         """
         rows = list(self.eval_dataset)
@@ -348,7 +348,7 @@ class SPPOTrainer:
         )
 
     def save_model(self, output_dir: str | Path) -> None:
-        """Write the policy, or its adapter, and the tokenizer into a folder, for ``from_pretrained``."""
+        """Write the policy, or its adapter, and the tokenizer to a folder, for ``from_pretrained``."""
         model = self.accelerator.unwrap_model(self.policy)
         use_cache, model.config.use_cache = model.config.use_cache, True
         model.save_pretrained(output_dir)
@@ -356,7 +356,7 @@ class SPPOTrainer:
         self.processing_class.save_pretrained(output_dir)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training depends on, besides the arguments of the constructor, as plain data."""
+        """The state of training, besides the arguments of the constructor, as plain data."""
         return {
             "iteration": self.iteration,
             "policy": _trainable(self.accelerator.unwrap_model(self.policy)),
@@ -365,9 +365,9 @@ class SPPOTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring the trainer to where another one with the same arguments was.
+        """Restore the state of a trainer with the same arguments.
 
-        :param state: What :meth:`state_dict` gave there.
+        :param state: From :meth:`state_dict`.
         """
         for model, weights in ((self.policy, state["policy"]), (self.critic, state["critic"])):
             parameters = dict(self.accelerator.unwrap_model(model).named_parameters())
@@ -379,7 +379,7 @@ class SPPOTrainer:
 
 
 def _trainable(model: nn.Module) -> dict[str, th.Tensor]:
-    """The weights that train, in types that NumPy knows."""
+    """The trainable weights, in dtypes that NumPy supports."""
     return {
         name: value.detach().float() if value.dtype == th.bfloat16 else value.detach()
         for name, value in model.named_parameters()
