@@ -2,10 +2,10 @@
 
     .venv/bin/python scripts/benchmark.py [--rows ROW ...] [--repetitions N]
 
-The two sides of a ratio take turns, each turn in a process of its own with one thread, so that a machine
-whose speed drifts disturbs both alike. Printed is the median of the turn-by-turn ratios and their range.
-Populations are divided among as many such processes as there are cores, as a sweep divides them. Rows that
-need what this machine does not have are skipped, with the reason.
+The two sides of a ratio are measured alternately, each time in a new process with one thread, so that changes
+in the machine's speed affect both equally. The table has the median and the range of the ratios. Populations
+are divided among as many processes as there are cores, as in a sweep. Rows that this machine cannot measure
+are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from srl.training.versions import versions
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the benchmark."""
+    """A row of the benchmark."""
 
     what: str
     ours: Callable[[], float]
-    #: None for a figure with an absolute bound.
+    #: None for a value with an absolute bound.
     theirs: Callable[[], float] | None = None
     bound: str = "none"
     unit: str = "steps/s"
-    #: Gives the reason if this machine cannot measure it.
+    #: Returns the reason if this machine cannot measure it.
     why_not: Callable[[], str | None] = lambda: None
 
 
@@ -190,15 +190,15 @@ ROWS = {
 
 
 def measured(measure: Callable[[], float]) -> float:
-    """A figure, measured in a fresh process with one thread."""
+    """Measure in a new process with one thread."""
     return float(in_processes([measure])[0])
 
 
 def main(rows: tuple[str, ...] = tuple(ROWS), repetitions: int = 5) -> None:
     """Measure speed and memory against Stable-Baselines3.
 
-    :param rows: What to measure.
-    :param repetitions: Turns of each ratio; memory and percentages are measured once.
+    :param rows: Names of the rows.
+    :param repetitions: Measurements of each ratio; memory and percentages are measured once.
     """
     unknown = [row for row in rows if row not in ROWS]
     if unknown or repetitions < 1:

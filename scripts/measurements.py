@@ -38,12 +38,12 @@ from srl.training.stacked.train import train_population
 
 GIB = 2**30
 T = TypeVar("T")
-#: Of all processes that measure at the same time.
+#: Shared by all processes that measure at the same time.
 _barrier: Any = threading.Barrier(1)
 
 
 def in_processes(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Call functions at the same time, each in a fresh process with one thread; returns their results."""
+    """Call functions at the same time, each in a new process with one thread; returns their results."""
     context = get_context("spawn")
     barrier = (context.Barrier(len(calls)),)
     with ProcessPoolExecutor(len(calls), context, initializer=_begin, initargs=barrier) as pool:
@@ -53,7 +53,7 @@ def in_processes(calls: Sequence[Callable[[], T]]) -> list[T]:
 def _begin(barrier: Any) -> None:
     global _barrier
     _barrier = barrier
-    # What environments print does not belong into the table
+    # Suppress the output of environments
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
@@ -65,7 +65,7 @@ def _n_cores() -> int:
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    """The seconds that something takes, while no other process that measures has the machine to itself."""
+    """The duration of an action in seconds; all measuring processes start and end together."""
     _barrier.wait()
     began = time.perf_counter()
     action()
@@ -75,7 +75,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _speed(model: Any, n_before: int = 1, n_rollouts: int = 2) -> float:
-    """Steps per second of rollouts and updates, after some that are not measured, such as compilation."""
+    """Steps per second of rollouts and updates, after some for warm-up and compilation."""
     n_steps = model.n_steps * model.n_envs
     model.learn(n_before * n_steps)
     return float(n_rollouts * n_steps / _seconds(lambda: model.learn(n_rollouts * n_steps)))
@@ -92,7 +92,7 @@ def cnn_update(cls: type, **kwargs: Any) -> float:
 
 
 def _half_cheetah(cls: type, n_envs: int = 1) -> Any:
-    """HalfCheetah-v4 by the protocol, with 11 bins and VecNormalize; for SB3's classes in SB3's own stack."""
+    """HalfCheetah-v4 by the protocol, with 11 bins and VecNormalize; SB3's classes get SB3's wrappers."""
     if issubclass(cls, SPPO):
         return make_train_env(EnvSpec("HalfCheetah-v4", seed=0, n_envs=n_envs, bins=11, normalize={}))
     return VecNormalize(make_vec_env("HalfCheetah-v4", n_envs, seed=0, wrapper_class=DiscretizeAction))
@@ -104,7 +104,7 @@ def half_cheetah(cls: type, **kwargs: Any) -> float:
 
 
 def half_cheetah_on_each_core(cls: type) -> float:
-    """The same of one such run on each core at once, all together."""
+    """The sum of the same for one run on each core at the same time."""
     return sum(in_processes([partial(half_cheetah, cls)] * _n_cores()))
 
 
@@ -125,7 +125,7 @@ def half_cheetah_a2c() -> float:
 
 def half_cheetah_sbx() -> float:
     """Steps per second of SBX's PPO, in JAX."""
-    # JAX has no option for the number of its threads; compiling is part of what is not measured
+    # JAX has no option for the number of threads; compilation is part of the warm-up
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import sbx  # type: ignore[import-not-found]
 
@@ -139,7 +139,7 @@ def cartpole(cls: type, **kwargs: Any) -> float:
 
 @contextmanager
 def _population(specs: Sequence[RunSpec]) -> Iterator[Population]:
-    """Runs in training together."""
+    """A population in temporary folders."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stacked = [spec.model_copy(update={"stacked": True}) for spec in specs]
         attempts = [stack.enter_context(Attempt(spec, Path(folder) / spec.path)) for spec in stacked]
@@ -167,15 +167,15 @@ def _parts(family: str, n_members: int, **how: int) -> list[tuple[float, float]]
 def _train_part(
     family: str, n_members: int, part: int, n_rollouts: int = 0, n_timesteps: int = 0
 ) -> tuple[float, float]:
-    """Train the part of a population that one of as many processes as there are cores does.
+    """Train one part of a population that is divided by the number of cores.
 
-    :param n_rollouts: Rollouts and updates to measure, without evaluations. With 0 of both, the environments
-        alone are stepped, with constant actions.
+    :param n_rollouts: Rollouts and updates to measure, without evaluations. If both are 0, only the
+        environments are stepped, with constant actions.
     :param n_timesteps: Training steps to measure with the protocol's evaluations, up to the saved models.
     :return: Steps per second and peak resident GiB.
     """
     kinds = [(algo, noise) for algo in (f"d{family}", f"ds{family}") for noise in ("none", "gaussian:0.05")]
-    # Without a number of steps there are no evaluations
+    # No evaluations without a number of steps
     options: dict[str, Any] = {"n_timesteps": n_timesteps or 2_000_000}
     options["eval_freq"] = None if n_timesteps else options["n_timesteps"]
     options["compile"] = "on" if why_not("cpu") is None else "off"
@@ -197,7 +197,7 @@ def _train_part(
             speed = members.measure(n_rollouts)
             _barrier.wait()
             if any(len(member.evaluations.timesteps) for member in members._members):
-                raise RuntimeError("An evaluation was measured, and the row says that there is none.")
+                raise RuntimeError("An evaluation was measured, but the row excludes evaluations.")
     return speed, _peak_memory()
 
 
@@ -231,7 +231,7 @@ def _pong(backend: str, n_threads: int = 1) -> Any:
     return make_train_env(spec)
 
 
-#: The hyperparameters of the protocol that matter to speed.
+#: The hyperparameters of the protocol that affect the speed.
 _PONG_PPO: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=4, seed=0)
 
 
@@ -261,7 +261,7 @@ def population_pong_gpu(n_members: int = 8) -> float:
 def pong_rollout(n_threads: int | None = None, n_steps: int = 400) -> float:
     """Steps per second of random actions on Pong, 8 environments.
 
-    :param n_threads: Of the native environments; None takes SB3's own wrappers.
+    :param n_threads: Threads of the native environments; None takes SB3's wrappers.
     """
     env: Any = VecTransposeImage(_sb3_pong()) if n_threads is None else _pong("native", n_threads)
     actions = np.random.default_rng(0).integers(env.action_space.n, size=(n_steps + 50, env.num_envs))
@@ -284,7 +284,7 @@ def run_memory(algo: str, env: str, n_timesteps: int) -> float:
 
 
 def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
-    """Percent of the run time that checkpoints take at the default interval, from one after each update."""
+    """Percent of the run time for checkpoints at the default interval, measured with one per update."""
     clocks = [_clock(Population, "_write_checkpoint")] if n_runs > 1 else [_clock(run, "_write_checkpoint")]
     _train(algo, env, n_runs, n_timesteps, checkpoint_every=0)
     seconds = sum(statistics.mean(clock) for clock in clocks)
@@ -292,7 +292,7 @@ def share_of_checkpoints(algo: str, env: str, n_runs: int, n_timesteps: int) -> 
 
 
 def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
-    """Percent of the run time that logs and statuses take."""
+    """Percent of the run time for logs and statuses."""
     written = ((Logger, "dump"), (ResultsWriter, "write_row"), (RunDirectory, "write_status"))
     clocks = [_clock(owner, name) for owner, name in written]
     seconds = _train(algo, env, n_runs, n_timesteps)
@@ -300,7 +300,7 @@ def share_of_logs(algo: str, env: str, n_runs: int, n_timesteps: int) -> float:
 
 
 def _clock(owner: Any, name: str) -> list[float]:
-    """A list that gets the seconds that each call of a function takes from now on."""
+    """Replace a function by a timed one; returns the list of durations in seconds."""
     function, seconds = getattr(owner, name), []
 
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -315,7 +315,7 @@ def _clock(owner: Any, name: str) -> list[float]:
 
 
 def _train(algo: str, env: str, n_runs: int, n_timesteps: int, **options: Any) -> float:
-    """Train runs into folders, as a population if they are several; the seconds that takes."""
+    """Train one run, or several as a population; returns the duration in seconds."""
     specs = [make_run_spec(algo, env, seed, n_timesteps=n_timesteps)[0] for seed in range(n_runs)]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / str(seed) for seed in range(n_runs)]

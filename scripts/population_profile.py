@@ -1,8 +1,8 @@
-"""Where the time of a population goes: microseconds of each part for a step of a member, in one process.
+"""Profile a population: microseconds of each part for a step of a member, in one process.
 
     .venv/bin/python scripts/population_profile.py [--members N ...] [--family ppo|a2c]
 
-HalfCheetah-v4 by the protocol with 11 bins, one thread, no evaluations. Updates are compiled where there is
+HalfCheetah-v4 by the protocol with 11 bins, one thread, no evaluations. Updates are compiled if there is
 a compiler.
 """
 
@@ -23,7 +23,7 @@ from srl.sweep.engines.local import use_one_thread
 
 @dataclass
 class Options:
-    """Measure where the time of a population goes."""
+    """Profile populations."""
 
     members: tuple[int, ...] = (1, 8, 32)
     """Members of each population."""
