@@ -286,10 +286,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> RunSpec:
     with tempfile.TemporaryDirectory() as temporary:
         with hub_errors(repo):
             snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=[f"{RUN}/*", "*.zip", NORMALIZE],
-                local_dir=temporary,
+                repo, revision=revision, allow_patterns=[f"{RUN}/*", "*.zip", NORMALIZE], local_dir=temporary
             )
         downloaded = Path(temporary)
         run = downloaded / RUN

@@ -204,10 +204,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
             raise reason from error
 
     def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: th.device | str = "auto",
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """Load parameters of the networks and the optimizer, as SB3 does.
 

@@ -102,11 +102,7 @@ def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
 
 
 def make_member_env(
-    spec: EnvSpec,
-    *,
-    n_eval_envs: int | None = None,
-    monitor_dir: str | None = None,
-    append: bool = False,
+    spec: EnvSpec, *, n_eval_envs: int | None = None, monitor_dir: str | None = None, append: bool = False
 ) -> VecEnv:
     """Make the environments of one member of a population.
 
@@ -238,11 +234,7 @@ def eval_episode_limit(spec: EnvSpec) -> int | None:
 
 
 def _make_monitored(
-    spec: EnvSpec,
-    n_envs: int,
-    monitor_dir: str | None,
-    append: bool = False,
-    limit: int | None = None,
+    spec: EnvSpec, n_envs: int, monitor_dir: str | None, append: bool = False, limit: int | None = None
 ) -> SerialVecEnv:
     """Make the environments, each with its Monitor and preprocessing."""
     env_id, _ = resolve_env_id(spec.env_id)

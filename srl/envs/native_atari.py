@@ -32,13 +32,7 @@ SIZE = 84
 _N_SEEDS = 2**31
 
 # Arguments in Gymnasium's registry that the C++ environment supports
-_KNOWN = {
-    "game",
-    "repeat_action_probability",
-    "full_action_space",
-    "frameskip",
-    "max_num_frames_per_episode",
-}
+_KNOWN = {"game", "repeat_action_probability", "full_action_space", "frameskip", "max_num_frames_per_episode"}
 
 
 class AtariNativeVecEnv(VecEnv):
@@ -109,9 +103,7 @@ class AtariNativeVecEnv(VecEnv):
         ).ale
         self._n_actions = len(self._emulator.get_action_set())
         super().__init__(
-            num_envs,
-            spaces.Box(0, 255, (n_stack, SIZE, SIZE), np.uint8),
-            spaces.Discrete(self._n_actions),
+            num_envs, spaces.Box(0, 255, (n_stack, SIZE, SIZE), np.uint8), spaces.Discrete(self._n_actions)
         )
         self._began = time.time()
         self._writers: list[ResultsWriter] = []
@@ -269,10 +261,5 @@ def make_native(
             f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
         )
     return AtariNativeVecEnv(
-        env_id,
-        n_envs,
-        spec.frame_stack,
-        n_threads=spec.n_threads,
-        max_frames=limit,
-        monitor_dir=monitor_dir,
+        env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, max_frames=limit, monitor_dir=monitor_dir
     )

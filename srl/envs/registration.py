@@ -29,10 +29,7 @@ for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
     )
 
 # Ids in the paper's protocol that have a new version number in Gymnasium
-RENAMED = {
-    "LunarLander-v2": "LunarLander-v3",
-    "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
-}
+RENAMED = {"LunarLander-v2": "LunarLander-v3", "LunarLanderContinuous-v2": "LunarLanderContinuous-v3"}
 
 
 def resolve_env_id(env_id: str) -> tuple[str, str | None]:

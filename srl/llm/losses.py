@@ -42,10 +42,7 @@ class PolicyLosses(NamedTuple):
 
 
 def token_weights(
-    mask: th.Tensor,
-    aggregation: str = "token-mean",
-    norm: float | None = None,
-    dtype: th.dtype = th.float32,
+    mask: th.Tensor, aggregation: str = "token-mean", norm: float | None = None, dtype: th.dtype = th.float32
 ) -> th.Tensor:
     """The weight of each token's loss in the sum.
 

@@ -303,10 +303,7 @@ class TextRows(Sequence[Row]):
 
 
 def load_rows(
-    hyperparams: LanguageModelHyperparams,
-    tokenizer: PreTrainedTokenizerBase,
-    files: Files,
-    n_eval_rows: int,
+    hyperparams: LanguageModelHyperparams, tokenizer: PreTrainedTokenizerBase, files: Files, n_eval_rows: int
 ) -> tuple[Sequence[Row], Sequence[Row]]:
     """Load the prompts for training and for evaluations, which are the same in all runs.
 

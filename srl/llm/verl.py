@@ -81,10 +81,7 @@ def make_policy_loss(weights: SymmetricWeights | None = None) -> PolicyLoss:
 
 
 def aggregation_weights(
-    mask: th.Tensor,
-    mode: str,
-    batch_info: Mapping[str, Any] | None = None,
-    dtype: th.dtype = th.float32,
+    mask: th.Tensor, mode: str, batch_info: Mapping[str, Any] | None = None, dtype: th.dtype = th.float32
 ) -> th.Tensor:
     """The weight of each token's loss in verl's ``agg_loss``.
 

@@ -134,10 +134,7 @@ def _encoded(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         return {kind: name, "axes": axes}
     if isinstance(value, dict):
         # JSON would turn the integer keys of an optimizer's state into strings
-        return {
-            "keys": list(value),
-            "values": [_encoded(item, arrays) for item in value.values()],
-        }
+        return {"keys": list(value), "values": [_encoded(item, arrays) for item in value.values()]}
     if isinstance(value, tuple):
         return {_TUPLE: [_encoded(item, arrays) for item in value]}
     if isinstance(value, list):

@@ -156,12 +156,7 @@ def _learn(
 
 
 def _write_checkpoint(
-    attempt: Attempt,
-    model: SA2C | SPPO,
-    evaluation: Evaluation,
-    iteration: int,
-    *,
-    final: bool = False,
+    attempt: Attempt, model: SA2C | SPPO, evaluation: Evaluation, iteration: int, *, final: bool = False
 ) -> None:
     assert model.env is not None
     state = {
