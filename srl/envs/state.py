@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -33,7 +33,7 @@ def env_state(venv: VecEnv) -> dict[str, Any]:
         elif isinstance(layer, VecFrameStack):
             state["frames"] = copy.deepcopy(layer.stacked_obs.stacked_obs)
         elif isinstance(layer, DummyVecEnv):
-            state["histories"] = [_replayable(env).history() for env in layer.envs]
+            state["histories"] = [cast(Replayable[Any, Any], env).history() for env in layer.envs]
     if "histories" not in state:
         raise NotRestorable(f"{type(venv.unwrapped).__name__} does not expose the state of its environments.")
     return state
@@ -55,7 +55,7 @@ def restore_env(venv: VecEnv, state: dict[str, Any]) -> None:
             layer.stacked_obs.stacked_obs = copy.deepcopy(state["frames"])
         elif isinstance(layer, DummyVecEnv):
             for env, history in zip(layer.envs, state["histories"], strict=True):
-                _replayable(env).replay(history)
+                cast(Replayable[Any, Any], env).replay(history)
 
 
 def _layers(venv: VecEnv) -> Iterator[VecEnv]:
@@ -64,11 +64,6 @@ def _layers(venv: VecEnv) -> Iterator[VecEnv]:
     while isinstance(venv, VecEnvWrapper):
         venv = venv.venv
         yield venv
-
-
-def _replayable(env: Any) -> Replayable[Any, Any]:
-    assert isinstance(env, Replayable)
-    return env
 
 
 def _averages(layer: VecNormalize) -> dict[str, RunningMeanStd]:

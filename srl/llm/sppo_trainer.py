@@ -307,12 +307,13 @@ class SPPOTrainer:
                 k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(args).items()
             }
             self.accelerator.init_trackers("logs", config)
+        is_evaluated = args.eval_every > 0 and len(self.eval_dataset) > 0
         timer = CheckpointTimer(args.checkpoint_every, lambda note: None)
         with tqdm(
             total=args.n_iterations, initial=self.iteration, disable=args.disable_tqdm, unit="iteration"
         ) as bar:
             while self.iteration < args.n_iterations:
-                if self._is_evaluated():
+                if is_evaluated and self.iteration % args.eval_every == 0:
                     self.accelerator.log(self.evaluate().metrics, step=self.iteration)
                 figures = self.iterate()
                 self.accelerator.log(figures, step=self.iteration)
@@ -320,14 +321,10 @@ class SPPOTrainer:
                 bar.set_postfix(reward=f"{figures['rollout/reward']:.3f}")
                 if timer.is_due:
                     timer.keep(lambda: write_checkpoint(out, self.iteration, self.state_dict()))
-        if args.eval_every and len(self.eval_dataset):
+        if is_evaluated:
             self.accelerator.log(self.evaluate().metrics, step=self.iteration)
         if args.log_with:
             self.accelerator.end_training()
-
-    def _is_evaluated(self) -> bool:
-        every = self.args.eval_every
-        return every > 0 and len(self.eval_dataset) > 0 and self.iteration % every == 0
 
     def evaluate(self, *, index: int | None = None) -> Evaluation:
         """Evaluate the policy on ``eval_dataset``; training is not affected.

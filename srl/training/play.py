@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def prepare_rendering(env_id: str) -> None:
     for name in ("egl", "osmesa"):
         os.environ["MUJOCO_GL"] = name
         try:
-            _make_context(name)
+            import_module(f"mujoco.{name}").GLContext(16, 16).free()
         except Exception as error:  # PyOpenGL and MuJoCo raise various exceptions
             problems.append(f"{name}: {' '.join(str(error).split())[:100] or type(error).__name__}")
             del os.environ["MUJOCO_GL"]
@@ -135,12 +136,6 @@ def prepare_rendering(env_id: str) -> None:
         f"{env_id} renders without a display through EGL or OSMesa, and neither works here "
         f"({'; '.join(problems)}). Install one, for example with apt-get install libegl1 or libosmesa6."
     )
-
-
-def _make_context(name: str) -> None:
-    from importlib import import_module
-
-    import_module(f"mujoco.{name}").GLContext(16, 16).free()
 
 
 class Video:
