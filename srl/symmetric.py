@@ -255,7 +255,6 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         self._record_update(result, self._explained_variance())
 
     def _update(self) -> UpdateResult:
-        """The gradient steps of an update, one for each minibatch."""
         coefficients = self._coefficients()
         statistics = UpdateStatistics()
         epoch = n_minibatches = 0
@@ -372,7 +371,6 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         return self._compiled
 
     def _optimize(self, loss: th.Tensor) -> None:
-        """Take an optimizer step with gradient clipping."""
         optimizer = self.policy.optimizer
         # SB3's optimizer has all parameters of the policy, and collecting them from the modules is slow
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -383,7 +381,6 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         optimizer.step()
 
     def _explained_variance(self) -> float:
-        """The explained variance of the rollout's returns by its values."""
         buffer = self.rollout_buffer
         columns = (buffer.values, buffer.returns)
         # The rounding of sums depends on the order of samples; this is that of minibatches

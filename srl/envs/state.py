@@ -29,7 +29,7 @@ def env_state(venv: VecEnv) -> dict[str, Any]:
         if isinstance(layer, VecRewardNoise):
             state["noise"] = copy.deepcopy(layer.rng.bit_generator.state)
         elif isinstance(layer, VecNormalize):
-            state["normalize"] = _normalize_state(layer)
+            state["normalize"] = normalize_state(layer)
         elif isinstance(layer, VecFrameStack):
             state["frames"] = copy.deepcopy(layer.stacked_obs.stacked_obs)
         elif isinstance(layer, DummyVecEnv):
@@ -78,7 +78,8 @@ def _averages(layer: VecNormalize) -> dict[str, RunningMeanStd]:
     return averages
 
 
-def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
+def normalize_state(layer: VecNormalize) -> dict[str, Any]:
+    """The statistics of a VecNormalize, part of :func:`env_state`."""
     return {
         "averages": {
             name: {"mean": np.array(average.mean), "var": np.array(average.var), "count": average.count}

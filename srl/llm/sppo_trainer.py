@@ -241,7 +241,6 @@ class SPPOTrainer:
         return loss, {name: shares[0] * float(figure.detach()) for name, figure in figures.items()}
 
     def _update(self, batch: Rollout, references: Rollout | None) -> dict[str, float]:
-        """Take an optimizer step on a minibatch."""
         args = self.args
         assert batch.advantages is not None
         if args.normalize_advantage:

@@ -256,21 +256,6 @@ class StackedNormalize:
         clipped: np.ndarray = np.clip(scaled, -self._clip_obs, self._clip_obs)
         return clipped.astype(np.float32)
 
-    def state(self, member: int) -> dict[str, Any]:
-        """The statistics of a member, in the format of :func:`srl.envs.state.env_state`."""
-        averages = {"returns": self.ret_rms} | ({"observations": self.obs_rms} if self._norm_obs else {})
-        return {
-            "averages": {
-                name: {
-                    "mean": np.array(average.mean[member]),
-                    "var": np.array(average.var[member]),
-                    "count": average.count,
-                }
-                for name, average in averages.items()
-            },
-            "returns": self._returns[member].copy(),
-        }
-
     def restore(self, member: int, state: dict[str, Any]) -> None:
         """Restore the statistics of a member."""
         for name, average in (("returns", self.ret_rms), ("observations", self.obs_rms)):
@@ -281,8 +266,9 @@ class StackedNormalize:
         self._returns[member] = state["returns"]
 
     def export(self) -> list[VecNormalize]:
-        """The members' VecNormalize with their statistics."""
+        """The members' VecNormalize with their statistics and discounted returns."""
         for member, wrapper in enumerate(self._wrappers):
+            wrapper.returns = self._returns[member].copy()
             pairs = [(self.ret_rms, wrapper.ret_rms)]
             if self._norm_obs:
                 assert isinstance(wrapper.obs_rms, RunningMeanStd)

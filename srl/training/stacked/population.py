@@ -19,7 +19,7 @@ from srl.envs.finite import NonFiniteError
 from srl.envs.make import make_member_env, normalize_arguments
 from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
-from srl.envs.state import env_state, restore_env
+from srl.envs.state import env_state, normalize_state, restore_env
 from srl.rundir.directory import MONITOR
 from srl.training.attempt import Attempt
 from srl.training.callbacks import check_losses, eval_interval
@@ -145,13 +145,14 @@ class Population:
         evaluated = bool(self._members[self._members.active[0]].evaluations.timesteps)
 
         kind = "cuda" if self._device.type == "cuda" else "torch"
+        wrappers = [] if self._normalize is None else self._normalize.export()
         states = {}
         for index in self._members.active:
             member, model = self._members[index], self._models[index]
             model._last_obs, model._last_episode_starts = self._observations[index], self._dones[index]
             env = env_state(self._envs.venvs[index])
-            if self._normalize is not None:
-                env["normalize"] = self._normalize.state(index)
+            if wrappers:
+                env["normalize"] = normalize_state(wrappers[index])
             if member.noise is not None:
                 env["noise"] = member.noise[1].bit_generator.state
             generators = generator_state(model.device)
@@ -397,7 +398,6 @@ class Population:
 
 
 def _stacked(steps: Sequence[Any]) -> th.Tensor:
-    """The records of all steps as one tensor."""
     if isinstance(steps[0], th.Tensor):
         return th.stack(list(steps))
     return th.from_numpy(np.stack(steps))
