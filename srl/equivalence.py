@@ -35,7 +35,7 @@ def policy_coefficient(
     :param z: The finite stand-in for log 0, negative.
     :param reverse_loss: A name of :data:`~srl.losses.REVERSE_FACTORS`.
     :return: ``alpha + beta |z|`` for ``"rce"``, ``alpha + 2 beta`` for ``"mae"``.
-    :raises UserError: For a parameter out of range, or a loss that is no multiple of the surrogate.
+    :raises UserError: For a parameter out of range, or a loss that is not a multiple of the surrogate.
     """
     check_symmetric_loss(alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss)
     if reverse_loss not in REVERSE_FACTORS:

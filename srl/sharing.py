@@ -240,7 +240,7 @@ def hub_errors(repo: str) -> Iterator[None]:
         code = error.response.status_code if error.response is not None else 0
         text = (error.server_message or str(error)).splitlines()
         if code in (400, 401, 403, 404):
-            raise UserError(f"{repo}: the Hub refused this ({code}): {text[0] if text else ''}") from None
+            raise UserError(f"{repo}: the Hub rejected this ({code}): {text[0] if text else ''}") from None
         raise OSError(0, f"the Hub answered {code}: {text[0] if text else ''}", repo) from None
 
 
@@ -292,7 +292,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> RunSpec:
         run = downloaded / RUN
         spec = RunDirectory(run).read_spec()
         if spec is None:
-            raise UserError(f"{repo} holds no run of symmetric-rl. Load its model with huggingface_sb3.")
+            raise UserError(f"{repo} contains no run of symmetric-rl. Load its model with huggingface_sb3.")
         names = (SPEC, STATUS, VERSIONS, EVALUATIONS, PROGRESS)
         files = {run / name: name for name in names}
         files |= {file: file.relative_to(run).as_posix() for file in growing_logs(run)}

@@ -235,7 +235,7 @@ def test_what_could_not_be_sent_is_said_and_sent_later(somewhere, method):
     ("end", "message"),
     [
         ("print('error: no network'); sys.exit(1)", "no network"),
-        ("os.kill(os.getpid(), 9)", "the process that tracks ended with status -9"),
+        ("os.kill(os.getpid(), 9)", "the tracking process ended with status -9"),
     ],
 )
 def test_a_failure_of_tracking_fails_no_run_and_is_reported(somewhere, monkeypatch, end, message):

@@ -225,7 +225,7 @@ def test_too_many_evaluations_for_the_steps_are_refused(somewhere):
     given[given.index("--n-evaluations") + 1] = "65"
     outcome = srl(*given)
     assert outcome.status == 2
-    assert "--n-evaluations 65: 64 training steps with 1 environments are too few for that." in outcome.err
+    assert "--n-evaluations 65: 64 training steps with 1 environments are too few." in outcome.err
     assert list(somewhere.iterdir()) == []
 
 

@@ -58,7 +58,7 @@ def resolve_env_id(env_id: str) -> tuple[str, str | None]:
         raise UserError(f"Gymnasium knows no environment {name!r}.{hint}")
     current = get_env_id(namespace, base, latest)
     if version is None:
-        return module + current, f"{name} names no version; the latest, {current}, is used."
+        return module + current, f"{name} has no version; the latest, {current}, is used."
     reason = "was withdrawn by Gymnasium" if version < latest else "does not exist"
     raise UserError(f"{name} {reason}; the current version is {current}.")
 

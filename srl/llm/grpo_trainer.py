@@ -107,9 +107,7 @@ class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         try:
             loss = super()._compute_loss(model, self._loss_inputs)
             if "weighted" not in self._loss_inputs:
-                raise RuntimeError(
-                    "TRL computes log probabilities in another way: the loss is not symmetric."
-                )
+                raise RuntimeError("TRL computes log probabilities differently: the loss is not symmetric.")
             return loss
         finally:
             self._loss_inputs = None

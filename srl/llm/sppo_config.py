@@ -92,10 +92,12 @@ class SPPOConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
         if self.n_rollouts % self.batch_size:
-            raise UserError(f"n_rollouts={self.n_rollouts} is no multiple of batch_size={self.batch_size}.")
+            raise UserError(
+                f"n_rollouts={self.n_rollouts} is not a multiple of batch_size={self.batch_size}."
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(
-                f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
+                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}."
             )
         check_symmetric_loss(alpha=self.alpha, beta=self.beta, z=self.z, reverse_loss=self.reverse_loss)

@@ -128,7 +128,7 @@ class Files:
             for candidate in (self._local / name, self._local / Path(name).name):
                 if candidate.is_dir():
                     return str(candidate)
-            raise UserError(f"--local-files {self._local}: holds neither {name} nor {Path(name).name}.")
+            raise UserError(f"--local-files {self._local}: contains neither {name} nor {Path(name).name}.")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"{name}: there is no such folder.")
         return name

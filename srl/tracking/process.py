@@ -60,7 +60,7 @@ def tracking(backend: str, project: str, paths: Sequence[Path]) -> Iterator[list
         said = process.stdout.read().splitlines()
         problems += [line.removeprefix(_ERROR) for line in said if line.startswith(_ERROR)]
         if process.wait() != 0 and not problems:
-            problems.append(f"the process that tracks ended with status {process.returncode}")
+            problems.append(f"the tracking process ended with status {process.returncode}")
 
 
 def main() -> int:

@@ -135,7 +135,7 @@ def _check_effect(
     if options.normalize_images is False and not _has_images(hyperparams.policy, observation_space):
         raise UserError(
             "policy_kwargs.normalize_images has no effect: the observations of "
-            f"{spec.env}, {one_line(observation_space)}, are no images. Leave it out."
+            f"{spec.env}, {one_line(observation_space)}, are not images. Leave it out."
         )
 
 

@@ -89,7 +89,7 @@ def extend(directory: RunDirectory, spec: RunSpec, longer: RunSpec, say: Callabl
         for state in states:
             different = _different_packages(state["origin"], origin)
             if different:
-                line = f"extended with other versions than it was begun with: {', '.join(different)}"
+                line = f"extended with other versions than it was started with: {', '.join(different)}"
                 status = status.noted(line)
                 say(f"{path}: {line}. It is not bitwise identical to a run of this length.")
             write_checkpoint(path, state["model"]["num_timesteps"], state | {"origin": origin})

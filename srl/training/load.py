@@ -94,7 +94,7 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
     """
     spec = directory.read_spec()
     if spec is None:
-        raise UserError(f"{directory.path}: there is no run in it ({SPEC}).")
+        raise UserError(f"{directory.path}: contains no run ({SPEC}).")
     if not trust:
         for key, name in spec.named_code().items():
             raise UserError(f"{directory.path / SPEC}, key {key}: {untrusted(name)}")

@@ -95,9 +95,9 @@ def check_video(path: Path) -> None:
     if find_spec(module) is None:
         raise MissingExtra(f"--video {path}:", package, "video")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--video {path}: {path.parent} is no folder that can be written to.")
+        raise UserError(f"--video {path}: {path.parent} is not a writable folder.")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"--video {path}: is no plain file. Name another.")
+        raise UserError(f"--video {path}: is not a plain file. Choose another name.")
 
 
 def has_display() -> bool:

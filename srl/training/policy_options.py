@@ -46,7 +46,7 @@ def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
         kwargs["features_extractor_class"] = extractor = import_object(name)
         if not (isinstance(extractor, type) and issubclass(extractor, BaseFeaturesExtractor)):
             raise UserError(
-                f"Hyperparameter policy_kwargs.features_extractor_class: {name} is no subclass of "
+                f"Hyperparameter policy_kwargs.features_extractor_class: {name} is not a subclass of "
                 "stable_baselines3.common.torch_layers.BaseFeaturesExtractor."
             )
     return kwargs

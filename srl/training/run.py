@@ -118,7 +118,7 @@ def _learn_own(attempt: Attempt, model: Any, callbacks: CallbackList) -> None:
     """Call ``learn`` of another package's algorithm, without checkpoints: its state is unknown."""
     model.learn(attempt.spec.n_timesteps, callbacks)
     if model.num_timesteps < attempt.spec.n_timesteps:
-        raise RunFailed(f"learn() ended by itself, before step {attempt.spec.n_timesteps:,}")
+        raise RunFailed(f"learn() ended before step {attempt.spec.n_timesteps:,}")
 
 
 def _learn(

@@ -85,7 +85,7 @@ class Tuner:
         if steps * self.options.n_evaluations > self.base.n_timesteps:
             raise UserError(
                 f"--n-evaluations {self.options.n_evaluations}: {self.base.n_timesteps:,} training steps "
-                f"with {self.base.hyperparams.n_envs} environments are too few for that."
+                f"with {self.base.hyperparams.n_envs} environments are too few."
             )
 
     def run(self, tell: Callable[[SweepProgress], None] = lambda _: None) -> optuna.Study:
@@ -113,7 +113,7 @@ class Tuner:
             except BlockingIOError:
                 raise UserError(
                     f"{self.out}: another srl tune uses this folder. To run trials of one study in parallel, "
-                    "give each process the same --storage and --study-name, and an --out of its own."
+                    "give each process the same --storage and --study-name, and its own --out."
                 ) from None
             yield
 
@@ -145,7 +145,7 @@ class Tuner:
             raise UserError(f"--storage {name}: {' '.join(str(error).split())[:300]}") from None
         settings, there = self._settings(), study.user_attrs.get(_SETTINGS)
         if there is None and study.trials:
-            raise UserError(f"{name} holds a study {self.study_name!r} that srl tune did not make.")
+            raise UserError(f"{name} contains a study {self.study_name!r} that was not created by srl tune.")
         if there is None:
             study.set_user_attr(_SETTINGS, settings)
         elif there != settings:
@@ -153,7 +153,7 @@ class Tuner:
             names = [key for key in settings[part] if there[part].get(key) != settings[part][key]]
             key = names[0] if names else "search space"
             raise UserError(
-                f"{name} holds a study {self.study_name!r} with other settings: {key} is "
+                f"{name} contains a study {self.study_name!r} with other settings: {key} is "
                 f"{there[part].get(key)!r} there and {settings[part].get(key)!r} here. Name another "
                 "--study-name."
             )
@@ -259,7 +259,7 @@ class Tuner:
             status = RunDirectory(running.path).read_status()
             is_bad = status is not None and status.lasting
             self.study.tell(number, state=TrialState.PRUNED if is_bad else TrialState.FAIL)
-            self.say(f"Trial {number}: failed: {failure or 'it made too few evaluations'}.")
+            self.say(f"Trial {number}: failed: {failure or 'it has too few evaluations'}.")
 
     def write_results(self) -> list[Path]:
         """Write the best hyperparameters, a table of all trials and Optuna's plots to the folder.

@@ -279,8 +279,8 @@ def test_rewards_that_are_none_are_refused(value, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 5}, "n_rollouts=16 is no multiple of batch_size=5"),
-        ({"gradient_accumulation_steps": 3}, "no multiple of gradient_accumulation_steps=3"),
+        ({"batch_size": 5}, "n_rollouts=16 is not a multiple of batch_size=5"),
+        ({"gradient_accumulation_steps": 3}, "not a multiple of gradient_accumulation_steps=3"),
         ({"z": 1.0}, "z=1.0 is not a finite number < 0"),
         ({"beta": -1.0}, "beta=-1.0 is not a finite number >= 0"),
         ({"reverse_loss": "mse"}, "is not one of rce, mae"),

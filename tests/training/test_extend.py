@@ -131,7 +131,7 @@ def short(tmp_path_factory) -> Path:
     [
         (["--extend-to", 16, "RUN"], "has 32 training steps already"),
         (["--extend-to", 64], "name the directory of the run"),
-        (["--extend-to", 64, "no/such/run"], "there is no run in it"),
+        (["--extend-to", 64, "no/such/run"], "contains no run"),
         (["--extend-to", 64, "RUN", "--seed", 3], "--seed: an extended run keeps its settings"),
         (["--extend-to", 64, "RUN", "--beta", 3], "--beta: an extended run keeps its settings"),
         (["RUN", "--algo", "sppo", "--env", "CartPole-v1"], "only with --extend-to"),

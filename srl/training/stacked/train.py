@@ -52,7 +52,7 @@ def train_population(
             "environment or shapes."
         )
     if len(set(paths)) < len(paths):
-        raise UserError("Each run needs a folder of its own, and one of these is named twice.")
+        raise UserError("Each run needs its own folder, and one of these is specified twice.")
     specs = [spec.model_copy(update={"stacked": True}) for spec in specs]
     for spec, path in zip(specs, paths, strict=True):
         RunDirectory(path).compare(spec)
