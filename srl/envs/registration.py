@@ -185,16 +185,10 @@ def registered(env_id: str) -> gym.envs.registration.EnvSpec:
 
 def _entry_point(env_id: str) -> str:
     """Return the entry point or module of an environment; empty for an unknown one."""
-    name = str(env_id).rpartition(":")[2]
-    entry = registry.get(RENAMED.get(name, name))
-    if entry is None:
-        try:
-            namespace, base, version = parse_env_id(name)
-        except gym.error.Error:
-            return ""
-        latest = find_highest_version(namespace, base) if version is None else None
-        entry = None if latest is None else registry.get(get_env_id(namespace, base, latest))
-    entry_point = None if entry is None else entry.entry_point
+    try:
+        entry_point = registered(str(env_id).rpartition(":")[2]).entry_point
+    except UserError:
+        return ""
     return entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
 
 
