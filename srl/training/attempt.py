@@ -119,11 +119,8 @@ class Attempt:
                     self.note(f"attempt {earlier.attempts} ended: {earlier.reason or 'reason unknown'}")
                 for problem in damage:
                     self.note(problem)
-            if (
-                earlier_spec is not None
-                and earlier_spec.stacked != self.spec.stacked
-                and checkpoint_steps(self.path)
-            ):
+            is_moved = earlier_spec is not None and earlier_spec.stacked != self.spec.stacked
+            if is_moved and checkpoint_steps(self.path):
                 self.note(
                     "started in a population and resumed alone, or vice versa; where a stacked network "
                     "rounds differently, the result differs in the last bits"
