@@ -2,7 +2,7 @@
 
 The zoo gets the trials of ``srl tune`` (``enqueue_trial``), so that both train the same hyperparameters for
 the same number of steps, without pruning. It runs in two ways: as several processes that share a database,
-which is its fastest one, and with its own ``--n-jobs``. Everything is in one folder, which must not exist.
+which is the fastest, and with its own ``--n-jobs``. All results are written to one new folder.
 
     python scripts/compare_tuning.py --out /tmp/tuning --jobs 2
 """
@@ -31,7 +31,7 @@ class Options:
     """Compare srl tune with the zoo's -optimize."""
 
     out: Path
-    """A folder to make."""
+    """A new folder."""
     env: str = "CartPole-v1"
     """The environment."""
     n_trials: int = 16
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass
 class Result:
-    """What a study took and found."""
+    """Duration and result of a study."""
 
     name: str
     seconds: float
@@ -58,7 +58,7 @@ class Result:
     study: Any
 
     def row(self, ours: Result) -> str:
-        """Return a row of the table, with how many times as long as srl tune it took."""
+        """Return a row of the table, with durations relative to srl tune."""
         values = [trial.value for trial in self.study.trials if trial.value is not None]
         wall, cpu = self.seconds / ours.seconds, self.cpu_seconds / ours.cpu_seconds
         return (
@@ -68,7 +68,7 @@ class Result:
 
 
 def timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Run commands at once, each with one thread; return their seconds and CPU seconds."""
+    """Run commands in parallel, each with one thread; return their seconds and CPU seconds."""
     environment = dict(os.environ, MPLBACKEND="agg") | dict.fromkeys(THREAD_VARIABLES, "1")
     began, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     processes = [
@@ -76,7 +76,7 @@ def timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
         for command in commands
     ]
     statuses = [process.wait() for process in processes]
-    # What they have left behind, such as the process that those of a sweep are forked from
+    # Remaining child processes, such as the fork server of a sweep
     while True:
         try:
             os.wait()
@@ -112,7 +112,7 @@ def optimize(options: Options, name: str, given: optuna.Study, *, threads: bool 
     study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     for trial in given.trials:
         study.enqueue_trial(trial.params)
-    # `--max-total-trials` counts trials that wait as none, and each process takes its share of them
+    # `--max-total-trials` does not count waiting trials, so that each process gets its share of them
     share = -(-options.n_trials // n_processes)
     command = [
         *("srl.zoo", "train", "--algo", "sppo", "--env", options.env, "-optimize", "--no-optim-plots"),

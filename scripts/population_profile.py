@@ -1,8 +1,8 @@
-"""Where the time of a population goes: microseconds of each part for a step of a member, in one process.
+"""Profile a population: microseconds of each part for a step of a member, in one process.
 
     .venv/bin/python scripts/population_profile.py [--members N ...] [--family ppo|a2c]
 
-HalfCheetah-v4 by the protocol with 11 bins, one thread, no evaluations. Updates are compiled where there is
+HalfCheetah-v4 by the protocol with 11 bins, one thread, no evaluations. Updates are compiled if there is
 a compiler.
 """
 
@@ -23,7 +23,7 @@ from srl.sweep.engines.local import use_one_thread
 
 @dataclass
 class Options:
-    """Measure where the time of a population goes."""
+    """Profile populations."""
 
     members: tuple[int, ...] = (1, 8, 32)
     """Members of each population."""
@@ -37,8 +37,8 @@ def profile(family: str, n_members: int, n_timesteps: int) -> dict[str, float]:
     """Train a population; return microseconds for a step of a member, by part."""
     from srl.compilation import why_not
     from srl.config.spec import make_run_spec
-    from srl.training.run import Attempt
-    from srl.training.stacked.train import Population
+    from srl.training.attempt import Attempt
+    from srl.training.stacked.population import Population
 
     compile = "on" if why_not("cpu") is None else "off"
     options: dict[str, Any] = {"n_timesteps": 2_000_000, "eval_freq": 2_000_000, "device": "cpu"}

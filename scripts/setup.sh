@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Makes .venv at the project's root from requirements.txt, and the project in it. Prints nothing and returns
-# at once when .venv is as it should be; mends it when it is not. Needs bash and Python 3.10 to 3.13.
+# Creates .venv at the project's root from requirements.txt, and installs the project in it. Prints nothing if
+# .venv is up to date, and repairs it otherwise. Needs bash and Python 3.10 to 3.13.
 #
-# Only a .venv that this script made is ever emptied. Into one that was made by hand, packages are installed.
+# It only empties a .venv that it has created. In another .venv, it installs packages.
 #
 #     scripts/setup.sh                            # the first suitable Python on the PATH
 #     PYTHON=/path/to/python3 scripts/setup.sh    # this Python
 #
-# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf, ...) are honoured.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf, ...) apply.
 set -euo pipefail
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"
-done_stamp="$venv/.setup-done"             # holds the fingerprint of what .venv was made from
-unfinished="$venv/.setup-unfinished"       # is there while .venv is being made or changed
-made_here="$venv/.setup-made-this"         # is there if this script made .venv
+done_stamp="$venv/.setup-done"             # contains the fingerprint of the sources of .venv
+unfinished="$venv/.setup-unfinished"       # exists while .venv is created or changed
+made_here="$venv/.setup-made-this"         # exists if this script created .venv
 lock_file="$venv/.setup-lock"
 log="$venv/setup.log"
-again="$(printf '%q' "$0")"                # how to call this script, for messages
+again="$(printf '%q' "$0")"                # the command of this script, for messages
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -28,7 +28,7 @@ die() {
     exit 1
 }
 
-# What .venv depends on, as two hashes: where and with which Python it was made; what was installed.
+# Two hashes: of the location and the Python of .venv, and of the installed requirements.
 fingerprint() { # python
     "$1" -I -S -c '
 import hashlib, pathlib, sys, sysconfig
@@ -46,13 +46,13 @@ is_up_to_date() {
     [[ -z ${PYTHON:-} || $now == "$(fingerprint "$PYTHON" 2>/dev/null)" ]]
 }
 
-# Sets `python` to the Python to build with: $PYTHON, else that of a .venv made before, else the first on the PATH.
+# Sets `python` to $PYTHON, or the Python of an existing .venv, or the first suitable one on the PATH.
 choose_python() {
     local candidates=("$venv/bin/python" python3 python3.13 python3.12 python3.11 python3.10 python)
     if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
     local seen=() without_venv="" candidate answer kind version venv_module executable
     for candidate in "${candidates[@]}"; do
-        # In any Python, old ones too; an environment's Python answers with the one that it was made from
+        # Works in any Python, even old ones; a virtual environment prints its base Python
         answer="$("$candidate" -E -s -c '
 import platform, sys
 try:
@@ -96,7 +96,7 @@ die_without_venv() { # python
         "Without root: name another Python (from conda, pyenv, uv, ...): PYTHON=/path/to/python3 $again"
 }
 
-# Held until this script ends, however it ends: the kernel drops it with the last process that has the file open.
+# The kernel releases the lock with the last process that has the file open, however this script ends.
 take_lock() {
     mkdir -p "$venv" || die "cannot make $venv: is the folder writable?"
     exec 9>>"$lock_file" || die "cannot write in $venv: is the folder writable?"
@@ -111,21 +111,21 @@ except OSError as error:
     print(f"setup: this file system has no locks ({error}); do not run two set-ups at once", file=sys.stderr)'
 }
 
-# Whether packages can be installed over what .venv holds. One that was left half-made never can: pip killed in
-# the middle leaves packages that look installed and are not.
+# Whether packages can be installed in the existing .venv. After an interrupted installation they cannot: a
+# killed pip leaves packages that only look installed.
 is_reusable() {
     [[ ! -e $unfinished ]] || return 1
     "$venv/bin/python" -I -m pip --version >/dev/null 2>&1 || return 1
     local here base stamped
     here="$(fingerprint "$venv/bin/python")" && base="$(fingerprint "$python")" || return 1
     [[ ${here%% *} == "${base%% *}" ]] || return 1
-    # Without a stamp it was made by hand
+    # Without a stamp it was created by hand
     [[ -f $done_stamp ]] || return 0
     stamped="$(<"$done_stamp")"
     [[ ${here%% *} == "${stamped%% *}" ]]
 }
 
-# Whether .venv may be emptied: this script made it, or it holds nothing yet but the lock.
+# Whether .venv may be emptied: this script created it, or it contains only the lock.
 is_ours() {
     [[ -e $venv || -L $venv ]] || return 0
     [[ -d $venv && ! -L $venv ]] || return 1
@@ -149,7 +149,7 @@ empty_venv() {
     shopt -u dotglob nullglob
 }
 
-# Runs a command with its output in the log, passing on only the large downloads; explains a failure.
+# Runs a command, logs its output, prints only large downloads, and explains a failure.
 run_logged() { # what, command...
     local what="$1"
     shift

@@ -1,8 +1,8 @@
-"""Acting in NumPy: the policy's forward pass and draw for a few rows, where PyTorch's calls cost most.
+"""Acting in NumPy: the policy's forward pass and sampling for few rows, where PyTorch's overhead dominates.
 
-An actor reads the parameters in place, of one policy or of the stacked policies of a population. Below,
-``S`` is the number of members and ``n`` the number of rows that each has. A member's results do not
-depend on ``S``: every operation treats the members one after the other.
+An actor reads the parameters in place, of one policy or of the stacked policies of a population. ``S`` is the
+number of members and ``n`` the number of rows of each. A member's results do not depend on ``S``: every
+operation processes the members one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _Layer = Callable[[np.ndarray], np.ndarray]
 
 
 def can_act_in_numpy(policy: ActorCriticPolicy) -> bool:
-    """Whether :class:`NumpyActor` has all parts of a policy: an MLP on the CPU with tanh or ReLU."""
+    """Whether :class:`NumpyActor` supports a policy: an MLP on the CPU with tanh or ReLU."""
     known = (nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU)
     nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
     return (
@@ -46,8 +46,8 @@ class NumpyActor:
     """Samples actions for policies of one shape.
 
     :param policy: One of them, for which :func:`can_act_in_numpy` is true.
-    :param parameters: Of all, by their names in the policy's ``state_dict``, each of shape ``(S, ...)``; they
-        are read at each step.
+    :param parameters: The stacked parameters by their names in the policy's ``state_dict``, each of shape
+        ``(S, ...)``; they are read at each step.
     """
 
     def __init__(self, policy: ActorCriticPolicy, parameters: Mapping[str, th.Tensor]):
@@ -69,7 +69,7 @@ class NumpyActor:
         self._n_draws = self._n_outputs if isinstance(dims, int) else len(dims)
 
     def draws(self, n_rows: int) -> np.ndarray:
-        """What is random in the actions of one member, from PyTorch's generator.
+        """Random numbers for the actions of one member, from PyTorch's generator.
 
         :return: Shape ``(n_rows, n_draws)``.
         """
@@ -79,7 +79,7 @@ class NumpyActor:
         """Sample actions.
 
         :param observations: Shape ``(S, n, *observation_shape)``.
-        :param draws: What is random in them, as the policy's distribution draws it, shape ``(S, n, ...)``.
+        :param draws: Random numbers, as the policy's distribution draws them, shape ``(S, n, ...)``.
         :return: Actions of shape ``(S, n, *action_shape)``, values and log probabilities of ``(S, n)``.
         """
         features = _features(observations)
@@ -166,7 +166,7 @@ def _multi_categorical(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarra
         cumulative = np.exp(table)
         np.cumsum(cumulative, axis=-1, out=cumulative)
         total = cumulative[..., -1]
-        # In (0, total], so that the first sum to reach it belongs to a choice that is possible
+        # In (0, total], so that the first sum to reach it belongs to a choice of positive probability
         height = (1 - draws) * total
         choices = (cumulative >= height[..., None]).argmax(-1)
         chosen = _chosen(table, choices)
@@ -210,8 +210,8 @@ def _gaussian(policy: ActorCriticPolicy, arrays: Mapping[str, np.ndarray]) -> _C
 
 _Choice = Callable[[ActorCriticPolicy, Mapping[str, np.ndarray]], _Choose]
 
-#: How actions are chosen, by the type of the policy's distribution, and what is random in them, drawn into a
-#: tensor as the distributions themselves do it.
+#: By the type of the policy's distribution: how actions are chosen, and how random numbers are drawn into a
+#: tensor, as in the distributions themselves.
 _CHOICES: dict[type, tuple[_Choice, Callable[[th.Tensor], th.Tensor]]] = {
     BatchedMultiCategoricalDistribution: (_multi_categorical, th.Tensor.uniform_),
     UncheckedCategoricalDistribution: (_categorical, th.Tensor.exponential_),

@@ -1,8 +1,8 @@
 """Preparation of a minibatch's advantages for the loss: pure functions of tensors.
 
 The order is flip noise, normalization, statistics, transform (:func:`prepare_advantages`). Every tensor has
-shape ``(..., batch_size)``, where the dimensions in front stand for the members of a population, each with a
-minibatch of its own; nothing here waits for the device.
+shape ``(..., batch_size)``, where leading dimensions are the members of a population, each with its own
+minibatch; no function waits for the device.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch as th
 
-#: How many levels the ``bins`` transform has on either side of zero.
+#: Number of levels of the ``bins`` transform on each side of zero.
 N_ADVANTAGE_BINS = 5
 
 
@@ -21,14 +21,14 @@ class PreparedAdvantages(NamedTuple):
 
     #: Shape ``(..., batch_size)``.
     advantages: th.Tensor
-    #: How many advantages changed sign by noise and normalization, shape ``(...)``.
+    #: Number of advantages that changed sign by noise and normalization, shape ``(...)``.
     n_sign_changes: th.Tensor
     #: The largest absolute advantage before the transform, shape ``(...)``.
     abs_max: th.Tensor
 
 
 def flip_advantages(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
-    """Turn ``A`` into ``-A`` where the mask is true.
+    """Replace ``A`` by ``-A`` where the mask is true.
 
     :param advantages: Shape ``(..., batch_size)``.
     :param mask: Boolean, shape ``(..., batch_size)``.
@@ -40,7 +40,7 @@ def flip_advantages(advantages: th.Tensor, mask: th.Tensor) -> th.Tensor:
 def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
     """``(A - mean) / (std + 1e-8)`` with the unbiased standard deviation, as in SB3.
 
-    A minibatch of one, whose standard deviation is not defined, is left as it is.
+    A minibatch of one, whose standard deviation is undefined, is not changed.
 
     :param advantages: Shape ``(..., batch_size)``.
     :return: Shape ``(..., batch_size)``.
@@ -55,7 +55,7 @@ def to_bins(advantages: th.Tensor) -> th.Tensor:
     """Round advantages away from zero to fifths of the minibatch's extremes.
 
     With ``m = max(A)``, a positive ``A`` in ``((k - 1) m / 5, k m / 5]`` becomes ``k m / 5``, k = 1..5;
-    negative ones likewise with ``min(A)``; 0 stays.
+    negative ones likewise with ``min(A)``; 0 is not changed.
 
     :param advantages: Shape ``(..., batch_size)``.
     :return: Shape ``(..., batch_size)``.
@@ -74,7 +74,7 @@ def to_bins(advantages: th.Tensor) -> th.Tensor:
     )
 
 
-#: The advantage transforms by the name that the parameter ``advantage_transform`` takes.
+#: The advantage transforms by the values of the parameter ``advantage_transform``.
 ADVANTAGE_TRANSFORMS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
     "none": lambda advantages: advantages,
     "sign": th.sign,
@@ -89,10 +89,10 @@ def prepare_advantages(
     normalize: bool = False,
     transform: str = "none",
 ) -> PreparedAdvantages:
-    """Flip, normalize and transform a minibatch's advantages, and count what changed sign.
+    """Flip, normalize and transform a minibatch's advantages, and count sign changes.
 
     :param advantages: The rollout buffer's advantages, shape ``(..., batch_size)``.
-    :param flip_mask: Where the sign is flipped, boolean, shape ``(..., batch_size)``; None for nowhere.
+    :param flip_mask: Mask of the flipped signs, boolean, shape ``(..., batch_size)``; None for no flips.
     :param normalize: Whether to normalize.
     :param transform: A name of :data:`ADVANTAGE_TRANSFORMS`.
     :return: The advantages for the loss, and the statistics.

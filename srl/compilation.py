@@ -1,10 +1,9 @@
-"""From a function of tensors to machine code that all processes of a user share.
+"""Compile functions of tensors to machine code that all processes of a user share.
 
 :func:`compiled` traces a function once for the shapes of its arguments and compiles the trace with
 TorchInductor: on the CPU ahead of time into a shared library, on CUDA with ``torch.compile`` and CUDA graphs.
 A library is stored in the user's cache folder under a digest of the trace and of everything else that the
-machine code depends on, so that each trace is compiled once, whichever process comes first, and later
-processes load it in milliseconds.
+machine code depends on, so that each trace is compiled once, and other processes load it in milliseconds.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ from srl.errors import NotCompiled
 class Compiled:
     """A compiled function."""
 
-    #: Takes the tensors that it was compiled for, in one list, and checks nothing.
+    #: Takes one list of tensors like those that it was compiled for, which are not checked.
     run: Callable[[list[th.Tensor]], Sequence[th.Tensor]]
-    #: Seconds that compiling took; 0 if it was done before.
+    #: Seconds of compilation; 0 if the code was in the cache.
     seconds: float = 0.0
 
 
-#: Days after which a library that was not used is removed from the cache.
+#: Days after which an unused library is removed from the cache.
 _KEPT_DAYS = 30
-#: A program that needs a working compiler and the standard library's headers.
+#: A program that tests the compiler and the headers of the standard library.
 _PROBE = "#include <vector>\nint main() { return std::vector<int>(1).size() != 1; }\n"
 
 
@@ -55,7 +54,7 @@ def cache_folder() -> Path:
 
 @cache
 def why_not(device_type: str) -> str | None:
-    """Why nothing can be compiled for a device here.
+    """Why this machine cannot compile for a device.
 
     :param device_type: ``"cpu"`` or ``"cuda"``.
     :return: The reason in one line; None if a compiler works.
@@ -64,7 +63,7 @@ def why_not(device_type: str) -> str | None:
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "Triton, which compiles for CUDA, is not available"
-    # As TorchInductor chooses it
+    # TorchInductor's choice
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return f"there is no C++ compiler ({compiler}; the environment variable CXX names another)"
@@ -81,9 +80,9 @@ def compiled(function: Callable[..., Sequence[th.Tensor]], arguments: Sequence[t
 
     :param function: A function of tensors that returns tensors. It may change its arguments in place with
         ``copy_`` and must not have other effects, depend on the values of tensors, or draw random numbers.
-    :param arguments: Examples. They are not changed.
+    :param arguments: Example arguments. They are not changed.
     :return: The compiled function.
-    :raises NotCompiled: If that fails for any reason.
+    :raises NotCompiled: If compilation fails for any reason.
     """
     device = arguments[0].device
     reason = why_not(device.type)
@@ -91,7 +90,7 @@ def compiled(function: Callable[..., Sequence[th.Tensor]], arguments: Sequence[t
         raise NotCompiled(reason)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about its own code
+            warnings.simplefilter("ignore")  # torch warns about its own code
             graph = _trace(function, arguments)
             return (_on_cuda if device.type == "cuda" else _on_cpu)(graph, arguments)
     except NotCompiled:
@@ -116,7 +115,7 @@ def _trace(function: Callable[..., Sequence[th.Tensor]], arguments: Sequence[th.
 
 
 def _on_cuda(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Compiled:
-    # CUDA graphs are not made of functions that change their arguments
+    # CUDA graphs do not support functions that change their arguments
     written = _without_effects(graph)
     function = th.compile(graph, fullgraph=True, dynamic=False, mode="reduce-overhead")
 
@@ -125,7 +124,7 @@ def _on_cuda(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Compiled:
         results = function(*arguments)
         n_results = len(results) - len(written)
         th._foreach_copy_([arguments[index] for index in written], list(results[n_results:]))
-        # The next replay of the graph overwrites what this one returned
+        # The next replay of the graph overwrites these results
         return [result.clone() for result in results[:n_results]]
 
     with _locked(_cache_file(graph, arguments)), _in_this_process():
@@ -135,7 +134,7 @@ def _on_cuda(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Compiled:
 
 
 def _without_effects(graph: fx.GraphModule) -> list[int]:
-    """Let a trace return what it writes into its arguments, after its own results.
+    """Change a trace to return the values that it writes into its arguments, after its own results.
 
     :return: The indices of the arguments.
     """
@@ -157,7 +156,7 @@ def _without_effects(graph: fx.GraphModule) -> list[int]:
 
 def _on_cpu(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Compiled:
     file = _cache_file(graph, arguments)
-    # Processes that start at once wait for the first
+    # Processes that start together wait for the first one
     with _locked(file):
         if file.exists():
             with suppress(RuntimeError):  # it is damaged
@@ -175,10 +174,10 @@ def _load(file: Path) -> Callable[[list[th.Tensor]], Sequence[th.Tensor]]:
 
 @contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Compile without worker processes and semaphores, which would outlive an interrupted run."""
+    """Compile without worker processes and semaphores, which an interrupted run would leave behind."""
     from torch._inductor import config
 
-    with suppress(ImportError):  # TorchInductor has progress bars where tqdm is installed
+    with suppress(ImportError):  # TorchInductor shows progress bars if tqdm is installed
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         if not hasattr(tqdm, "_lock"):
@@ -203,7 +202,7 @@ def _compile(graph: fx.GraphModule, arguments: Sequence[th.Tensor], file: Path) 
 
 
 def _cache_file(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Path:
-    """The library of a trace on this kind of machine."""
+    """The file of a trace's library for this kind of machine."""
     folder = cache_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = hashlib.sha256(graph.code.encode())
@@ -218,7 +217,7 @@ def _cache_file(graph: fx.GraphModule, arguments: Sequence[th.Tensor]) -> Path:
 
 @cache
 def _platform() -> str:
-    """What machine code depends on: torch, the compiler's choice, the C library, and the processor."""
+    """The dependencies of machine code: torch, the chosen compiler, the C library, and the processor."""
     processor = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
@@ -238,7 +237,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove what was not used for long: each version of torch and of srl leaves its own."""
+    """Remove libraries that were not used for long, such as those of other versions of torch and srl."""
     oldest = time.time() - _KEPT_DAYS * 86_400
     for file in folder.glob("*.so"):
         with suppress(OSError):

@@ -2,10 +2,10 @@
 
 The function takes the parameters, the optimizer's state, a rollout, the rows of a minibatch and the
 coefficients of the loss, and returns the new parameters, the new state and the figures to log. Its loss is
-the algorithm's own. The compiled code writes the new values into the tensors of the policy and its optimizer,
-which stay what SB3 made them: they save, load and continue as without compilation.
+the algorithm's own. The compiled code writes the new values into the tensors of SB3's policy and optimizer,
+which therefore save, load and continue training as without compilation.
 
-A model is updated by the same machine code alone and as a member of a population, so that its result does not
+The same machine code updates a model alone and as a member of a population, so that its result does not
 depend on other members.
 """
 
@@ -39,14 +39,14 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
 
     :param buffer: SB3's buffer, filled or not.
     :return: Tensors with ``N = buffer_size * n_envs`` rows, which may share the buffer's memory.
-    :raises NotCompiled: If the buffer's class makes minibatches in its own way.
+    :raises NotCompiled: If the buffer's class overrides ``get``.
     """
     if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
         raise NotCompiled(f"{type(buffer).__name__} makes minibatches in its own way")
 
     def rows(array: np.ndarray) -> th.Tensor:
         flat = array if buffer.generator_ready else buffer.swap_and_flatten(array)
-        # Policies take observations of float64 as float32 too
+        # Policies convert observations of float64 to float32
         flat = flat.astype(np.float32) if flat.dtype == np.float64 else flat
         return th.as_tensor(flat, device=buffer.device)
 
@@ -67,7 +67,7 @@ class CompiledUpdate:
     :param model: An algorithm with its policy and optimizer.
     :param rollout: A rollout of that shape; its values do not matter.
     :param batch_size: Rows of a minibatch. A last minibatch of fewer rows is not compiled.
-    :param others: Updates of other models. The code of one that differs in numbers alone is used.
+    :param others: Updates of other models. If one differs only in coefficients, its code is shared.
     :raises NotCompiled: If the update of this model cannot be compiled here.
     """
 
@@ -87,16 +87,16 @@ class CompiledUpdate:
         self._rule = OPTIMIZERS[type(optimizer)]
         names = {parameter: name for name, parameter in model.policy.named_parameters()}
         parameters = optimizer.param_groups[0]["params"]
-        #: Of the policy's parameters.
+        #: Names of the policy's parameters.
         self._names = [names[parameter] for parameter in parameters]
         state = self._states()[0]
-        #: Of the tensors in the optimizer's state of a parameter, and of the numbers.
+        #: Names of tensors and of numbers in the optimizer's state of a parameter.
         self._state_names = [name for name, value in state.items() if isinstance(value, th.Tensor)]
         self._counters = [name for name in state if name not in self._state_names]
         observations = rollout.observations
         self._observation_names = sorted(observations) if isinstance(observations, dict) else None
         self._no_flips = th.zeros(batch_size, dtype=th.bool, device=model.device)
-        #: Of what the function returns; the trace sets them.
+        #: Names of the figures that the function returns, set by the trace.
         self._figure_names: list[str] = []
         like = next((other for other in others if other._key[1:] == self._key[1:]), None)
         if like is None:
@@ -110,11 +110,11 @@ class CompiledUpdate:
 
     @property
     def compile_seconds(self) -> float:
-        """Seconds that compiling took; 0 if it was done before."""
+        """Seconds of compilation; 0 if the code was in the cache."""
         return self._compiled.seconds
 
     def fits(self, rollout: RolloutBufferSamples, batch_size: int) -> bool:
-        """Whether it is the update that the model would make now of a rollout."""
+        """Whether the compiled code fits the current options of the model and a rollout."""
         return self._key == _key(self._model, rollout, batch_size)
 
     def run(
@@ -122,12 +122,12 @@ class CompiledUpdate:
     ) -> UpdateResult:
         """Update the model.
 
-        :param rollout: What it learns from, ``N`` rows.
-        :param permutation: Gives the order of ``N`` rows for an epoch.
+        :param rollout: The rollout, ``N`` rows.
+        :param permutation: Returns the order of ``N`` rows for an epoch.
         :param n_epochs: Passes over the rollout.
-        :return: How it went.
+        :return: The result of the update.
         """
-        # Compiled code does not check what it is given
+        # Compiled code does not check its arguments
         if self._shapes != _shapes(rollout):
             raise ValueError("This update was compiled for rollouts of another shape.")
         arguments = self._arguments(rollout)
@@ -151,7 +151,7 @@ class CompiledUpdate:
     def _compiled_steps(
         self, arguments: Sequence[th.Tensor], minibatches: Sequence[th.Tensor], figures: list[th.Tensor]
     ) -> bool:
-        """Gradient steps on minibatches; returns whether the limit on the KL divergence ended them."""
+        """Gradient steps on minibatches; returns whether the limit on the KL divergence stopped them."""
         model, n_steps, stopped = self._model, 0, False
         for rows, coefficients in zip(minibatches, self._coefficients(len(minibatches)), strict=True):
             flips = model._flip_mask(len(rows))
@@ -169,7 +169,7 @@ class CompiledUpdate:
     def _uncompiled_step(
         self, rollout: RolloutBufferSamples, rows: th.Tensor, figures: list[th.Tensor]
     ) -> bool:
-        """The gradient step on a minibatch of another size; returns as :meth:`_compiled_steps`."""
+        """The gradient step on a minibatch of another size; the result is that of :meth:`_compiled_steps`."""
         model = self._model
         minibatch = _take(rollout, rows)
         losses, prepared = model._losses(
@@ -194,7 +194,7 @@ class CompiledUpdate:
         ]
 
     def _states(self) -> list[dict[str, Any]]:
-        """The optimizer's state of each parameter, begun where there is none."""
+        """The optimizer's state of each parameter, initialized if it is empty."""
         optimizer = self._model.policy.optimizer
         parameters = optimizer.param_groups[0]["params"]
         for parameter in parameters:
@@ -203,7 +203,7 @@ class CompiledUpdate:
         return [optimizer.state[parameter] for parameter in parameters]
 
     def _coefficients(self, n_steps: int) -> Sequence[th.Tensor]:
-        """The numbers that the next steps need: those of the optimizer, and those of the loss."""
+        """The numbers for the next steps: those of the optimizer and those of the loss."""
         model, optimizer = self._model, self._model.policy.optimizer
         (group,) = optimizer.param_groups
         done = int(optimizer.state[group["params"][0]].get("step", 0))
@@ -238,11 +238,11 @@ class CompiledUpdate:
     ) -> tuple[list[th.Tensor], list[State], th.Tensor]:
         """One gradient step as a pure function.
 
-        :param parameters: Of the policy, in the order of its optimizer.
-        :param states: Of the optimizer for each.
-        :param coefficients: A row of :meth:`_coefficients`, taken apart.
+        :param parameters: The policy's parameters, in the order of its optimizer.
+        :param states: The optimizer's state of each.
+        :param coefficients: The entries of a row of :meth:`_coefficients`.
         :param minibatch: Samples.
-        :param flips: Whose advantages change sign.
+        :param flips: Mask of the advantages that change sign.
         :return: The new parameters, the new states and the figures to log.
         """
         model, options = self._model, self._model.policy.optimizer.param_groups[0]
@@ -255,7 +255,7 @@ class CompiledUpdate:
                 _Losses(model),
                 {f"policy.{name}": leaf for name, leaf in zip(self._names, leaves, strict=True)},
                 (minibatch, flips, dict(zip(names, of_loss, strict=True))),
-                # Extractors that the policy names twice are one module, and restored only once
+                # A features extractor with two names in the policy is one module, and restored only once
                 tie_weights=False,
             )
             gradients = clip_by_norm(th.autograd.grad(losses.loss, leaves), max_grad_norm)
@@ -273,7 +273,7 @@ class CompiledUpdate:
         return new_parameters, new_states, _row(figures)
 
     def _rollout(self, tensors: Sequence[th.Tensor]) -> RolloutBufferSamples:
-        """What :func:`_tensors` took apart."""
+        """The inverse of :func:`_tensors`."""
         *observations, actions, values, log_probs, advantages, returns = tensors
         names = self._observation_names
         return RolloutBufferSamples(
@@ -296,10 +296,10 @@ class _Losses(nn.Module):
 
 @contextmanager
 def _traceable(policy: ActorCriticPolicy) -> Iterator[None]:
-    """A policy in training whose forward passes leave no trace in it."""
+    """A context in which a policy is in training mode and its forward passes do not change it."""
     distribution, action_net, mode = policy.action_dist, policy.action_net, policy.training
     policy.set_training_mode(True)
-    # A forward pass sets its attributes, in a trace to tensors without values
+    # A forward pass sets its attributes, during a trace to tensors without values
     policy.action_dist = copy.copy(distribution)
     if isinstance(distribution, BatchedMultiCategoricalDistribution) and type(action_net) is nn.Linear:
         # That distribution has the rows last, and machine code is faster with one layout
@@ -330,7 +330,6 @@ def _shapes(rollout: RolloutBufferSamples) -> list[tuple[th.Size, th.dtype]]:
 
 
 def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSamples:
-    """Some samples of a rollout."""
     observations: Any = rollout.observations
     if isinstance(observations, dict):
         taken: Any = {name: values.index_select(0, rows) for name, values in observations.items()}
@@ -340,16 +339,16 @@ def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSample
 
 
 def _key(model: SymmetricLossMixin, rollout: RolloutBufferSamples, batch_size: int) -> tuple[Any, ...]:
-    """All that the trace depends on and that may change in the life of a model."""
+    """Everything that the trace depends on and that may change during training."""
     group = model.policy.optimizer.param_groups[0]
     options = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
     return id(model.policy.optimizer), repr(options), model._trace_options(), _shapes(rollout), batch_size
 
 
 def _check(model: SymmetricLossMixin) -> None:
-    """See that nothing but parameters and the optimizer's state changes in an update.
+    """Check that an update changes only parameters and the optimizer's state.
 
-    :raises NotCompiled: If something does, or the optimizer is not one that can be compiled.
+    :raises NotCompiled: If it changes more, or the optimizer is not supported.
     """
     policy, optimizer = model.policy, model.policy.optimizer
     name = type(optimizer).__name__

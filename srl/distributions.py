@@ -1,8 +1,8 @@
-"""SB3's action distributions with the same parameters and less work.
+"""SB3's action distributions with the same parameters and less overhead.
 
 SB3 builds one Categorical for each dimension of a MultiDiscrete space, which halves the speed of PPO, and
-torch's distributions check their arguments at every construction and every ``log_prob``, each check a wait
-for the device. The classes here are subclasses, so that SB3's policies take them for their own.
+torch's distributions check their arguments at every construction and every ``log_prob``, which waits for the
+device. The classes here are subclasses, which SB3's policies accept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from srl.spaces import start_of
 
-#: Numbers in the widest vector of a CPU; a multiple of it for every narrower one.
+#: Numbers in the widest vector of a CPU, a multiple of the size of every narrower one.
 VECTOR = 16
 
 SelfBatched = TypeVar("SelfBatched", bound="BatchedMultiCategoricalDistribution")
@@ -59,14 +59,14 @@ class UncheckedCategoricalDistribution(CategoricalDistribution):
         return choices + self._start if self._start else choices
 
     def draws(self, generator: th.Generator) -> th.Tensor:
-        """What :meth:`sample` would draw from a generator for :meth:`choose`; as torch's multinomial does.
+        """Random numbers of :meth:`sample` for :meth:`choose`, as in torch's multinomial.
 
         :return: Shape ``(batch_size, n_choices)``.
         """
         return th.empty_like(self.distribution.probs).exponential_(generator=generator)
 
     def choose(self, draws: th.Tensor) -> th.Tensor:
-        """The actions that draws stand for.
+        """The actions of random numbers.
 
         :return: Shape ``(batch_size,)``.
         """
@@ -81,7 +81,7 @@ class UncheckedBernoulliDistribution(BernoulliDistribution):
         return self
 
     def draws(self, generator: th.Generator) -> th.Tensor:
-        """What :meth:`sample` would draw from a generator for :meth:`choose`.
+        """Random numbers of :meth:`sample` for :meth:`choose`.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -89,7 +89,7 @@ class UncheckedBernoulliDistribution(BernoulliDistribution):
         return th.rand(probs.shape, generator=generator, device=probs.device)
 
     def choose(self, draws: th.Tensor) -> th.Tensor:
-        """The actions that draws stand for.
+        """The actions of random numbers.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -102,14 +102,13 @@ class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
     def proba_distribution(
         self, mean_actions: th.Tensor, log_std: th.Tensor
     ) -> UncheckedDiagGaussianDistribution:
-        # Bitwise identical to SB3's
         self.distribution = Normal(
             mean_actions, th.ones_like(mean_actions) * log_std.exp(), validate_args=False
         )
         return self
 
     def draws(self, generator: th.Generator) -> th.Tensor:
-        """What :meth:`sample` would draw from a generator for :meth:`choose`.
+        """Random numbers of :meth:`sample` for :meth:`choose`.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -117,7 +116,7 @@ class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
         return th.normal(th.zeros_like(mean), th.ones_like(mean), generator=generator)
 
     def choose(self, draws: th.Tensor) -> th.Tensor:
-        """The actions that draws stand for.
+        """The actions of random numbers.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -127,10 +126,10 @@ class UncheckedDiagGaussianDistribution(DiagGaussianDistribution):
 class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
     """All dimensions of a MultiDiscrete action in one batch of categorical distributions.
 
-    Probabilities, log probabilities and entropies are those of SB3's MultiCategoricalDistribution, and the
-    layer that gives the logits is the same, so that parameters can be exchanged. Random draws are made at
-    once for all dimensions: samples follow the same law but are not the same numbers. Dimensions of
-    unequal size are padded to the largest with logits that give probability zero.
+    Probabilities, log probabilities, entropies and the layer for the logits are those of SB3's
+    MultiCategoricalDistribution, so that parameters can be exchanged. All dimensions are sampled at once:
+    samples have the same distribution but are different numbers. Dimensions of unequal size are padded to the
+    largest with logits of probability zero.
 
     :param action_dims: Sizes of the discrete dimensions.
     :param start: The smallest action of each dimension, shape ``(n_dims,)``, see :mod:`srl.spaces`; None for
@@ -141,7 +140,7 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         super().__init__(action_dims)
         self._start = None if start is None else th.as_tensor(start)
         self._n_dims, self._largest = len(action_dims), max(action_dims)
-        # Where each logit stands in the padded table, flattened; None when there is nothing to pad
+        # The position of each logit in the flattened padded table; None without padding
         self._positions: th.Tensor | None = None
         if min(action_dims) != self._largest:
             is_choice = th.arange(self._largest) < th.tensor(action_dims).unsqueeze(1)
@@ -157,17 +156,17 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         :return: This distribution.
         """
         self._logits = action_logits
-        # Rows that do not fill a vector of the CPU would be rounded in another way, and a row's result is not
-        # to depend on how many there are
+        # Rows that do not fill a vector of the CPU would be rounded differently, and the result of a row must
+        # not depend on the number of rows
         table = action_logits.t()
         if len(action_logits) == 1:
             table = table.expand(-1, VECTOR)
         elif len(action_logits) % VECTOR:
             table = F.pad(table, (0, -len(action_logits) % VECTOR))
         if self._positions is not None:
-            # Probability 0, and still far from overflow when a gradient is multiplied with it
-            nowhere = -math.sqrt(th.finfo(table.dtype).max)
-            padded = table.new_full((self._n_dims * self._largest, table.shape[1]), nowhere)
+            # Probability 0, and no overflow when a gradient is multiplied with it
+            lowest = -math.sqrt(th.finfo(table.dtype).max)
+            padded = table.new_full((self._n_dims * self._largest, table.shape[1]), lowest)
             self._positions = self._positions.to(table.device)
             table = padded.index_copy(0, self._positions, table)
         self._log_probs = th.log_softmax(table.reshape(self._n_dims, self._largest, -1), dim=1)
@@ -175,7 +174,7 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
 
     @property
     def distribution(self) -> list[Categorical]:  # type: ignore[override]
-        """The dimensions as separate distributions, as SB3 holds them; made when asked for."""
+        """The dimensions as separate distributions, as in SB3, created on access."""
         return [
             Categorical(logits=logits, validate_args=False)
             for logits in th.split(self._logits, list(self.action_dims), dim=1)
@@ -199,9 +198,9 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
 
         :return: Shape ``(batch_size,)``.
         """
-        # Padding has probability 0 and a finite log probability, so that it adds 0
+        # Padding adds 0, since it has probability 0 and a finite log probability
         terms = (self._log_probs.exp() * self._log_probs).flatten(0, 1)
-        # Sums over columns are taken four vectors at a time, in another order than one at a time
+        # Columns are summed in blocks of four vectors, whose order differs from that of a partial block
         missing = -terms.shape[1] % (4 * VECTOR)
         return -(F.pad(terms, (0, missing)) if missing else terms).sum(0)[: len(self._logits)]
 
@@ -213,7 +212,7 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         return self.choose(self.draws())
 
     def draws(self, generator: th.Generator | None = None) -> th.Tensor:
-        """What :meth:`sample` draws for :meth:`choose`, from a generator or PyTorch's own.
+        """Random numbers of :meth:`sample` for :meth:`choose`, from a generator or PyTorch's global one.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -221,18 +220,18 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         return th.rand(len(logits), self._n_dims, generator=generator, device=logits.device)
 
     def choose(self, draws: th.Tensor) -> th.Tensor:
-        """The choices that uniform draws stand for, by the inverse of the cumulative distribution.
+        """The choices of uniform random numbers, by the inverse of the cumulative distribution.
 
         :param draws: From [0, 1), shape ``(batch_size, n_dims)``.
         :return: Shape ``(batch_size, n_dims)``; never a choice of probability zero.
         """
         cumulative = self._log_probs.exp().cumsum(1)[..., : len(draws)]
-        # In (0, total], so that the first sum to reach it belongs to a choice that is possible
+        # In (0, total], so that the first sum to reach it belongs to a choice of positive probability
         height = (1 - draws).t().unsqueeze(1) * cumulative[:, -1:]
         return self._shifted((cumulative < height).sum(1).t())
 
     def mode(self) -> th.Tensor:
-        """The likeliest choice of each dimension.
+        """The most probable choice of each dimension.
 
         :return: Shape ``(batch_size, n_dims)``.
         """
@@ -250,12 +249,12 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
 def without_checks(distribution: Distribution, action_space: spaces.Space[Any]) -> Distribution:
     """The faster distribution with the same parameters.
 
-    :param distribution: A distribution that SB3's ``make_proba_distribution`` gave.
-    :param action_space: The space of its actions.
-    :return: Its counterpart here; the distribution itself where there is none (gSDE).
+    :param distribution: From SB3's ``make_proba_distribution``.
+    :param action_space: The action space.
+    :return: Its counterpart in this module; the distribution itself if there is none (gSDE).
     """
     start = start_of(action_space)
-    # Exact types: a user's own subclass is a choice to keep
+    # Exact types: a user's own subclass is not replaced
     if type(distribution) is MultiCategoricalDistribution:
         return BatchedMultiCategoricalDistribution(list(distribution.action_dims), start)
     if type(distribution) is CategoricalDistribution:

@@ -21,7 +21,7 @@ _DEFAULTS = {
     "advantage_flip_prob": 0.0,
 }
 #: Optimizers whose step does not change when every gradient is multiplied by a number, and ``eps`` with it.
-#: RMSpropTFLike is none: its average of squares starts at 1.
+#: RMSpropTFLike is not among them: its average of squares starts at 1.
 _SCALE_FREE: tuple[type[th.optim.Optimizer], ...] = (th.optim.Adam, th.optim.AdamW, th.optim.RMSprop)
 
 
@@ -35,12 +35,9 @@ def policy_coefficient(
     :param z: The finite stand-in for log 0, negative.
     :param reverse_loss: A name of :data:`~srl.losses.REVERSE_FACTORS`.
     :return: ``alpha + beta |z|`` for ``"rce"``, ``alpha + 2 beta`` for ``"mae"``.
-    :raises UserError: For a parameter out of range, or a loss that is no multiple of the surrogate.
+    :raises UserError: For a parameter out of range, or a loss that is not a multiple of the surrogate.
     """
-    check_symmetric_loss(
-        alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss,
-        advantage_transform="none", advantage_flip_prob=0.0,
-    )  # fmt: skip
+    check_symmetric_loss(alpha=alpha, beta=beta, z=z, reverse_loss=reverse_loss)
     if reverse_loss not in REVERSE_FACTORS:
         raise UserError(
             f"reverse_loss={reverse_loss!r}: srl.losses.REVERSE_FACTORS has no factor for this loss."
@@ -49,11 +46,11 @@ def policy_coefficient(
 
 
 def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
-    """Return constructor arguments of SB3's PPO that take the same steps as SPPO with these.
+    """Return arguments with which SB3's PPO takes the same steps as SPPO with the given ones.
 
     With ``c`` from :func:`policy_coefficient`, these are ``vf_coef / c``, ``ent_coef / c``,
-    ``max_grad_norm / c`` and the optimizer's ``eps / c``; all others stay. The steps are equal up to rounding
-    and the 1e-6 that PyTorch's gradient clipping adds to the norm.
+    ``max_grad_norm / c`` and the optimizer's ``eps / c``; all others are unchanged. The steps are equal up to
+    rounding and the 1e-6 that PyTorch's gradient clipping adds to the norm.
 
     :param sppo_kwargs: Keyword arguments of SPPO's constructor; missing ones have SPPO's defaults.
     :return: Keyword arguments for ``stable_baselines3.PPO``.
@@ -82,12 +79,12 @@ def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
             f"The equivalence holds for {known}."
         )
     optimizer_kwargs = policy_kwargs.get("optimizer_kwargs")
-    # SB3's policies give Adam this eps where they get no arguments
+    # The default of SB3's policies for Adam without arguments
     default_eps = 1e-5 if optimizer_kwargs is None and optimizer is th.optim.Adam else 1e-8
     optimizer_kwargs = dict(optimizer_kwargs or {})
     optimizer_kwargs["eps"] = optimizer_kwargs.get("eps", default_eps) / c
     if optimizer is not th.optim.AdamW and optimizer_kwargs.get("weight_decay"):
-        # Added to the gradient, where AdamW's is apart from it
+        # It is added to the gradient, unlike AdamW's
         optimizer_kwargs["weight_decay"] /= c
     scaled = {
         name: sppo_kwargs.get(name, default) / c

@@ -1,7 +1,7 @@
-"""Evaluation environments for a training environment with wrappers that evaluation does not have.
+"""Match evaluation environments to training environments with wrappers for training only.
 
 SB3's ``EvalCallback`` copies the statistics of ``VecNormalize`` by walking the wrappers of both environments
-in step, and so needs as many wrappers in the evaluation environment as in the training environment.
+in parallel. The evaluation environment therefore needs as many wrappers as the training environment.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 
 class TrainingOnlyWrapper(VecEnvWrapper):
-    """Base class of wrappers for training environments, such as reward noise. By itself it changes nothing,
-    and takes the place of such a wrapper in an evaluation environment.
+    """Base class of wrappers for training only, such as reward noise.
+
+    An instance of this class itself is a placeholder in an evaluation environment.
     """
 
     def reset(self) -> VecEnvObs:
@@ -29,10 +30,10 @@ class TrainingOnlyWrapper(VecEnvWrapper):
 def match_wrappers(eval_env: VecEnv, training_env: VecEnv) -> VecEnv:
     """Add a placeholder to an evaluation environment for each wrapper that only training has.
 
-    :param eval_env: The evaluation environment; its wrappers are changed in place where a placeholder goes
+    :param eval_env: The evaluation environment; its wrappers are changed in place to insert placeholders
         below them.
     :param training_env: The training environment.
-    :return: The evaluation environment, wrapped where the outermost wrapper of training is for training only.
+    :return: The evaluation environment, wrapped if the outermost wrapper of training is for training only.
     """
     if isinstance(training_env, TrainingOnlyWrapper) and not isinstance(eval_env, TrainingOnlyWrapper):
         eval_env = TrainingOnlyWrapper(eval_env)
@@ -42,7 +43,7 @@ def match_wrappers(eval_env: VecEnv, training_env: VecEnv) -> VecEnv:
 
 
 def eval_callbacks(callback: MaybeCallback) -> Iterator[EvalCallback]:
-    """Find each ``EvalCallback`` in what a user gives to ``learn``.
+    """Find each ``EvalCallback`` in the argument ``callback`` of ``learn``.
 
     :param callback: A callback, a list of callbacks, a function, or None.
     """

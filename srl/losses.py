@@ -1,17 +1,17 @@
 """The losses of SA2C and SPPO as pure functions of tensors.
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
-Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(..., batch_size)``; every loss, to be
-minimized, is the mean over the minibatch, of shape ``(...)``, a scalar for one minibatch. The dimensions in
-front stand for the members of a population, each with a minibatch of its own; a number such as ``z`` can then
-be a tensor that broadcasts against them. Notation: ``A`` advantage, ``pi`` the current policy's probability
+Scales", ICML 2025 (arXiv 2405.17618). Every tensor has shape ``(..., batch_size)``; every loss is the mean
+over the minibatch, of shape ``(...)``, a scalar for one minibatch. Leading dimensions are the members of a
+population, each with its own minibatch; a number such as ``z`` can then be a tensor that broadcasts against
+them. Notation: ``A`` advantage, ``pi`` the current policy's probability
 of the action taken, ``pi_old`` that of the policy that collected the rollout, ``Z < 0`` the finite stand-in
 for log 0.
 
 A reverse loss is a function of ``(advantages, weight, weighted_prob, z)`` under a name in
 :data:`REVERSE_LOSSES`. ``weight`` is ``w`` and ``weighted_prob`` is ``w * pi``, where ``w`` is 1, or
 ``1 / pi_old`` where the loss is importance weighted; then ``weighted_prob`` is the ratio ``pi / pi_old``.
-Passing the product, not the factors, is what keeps gradients finite: ``1 / pi_old`` overflows float32 once
+Passing the product instead of the factors keeps gradients finite: ``1 / pi_old`` overflows float32 for
 ``log pi_old < -88``, the ratio does not, and only the ratio depends on the parameters.
 """
 
@@ -29,8 +29,8 @@ Coefficient = float | th.Tensor
 
 ReverseLoss = Callable[[th.Tensor, Coefficient, th.Tensor, Coefficient], th.Tensor]
 
-#: Share of the dtype's largest exponent that ``1 / pi_old`` may take, so that its product with advantages
-#: and ``Z`` and the sum over a minibatch stay finite: ``exp(62)`` in float32.
+#: Limit of ``1 / pi_old`` as a share of the dtype's largest exponent, so that its product with advantages and
+#: ``Z`` and the sum over a minibatch stay finite: ``exp(62)`` in float32.
 _WEIGHT_EXPONENT_SHARE = 0.7
 
 
@@ -50,13 +50,13 @@ def clipped_surrogate_loss(
     clip_range: Coefficient,
     clip_range_high: Coefficient | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
-    """The clipped surrogate loss of PPO, and where it passes a gradient.
+    """The clipped surrogate loss of PPO, and the mask of its gradient.
 
     ``-mean(min(A ratio, A clip(ratio, 1 - eps, 1 + eps)))`` (Schulman et al. 2017, equation 7).
 
     :param advantages: Advantages, shape ``(..., batch_size)``.
     :param ratio: ``pi / pi_old``, shape ``(..., batch_size)``.
-    :param clip_range: ``eps``; a tensor in float64, as Python has its numbers.
+    :param clip_range: ``eps``; a tensor must be float64, the precision of Python's floats.
     :param clip_range_high: ``eps`` above 1; None for ``clip_range`` on both sides.
     :return: The loss, shape ``(...)``, and a boolean mask of shape ``(..., batch_size)``, true where
         ``A ratio <= A clip(ratio)``, which includes every ratio within the clip range.
@@ -76,8 +76,8 @@ def _clamp(values: th.Tensor, low: Coefficient, high: Coefficient) -> th.Tensor:
 def inverse_probability(log_prob: th.Tensor) -> th.Tensor:
     """``1 / pi`` from ``log pi``, saturating before it overflows.
 
-    The value saturates at ``exp(0.7 log(largest float))``, ``exp(62)`` in float32. As a weight that carries
-    no gradient it shifts the reported loss alone, never a gradient.
+    The value saturates at ``exp(0.7 log(largest float))``, ``exp(62)`` in float32. As a weight without
+    gradient it affects only the reported loss, never a gradient.
 
     :param log_prob: Log probabilities, shape ``(..., batch_size)``.
     :return: Their inverse probabilities, finite, of the same shape, without gradient.
@@ -114,7 +114,7 @@ def mean_absolute_error(
     return (advantages * (weight - 2 * weighted_prob)).mean(-1)
 
 
-#: The reverse losses by the name that the parameter ``reverse_loss`` takes.
+#: The reverse losses by the values of the parameter ``reverse_loss``.
 REVERSE_LOSSES: dict[str, ReverseLoss] = {"rce": reverse_cross_entropy, "mae": mean_absolute_error}
 #: The factor between the gradients of a reverse loss with importance weighting and of PPO's surrogate, as a
 #: function of ``z``. Losses without such a factor are left out.
@@ -170,7 +170,8 @@ def ppo_reverse_loss(
 class _RowMeanSquaredError(th.autograd.Function):
     """The mean squared error over the last dimension.
 
-    PyTorch's mse_loss averages over all dimensions; the gradient here is that of one row, bitwise.
+    PyTorch's mse_loss averages over all dimensions. Here the gradient is bitwise identical to that of one
+    row.
     """
 
     @staticmethod
@@ -198,7 +199,7 @@ def mean_squared_error(values: th.Tensor, targets: th.Tensor) -> th.Tensor:
 
 
 def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
-    """The negative mean entropy, estimated from the log probabilities where it has no closed form.
+    """The negative mean entropy, estimated from the log probabilities if it has no closed form.
 
     :param entropy: Shape ``(..., batch_size)`` or None.
     :param log_prob: Shape ``(..., batch_size)``.
@@ -208,7 +209,7 @@ def entropy_loss(entropy: th.Tensor | None, log_prob: th.Tensor) -> th.Tensor:
 
 
 class LossWeights(NamedTuple):
-    """Weights of the parts of a loss: numbers, or tensors with one for each member."""
+    """Weights of the parts of a loss: numbers, or tensors with one number for each member."""
 
     alpha: Coefficient
     beta: Coefficient
@@ -217,7 +218,7 @@ class LossWeights(NamedTuple):
 
     @classmethod
     def of(cls, coefficients: Mapping[str, Coefficient]) -> LossWeights:
-        """The weights among coefficients, by their names."""
+        """Select the weights from coefficients by name."""
         return cls(*(coefficients[name] for name in cls._fields))
 
     def total(
@@ -229,7 +230,7 @@ class LossWeights(NamedTuple):
     ) -> th.Tensor:
         """``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
 
-        With the numbers ``alpha=1, beta=0`` it is bitwise identical to SB3's loss.
+        With ``alpha=1, beta=0`` it is bitwise identical to SB3's loss.
         """
         loss = self.alpha * policy_loss
         if reverse_loss is not None and not (isinstance(self.beta, float | int) and self.beta == 0):
@@ -249,7 +250,7 @@ class A2CLosses(NamedTuple):
 
 
 class PPOLosses(NamedTuple):
-    """The loss of a PPO minibatch, its parts and what is logged of it, each of shape ``(...)``."""
+    """The loss of a PPO minibatch, its parts and logged figures, each of shape ``(...)``."""
 
     loss: th.Tensor
     policy_loss: th.Tensor
@@ -259,7 +260,7 @@ class PPOLosses(NamedTuple):
     entropy_loss: th.Tensor
     #: Estimate of the reverse KL divergence, http://joschu.net/blog/kl-approx.html
     approx_kl: th.Tensor
-    #: Share of ratios outside of the clip range.
+    #: Share of ratios outside the clip range.
     clip_fraction: th.Tensor
 
 
@@ -277,13 +278,13 @@ def a2c_losses(
 ) -> A2CLosses:
     """The loss of SA2C, ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
 
-    :param values: ``V`` of the current network, shape ``(..., batch_size)``, as all that follow.
+    :param values: ``V`` of the current network, shape ``(..., batch_size)`` like all tensors below.
     :param log_prob: ``log pi``.
     :param entropy: Of the policy, or None.
     :param advantages: After normalization.
     :param returns: Targets of ``V``.
     :param weights: The weights of the parts.
-    :param has_probabilities: False for actions with densities, where there is no reverse loss.
+    :param has_probabilities: False for actions with densities, which have no reverse loss.
     :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
     :param z: The finite stand-in for log 0, negative.
     :return: The loss and its parts.
@@ -318,21 +319,21 @@ def ppo_losses(
 ) -> PPOLosses:
     """The loss of SPPO, ``alpha L_policy + beta L_reverse - ent_coef entropy + vf_coef L_value``.
 
-    :param values: ``V`` of the current network, shape ``(..., batch_size)``, as all tensors that follow.
+    :param values: ``V`` of the current network, shape ``(..., batch_size)`` like all tensors below.
     :param log_prob: ``log pi``.
     :param entropy: Of the policy, or None.
     :param old_values: ``V`` of the network that collected the rollout.
     :param old_log_prob: ``log pi_old``.
     :param advantages: After normalization.
     :param returns: Targets of ``V``.
-    :param clip_range: Of the ratio; a tensor in float64, as Python has its numbers.
-    :param clip_range_vf: How far ``V`` may move from ``old_values``; None for any distance.
+    :param clip_range: Clip range of the ratio; a tensor must be float64, the precision of Python's floats.
+    :param clip_range_vf: Clip range of ``V`` around ``old_values``; None for no clipping.
     :param weights: The weights of the parts.
-    :param has_probabilities: False for actions with densities, where there is no reverse loss.
+    :param has_probabilities: False for actions with densities, which have no reverse loss.
     :param reverse_loss: A name of :data:`REVERSE_LOSSES`.
     :param z: The finite stand-in for log 0, negative.
     :param importance_weighting: Whether the reverse loss is divided by ``pi_old``.
-    :return: The loss, its parts and what is logged.
+    :return: The loss, its parts and logged figures.
     """
     log_ratio = log_prob - old_log_prob
     ratio = th.exp(log_ratio)
@@ -350,7 +351,7 @@ def ppo_losses(
             importance_weighting=importance_weighting,
         )
     if clip_range_vf is not None:
-        # This depends on the scale of rewards
+        # The result depends on the scale of rewards
         values = old_values + _clamp(values - old_values, -clip_range_vf, clip_range_vf)
     value = mean_squared_error(values, returns)
     negative_entropy = entropy_loss(entropy, log_prob)

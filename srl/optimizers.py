@@ -1,11 +1,11 @@
 """Optimizer steps as pure functions of tensors, for compiled updates.
 
-A step has two parts: numbers that depend on the learning rate and the number of the step, which Python
-computes, and arithmetic on tensors, which is compiled and takes the numbers as tensors without dimensions. So
-a schedule needs no new compilation. Each pair computes what the optimizer of its name computes in place.
+A step has two parts: numbers that depend on the learning rate and the step count, which Python computes, and
+arithmetic on tensors, which is compiled and takes the numbers as scalar tensors. A schedule therefore needs
+no recompilation. Each pair computes the same step as the optimizer of its name.
 
-Parameter and gradient have the same shape, any one. A step returns the new parameter and the new state; its
-numbers are those of :func:`rate_alone` unless it says otherwise.
+Parameter and gradient have the same arbitrary shape. A step returns the new parameter and the new state; its
+numbers come from :func:`rate_alone` unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Options = Mapping[str, Any]
 
 
 def adam_numbers(step: int, options: Options) -> tuple[float, float, float]:
-    """What :func:`adam` needs.
+    """The numbers for :func:`adam`.
 
-    :param step: The number of the step, from 1.
+    :param step: The step count, from 1.
     :param options: ``lr``, ``betas`` and ``weight_decay``.
     :return: Step size, bias correction of the root of the squares, and factor of the decoupled decay.
     """
@@ -56,7 +56,7 @@ def adam(
 
 
 def rate_alone(step: int, options: Options) -> tuple[float]:
-    """The learning rate, which is all that the following optimizers need."""
+    """The learning rate, the only number that the following optimizers need."""
     return (float(options["lr"]),)
 
 
@@ -112,7 +112,7 @@ def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: th.Tensor) -> list[th
     """Scale gradients so that their joint norm is at most ``max_norm``, as ``clip_grad_norm_`` does in place.
 
     :param gradients: Of any shapes.
-    :param max_norm: Without dimensions.
+    :param max_norm: A scalar tensor.
     :return: The scaled gradients.
     """
     norm = th.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
@@ -121,15 +121,15 @@ def clip_by_norm(gradients: Sequence[th.Tensor], max_norm: th.Tensor) -> list[th
 
 
 class CompiledOptimizer(NamedTuple):
-    """What is needed to compile an optimizer."""
+    """The parts of an optimizer that can be compiled."""
 
     #: ``(step, options) -> numbers``
     numbers: Callable[[int, Options], tuple[float, ...]]
     #: ``(parameter, gradient, state, numbers, options) -> (new parameter, new state)``
     step: Callable[[th.Tensor, th.Tensor, State, Sequence[th.Tensor], Options], tuple[th.Tensor, State]]
-    #: The state of a parameter before its first step, the count of steps included.
+    #: The initial state of a parameter, including the step count.
     new_state: Callable[[th.Tensor], dict[str, Any]]
-    #: Options with which it is another optimizer.
+    #: Options that are not supported.
     not_compiled: tuple[str, ...]
 
 

@@ -1,4 +1,4 @@
-"""Algorithms of other packages: classes with the interface of SB3's."""
+"""Algorithms of other packages, with SB3's interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from srl.envs.registration import import_object
 from srl.errors import UserError
 
-#: Arguments that a run sets itself.
+#: Arguments of constructors that a run sets itself.
 _OF_A_RUN = {
     "self", "policy", "env", "policy_kwargs", "seed", "device", "verbose", "tensorboard_log",
     "stats_window_size", "_init_setup_model",
@@ -22,13 +22,13 @@ def algorithm_class(name: str) -> Any:
     """Import an algorithm.
 
     :param name: ``package.module:Class``.
-    :raises UserError: If there is no such class, or it is no subclass of SB3's BaseAlgorithm.
+    :raises UserError: If there is no such class, or it is not a subclass of SB3's BaseAlgorithm.
     """
     cls = import_object(name)
     if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
-        raise UserError(f"{name} is no subclass of stable_baselines3.common.base_class.BaseAlgorithm.")
+        raise UserError(f"{name} is not a subclass of stable_baselines3.common.base_class.BaseAlgorithm.")
     if inspect.isabstract(cls) or "env" not in inspect.signature(cls).parameters:
-        raise UserError(f"{name} is no algorithm that can be trained.")
+        raise UserError(f"{name} is not an algorithm that can be trained.")
     return cls
 
 

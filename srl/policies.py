@@ -23,12 +23,12 @@ from srl.spaces import has_start, subtract_start
 class PolicyMixin(sb3.ActorCriticPolicy):
     """Faster distributions, acting in NumPy, and spaces with ``start != 0`` (see :mod:`srl.spaces`)."""
 
-    #: Whether actions are sampled in NumPy where that is possible, which differs in the last bits.
+    #: Whether actions are sampled in NumPy if possible; results differ in the last bits.
     numpy_acting: bool
-    #: In which features extractors compute; everything after them is in float32.
+    #: The precision of features extractors; everything after them is in float32.
     precision: Precision = "float32"
-    #: Whether images have their channels last in memory where gradients are computed. That makes convolutions
-    #: on the CPU faster, and differs in the last bits.
+    #: Whether images have the channels-last memory format when gradients are computed. It makes convolutions
+    #: on the CPU faster; results differ in the last bits.
     channels_last: bool = False
     _actor: NumpyActor | None = None
     _actor_address: int | None = None
@@ -37,8 +37,8 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         self._has_start = has_start(self.observation_space, self.action_space)
         self.action_dist = without_checks(self.action_dist, self.action_space)
         self.numpy_acting = isinstance(self.action_dist, BatchedMultiCategoricalDistribution)
-        # Fused Adam takes a third of the time and differs in the last bit. Where the batched distribution's
-        # random draws differ from SB3's anyway that costs nothing; elsewhere results stay identical to SB3's.
+        # Fused Adam takes a third of the time; results differ in the last bit. It is used with the batched
+        # distribution, whose random draws differ from SB3's anyway; otherwise results are identical to SB3's.
         if (
             isinstance(self.action_dist, BatchedMultiCategoricalDistribution)
             and self.optimizer_class is th.optim.Adam
@@ -48,7 +48,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         super()._build(lr_schedule)
 
     def _prepared(self, obs: PyTorchObs) -> PyTorchObs:
-        """Observations as SB3's preprocessing needs them, with values from 0."""
+        """Observations for SB3's preprocessing, with values from 0."""
         if self._has_start:
             obs = subtract_start(obs, self.observation_space)
         if self.channels_last and th.is_grad_enabled():
@@ -65,7 +65,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
         if self.precision == "float32":
             return super().extract_features(self._prepared(obs), features_extractor)
-        # Parameters change at each step, so that casts of them are not worth keeping
+        # Parameters change at each step, so that caching their casts is useless
         with th.autocast(self.device.type, th.bfloat16, cache_enabled=False):
             features = super().extract_features(self._prepared(obs), features_extractor)
         if isinstance(features, tuple):
@@ -82,7 +82,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         """Sample actions, as SB3's policy does.
 
         :param obs: Observations, shape ``(n, *observation_shape)``.
-        :param deterministic: Whether to take the likeliest actions.
+        :param deterministic: Whether to take the most probable actions.
         :return: Actions of shape ``(n, *action_shape)``, values of ``(n, 1)`` and log probabilities of
             ``(n,)``.
         """
@@ -94,7 +94,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         return th.from_numpy(actions[0]), th.from_numpy(values[0])[:, None], th.from_numpy(log_probs[0])
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """State values, as SB3's policy gives them.
+        """State values, as in SB3's policy.
 
         :param obs: Observations, shape ``(n, *observation_shape)``.
         :return: Shape ``(n, 1)``.
@@ -110,7 +110,7 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     def _numpy_actor(self) -> NumpyActor | None:
         if not self.numpy_acting or th.is_grad_enabled():
             return None
-        # Parameters may move, and a copy of the policy has its own
+        # The memory of parameters may change, and a copy of the policy has its own parameters
         address = self.value_net.bias.data_ptr()  # type: ignore[operator, union-attr]
         if self._actor_address != address:
             self._actor_address = address

@@ -1,4 +1,4 @@
-"""Whether features extractors compute in float32 or in bfloat16."""
+"""The precision of features extractors: float32 or bfloat16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Precision = Literal["float32", "bf16"]
 
 @cache
 def why_no_bf16(device_type: str) -> str | None:
-    """Why bfloat16 is not faster than float32 on a device here.
+    """Why bfloat16 is not faster than float32 on a device of this machine.
 
     :param device_type: ``"cpu"`` or ``"cuda"``.
     :return: The reason in one line; None if the device has instructions for bfloat16.
@@ -36,7 +36,7 @@ def check_precision(precision: str, device_type: str) -> None:
 
     :param precision: ``"float32"`` or ``"bf16"``.
     :param device_type: ``"cpu"`` or ``"cuda"``.
-    :raises UserError: If it is neither, or the device has no instructions for it.
+    :raises UserError: If it is neither of them, or the device has no instructions for it.
     """
     known = get_args(Precision)
     if precision not in known:

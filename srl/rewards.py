@@ -12,12 +12,12 @@ _SB3 = "stable_baselines3.common"
 
 
 def explained(error: Exception) -> Exception:
-    """Name the reward in an error that it caused by being an array.
+    """Explain an error that was caused by an array as reward.
 
     SB3's Monitor, DummyVecEnv and rollout buffer convert rewards without a check, and the messages of NumPy
     name neither the reward nor the environment.
 
-    :param error: Raised by a step of an environment, or by adding it to a rollout.
+    :param error: Raised by a step of an environment, or by adding the step to a rollout.
     :return: A :class:`~srl.errors.UserError` that names the reward, its shape and what to do, or the error
         itself if it has another cause.
     """

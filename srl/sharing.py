@@ -1,14 +1,14 @@
 """Publish runs on the Hugging Face Hub, and download them.
 
-A repository has the layout that ``huggingface_sb3`` reads, and the run directory besides:
+A repository has the layout of ``huggingface_sb3``, and the run directory:
 
 | file | content |
 | --- | --- |
 | ``README.md`` | the model card |
 | ``ALGO-ENV.zip``, ``vec_normalize.pkl`` | the model and its statistics |
-| ``results.json`` | the last evaluation, as ``huggingface_sb3.package_to_hub`` writes it |
+| ``results.json`` | the last evaluation, as in ``huggingface_sb3.package_to_hub`` |
 | ``replay.mp4`` | a video, if there is one |
-| ``run/`` | the other files of the run directory; those that name the machine are left out |
+| ``run/`` | the other files of the run directory, except those that name the machine |
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RUN, CARD, RESULTS, VIDEO, NORMALIZE = "run", "README.md", "results.json", "repl
 
 
 def model_name(spec: RunSpec) -> str:
-    """Return a model's name as ``huggingface_sb3.ModelName`` makes it."""
+    """Return a model's name, as ``huggingface_sb3.ModelName``."""
     return f"{spec.algo}-{spec.env.replace('/', '-').replace(':', '-')}"
 
 
@@ -108,7 +108,7 @@ def package(path: Path, repo: str, out: Path, video: Path | None = None) -> None
     for file in (*(path / name for name in (SPEC, VERSIONS, EVALUATIONS, PROGRESS)), *monitors):
         if file.is_file():
             shutil.copyfile(file, run / file.relative_to(path))
-    # TensorBoard's files have the machine's name in theirs
+    # The names of TensorBoard's files contain the machine's name
     left_out = {BEST_MODEL, BEST_VECNORMALIZE, FINAL_STATE}
     sealed = {
         name: seal for name, seal in status.files.items() if "tfevents" not in name and name not in left_out
@@ -200,7 +200,7 @@ srl pull {repo}
 ```
 
 ```python
-# With TRUST_REMOTE_CODE=True in the environment: loading a model executes code that it holds
+# With TRUST_REMOTE_CODE=True in the environment: loading a model executes code in it
 from huggingface_sb3 import load_from_hub
 from srl import {cls}
 
@@ -217,7 +217,7 @@ Packages: {packages or "not recorded"}.
 
 ## Hyperparameters
 
-Those that differ from Stable-Baselines3's defaults:
+Values that differ from Stable-Baselines3's defaults:
 
 ```yaml
 {hyperparams}```
@@ -226,9 +226,9 @@ Those that differ from Stable-Baselines3's defaults:
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Turn the Hub's refusals into errors of the user's.
+    """A context that turns errors of the Hub into user errors.
 
-    :raises UserError: If there is no such repository, or no right to it.
+    :raises UserError: If the repository does not exist, or the user has no access to it.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -240,7 +240,7 @@ def hub_errors(repo: str) -> Iterator[None]:
         code = error.response.status_code if error.response is not None else 0
         text = (error.server_message or str(error)).splitlines()
         if code in (400, 401, 403, 404):
-            raise UserError(f"{repo}: the Hub refused this ({code}): {text[0] if text else ''}") from None
+            raise UserError(f"{repo}: the Hub rejected this ({code}): {text[0] if text else ''}") from None
         raise OSError(0, f"the Hub answered {code}: {text[0] if text else ''}", repo) from None
 
 
@@ -248,11 +248,11 @@ def push(path: Path, repo: str, *, video: Path | None = None, private: bool = Fa
     """Publish a finished run.
 
     :param path: Its folder.
-    :param repo: OWNER/NAME; it is made if it is new.
+    :param repo: OWNER/NAME; a new repository is created.
     :param video: An MP4 file of the agent.
     :param private: Whether a new repository is private.
     :return: The repository's address.
-    :raises UserError: If the run is not finished, there is no login, or the Hub refuses it.
+    :raises UserError: If the run is not finished, there is no login, or the Hub rejects the upload.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -286,29 +286,26 @@ def pull(repo: str, out: Path, *, revision: str | None = None) -> RunSpec:
     with tempfile.TemporaryDirectory() as temporary:
         with hub_errors(repo):
             snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=[f"{RUN}/*", "*.zip", NORMALIZE],
-                local_dir=temporary,
+                repo, revision=revision, allow_patterns=[f"{RUN}/*", "*.zip", NORMALIZE], local_dir=temporary
             )
         downloaded = Path(temporary)
         run = downloaded / RUN
         spec = RunDirectory(run).read_spec()
         if spec is None:
-            raise UserError(f"{repo} holds no run of symmetric-rl. Load its model with huggingface_sb3.")
+            raise UserError(f"{repo} contains no run of symmetric-rl. Load its model with huggingface_sb3.")
         names = (SPEC, STATUS, VERSIONS, EVALUATIONS, PROGRESS)
         files = {run / name: name for name in names}
         files |= {file: file.relative_to(run).as_posix() for file in growing_logs(run)}
         files[downloaded / f"{model_name(spec)}.zip"] = MODEL
         files[downloaded / NORMALIZE] = VECNORMALIZE
-        whole = downloaded / "whole"
-        (whole / MONITOR).mkdir(parents=True)
+        complete = downloaded / "complete"
+        (complete / MONITOR).mkdir(parents=True)
         for file, name in files.items():
             if file.is_file() and not file.is_symlink():
-                shutil.move(file, whole / name)
-        if not RunDirectory(whole).is_finished():
-            problems = RunDirectory(whole).damage()
+                shutil.move(file, complete / name)
+        if not RunDirectory(complete).is_finished():
+            problems = RunDirectory(complete).damage()
             raise UserError(f"{repo}: its run is not complete{': ' + problems[0] if problems else '.'}")
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(whole, out)
+        shutil.move(complete, out)
     return spec

@@ -1,8 +1,8 @@
-"""Action and observation spaces: which ones the algorithms support, and spaces that do not start at 0.
+"""Action and observation spaces: checks of support, and spaces that do not start at 0.
 
-SB3's policies count the values of Discrete and MultiDiscrete spaces from 0 and ignore ``start``. Here the
-policies subtract ``start`` from observations and add it to actions, so that models, wrappers and environments
-all see the environment's own spaces.
+SB3's policies count the values of Discrete and MultiDiscrete spaces from 0 and ignore ``start``. The
+policies of srl subtract ``start`` from observations and add it to actions, so that models, wrappers and
+environments use the environment's own spaces.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from srl.errors import UserError
 
-#: SB3's rollout buffer gives actions as float32, which holds all whole numbers up to this one.
+#: SB3's rollout buffer returns actions as float32, which represents all integers up to this one.
 _LARGEST_ACTION = 2**24
 _FLATTEN = "Wrap the environment in gymnasium.wrappers.FlattenObservation."
 
@@ -46,7 +46,7 @@ def subtract_start(observations: PyTorchObs, space: spaces.Space[Any]) -> PyTorc
 
     :param observations: A batch of observations, or a dictionary of batches.
     :param space: Their space.
-    :return: New tensors where a part is shifted; all other parts unchanged.
+    :return: New tensors for shifted parts; all other parts are unchanged.
     """
     if isinstance(observations, dict):
         assert isinstance(space, spaces.Dict)
@@ -66,7 +66,7 @@ def _subtract(observations: th.Tensor, start: np.ndarray | None) -> th.Tensor:
 def check_supported(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
     """Check that SA2C and SPPO support the spaces of an environment.
 
-    :raises UserError: Naming the space and what to do, if they do not.
+    :raises UserError: If they do not; the message names the space and what to do.
     """
     parts = {"": observation_space}
     if isinstance(observation_space, spaces.Dict):
@@ -77,7 +77,7 @@ def check_supported(observation_space: spaces.Space[Any], action_space: spaces.S
 
 
 def one_line(space: spaces.Space[Any]) -> str:
-    """A space in words; arrays in it otherwise take several lines."""
+    """The text of a space in one line; arrays take several lines otherwise."""
     return " ".join(str(space).split())
 
 

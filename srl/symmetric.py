@@ -39,7 +39,7 @@ from srl.updates import UpdateResult, UpdateStatistics
 #: A minibatch, as SB3's rollout buffers give it.
 Samples = RolloutBufferSamples | DictRolloutBufferSamples
 
-#: Tells the flip noise's random stream from others that start from the same seed.
+#: Separates the flip noise's random stream from others with the same seed.
 _FLIP_NOISE_STREAM = 1
 
 
@@ -49,8 +49,8 @@ def check_symmetric_loss(
     beta: float,
     z: float,
     reverse_loss: str,
-    advantage_transform: str,
-    advantage_flip_prob: float,
+    advantage_transform: str = "none",
+    advantage_flip_prob: float = 0.0,
 ) -> None:
     """Check the parameters of the symmetric loss.
 
@@ -112,11 +112,11 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         self._flip_rng = np.random.default_rng()
         self.compile_update = compile_update
         self._compiled: CompiledUpdate | None = None
-        #: Why the update is not compiled, if it was to be.
+        #: The reason why the update could not be compiled.
         self.not_compiled: str | None = None
 
     def _check_symmetric_loss(self) -> None:
-        """Check the parameters again, which ``load`` and users set as attributes, and the action space."""
+        """Check the action space, and again the parameters, which ``load`` and users set as attributes."""
         names = ("alpha", "beta", "z", "reverse_loss", "advantage_transform", "advantage_flip_prob")
         check_symmetric_loss(**{name: getattr(self, name) for name in names})
         if self.beta != 0 and isinstance(self.action_space, spaces.Box):
@@ -143,15 +143,15 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
             )
         super()._setup_model()
         self.set_policy_precision()
-        # Results differ in the last bits already
+        # The results of a compiled update differ in the last bits anyway
         if self.compile_update and isinstance(self.policy, PolicyMixin):
             self.policy.numpy_acting = True
             self.policy.channels_last = self.device.type == "cpu"
 
     def set_policy_precision(self) -> None:
-        """Let the policy's features extractors compute in ``precision``.
+        """Set the precision of the policy's features extractors.
 
-        :raises UserError: If that has no effect.
+        :raises UserError: If it has no effect.
         """
         if self.precision == "float32":
             return
@@ -204,15 +204,12 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
             raise reason from error
 
     def set_parameters(
-        self,
-        load_path_or_dict: str | TensorDict,
-        exact_match: bool = True,
-        device: th.device | str = "auto",
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """Load parameters of the networks and the optimizer, as SB3 does.
 
         :param load_path_or_dict: A saved model, or a dictionary as :meth:`get_parameters` returns it.
-        :param exact_match: Whether every network must be given, with all of its parameters.
+        :param exact_match: Whether all parameters of every network are required.
         :param device: Device on which a file is loaded.
         :raises UserError: If a name is not that of a network or an optimizer, such as ``"alpha"``, or the
             parameters of the symmetric loss are out of range.
@@ -228,9 +225,9 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         super().set_parameters(load_path_or_dict, exact_match, device)
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the random generators, that of the advantage flip noise included.
+        """Seed the random generators, including that of the advantage flip noise.
 
-        :param seed: None leaves them as they are.
+        :param seed: None does not change them.
         """
         super().set_random_seed(seed)
         if seed is not None:
@@ -258,7 +255,6 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         self._record_update(result, self._explained_variance())
 
     def _update(self) -> UpdateResult:
-        """The gradient steps of an update, one for each minibatch."""
         coefficients = self._coefficients()
         statistics = UpdateStatistics()
         epoch = n_minibatches = 0
@@ -271,7 +267,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
                     self._evaluate(rollout_data), rollout_data, flip_mask, coefficients
                 )
                 statistics.add(losses, prepared)
-                # The one place that must wait for the device, and only where a limit is set
+                # The only place that waits for the device, and only if there is a limit
                 limit = self._kl_limit
                 if limit is not None and isinstance(losses, PPOLosses) and losses.approx_kl.item() > limit:
                     return UpdateResult(statistics, epoch, n_minibatches, stopped=True)
@@ -279,14 +275,14 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         return UpdateResult(statistics, epoch, n_minibatches, stopped=False)
 
     def _flip_mask(self, n_samples: int) -> th.Tensor | None:
-        """Whose advantages the flip noise turns around, drawn; None for nobody's."""
+        """Draw the mask of the advantages whose sign the flip noise flips; None without noise."""
         if self.advantage_flip_prob == 0:
             return None
         flips = self._flip_rng.random(n_samples) < self.advantage_flip_prob
         return th.as_tensor(flips, device=self.device)
 
     def _coefficients(self) -> dict[str, float]:
-        """The numbers in the loss that may change from update to update."""
+        """The numbers in the loss that may change between updates."""
         names = ("alpha", "beta", "z", "ent_coef", "vf_coef")
         return {name: getattr(self, name) for name in names}
 
@@ -300,7 +296,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
 
     @property
     def _has_probabilities(self) -> bool:
-        """Whether the policy gives actions a probability, which the reverse loss needs, not a density."""
+        """Whether actions have a probability, which the reverse loss needs, and not a density."""
         return not isinstance(self.action_space, spaces.Box)
 
     @property
@@ -319,7 +315,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
 
         :param evaluated: The minibatch under the current policy.
         :param data: The minibatch, tensors of shape ``(..., batch_size)``.
-        :param flip_mask: Whose advantages change sign; None for nobody's.
+        :param flip_mask: Mask of the advantages that change sign; None for none.
         :param coefficients: :meth:`_coefficients`, as numbers or tensors without dimensions; of members,
             those of :class:`~srl.losses.LossWeights` of shape ``(...)`` and the others of shape ``(..., 1)``.
         """
@@ -338,29 +334,29 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         advantages: th.Tensor,
         coefficients: Mapping[str, Coefficient],
     ) -> A2CLosses | PPOLosses:
-        """What :meth:`_losses` returns, from advantages that are prepared."""
+        """The losses of a minibatch with prepared advantages."""
         raise NotImplementedError
 
     def _record_update(self, result: UpdateResult, explained_variance: float) -> None:
-        """Log an update, in SB3's names and order."""
+        """Log an update with SB3's names and order."""
         raise NotImplementedError
 
     def _trace_options(self) -> tuple[Any, ...]:
-        """What a compiled update depends on in addition to shapes and the optimizer's options."""
+        """The options that a compiled update depends on, besides shapes and the optimizer's options."""
         names = ("normalize_advantage", "advantage_transform", "reverse_loss", "importance_weighting")
         options = (getattr(self, name, None) for name in names)
         return (*options, tuple(self._coefficients()), self._kl_limit, self.precision)
 
     @property
     def _minibatch_size(self) -> int:
-        """Samples of a minibatch, except for a last one with fewer."""
+        """Size of a minibatch; the last one may be smaller."""
         raise NotImplementedError
 
     def compile_now(self, others: Sequence[CompiledUpdate] = ()) -> CompiledUpdate | None:
-        """Compile the update, or load it from the user's cache, if that was not done for the current shapes.
+        """Compile the update, or load it from the user's cache, unless that was done for the current shapes.
 
-        :param others: Updates of other models. The code of one that differs in numbers alone is used.
-        :return: None if the update is not compiled; ``not_compiled`` is the reason where it should be.
+        :param others: Updates of other models. If one differs only in coefficients, its code is shared.
+        :return: None if the update is not compiled; then ``not_compiled`` is the reason, if there is one.
         """
         if not self.compile_update or self.not_compiled is not None:
             return None
@@ -375,9 +371,8 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         return self._compiled
 
     def _optimize(self, loss: th.Tensor) -> None:
-        """One optimizer step with the gradient norm clipped."""
         optimizer = self.policy.optimizer
-        # SB3's policies give their optimizer all of their parameters, and finding them again takes time
+        # SB3's optimizer has all parameters of the policy, and collecting them from the modules is slow
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for parameter in parameters:
             parameter.grad = None
@@ -386,16 +381,15 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         optimizer.step()
 
     def _explained_variance(self) -> float:
-        """The share of the returns' variance that the values of the rollout explain."""
         buffer = self.rollout_buffer
         columns = (buffer.values, buffer.returns)
-        # The sums round by the order of samples; this is that of minibatches
+        # The rounding of sums depends on the order of samples; this is that of minibatches
         in_order = columns if buffer.generator_ready else map(buffer.swap_and_flatten, columns)
         values, returns = (column.flatten() for column in in_order)
         return float(explained_variance(values, returns))
 
     def _record_symmetric_loss(self, statistics: UpdateStatistics) -> None:
-        """Log what SB3's algorithm does not."""
+        """Log the values that SB3's algorithm does not log."""
         if statistics.has("reverse_loss"):
             self.logger.record("train/reverse_loss", statistics.mean("reverse_loss"))
         self.logger.record("train/advantage_sign_change", statistics.advantage_sign_change)

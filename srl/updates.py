@@ -1,4 +1,4 @@
-"""How an update of SA2C or SPPO went, and the figures that it logs."""
+"""The result of an update of SA2C or SPPO, and the statistics that it logs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from srl.losses import A2CLosses, PPOLosses
 
 
 def figures_of(losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> dict[str, th.Tensor]:
-    """What is logged of a minibatch: the losses that there are, and what happened to the advantages."""
+    """The logged figures of a minibatch: its losses and statistics of the advantages."""
     figures = {**losses._asdict(), "sign_changes": prepared.n_sign_changes, "abs_max": prepared.abs_max}
     return {name: value.detach() for name, value in figures.items() if value is not None}
 
@@ -22,7 +22,7 @@ def figures_of(losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> d
 class UpdateStatistics:
     """The figures of one update, kept on the device until it ends.
 
-    Reading a tensor waits for the device; so minibatches only append, and each figure is read once.
+    Reading a tensor waits for the device. Therefore minibatches only append, and each figure is read once.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class UpdateStatistics:
         self._n_samples = 0
 
     def add(self, losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> None:
-        """Append the figures of a minibatch, each a scalar, or of shape ``(n_members,)`` all the time."""
+        """Append the figures of a minibatch, each a scalar, or always of shape ``(n_members,)``."""
         self._n_samples += prepared.advantages.shape[-1]
         for name, value in figures_of(losses, prepared).items():
             self._values[name].append(value)
@@ -38,9 +38,9 @@ class UpdateStatistics:
     def add_rows(self, names: Sequence[str], rows: Sequence[th.Tensor], n_samples: int) -> None:
         """Append the figures of minibatches.
 
-        :param names: Of the figures.
-        :param rows: For each minibatch its figures, shape ``(n_figures,)``.
-        :param n_samples: Samples of the minibatches together.
+        :param names: Names of the figures.
+        :param rows: The figures of each minibatch, shape ``(n_figures,)``.
+        :param n_samples: Total number of samples of the minibatches.
         """
         self._n_samples += n_samples
         for name, column in zip(names, th.stack(list(rows), dim=1), strict=True):
@@ -60,7 +60,7 @@ class UpdateStatistics:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no figure is NaN or infinite, nor their sum."""
+        """Whether all figures and their sum are finite."""
         return math.isfinite(th.hstack([part for parts in self._values.values() for part in parts]).sum())
 
     def _series(self, name: str) -> th.Tensor:
@@ -71,7 +71,7 @@ class UpdateStatistics:
         return self._series(name)[-last:].mean().item()
 
     def has(self, name: str) -> bool:
-        """Whether the figure was appended to."""
+        """Whether there are values of a figure."""
         return name in self._values
 
     @property
@@ -86,12 +86,12 @@ class UpdateStatistics:
 
 
 class UpdateResult(NamedTuple):
-    """How an update went."""
+    """The result of an update."""
 
     statistics: UpdateStatistics
-    #: Epochs that were begun.
+    #: Epochs that were started.
     n_epochs: int
     #: Minibatches of the last epoch.
     n_minibatches: int
-    #: Whether the limit on the KL divergence ended it.
+    #: Whether the limit on the KL divergence stopped it.
     stopped: bool

@@ -1,8 +1,9 @@
 """Use SPPO and SA2C from rl-baselines3-zoo: ``python -m srl.zoo train --algo sppo --env CartPole-v1``.
 
-The first word is the name of a script of rl_zoo3; its options follow. Before the script runs, ``sppo`` and
-``sa2c`` are registered with their search spaces, and their hyperparameter files, those of srl or one named by
-``--conf-file``, are given to it in the form that it reads.
+The first argument is the name of a script of rl_zoo3, and its options follow. Before the script runs,
+``sppo`` and ``sa2c`` are registered with their search spaces, and their hyperparameter files, those of srl or
+one named
+by ``--conf-file``, are converted to its format.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from srl.errors import MissingExtra, UserError, nearest
 
-#: Scripts of rl_zoo3 by the names that they have here.
+#: Modules of rl_zoo3's scripts by name.
 SCRIPTS = {
     "train": "rl_zoo3.train",
     "enjoy": "rl_zoo3.enjoy",
@@ -33,9 +34,9 @@ SCRIPTS = {
     "load_from_hub": "rl_zoo3.load_from_hub",
     "push_to_hub": "rl_zoo3.push_to_hub",
 }
-#: srl's algorithms by their names in the zoo.
+#: Names of srl's algorithms in the zoo.
 ALGORITHMS = ("sppo", "sa2c")
-#: The module that hyperparameters are given to the zoo in.
+#: The module from which the zoo reads the hyperparameters.
 _HYPERPARAMS_MODULE = "srl_hyperparams"
 
 
@@ -53,7 +54,7 @@ def register() -> None:
     from srl.config.algorithms import get_algorithm
     from srl.config.hyperparams import PolicyOptions
     from srl.training.policy_options import policy_kwargs
-    from srl.tuning import sampled_hyperparams, search_space
+    from srl.tuning.space import sampled_hyperparams, search_space
 
     for name in ALGORITHMS:
         space = search_space(get_algorithm(name))
@@ -65,7 +66,7 @@ def register() -> None:
         def sample(
             trial: Any, n_actions: int, n_envs: int, additional_args: Any, space: Any = space
         ) -> dict[str, Any]:
-            # The public methods for sampling take a distribution's arguments, not the distribution
+            # The public methods take the arguments of a distribution, and not a distribution
             return convert({each.name: trial._suggest(each.name, each.distribution) for each in space}, space)
 
         ALGOS[name] = getattr(srl, name.upper())
@@ -74,10 +75,10 @@ def register() -> None:
 
 
 def zoo_hyperparams(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a hyperparameter file's entries as rl_zoo3 reads them.
+    """Convert the entries of a hyperparameter file to the format of rl_zoo3.
 
     :param entries: Entries by environment, in the format of srl or of the zoo.
-    :raises UserError: If an entry has what the zoo cannot read.
+    :raises UserError: If the zoo cannot read a value of an entry.
     """
     return {
         env: _zoo_entry(env, entry) if isinstance(entry, dict) else entry for env, entry in entries.items()
@@ -100,7 +101,7 @@ def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             elif name == "optimizer_class":
                 text = value if value == "RMSpropTFLike" else f"th.optim.{value}"
             arguments.append(f"{name}={text}")
-        # The zoo evaluates this text
+        # The zoo evaluates this string
         values["policy_kwargs"] = f"dict({', '.join(arguments)})"
     if values.get("env_wrapper") is not None:
         values["env_wrapper"] = _zoo_wrappers(values["env_wrapper"])
@@ -108,7 +109,7 @@ def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _zoo_wrappers(wrappers: Any) -> Any:
-    """Return names of wrappers with a dot in place of the colon before the class."""
+    """Replace the colon before the class by a dot in the names of wrappers."""
     if isinstance(wrappers, list):
         return [_zoo_wrappers(wrapper) for wrapper in wrappers]
     if isinstance(wrappers, dict):
@@ -117,7 +118,7 @@ def _zoo_wrappers(wrappers: Any) -> Any:
 
 
 def with_hyperparams(words: Sequence[str]) -> list[str]:
-    """Return the options of a training with srl's algorithms, with their hyperparameters in the zoo's form.
+    """Convert the options of a training run with srl's algorithms to the zoo's format.
 
     :raises UserError: If the file cannot be read.
     """
@@ -131,7 +132,7 @@ def with_hyperparams(words: Sequence[str]) -> list[str]:
         return list(words)
     named = options.conf_file
     if named is not None and not named.endswith((".yml", ".yaml")):
-        return list(words)  # Python code, which the zoo imports
+        return list(words)  # a Python module, which the zoo imports
     file = configs_dir() / "hyperparams" / f"{options.algo}.yml" if named is None else Path(named)
     module = ModuleType(_HYPERPARAMS_MODULE, f"The hyperparameters of {file}.")
     module.hyperparams = zoo_hyperparams(read_config(file).data)  # type: ignore[attr-defined]
@@ -160,7 +161,7 @@ def main(words: Sequence[str]) -> None:
     sys.argv = [f"python -m srl.zoo {name}", *options]
     module = SCRIPTS[name]
     if module.startswith("rl_zoo3.plots"):
-        # The package has the functions by the names of the modules
+        # The functions have the names of their modules
         getattr(import_module("rl_zoo3.plots"), module.rpartition(".")[2])()
     else:
         runpy.run_module(module, run_name="__main__")

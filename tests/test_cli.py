@@ -128,7 +128,7 @@ MISTAKES = [
     ([*TRAIN, "--z", "1"], "z"),
     ([*TRAIN, "--bins", "11"], "dsppo"),
     (["train", "--algo", "dsppo", "--env", "Pendulum-v1", "--bins", "1"], "bins"),
-    (["train", "--algo", "dsppo", "--env", "CartPole-v1"], "cannot be discretised"),
+    (["train", "--algo", "dsppo", "--env", "CartPole-v1"], "cannot be discretized"),
     (["train", "--algo", "sppo", "--env", "Pendulum-v1"], "Discretize the actions with --algo dsppo"),
     (["train", "--algo", "ppo", "--env", "CartPole-v1", "--beta", "1"], "Use sppo"),
     ([*TRAIN, "--seed", "-1"], "seed"),

@@ -23,7 +23,8 @@ from srl.config.spec import make_run_spec
 from srl.envs import make_train_env
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
-from srl.training.run import make_model, train_run
+from srl.training.model import make_model
+from srl.training.run import train_run
 from tests.envs.unusual_spaces import UNUSUAL
 from tests.small_runs import SMALL_WORDS, small_spec, srl
 from tests.training.stacked import comparison

@@ -76,7 +76,7 @@ def test_loading_a_run_unpickles_nothing(run, tmp_path, monkeypatch):
 
 
 def test_damaged_and_missing_files_are_named_in_error(run, tmp_path):
-    with pytest.raises(UserError, match="no run in it"):
+    with pytest.raises(UserError, match="contains no run"):
         load_run(tmp_path)
     with pytest.raises(UserError, match=r"model.zip: not the model of this run"):
         load_run(copy_of(run, tmp_path / "a", model=b"PK"))
@@ -114,7 +114,7 @@ def test_enjoy_prints_returns(run, monkeypatch):
         (["--episodes", 0], "--episodes 0"),
         (["--deterministic", "--stochastic"], "exclude"),
         (["--video", "a.avi"], ".mp4 or .gif"),
-        (["--video", "no/such/a.gif"], "no folder"),
+        (["--video", "no/such/a.gif"], "not a writable folder"),
         (["--device", "tpu"], "device='tpu'"),
     ],
 )

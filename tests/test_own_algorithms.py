@@ -117,7 +117,7 @@ def test_commands_that_read_results_import_no_custom_code(tmp_path, monkeypatch)
     [
         (["--algo", "sb3_contrib:TRPPO"], "Did you mean trpo"),
         (["--algo", "no_such_package:PPO"], "needs the module 'no_such_package'"),
-        (["--algo", "sb3_contrib.common:maskable"], "is no subclass of"),
+        (["--algo", "sb3_contrib.common:maskable"], "is not a subclass of"),
         (["--algo", TRPO, "--hyperparams", "n_step=3"], "Did you mean n_steps"),
         (["--algo", TRPO, "--beta", 3], "has no such argument"),
         (["--algo", TRPO, "--hyperparams", "seed=3"], "has no such argument"),

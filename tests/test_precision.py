@@ -16,7 +16,8 @@ from srl.envs import make_train_env
 from srl.errors import UserError
 from srl.precision import why_no_bf16
 from srl.rundir.directory import RunDirectory
-from srl.training.run import make_model, train_run
+from srl.training.model import make_model
+from srl.training.run import train_run
 from tests.small_runs import SMALL_WORDS, small_spec, srl
 from tests.training.stacked.small_envs import SMALL_ENVS
 from tests.training.test_resume import interrupt_at, outcome, troubles

@@ -193,7 +193,7 @@ def test_run_modified_on_the_hub_is_rejected(run, server, somewhere):
     server.files.pop("run/spec.json")
     outcome = srl("pull", REPO, "--out", "pulled")
     assert outcome.status == 2
-    assert "holds no run of symmetric-rl" in outcome.err
+    assert "contains no run of symmetric-rl" in outcome.err
     assert list(somewhere.iterdir()) == []
 
 
@@ -209,11 +209,11 @@ def test_unexpected_files_are_not_downloaded(run, server, somewhere):
 def test_unknown_repository_and_wrong_login_are_one_line_errors(run, server, somewhere, monkeypatch):
     outcome = srl("pull", "me/nothing")
     assert outcome.status == 2
-    assert outcome.err.startswith("srl: me/nothing: the Hub refused this (404)")
+    assert outcome.err.startswith("srl: me/nothing: the Hub rejected this (404)")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused = srl("push", run, REPO)
     assert refused.status == 2
-    assert f"{REPO}: the Hub refused this (401)" in refused.err
+    assert f"{REPO}: the Hub rejected this (401)" in refused.err
     assert all(len(each.err.splitlines()) == 1 for each in (outcome, refused))
     assert list(somewhere.iterdir()) == []
 

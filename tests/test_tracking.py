@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srl.rundir.directory import EVALUATIONS, MODEL, MONITOR, PROGRESS, SPEC, RunDirectory
-from srl.tracking import TRACKING, Follower, read_progress
+from srl.tracking.follower import TRACKING, Follower, read_progress
 from tests.small_runs import SMALL_WORDS, srl
 
 TRAIN = ["train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", 128, *SMALL_WORDS]
@@ -220,14 +220,14 @@ def test_failed_uploads_are_reported_and_sent_later(somewhere, method):
     assert srl(*TRAIN, "--out", "run").status == 0
     service = Failing(method)
     follower = Follower("wandb", "mine", [somewhere / "run"], service)
-    (problem,) = follower.look()
+    (problem,) = follower.send_new()
     assert problem.endswith("run: ConnectionError: no network")
-    assert follower.look(last=True) == []
+    assert follower.send_new(last=True) == []
     assert [step for step, values in service.rows if "eval/mean_reward" in values] == [32, 64, 96, 128]
     assert service.finished == [("done", [MODEL, "versions.json"])]
     # A later process finds that everything was sent
     later = Failing("")
-    assert Follower("wandb", "mine", [somewhere / "run"], later).look(last=True) == []
+    assert Follower("wandb", "mine", [somewhere / "run"], later).send_new(last=True) == []
     assert later.rows == later.finished == []
 
 
@@ -235,13 +235,13 @@ def test_failed_uploads_are_reported_and_sent_later(somewhere, method):
     ("end", "message"),
     [
         ("print('error: no network'); sys.exit(1)", "no network"),
-        ("os.kill(os.getpid(), 9)", "the process that tracks ended with status -9"),
+        ("os.kill(os.getpid(), 9)", "the tracking process ended with status -9"),
     ],
 )
 def test_tracking_failure_is_reported_without_failing_the_run(somewhere, monkeypatch, end, message):
     program = f"import os, sys; print('ready', flush=True); sys.stdin.read(); {end}"
-    monkeypatch.setattr("srl.tracking._COMMAND", [sys.executable, "-c", program])
-    monkeypatch.setattr("srl.tracking.check_backend", lambda backend: None)
+    monkeypatch.setattr("srl.tracking.process._COMMAND", [sys.executable, "-c", program])
+    monkeypatch.setattr("srl.tracking.process.check_backend", lambda backend: None)
     outcome = srl(*TRAIN, "--out", "run", "--track", "wandb")
     assert outcome.status == 1
     assert outcome.err == (
@@ -273,7 +273,7 @@ def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
 
 
 def test_missing_package_is_named_with_its_pip_command(somewhere, monkeypatch):
-    monkeypatch.setattr("srl.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("srl.tracking.backends.find_spec", lambda name: None)
     outcome = srl(*TRAIN, "--track", "mlflow")
     assert outcome.status == 2
     assert outcome.err == "srl: --track mlflow needs the package mlflow: pip install mlflow-skinny.\n"

@@ -12,12 +12,9 @@ from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.hyperparams import resolve_hyperparams
 from srl.config.population import population_key
 from srl.rundir.directory import RunDirectory, find_runs
-from srl.tuning import (
-    Tuner,
-    divide_tasks,
-    sampled_hyperparams,
-    search_space,
-)
+from srl.tuning.division import divide_tasks
+from srl.tuning.space import sampled_hyperparams, search_space
+from srl.tuning.tuner import Tuner
 from tests.small_runs import BROKEN, SMALL, small_spec, srl
 
 WORDS = [
@@ -228,13 +225,13 @@ def test_too_many_evaluations_for_the_steps_are_rejected(somewhere):
     given[given.index("--n-evaluations") + 1] = "65"
     outcome = srl(*given)
     assert outcome.status == 2
-    assert "--n-evaluations 65: 64 training steps with 1 environments are too few for that." in outcome.err
+    assert "--n-evaluations 65: 64 training steps with 1 environments are too few." in outcome.err
     assert list(somewhere.iterdir()) == []
 
 
 def test_missing_package_is_named_with_its_pip_command(monkeypatch, somewhere):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    for name in [name for name in sys.modules if name == "srl.tuning"]:
+    for name in [name for name in sys.modules if name.startswith("srl.tuning")]:
         monkeypatch.delitem(sys.modules, name)
     outcome = srl(*WORDS)
     assert outcome.status == 2

@@ -171,7 +171,7 @@ def train(options: Train, command: str) -> int:
     from srl.rundir.directory import RunDirectory
     from srl.sweep.display import RunDisplay
     from srl.sweep.execution import check_interval
-    from srl.training.run import RunFailed
+    from srl.training.attempt import RunFailed
 
     check_interval(options.checkpoint_every)
     put_current_directory_on_path()
@@ -236,7 +236,7 @@ def _print_samples(path: Path, console: Console) -> None:
 
 
 def _print_evaluations(path: Path, console: Console) -> None:
-    from srl.tracking import read_progress
+    from srl.tracking.follower import read_progress
 
     rows = [row for _, row in read_progress(path)]
     for name in ("reward", "judge", "kl", "perplexity", "length"):

@@ -276,7 +276,7 @@ def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
 
 @contextmanager
 def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Track runs as asked; see :func:`srl.tracking.tracking`.
+    """Track runs as asked; see :func:`srl.tracking.process.tracking`.
 
     :param options: The options.
     :param project: The project if none is named.
@@ -289,11 +289,11 @@ def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Itera
             raise UserError(f"--track-project {options.track_project}: needs --track.")
         yield problems
         return
-    from srl.tracking import tracking
+    from srl.tracking.process import tracking
 
-    with tracking(options.track, options.track_project or project, paths) as outcome:
+    with tracking(options.track, options.track_project or project, paths) as found:
         yield problems
-    problems += outcome.problems
+    problems += found
 
 
 def tracked_status(problems: Sequence[str], status: int) -> int:

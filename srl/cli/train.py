@@ -166,7 +166,8 @@ def _train_into(path: Path, spec: RunSpec, options: Train, console: Console, com
     from srl.sweep.engines.local import use_one_thread
 
     use_one_thread(spec.threads)
-    from srl.training.run import RunFailed, train_run
+    from srl.training.attempt import RunFailed
+    from srl.training.run import train_run
 
     try:
         with (

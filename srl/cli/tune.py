@@ -71,7 +71,8 @@ class Tune:
 def tune(options: Tune, command: str) -> int:
     """Run ``srl tune``; return the exit status."""
     try:
-        from srl.tuning import Tuner, TuningOptions
+        from srl.tuning.study import TuningOptions
+        from srl.tuning.tuner import Tuner
     except ModuleNotFoundError as error:
         raise MissingExtra("srl tune", error, "tune") from None
     from srl.config.spec import make_run_spec, safe_name

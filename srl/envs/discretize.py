@@ -14,10 +14,10 @@ from srl.errors import UserError
 
 
 class DiscretizeAction(gym.ActionWrapper[ObsType, np.ndarray, np.ndarray], RecordConstructorArgs):
-    """Turn each dimension of a Box action space into ``bins`` values evenly spaced from low to high.
+    """Map each dimension of a Box action space to ``bins`` values evenly spaced from low to high.
 
-    Both ends are among the values, exactly. (``gymnasium.wrappers.DiscretizeAction`` takes the centers of
-    the bins instead, and so cannot push with full force.) A space of shape ``(2, 3)`` is read in C order
+    The values include both ends exactly, whereas ``gymnasium.wrappers.DiscretizeAction`` uses the centers of
+    the bins. A space of shape ``(2, 3)`` is read in C order
     as 6 dimensions.
 
     :param env: An environment with a bounded Box action space of ``n`` dimensions in all. The wrapped one
@@ -32,7 +32,7 @@ class DiscretizeAction(gym.ActionWrapper[ObsType, np.ndarray, np.ndarray], Recor
         check_bins(bins)
         space = _bounded_box(env)
         self.bins = bins
-        # In float64, where NumPy sets both ends exactly; the dtype of the space comes last.
+        # In float64, in which NumPy sets both ends exactly, before the dtype of the space
         low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
         self.values: np.ndarray = np.linspace(low, high, bins, axis=1).astype(space.dtype)
         """Shape ``(n, bins)``: the value of each bin of each dimension."""
@@ -41,7 +41,7 @@ class DiscretizeAction(gym.ActionWrapper[ObsType, np.ndarray, np.ndarray], Recor
         self._shape = space.shape
 
     def action(self, action: np.ndarray) -> np.ndarray:
-        """Look up the values of chosen bins.
+        """Return the values of bins.
 
         :param action: Bin of each dimension, integers in ``[0, bins)``, shape ``(n,)``.
         :return: An action of the wrapped environment, of its space's shape and dtype.
@@ -58,16 +58,16 @@ def check_bins(bins: Any) -> None:
 
 
 def _bounded_box(env: gym.Env[Any, Any]) -> spaces.Box:
-    """Return the action space of an environment if it can be discretized, and raise if not."""
+    """Return the action space of an environment, or raise if it cannot be discretized."""
     space = env.action_space
     name = env.spec.id if env.spec is not None else str(env)
     if not isinstance(space, spaces.Box):
         raise UserError(
-            f"The actions of {name} cannot be discretised: they are {space}, not a Box. Leave out the bins."
+            f"The actions of {name} cannot be discretized: they are {space}, not a Box. Leave out the bins."
         )
     if not space.is_bounded("both"):
         raise UserError(
-            f"The actions of {name} cannot be discretised: {space} has no finite bounds. "
+            f"The actions of {name} cannot be discretized: {space} has no finite bounds. "
             "Wrap it in gymnasium.wrappers.RescaleAction or give its space finite bounds."
         )
     return space

@@ -1,4 +1,4 @@
-"""Stop a run at the first number that is not finite, and name its source."""
+"""Stop a run at the first non-finite number, and name its source."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 
 class NonFiniteError(FloatingPointError):
-    """An environment or a policy gave NaN or an infinity; the message is one line and says which."""
+    """An environment or a policy returned NaN or infinity; the message names it in one line."""
 
 
 class VecCheckFinite(VecCheckNan):
-    """``VecCheckNan(raise_exception=True)`` with a short message and at less cost.
+    """``VecCheckNan(raise_exception=True)`` with a short message and less overhead.
 
-    Checked are floating actions, observations and rewards, and the last observation of an episode cut
-    by a time limit, from which SB3 bootstraps. Integers (images, discrete actions) are skipped.
+    It checks floating-point actions, observations and rewards, and the last observation of an episode that a
+    time limit truncates, from which SB3 bootstraps. Integers (images, discrete actions) are skipped.
 
-    :raises NonFiniteError: From ``step`` and ``reset``: names the environment, what was wrong and how.
+    :raises NonFiniteError: From ``step`` and ``reset``, with the environment and the kind of number.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -44,12 +44,12 @@ class VecCheckFinite(VecCheckNan):
 
 
 def check_finite(what: str, array: np.ndarray, first_index: int = 0) -> None:
-    """Raise if an array has a number that is not finite.
+    """Raise if an array has a non-finite number.
 
-    :param what: What the array is, for the message.
+    :param what: The name of the array, for the message.
     :param array: Shape ``(n_envs, ...)``, of any dtype.
-    :param first_index: The environment that ``array[0]`` belongs to.
-    :raises NonFiniteError: Naming the first environment concerned.
+    :param first_index: The index of the environment of ``array[0]``.
+    :raises NonFiniteError: With the first affected environment.
     """
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return

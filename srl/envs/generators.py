@@ -14,10 +14,10 @@ _GLOBAL = (np.random.get_state.__self__, random.getstate.__self__)  # type: igno
 
 
 def env_generator(env: gym.Env[Any, Any]) -> Any:
-    """Return ``env.unwrapped.np_random``; None if the environment has none, or raises when asked."""
+    """Return ``env.unwrapped.np_random``; None if the environment has none, or raises an exception."""
     try:
         return env.unwrapped.np_random
-    except Exception:  # a property may raise anything
+    except Exception:  # a property can raise anything
         return None
 
 
@@ -25,7 +25,8 @@ def read_generator(generator: Any) -> dict[str, Any] | None:
     """Read the state of a random generator.
 
     :return: Numbers, strings, arrays, and mappings and tuples of these, for :func:`write_generator`; None
-        unless the generator is a NumPy ``Generator`` or ``RandomState`` or a ``random.Random`` of its own.
+        unless the generator is a NumPy ``Generator`` or ``RandomState`` or a ``random.Random`` that the
+        process does not share.
     """
     if any(generator is shared for shared in _GLOBAL):
         return None

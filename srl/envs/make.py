@@ -1,11 +1,10 @@
-"""From a description of an environment to the vectorized environment that an algorithm trains on.
+"""Make vectorized environments from their description.
 
 From the inside out: Gymnasium's environment, ``Monitor`` (raw rewards, whole episodes), the Atari
 preprocessing, the user's wrappers, discretized actions, :class:`~srl.envs.vector.SerialVecEnv`,
 :class:`~srl.envs.finite.VecCheckFinite`, ``VecFrameStack``, ``VecNormalize``, ``VecTransposeImage``, and in
-training :class:`~srl.envs.vec_reward_noise.VecRewardNoise`. With native environments,
-:mod:`srl.envs.native_atari` has what is inside of ``VecCheckFinite``, and the stacked and transposed frames
-of Atari games.
+training :class:`~srl.envs.vec_reward_noise.VecRewardNoise`. For native environments,
+:mod:`srl.envs.native_atari` replaces everything inside ``VecCheckFinite``, and stacks and transposes frames.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from srl.envs.box2d_world import FreshWorld
 from srl.envs.discretize import DiscretizeAction
 from srl.envs.finite import VecCheckFinite
-from srl.envs.minatar import FreshGame, is_minatar
+from srl.envs.fresh import FreshGame, FreshWorld, is_minatar
 from srl.envs.mujoco_log import without_deprecation_messages
 from srl.envs.native_atari import make_native
 from srl.envs.normalize import make_normalize
@@ -53,16 +51,16 @@ from srl.envs.vector import SerialVecEnv
 from srl.errors import UserError, nearest
 from srl.spaces import check_supported
 
-#: Frames to a step of the agent in SB3's AtariWrapper.
+#: Frames per step of the agent in SB3's AtariWrapper.
 ATARI_FRAME_SKIP = 4
 
 
 def check_env(spec: EnvSpec) -> spaces.Space[Any]:
-    """Make one environment as :func:`make_train_env` would, to find a mistake before a run starts.
+    """Make one environment like :func:`make_train_env`, to find mistakes before a run starts.
 
-    :return: The action space that the algorithm will see.
+    :return: The action space for the algorithm.
     :raises UserError: If the environment is unknown or withdrawn, lacks a package or a ROM, does not
-        take ``env_kwargs``, or does not fit the bins, the frame stack or the normalization.
+        accept ``env_kwargs``, or does not fit the bins, the frame stack or the normalization.
     """
     venv = _make_stack(spec, n_envs=1)
     venv.close()
@@ -72,10 +70,10 @@ def check_env(spec: EnvSpec) -> spaces.Space[Any]:
 def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: bool = False) -> VecEnv:
     """Make the environment that an algorithm trains on.
 
-    :param spec: What to make.
+    :param spec: The description of the environment.
     :param monitor_dir: Folder for ``Monitor``'s records of environment ``i``, ``i.monitor.csv``: raw return,
-        length and time of each episode. None writes none.
-    :param append: Append to files that exist; otherwise they are overwritten.
+        length and time of each episode. None writes no records.
+    :param append: Append to existing files instead of overwriting them.
     :return: ``spec.n_envs`` environments, seeded; reward noise, if any, is outermost.
     :raises UserError: As :func:`check_env`.
     """
@@ -89,34 +87,30 @@ def make_train_env(spec: EnvSpec, monitor_dir: str | None = None, *, append: boo
 def make_eval_env(spec: EnvSpec, n_envs: int = 10) -> VecEnv:
     """Make the environment that an algorithm is evaluated on.
 
-    It differs from training in its episodes, has no reward noise, raw rewards instead of
-    normalized ones, and fixed observation statistics: copy those of training with
-    ``sync_envs_normalization(without_reward_noise(train_env), eval_env)``. On Atari an episode ends at
-    each lost life here too; ``Monitor``'s entry in the infos, which SB3's ``evaluate_policy`` reads, has
-    whole games and unclipped rewards.
+    It differs from training in its episodes, has no reward noise, raw rewards instead of normalized ones, and
+    fixed observation statistics: copy those of training with
+    ``sync_envs_normalization(without_reward_noise(train_env), eval_env)``. Atari episodes end at
+    each lost life, as in training; ``Monitor``'s entry in the infos, which SB3's ``evaluate_policy`` reads,
+    has whole games and unclipped rewards.
 
-    :param spec: What to make.
-    :param n_envs: Environments side by side, each playing its share of the evaluation's episodes.
-    :return: The environments, with streams of their own.
+    :param spec: The description of the environment.
+    :param n_envs: Number of environments, which share the evaluation's episodes.
+    :return: The environments, with their own random streams.
     :raises UserError: As :func:`check_env`.
     """
     return _make_stack(spec, n_envs, training=False)
 
 
 def make_member_env(
-    spec: EnvSpec,
-    *,
-    n_eval_envs: int | None = None,
-    monitor_dir: str | None = None,
-    append: bool = False,
+    spec: EnvSpec, *, n_eval_envs: int | None = None, monitor_dir: str | None = None, append: bool = False
 ) -> VecEnv:
     """Make the environments of one member of a population.
 
-    They are those of training or evaluation without what a population does for all members at once: the
-    check for numbers that are not finite, normalization and reward noise.
+    They have no check for non-finite numbers, no normalization and no reward noise: a population computes
+    these for all members at once.
 
-    :param spec: What to make.
-    :param n_eval_envs: Environments side by side for evaluation; None makes those of training.
+    :param spec: The description of the environment.
+    :param n_eval_envs: Number of environments for evaluation; None makes the training environments.
     :param monitor_dir: As for :func:`make_train_env`.
     :param append: As for :func:`make_train_env`.
     :return: The environments, seeded.
@@ -124,16 +118,16 @@ def make_member_env(
     """
     spec = replace(spec, normalize=None)
     if n_eval_envs is None:
-        return _make_stack(spec, spec.n_envs, monitor_dir, watch=False, append=append)
-    return _make_stack(spec, n_eval_envs, training=False, watch=False)
+        return _make_stack(spec, spec.n_envs, monitor_dir, check_finite=False, append=append)
+    return _make_stack(spec, n_eval_envs, training=False, check_finite=False)
 
 
 def without_reward_noise(venv: VecEnv) -> VecEnv:
-    """Take an outermost :class:`~srl.envs.vec_reward_noise.VecRewardNoise` off.
+    """Remove an outermost :class:`~srl.envs.vec_reward_noise.VecRewardNoise`.
 
-    SB3's ``sync_envs_normalization`` walks two stacks of wrappers in step, and evaluation has no noise.
+    SB3's ``sync_envs_normalization`` walks two stacks of wrappers in parallel, and evaluation has no noise.
 
-    :return: The one below the noise, or ``venv`` itself where its outermost wrapper is another.
+    :return: The environment below the noise, or ``venv`` if its outermost wrapper is another one.
     """
     return venv.venv if isinstance(venv, VecRewardNoise) else venv
 
@@ -143,10 +137,10 @@ def _make_stack(
     n_envs: int,
     monitor_dir: str | None = None,
     training: bool = True,
-    watch: bool = True,
+    check_finite: bool = True,
     append: bool = False,
 ) -> VecEnv:
-    """Make all wrappers but reward noise: the same ones, in the same order, for training and evaluation."""
+    """Make all wrappers except reward noise, in the same order for training and evaluation."""
     try:
         import_packages(spec.packages)
         native = spec.backend == "native"
@@ -161,33 +155,33 @@ def _make_stack(
             monitored = _make_monitored(spec, n_envs, monitor_dir, append, limit)
             monitored.start_streams(sequences)
             venv = monitored
-        if watch:
+        if check_finite:
             venv = VecCheckFinite(venv)
-        # Native Atari games give stacked frames, with channels first, at less cost
+        # Native Atari games stack frames themselves, channels first
         if spec.frame_stack > 1 and not (native and spec.atari):
             order = _channels_order(venv.observation_space)
             venv = VecFrameStack(venv, n_stack=spec.frame_stack, channels_order=order)
         if spec.normalize is not None:
-            _check_normalised_keys(spec, venv.observation_space)
+            _check_normalized_keys(spec, venv.observation_space)
             venv = make_normalize(venv, training=training, **normalize_arguments(spec, training))
-        # Adds VecTransposeImage below the noise exactly where SB3's algorithms would add it above.
+        # Adds VecTransposeImage below the noise, if SB3's algorithms would add it above
         return BaseAlgorithm._wrap_env(venv, monitor_wrapper=False)
-    except (UserError, OSError):  # a full disk is no mistake in the settings
+    except (UserError, OSError):  # a full disk is not a mistake in the settings
         raise
     except Exception as error:
-        # SB3's wrappers and environments' constructors refuse what does not go together in any way they like
+        # SB3's wrappers and constructors of environments raise various exceptions on invalid combinations
         raise UserError(f"{spec.env_id} cannot be made with these settings: {error}") from error
 
 
 def _channels_order(space: spaces.Space[Any]) -> Literal["first"] | None:
-    """How frames are stacked: SB3 knows images of type uint8 alone, and would make others wider."""
+    """The axis on which frames are stacked: SB3 recognizes only images of type uint8."""
     if isinstance(space, spaces.Box) and len(space.shape) == 3 and not is_image_space(space):
         return "first" if np.argmin(space.shape) == 0 else None
     return None
 
 
-def _check_normalised_keys(spec: EnvSpec, space: spaces.Space[Any]) -> None:
-    """Check that the parts of a Dict observation space that are to be normalized exist and are Box spaces."""
+def _check_normalized_keys(spec: EnvSpec, space: spaces.Space[Any]) -> None:
+    """Check that the normalized parts of a Dict observation space exist and are Box spaces."""
     normalize = spec.normalize or {}
     if not isinstance(space, spaces.Dict) or not normalize.get("norm_obs", True):
         return
@@ -213,7 +207,7 @@ def normalize_arguments(spec: EnvSpec, training: bool) -> dict[str, Any]:
 
 
 def _episode_limit(spec: EnvSpec) -> int | None:
-    """Return ``max_episode_steps`` in the steps that ``Monitor`` counts, which are frames on Atari."""
+    """Return ``max_episode_steps`` in the unit of ``Monitor``, which is frames on Atari."""
     if spec.max_episode_steps is None:
         return None
     return spec.max_episode_steps * (ATARI_FRAME_SKIP if spec.atari else 1)
@@ -222,8 +216,8 @@ def _episode_limit(spec: EnvSpec) -> int | None:
 def eval_episode_limit(spec: EnvSpec) -> int | None:
     """Return the length at which ``eval_max_episode_steps`` truncates an episode of an evaluation.
 
-    :return: In the steps that ``Monitor`` counts, which are frames on Atari; None if there is no limit, or
-        the environment's own is not above it.
+    :return: In the unit of ``Monitor``, which is frames on Atari; None if there is no limit, or the limit of
+        the environment is not larger.
     """
     if spec.eval_max_episode_steps is None:
         return None
@@ -235,41 +229,37 @@ def eval_episode_limit(spec: EnvSpec) -> int | None:
         limit *= ATARI_FRAME_SKIP
         frames = "max_num_frames_per_episode"
         own.append(env_kwargs.get(frames, entry.kwargs[frames]))
-    # Neither 0 nor -1 is a limit
+    # 0 and -1 mean no limit
     return None if any(steps is not None and 0 < steps <= limit for steps in own) else limit
 
 
 def _make_monitored(
-    spec: EnvSpec,
-    n_envs: int,
-    monitor_dir: str | None,
-    append: bool = False,
-    limit: int | None = None,
+    spec: EnvSpec, n_envs: int, monitor_dir: str | None, append: bool = False, limit: int | None = None
 ) -> SerialVecEnv:
-    """Make the environments themselves, each in its Monitor, with its actions or frames preprocessed."""
+    """Make the environments, each with its Monitor and preprocessing."""
     env_id, _ = resolve_env_id(spec.env_id)
     check_rom(env_id)
     env_kwargs = dict(spec.env_kwargs or {})
     if limit is not None:
         env_kwargs["max_episode_steps"] = limit  # of Gymnasium's TimeLimit, inside of Monitor
     if spec.atari:
-        # AtariWrapper skips frames itself. The NoFrameskip games leave that to it; for the others
-        # (ALE/Pong-v5 skips 4 frames, Pong-v4 2 to 4) SB3 would skip on top, and only one frame
-        # in 16 would be seen. Sticky actions stay as the id has them: ALE draws them per frame either way.
+        # AtariWrapper skips frames. NoFrameskip games do not, others do (ALE/Pong-v5 skips 4 frames, Pong-v4
+        # 2 to 4), and with both only one frame in 16 would be seen. Sticky actions stay as in the id: ALE
+        # draws them per frame in any case.
         env_kwargs.setdefault("frameskip", 1)
     if is_atari(env_id):
-        # Else each game prints the emulator's name and version
+        # Otherwise each game prints the emulator's name and version
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     quiet_mujoco = without_deprecation_messages() if is_mujoco(env_id) else nullcontext()
     with explained_failures(env_id), quiet_mujoco, warnings.catch_warnings():
-        # The version is the experiment's choice, not an oversight
+        # The experiment chooses the version
         warnings.filterwarnings("ignore", message=".*is out of date")
-        # SB3 asks for images, which not every environment has
+        # SB3 asks for images, which not all environments render
         warnings.filterwarnings("ignore", message=".*render_mode='rgb_array'")
         venv = make_vec_env(
             env_id,
             n_envs=n_envs,
-            # Given any, it draws none; the streams replace it
+            # Without a seed, SB3 would draw one; the streams replace it
             seed=0,
             monitor_dir=monitor_dir,
             vec_env_cls=SerialVecEnv,
@@ -282,7 +272,7 @@ def _make_monitored(
 
 
 def _preprocessing(spec: EnvSpec) -> Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]:
-    """Return what wraps each single environment, outside its Monitor."""
+    """Return the function that wraps each single environment outside its Monitor."""
     wrappers = [(name, import_object(name), kwargs) for name, kwargs in spec.wrappers]
 
     def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

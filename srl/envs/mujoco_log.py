@@ -1,4 +1,4 @@
-"""Keep one known, harmless message of MuJoCo off the screen and out of the working folder."""
+"""Suppress one known, harmless message of MuJoCo."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Gymnasium's half_cheetah.xml has `settotalmass`, which MuJoCo 4 reports as deprecated each time the model is
-# loaded: on stderr, and in a file MUJOCO_LOG.TXT that it makes in the working folder. The physics is
-# the same, and a user cannot mend Gymnasium's file.
+# loaded: on stderr, and in a file MUJOCO_LOG.TXT that it creates in the working folder. The physics is
+# not affected, and users cannot change Gymnasium's file.
 _NOISE = re.compile(r"compiler attribute '\w+' is deprecated")
 
 
 @contextmanager
 def without_deprecation_messages() -> Iterator[None]:
-    """Silence MuJoCo's messages on deprecated model attributes; all others appear as always."""
+    """Suppress MuJoCo's messages on deprecated model attributes, and no others."""
     try:
         mujoco = importlib.import_module("mujoco")
-    except ImportError:  # making the environment says so, and better
+    except ImportError:  # making the environment gives a better message
         yield
         return
     previous = mujoco.get_mju_user_warning()
@@ -30,7 +30,7 @@ def without_deprecation_messages() -> Iterator[None]:
         if previous is not None:
             previous(message)
             return
-        # What MuJoCo does itself where no handler is set.
+        # MuJoCo's default without a handler
         print(f"WARNING: {message}\n", file=sys.stderr)
         mujoco.mju_writeLog("WARNING", message)
 

@@ -1,6 +1,6 @@
-"""Atari games in C++ threads of ale-py, preprocessed in C++ too.
+"""Atari games emulated and preprocessed in C++ threads of ale-py.
 
-How they differ from Gymnasium's games is measured in ``docs/environments.md``.
+``docs/environments.md`` measures how they differ from Gymnasium's games.
 """
 
 from __future__ import annotations
@@ -28,40 +28,34 @@ from srl.errors import UserError
 NOOP_MAX = 30
 FRAME_SKIP = 4
 SIZE = 84
-#: ale-py keeps a seed in a C++ int, which must not be negative: seeds are taken modulo this.
+#: ale-py stores a seed as a non-negative C++ int: seeds are taken modulo this number.
 _N_SEEDS = 2**31
 
-# Arguments of an id in Gymnasium's registry that the C++ environment can follow
-_KNOWN = {
-    "game",
-    "repeat_action_probability",
-    "full_action_space",
-    "frameskip",
-    "max_num_frames_per_episode",
-}
+# Arguments in Gymnasium's registry that the C++ environment supports
+_KNOWN = {"game", "repeat_action_probability", "full_action_space", "frameskip", "max_num_frames_per_episode"}
 
 
 class AtariNativeVecEnv(VecEnv):
     """Atari games, emulated and preprocessed by ale-py's ``AtariVectorEnv``.
 
-    It gives what SB3's ``AtariWrapper``, ``VecFrameStack`` and ``VecTransposeImage`` give: four frames to a
-    step with the brighter of the last two, gray frames of 84 x 84 stacked with the oldest first, signs for
-    rewards, no-ops at the beginning of a game, an episode for each life. Two things are not the same, besides
-    some gray values: FIRE is pressed for one frame at the beginning of a game, before the no-ops, and after a
-    lost life the game continues with the next action, where SB3 takes a no-op and presses FIRE.
+    It replaces SB3's ``AtariWrapper``, ``VecFrameStack`` and ``VecTransposeImage``: four frames per step with
+    the maximum of the last two, gray frames of 84 x 84 stacked with the oldest first, signs of rewards,
+    no-ops at the start of a game, an episode for each life. There are two differences, besides some gray
+    values: FIRE is pressed for one frame at the start of a game, before the no-ops, and after a lost life the
+    game continues with the next action, whereas SB3 takes a no-op and presses FIRE.
 
-    Infos are empty but at the end of an episode, where they have ``terminal_observation``,
+    Infos are empty except at the end of an episode, where they have ``terminal_observation``,
     ``TimeLimit.truncated`` and, at the end of a game, ``episode`` as SB3's Monitor writes it.
 
     :param env_id: Id of one of ale-py's games.
-    :param num_envs: Games side by side.
+    :param num_envs: Number of games.
     :param n_stack: Frames in an observation.
-    :param n_threads: Games that are emulated at the same time.
-    :param max_frames: Frames, not counting those before the first action, after which a game is truncated;
-        None takes the id's, 108,000.
+    :param n_threads: Number of games that are emulated at the same time.
+    :param max_frames: Frames after the first action at which a game is truncated; None for the id's limit,
+        108,000.
     :param monitor_dir: Folder for ``i.monitor.csv``, with whole games, raw rewards, and frames as length.
-    :raises UserError: If the ROM is missing, or the id asks for something that is not there in C++.
-    :raises OSError: If the records cannot be written; from ``step`` too.
+    :raises UserError: If the ROM is missing, or the id has arguments that are not supported in C++.
+    :raises OSError: If the records cannot be written; also from ``step``.
     """
 
     def __init__(
@@ -83,7 +77,7 @@ class AtariNativeVecEnv(VecEnv):
                 f"{env_id} has no native version, because of its {', '.join(unknown)}. Use "
                 f"env_backend='gymnasium', or a game's NoFrameskip-v4 id."
             )
-        # Of the vector environment without what its own send() checks in each step
+        # The emulator alone, without the checks of the vector environment's send() in each step
         self._emulator: Any = AtariVectorEnv(
             kwargs["game"],
             num_envs,
@@ -95,23 +89,21 @@ class AtariNativeVecEnv(VecEnv):
             img_height=SIZE,
             img_width=SIZE,
             grayscale=True,
-            # Here the stack is cleared at each lost life
+            # Frames are stacked here, where the stack is cleared at each lost life
             stack_num=1,
             frameskip=FRAME_SKIP,
             maxpool=True,
-            # It draws from 0 up to below this, FIRE included
+            # An exclusive upper bound, including FIRE
             noop_max=NOOP_MAX + 1,
             use_fire_reset=True,
-            # It would begin a new game at each lost life
+            # It would start a new game at each lost life
             episodic_life=False,
             # Raw rewards are for the records
             reward_clipping=False,
         ).ale
         self._n_actions = len(self._emulator.get_action_set())
         super().__init__(
-            num_envs,
-            spaces.Box(0, 255, (n_stack, SIZE, SIZE), np.uint8),
-            spaces.Discrete(self._n_actions),
+            num_envs, spaces.Box(0, 255, (n_stack, SIZE, SIZE), np.uint8), spaces.Discrete(self._n_actions)
         )
         self._began = time.time()
         self._writers: list[ResultsWriter] = []
@@ -119,11 +111,11 @@ class AtariNativeVecEnv(VecEnv):
             header: dict[str, float | str] = {"t_start": self._began, "env_id": env_id}
             files = [str(Path(monitor_dir) / str(index)) for index in range(num_envs)]
             self._writers = [ResultsWriter(file, header) for file in files]
-        self._strengths = np.ones(num_envs, np.float32)  # how far the joystick is pushed
+        self._strengths = np.ones(num_envs, np.float32)  # full deflection of the joystick
         self._observations = np.zeros((num_envs, n_stack, SIZE, SIZE), np.uint8)
         self._returns = np.zeros(num_envs, np.int64)
         self._lives = np.zeros(num_envs, np.int32)
-        #: All frames of an emulator before its game began.
+        #: Frames of each emulator before its current game.
         self._frames_before = np.zeros(num_envs, np.int32)
         self._in_flight = False
 
@@ -132,9 +124,7 @@ class AtariNativeVecEnv(VecEnv):
         self._seeds = [small_seed(sequence) for sequence in sequences]
 
     def reset(self) -> np.ndarray:
-        """Begin a new game in each environment: from its seed where there is one, else from what the last
-        left of the generator's numbers.
-        """
+        """Start a new game in each environment, from its seed if there is one."""
         if self._in_flight:
             self.step_wait()
         seeds = [-1 if seed is None else seed % _N_SEEDS for seed in self._seeds]
@@ -151,12 +141,12 @@ class AtariNativeVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         chosen = np.asarray(actions)
-        # The emulator would never answer to an action that it does not have
+        # The emulator would never answer to an unknown action
         if chosen.min() < 0 or chosen.max() >= self._n_actions:
             raise IndexError(f"Actions are {chosen.tolist()} but must be in [0, {self._n_actions}).")
         self._emulator.send(chosen, self._strengths)
         self._in_flight = True
-        # What was given away must not change: the stack moves on into a new array
+        # Returned observations must not change, so that the stack moves to a new array
         observations = np.empty_like(self._observations)
         observations[:, :-1] = self._observations[:, 1:]
         self._observations = observations
@@ -168,12 +158,12 @@ class AtariNativeVecEnv(VecEnv):
         self._returns += rewards
         lives = info["lives"]
         ended = over | truncated
-        # Some games have 0 lives for some time before they are over
+        # Some games have 0 lives for some time before their end
         dones = ended | ((lives > 0) & (lives < self._lives))
         self._lives = lives
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones).tolist():
-            # Where a game has ended, the next has already begun
+            # After the end of a game, the next one has already started
             observation = self._observations[index]
             last = observation.copy()
             if ended[index]:
@@ -212,18 +202,18 @@ class AtariNativeVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Say that there is a Monitor, since ``episode`` in the infos is what it would write there."""
+        """Report a Monitor, since the infos have its ``episode``."""
         return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         return [None] * self.num_envs
 
     def _end_game(self, index: int, info: dict[str, Any]) -> dict[str, float]:
-        """Record a game, and begin to count the next.
+        """Record the end of a game.
 
         :param index: The environment.
-        :param info: What the emulators report of games that continue or have started.
-        :return: Raw return, length in frames, and seconds since this object was made, as Monitor has them.
+        :param info: The emulators' infos on games that continue or have started.
+        :return: Raw return, length in frames, and seconds since the construction, as in Monitor.
         """
         frames_before = info["frame_number"][index] - info["episode_frame_number"][index]
         episode = {
@@ -241,15 +231,15 @@ class AtariNativeVecEnv(VecEnv):
 def make_native(
     spec: EnvSpec, n_envs: int, monitor_dir: str | None, limit: int | None = None
 ) -> AtariNativeVecEnv:
-    """Make the environments of a spec in C++ threads, each as if it had its Monitor and its preprocessing.
+    """Make native environments, including the replacements of Monitor and preprocessing.
 
-    :param spec: What to make; ``n_threads`` says how many threads step the environments.
-    :param n_envs: Environments side by side.
+    :param spec: The description of the environment; ``n_threads`` is the number of threads.
+    :param n_envs: Number of environments.
     :param monitor_dir: Folder for the records of episodes, ``i.monitor.csv``; None writes none.
     :param limit: Length after which an episode is truncated, in frames on Atari; None for the environment's.
-    :return: Stacked frames, channels first, for an Atari game; else the observations as they are.
-    :raises UserError: If there is no native version of the environment, its package is not installed, or
-        it does not take the spec's arguments.
+    :return: The environments, with stacked frames, channels first.
+    :raises UserError: If there is no native version of the environment, or it does not support the spec's
+        arguments.
     """
     env_id, _ = resolve_env_id(spec.env_id)
     if not is_atari(env_id):
@@ -271,10 +261,5 @@ def make_native(
             f"The actions of {env_id} cannot be discretized: they are Discrete. Leave out the bins."
         )
     return AtariNativeVecEnv(
-        env_id,
-        n_envs,
-        spec.frame_stack,
-        n_threads=spec.n_threads,
-        max_frames=limit,
-        monitor_dir=monitor_dir,
+        env_id, n_envs, spec.frame_stack, n_threads=spec.n_threads, max_frames=limit, monitor_dir=monitor_dir
     )

@@ -10,9 +10,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 
 class _Averages(RunningMeanStd):
-    """SB3's ``RunningMeanStd``, bitwise identical, which does not average batches of one.
+    """SB3's ``RunningMeanStd`` without averages over batches of one; results are bitwise identical.
 
-    It is pickled as SB3's, so that a saved VecNormalize needs SB3 alone.
+    It is pickled as SB3's class, so that a saved VecNormalize needs only SB3.
     """
 
     def __init__(self, averages: RunningMeanStd):

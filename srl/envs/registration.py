@@ -1,4 +1,4 @@
-"""Environment ids: registered, renamed, and their requirements.
+"""Registration of environments: ids, renamed ids, and requirements.
 
 Importing this module registers the Atari games of ale-py and the games of MinAtar with Gymnasium; the
 package ``minatar`` itself is imported when a game is made.
@@ -21,18 +21,15 @@ from srl.errors import UserError, nearest
 gym.register_envs(ale_py)
 
 for _game in ("asterix", "breakout", "freeway", "seaquest", "space_invaders"):
-    # Under the ids that `minatar` has, with the actions that make a difference in the game
+    # With the ids of the package `minatar`, and only the actions that have an effect in the game
     gym.register(
         f"MinAtar/{_game.title().replace('_', '')}-v1",
         entry_point="minatar.gym:BaseEnv",
         kwargs={"game": _game, "use_minimal_action_set": True},
     )
 
-# Ids of the paper's protocol whose environment Gymnasium offers under a new version number.
-RENAMED = {
-    "LunarLander-v2": "LunarLander-v3",
-    "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
-}
+# Ids in the paper's protocol that have a new version number in Gymnasium
+RENAMED = {"LunarLander-v2": "LunarLander-v3", "LunarLanderContinuous-v2": "LunarLanderContinuous-v3"}
 
 
 def resolve_env_id(env_id: str) -> tuple[str, str | None]:
@@ -61,13 +58,13 @@ def resolve_env_id(env_id: str) -> tuple[str, str | None]:
         raise UserError(f"Gymnasium knows no environment {name!r}.{hint}")
     current = get_env_id(namespace, base, latest)
     if version is None:
-        return module + current, f"{name} names no version; the latest, {current}, is used."
+        return module + current, f"{name} has no version; the latest, {current}, is used."
     reason = "was withdrawn by Gymnasium" if version < latest else "does not exist"
     raise UserError(f"{name} {reason}; the current version is {current}.")
 
 
 def is_atari(env_id: str) -> bool:
-    """Say whether an environment is one of ale-py's games. Nothing is imported.
+    """Whether an environment is one of ale-py's games. Nothing is imported.
 
     :param env_id: A Gymnasium id, known to its registry or not.
     """
@@ -75,7 +72,7 @@ def is_atari(env_id: str) -> bool:
 
 
 def is_mujoco(env_id: str) -> bool:
-    """Say whether an environment is one of Gymnasium's own MuJoCo tasks. Nothing is imported.
+    """Whether an environment is one of Gymnasium's own MuJoCo tasks. Nothing is imported.
 
     :param env_id: A Gymnasium id, known to its registry or not.
     """
@@ -85,16 +82,16 @@ def is_mujoco(env_id: str) -> bool:
 def import_packages(names: Iterable[str], *, needed_by: str = "--gym-packages") -> None:
     """Import a user's packages, which register their environments with Gymnasium.
 
-    Only what the user named for training is imported, never a name that a run directory holds.
+    Only packages that the user named are imported, never names in a run directory.
 
-    :param names: As in an ``import`` statement.
-    :param needed_by: What names them, for the message.
+    :param names: Names as in an ``import`` statement.
+    :param needed_by: The source of the names, for the message.
     :raises UserError: If an import fails.
     """
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module can fail in any way
+        except Exception as error:  # a module can raise anything
             raise UserError(f"{needed_by} needs the module {name!r}: {_one_line(error)}") from error
 
 
@@ -117,7 +114,7 @@ def import_object(name: str) -> Any:
 
 
 def is_builtin(env_id: str) -> bool:
-    """Say whether an environment is one of those that Gymnasium and ale-py bring.
+    """Whether an environment is part of Gymnasium or ale-py.
 
     :param env_id: A Gymnasium id, known to its registry or not.
     """
@@ -125,10 +122,10 @@ def is_builtin(env_id: str) -> bool:
 
 
 def check_rom(env_id: str) -> None:
-    """Make sure that an Atari game's ROM is there; any other environment passes.
+    """Check the ROM of an Atari game; other environments pass.
 
     :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
-    :raises UserError: If ale-py finds no ROM of the game, or not the right one.
+    :raises UserError: If ale-py finds no valid ROM of the game.
     """
     if not is_atari(env_id):
         return
@@ -148,10 +145,10 @@ def check_rom(env_id: str) -> None:
 
 @contextmanager
 def explained_failures(env_id: str) -> Iterator[None]:
-    """Turn what ``gymnasium.make`` raises on a user's mistake into a :class:`~srl.errors.UserError`.
+    """A context that turns errors of ``gymnasium.make`` into a :class:`~srl.errors.UserError`.
 
-    Covers ids that it does not know, optional packages that are not installed (the message names the
-    package), and arguments that the environment does not take.
+    It handles unknown ids, missing optional packages (the message names the package), and arguments that the
+    environment does not accept.
 
     :param env_id: The environment being made, for the message.
     """
@@ -162,14 +159,14 @@ def explained_failures(env_id: str) -> Iterator[None]:
         hint = " Run `pip install 'symmetric-rl[minatar]'`." if package == "minatar" else ""
         raise UserError(f"{env_id} cannot be made: {_one_line(error)}{hint}") from error
     except TypeError as error:
-        # Gymnasium marks so what the environment's constructor raised; another TypeError is a bug.
+        # Gymnasium's mark of errors of the environment's constructor; any other TypeError is a bug
         if "was raised from the environment creator" not in str(error):
             raise
         raise UserError(f"{env_id} cannot be made with these env_kwargs: {_one_line(error)}") from error
 
 
 def _split_id(env_id: str) -> tuple[str, str]:
-    """Split ``module:Name-v0`` into ``"module:"``, empty where there is no module, and ``"Name-v0"``."""
+    """Split ``module:Name-v0`` into ``"module:"``, empty without a module, and ``"Name-v0"``."""
     if not isinstance(env_id, str) or env_id.count(":") > 1:
         raise UserError(f"{env_id!r} is not an environment id; ids look like CartPole-v1.")
     module, colon, name = env_id.rpartition(":")
@@ -177,7 +174,7 @@ def _split_id(env_id: str) -> tuple[str, str]:
 
 
 def registered(env_id: str) -> gym.envs.registration.EnvSpec:
-    """Look up Gymnasium's entry for an id.
+    """Return Gymnasium's registry entry of an id.
 
     :param env_id: A Gymnasium id, as for :func:`resolve_env_id`.
     :raises UserError: As :func:`resolve_env_id` does.
@@ -187,20 +184,13 @@ def registered(env_id: str) -> gym.envs.registration.EnvSpec:
 
 
 def _entry_point(env_id: str) -> str:
-    """Name where Gymnasium imports an environment's code from; empty for one that it does not know."""
-    name = str(env_id).rpartition(":")[2]
-    entry = registry.get(RENAMED.get(name, name))
-    if entry is None:
-        try:
-            namespace, base, version = parse_env_id(name)
-        except gym.error.Error:
-            return ""
-        latest = find_highest_version(namespace, base) if version is None else None
-        entry = None if latest is None else registry.get(get_env_id(namespace, base, latest))
-    entry_point = None if entry is None else entry.entry_point
+    """Return the entry point or module of an environment; empty for an unknown one."""
+    try:
+        entry_point = registered(str(env_id).rpartition(":")[2]).entry_point
+    except UserError:
+        return ""
     return entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
 
 
 def _one_line(error: Exception) -> str:
-    """Put an error's message on one line."""
     return " ".join(str(error).split())

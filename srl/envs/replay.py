@@ -1,7 +1,7 @@
-"""Environments whose state can be restored in another process without serializing them.
+"""Restore the state of environments in another process by replaying their actions.
 
-The state of an environment follows from the state of its random generator at the last full reset and from the
-actions since then. Both are small, and replaying them takes as long as the episode did.
+The state of an environment follows from the state of its random generator at the last full reset and the
+actions since then. Both are small, and a replay takes as long as the episode did.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from stable_baselines3.common.monitor import Monitor
 
 from srl.envs.generators import env_generator, read_generator, write_generator
 
-#: Steps of an episode that are recorded at most. Registered environments stay below: an Atari game has 27,000
-#: steps at most. A longer record would take memory, disk space and time to replay without limit.
+#: Maximum number of recorded steps of an episode, which limits memory, disk space and the time of a replay.
+#: Registered environments stay below: an Atari game has at most 27,000 steps.
 MAX_RECORDED_STEPS = 50_000
 
 
 class NotRestorable(RuntimeError):
-    """An environment whose state cannot be kept, or not be reached again; the message says which and why."""
+    """The state of an environment cannot be saved or restored; the message names it and the reason."""
 
 
 class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
-    """Records what is needed to bring another environment to the same state.
+    """Records the history that another environment needs to reach the same state.
 
-    The environment gets a copy of each action, and returns copies of observations and infos, so that nothing
-    it does to these arrays later reaches the record or the algorithm.
+    Actions, observations and infos are copied, so that later changes of these arrays by the environment do
+    not affect the record or the algorithm.
 
     :param env: An environment with all its wrappers. Its episodes must depend only on the actions and on
         ``env.unwrapped.np_random``.
@@ -45,12 +45,12 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         self._seed: int | None = None
         #: State of the random generator before the last full reset; None if it cannot be read.
         self._generator: dict[str, Any] | None = None
-        #: Of the emulator of an Atari game, which draws sticky actions itself.
+        #: State of the emulator of an Atari game, which has its own generator for sticky actions.
         self._emulator: bytes | None = None
         self._n_steps = 0
         self._actions = _Actions()
-        #: The number of actions before each reset after a lost life, which continues the game.
-        self._goes_on: list[int] = []
+        #: Number of actions before each reset after a lost life, which continues the game.
+        self._life_starts: list[int] = []
         self._observation: Any = None
 
     def reset(
@@ -63,9 +63,9 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._emulator = self._emulator_state()
             self._n_steps = 0
             self._actions.clear()
-            self._goes_on = []
+            self._life_starts = []
         else:
-            self._goes_on.append(self._n_steps)
+            self._life_starts.append(self._n_steps)
         observation, info = self.env.reset(seed=seed, options=options)
         self._observation = _copied(observation)
         return self._observation, dict(info)
@@ -78,16 +78,16 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         self._observation = _copied(observation)
         result = dict(info)
         if "episode" in info and self._monitor is not None and self._monitor.needs_reset:  # type: ignore[attr-defined]
-            # An environment that returns the same info each step would report this episode at each step
+            # An environment that reuses its info would report this episode at each later step
             del info["episode"]
         return self._observation, reward, terminated, truncated, result
 
     def history(self) -> dict[str, Any]:
-        """Return what another environment needs for :meth:`replay`: numbers, strings and arrays.
+        """Return the input of :meth:`replay`: numbers, strings and arrays.
 
         :raises RuntimeError: Before the first reset.
         :raises NotRestorable: If the state of the random generator cannot be read, or the episode is longer
-            than :data:`MAX_RECORDED_STEPS`; after the next reset this may be different.
+            than :data:`MAX_RECORDED_STEPS`. After the next reset it may be possible.
         """
         if not self._was_reset:
             raise RuntimeError("An environment that was not reset yet has no history.")
@@ -107,19 +107,19 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             "generator": self._generator,
             "emulator": None if self._emulator is None else np.frombuffer(self._emulator, np.uint8),
             "actions": self._actions.array(),
-            "goes_on": list(self._goes_on),
+            "goes_on": list(self._life_starts),
             "observation": _as_arrays(self._observation),
         }
 
     def replay(self, history: dict[str, Any]) -> None:
-        """Bring the environment to where another one was.
+        """Bring the environment to the state of another one.
 
-        :param history: Of an environment of the same kind.
-        :raises NotRestorable: If it does not get there.
+        :param history: The history of an environment of the same kind.
+        :raises NotRestorable: If the last observation is not the recorded one.
         """
         writer = getattr(self._monitor, "results_writer", None)
         if self._monitor is not None:
-            # These episodes are in its file already
+            # Its file has these episodes already
             self._monitor.results_writer = None  # type: ignore[attr-defined]
         try:
             self._replay(history)
@@ -170,14 +170,13 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class _Actions:
-    """The actions of an episode, in an array that doubles when it is full."""
+    """The actions of an episode, in an array that doubles its size when it is full."""
 
     def __init__(self) -> None:
         self._array: np.ndarray[Any, Any] = np.empty(0)
         self._n = 0
 
     def clear(self) -> None:
-        """Forget all actions."""
         self._n = 0
 
     def append(self, action: Any) -> None:
@@ -198,14 +197,14 @@ class _Actions:
 
 
 def _as_arrays(observation: Any) -> Any:
-    """An observation as an array, or as arrays by their keys."""
+    """An observation as an array, or a Dict observation as arrays by key."""
     if isinstance(observation, dict):
         return {key: _as_arrays(item) for key, item in observation.items()}
     return np.array(observation)
 
 
 def _copied(value: Any) -> Any:
-    """An observation or action that shares no array with the original, in the same memory layout."""
+    """A copy of an observation or action with the same memory layout."""
     if isinstance(value, np.ndarray):
         return value.copy(order="K")
     if isinstance(value, dict):

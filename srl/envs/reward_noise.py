@@ -1,12 +1,11 @@
-"""Noise on the rewards that the learner sees, and on nothing else.
+"""Noise on the rewards of training.
 
 Byun and Perrault, "Symmetric Reinforcement Learning Loss for Robust Learning on Diverse Tasks and Model
 Scales", ICML 2025 (arXiv 2405.17618), train with Gaussian noise of standard deviation 0.05 on continuous
 tasks and with rewards flipped with probability 0.1 on Atari.
 
 A process is a frozen dataclass with one field, its parameter. To add one, subclass
-:class:`RewardNoiseProcess` and give it a ``name``: it then has its text form, its place in
-:data:`NOISE_PROCESSES` and both wrappers.
+:class:`RewardNoiseProcess` and give it a ``name``, which adds it to :data:`NOISE_PROCESSES`.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from gymnasium.utils import RecordConstructorArgs
 
 from srl.errors import UserError, nearest
 
-# Seeded together with a run's seed, so that the noise shares no stream with the other generators that
-# are seeded with that same number (NumPy's global one, the environments', PyTorch's).
+# Added to a run's seed, so that the noise shares no stream with other generators of the same seed, such as
+# the environments' and the global ones.
 NOISE_STREAM = 240517618
 
 NOISE_PROCESSES: dict[str, type[RewardNoiseProcess]] = {}
-"""Every noise process by its ``name``; filled as the classes are defined."""
+"""Every noise process by its ``name``."""
 
 
 class RewardNoiseProcess(ABC):
@@ -48,19 +47,19 @@ class RewardNoiseProcess(ABC):
     def apply(self, rewards: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw noise for each reward, independently.
 
-        :param rewards: Rewards of a floating dtype, shape ``(n_envs,)`` or any other; left as they are.
-        :param rng: Where the draws come from. As many are taken whatever the rewards are.
+        :param rewards: Rewards of a floating dtype, shape ``(n_envs,)`` or any other; not changed.
+        :param rng: The random generator. The number of draws does not depend on the rewards.
         :return: A new array of the same shape and dtype.
         :raises TypeError: If ``rewards`` are integers and the noise is not.
         """
 
     @classmethod
     def form(cls) -> str:
-        """Return how the process is written, say ``"gaussian:STD"``."""
+        """Return the text form with the parameter's name, for example ``"gaussian:STD"``."""
         return f"{cls.name}:{_parameter_name(cls).upper()}"
 
     def __str__(self) -> str:
-        """Return the canonical text, say ``"gaussian:0.05"``, which :func:`parse_noise` reads back."""
+        """Return the text form, for example ``"gaussian:0.05"``, which :func:`parse_noise` reads."""
         return f"{self.name}:{getattr(self, _parameter_name(type(self)))!r}"
 
     def _check(self, at_most: float) -> None:
@@ -78,7 +77,7 @@ class RewardNoiseProcess(ABC):
 class GaussianNoise(RewardNoiseProcess):
     """``r`` becomes ``r + N(0, std^2)``.
 
-    :param std: Standard deviation, in units of the reward that the learner sees; finite, 0 or above.
+    :param std: Standard deviation, in units of the training reward; finite, 0 or above.
     :raises UserError: If ``std`` is out of range.
     """
 
@@ -97,7 +96,7 @@ class GaussianNoise(RewardNoiseProcess):
 class UniformNoise(RewardNoiseProcess):
     """``r`` becomes ``r + U(-h, h)``.
 
-    :param half_width: ``h``, in units of the reward that the learner sees; finite, 0 or above.
+    :param half_width: ``h``, in units of the training reward; finite, 0 or above.
     :raises UserError: If ``half_width`` is out of range.
     """
 
@@ -114,10 +113,10 @@ class UniformNoise(RewardNoiseProcess):
 
 @dataclass(frozen=True)
 class RewardFlip(RewardNoiseProcess):
-    """``r`` becomes ``1 - r`` with probability ``prob``, and stays otherwise.
+    """``r`` becomes ``1 - r`` with probability ``prob``.
 
-    Meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. A clipped -1 becomes 2, which is not a
-    clipped reward; this is the published definition.
+    It is meant for Atari's clipped rewards: 0 becomes 1 and 1 becomes 0. By the published definition, -1
+    becomes 2, which is not a clipped reward.
 
     :param prob: Probability of a flip, in [0, 1].
     :raises UserError: If ``prob`` is out of range.
@@ -135,12 +134,12 @@ class RewardFlip(RewardNoiseProcess):
 
 
 def parse_noise(text: str) -> RewardNoiseProcess | None:
-    """Read a noise process from its text.
+    """Read a noise process from its text form.
 
     :param text: ``"none"``, or a process and its parameter: ``"gaussian:0.05"``, ``"uniform:0.1"``,
         ``"flip:0.1"``. ``str`` of the result is the canonical form.
     :return: The process, or None for ``"none"``.
-    :raises UserError: If the name is unknown, or the parameter missing, out of range or one too many.
+    :raises UserError: If the name is unknown, or the parameter is missing, out of range or not the only one.
     """
     if text == "none":
         return None
@@ -169,18 +168,18 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
     same rewards. ``reset()`` continues its stream.
 
     :param env: The environment whose rewards get noise.
-    :param noise: A process, or its text as :func:`parse_noise` reads it; ``"none"`` and None pass rewards
-        through.
+    :param noise: A process, or its text as :func:`parse_noise` reads it; ``"none"`` and None disable the
+        noise.
     :param seed: Seed of the noise until the first ``reset(seed=...)``, 0 or above. None takes fresh
         entropy.
-    :raises UserError: If the noise or the seed is mistaken.
+    :raises UserError: If the noise or the seed is invalid.
     """
 
     def __init__(
         self, env: gym.Env[ObsType, ActType], noise: RewardNoiseProcess | str | None, seed: int | None = None
     ) -> None:
         self.noise = as_process(noise)
-        # As text, because an environment's spec has to turn into JSON.
+        # As text, since an environment's spec is written as JSON
         RecordConstructorArgs.__init__(self, noise=str(self.noise or "none"), seed=seed)
         gym.Wrapper.__init__(self, env)
         self.rng = noise_rng(seed)
@@ -206,13 +205,12 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
 
 
 def _parameter_name(process: type[RewardNoiseProcess]) -> str:
-    """Name the one field of a process."""
     (parameter,) = dataclasses.fields(process)  # type: ignore[arg-type]
     return parameter.name
 
 
 def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Add in double precision and go back to the rewards' dtype, never from a fraction to an integer."""
+    """Add in double precision and cast to the rewards' dtype, but not from fractions to integers."""
     noisy: np.ndarray = (rewards + noise).astype(rewards.dtype, casting="same_kind")
     return noisy
 
@@ -223,7 +221,7 @@ def as_process(noise: RewardNoiseProcess | str | None) -> RewardNoiseProcess | N
 
 
 def noise_rng(seed: int | np.random.SeedSequence | None) -> np.random.Generator:
-    """Seed a generator that is independent of all others seeded with the same number."""
+    """Make a generator that is independent of other generators with the same seed."""
     if seed is None or isinstance(seed, np.random.SeedSequence):
         return np.random.default_rng(seed)
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:

@@ -1,7 +1,7 @@
-"""All random streams of a run, and their derivation from the run's seed.
+"""All random streams of a run, derived from the run's seed.
 
 A stream is ``numpy.random.SeedSequence(seed, spawn_key=(stream, index))``: streams of different seeds, names
-or indices are independent. Library users who call ``SPPO(seed=...)`` have SB3's seeding instead.
+or indices are independent. ``SPPO(seed=...)`` in Python code uses SB3's seeding instead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from srl.envs.generators import env_generator, read_generator
 
 
 class Stream(IntEnum):
-    """What draws random numbers in a run.
+    """The purposes of random numbers in a run.
 
     The numbers are part of the definition of a run's result: a new stream takes a new number, and the number
-    of a removed one is not used again.
+    of a removed stream is not reused.
     """
 
     #: A training environment; the index is its position.
@@ -44,10 +44,10 @@ class Stream(IntEnum):
     EVAL_ACTIONS = 7
     #: Constructors of environments that draw from global generators; index 0 for training, 1 for evaluation.
     SETUP = 8
-    #: Which prompts a language model answers; the index counts iterations. Of language models the index of
-    #: REWARD_NOISE, ACTIONS (sampled tokens) and MINIBATCHES counts iterations, too.
+    #: Prompts for a language model; the index counts iterations. For language models the index of
+    #: REWARD_NOISE, ACTIONS (sampled tokens) and MINIBATCHES counts iterations too.
     PROMPTS = 9
-    #: Texts of the offline task; the index tells apart what they are for.
+    #: Texts of the offline task; the index is their purpose.
     TEXTS = 10
 
 
@@ -55,8 +55,8 @@ def seed_sequence(seed: int, stream: Stream, index: int = 0) -> np.random.SeedSe
     """Return the seed sequence of a stream.
 
     :param seed: Seed of the run, 0 or above.
-    :param stream: What draws from it.
-    :param index: Which one, of several of the kind.
+    :param stream: The purpose.
+    :param index: The number of the stream among those of the same purpose.
     """
     return np.random.SeedSequence(seed, spawn_key=(stream, index))
 
@@ -74,7 +74,7 @@ def small_seed(sequence: np.random.SeedSequence) -> int:
 def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     """Start an environment's random stream; the next ``reset()`` draws its first numbers.
 
-    ``reset(seed=...)`` seeds whatever the environment draws from with 31 bits, which any environment takes.
+    ``reset(seed=...)`` seeds all generators of the environment with 31 bits, which any environment accepts.
     If ``np_random`` is a NumPy Generator, as in Gymnasium's own environments, a RandomState or Python's
     Random, it then gets the whole stream, so that no two environments of any two seeds share an episode.
     """
@@ -83,15 +83,15 @@ def seed_env(env: gym.Env[Any, Any], sequence: np.random.SeedSequence) -> None:
     env.action_space.seed(seed)
     life: Any = unwrap_wrapper(env, EpisodicLifeEnv)
     if life is not None:
-        # Otherwise the next reset would continue the game that this one has begun
+        # Otherwise the next reset would continue the game that this reset has started
         life.was_real_done = True
     generator = env_generator(env)
     if isinstance(generator, np.random.Generator):
         env.unwrapped.np_random = np.random.default_rng(sequence)
     elif read_generator(generator) is None:
-        return  # of another kind, or one that the whole process shares
+        return  # of another type, or shared by the whole process
     elif isinstance(generator, np.random.RandomState):
-        # In place, since the environment may hold it under another name too
+        # In place, since the environment may have other references to it
         generator.set_state(_mersenne_twister(sequence))
     elif isinstance(generator, random.Random):
         generator.seed(_large_seed(sequence))
@@ -113,13 +113,13 @@ def seed_numpy(sequence: np.random.SeedSequence) -> None:
 def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cpu") -> None:
     """Start a stream in the global generators: PyTorch's gets the stream, NumPy's and Python's its children.
 
-    :param sequence: Of the stream.
+    :param sequence: The seed sequence of the stream.
     :param device: The device of the run, whose generator is seeded too.
     """
     children = np.random.SeedSequence(sequence.entropy, spawn_key=sequence.spawn_key).spawn(2)
     seed_torch(th.default_generator, sequence)
     device = th.device(device)
-    # Where there is none, SB3 takes the CPU in its place
+    # Without a GPU, SB3 uses the CPU instead
     if device.type == "cuda" and th.cuda.is_available():
         index = th.cuda.current_device() if device.index is None else device.index
         th.cuda.init()  # type: ignore[no-untyped-call]
@@ -129,23 +129,21 @@ def seed_globals(sequence: np.random.SeedSequence, device: th.device | str = "cp
 
 
 def _large_seed(sequence: np.random.SeedSequence) -> int:
-    """Return a seed of 256 bits, which Python's generator takes whole."""
     return int.from_bytes(sequence.generate_state(8).tobytes(), "little")
 
 
 def _mersenne_twister(sequence: np.random.SeedSequence) -> dict[str, Any]:
-    """Return the state of NumPy's Mersenne Twister for a stream."""
     return dict(np.random.MT19937(sequence).state)
 
 
 def _torch_cpu_state(sequence: np.random.SeedSequence) -> th.Tensor:
     """Return the state of PyTorch's Mersenne Twister for a stream.
 
-    ``manual_seed`` keeps 32 bits of a seed, too few to keep the streams of all seeds apart. So the words of
-    the state are those that NumPy's Mersenne Twister has for the stream.
+    ``manual_seed`` uses 32 bits of a seed, too few to separate the streams of all seeds. The words of the
+    state are therefore those of NumPy's Mersenne Twister for the stream.
     """
     words = _mersenne_twister(sequence)["state"]["key"]
-    # A header of three numbers, the words as 64-bit numbers, and the rest of a normal draw
+    # A header of three numbers, the words as 64-bit numbers, and cached normal draws
     state = th.Generator().manual_seed(0).get_state().numpy().view(np.uint64).copy()
     state[3 : 3 + len(words)] = words
     return th.from_numpy(state.view(np.uint8))

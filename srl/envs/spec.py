@@ -15,7 +15,7 @@ NORMALIZE_KEYS = frozenset(
     ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 )
 
-# Where environments come from: see docs/environments.md
+#: Implementations of environments, see docs/environments.md.
 BACKENDS = ("gymnasium", "native")
 
 
@@ -25,14 +25,14 @@ class EnvSpec:
 
     :param env_id: A Gymnasium id; renamed ones are resolved when the environment is made.
     :param seed: Seed of the run, 0 or above; :mod:`srl.envs.seeding` derives the streams from it.
-    :param n_envs: Environments side by side in training.
+    :param n_envs: Number of training environments.
     :param bins: Values per action dimension, see :class:`~srl.envs.discretize.DiscretizeAction`; None
         keeps the action space.
     :param normalize: Arguments of SB3's ``VecNormalize``, for example ``{"norm_obs": True}``; an empty
         dictionary takes its defaults, None disables ``VecNormalize``.
     :param gamma: Discount factor of the algorithm, which ``VecNormalize`` needs to scale rewards by their
         returns; a ``gamma`` in ``normalize`` takes precedence.
-    :param frame_stack: How many of the latest observations the algorithm sees as one; 1 disables stacking.
+    :param frame_stack: Number of the latest observations that are stacked; 1 disables stacking.
     :param noise: Reward noise in training, see :func:`~srl.envs.reward_noise.parse_noise`.
     :param env_kwargs: Further arguments of the environment's constructor.
     :param max_episode_steps: Time limit of an episode in steps of the agent, in place of the environment's;
@@ -45,8 +45,7 @@ class EnvSpec:
     :param n_threads: Threads of the native environments; they affect only the speed.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None for no limit besides the environment's own.
-    :raises UserError: If a value is out of its range; what depends on the environment is checked by
-        :func:`check_env`.
+    :raises UserError: If a value is out of range. :func:`check_env` checks whether it fits the environment.
     """
 
     env_id: str

@@ -1,57 +1,50 @@
-"""The state of a vectorized environment as plain data, and environments restored to it.
+"""Read and restore the state of a vectorized environment as plain data.
 
-Wrappers return what they keep between steps; environments themselves are replayed, see
-:mod:`srl.envs.replay`.
+The state of wrappers is copied; environments are replayed, see :mod:`srl.envs.replay`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
-    VecEnv,
-    VecEnvWrapper,
-    VecFrameStack,
-    VecNormalize,
-)
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from srl.envs.replay import NotRestorable, Replayable
 from srl.envs.vec_reward_noise import VecRewardNoise
 
 
 def env_state(venv: VecEnv) -> dict[str, Any]:
-    """What it takes to bring another environment of the same kind to where this one is.
+    """Read the state of an environment.
 
-    :param venv: Made by :func:`srl.envs.make.make_train_env` and its siblings, and reset.
-    :return: Numbers, texts, arrays, and lists and mappings of these.
-    :raises NotRestorable: For environments that keep their state to themselves, such as native ones.
+    :param venv: From a function of :mod:`srl.envs.make`, and reset.
+    :return: Numbers, strings, arrays, and lists and mappings of these.
+    :raises NotRestorable: For environments that do not expose their state, such as native ones.
     """
     state: dict[str, Any] = {}
     for layer in _layers(venv):
         if isinstance(layer, VecRewardNoise):
             state["noise"] = copy.deepcopy(layer.rng.bit_generator.state)
         elif isinstance(layer, VecNormalize):
-            state["normalize"] = _normalize_state(layer)
+            state["normalize"] = normalize_state(layer)
         elif isinstance(layer, VecFrameStack):
             state["frames"] = copy.deepcopy(layer.stacked_obs.stacked_obs)
         elif isinstance(layer, DummyVecEnv):
-            state["histories"] = [_replayable(env).history() for env in layer.envs]
+            state["histories"] = [cast(Replayable[Any, Any], env).history() for env in layer.envs]
     if "histories" not in state:
-        raise NotRestorable(f"{type(venv.unwrapped).__name__} keeps the state of its environments to itself.")
+        raise NotRestorable(f"{type(venv.unwrapped).__name__} does not expose the state of its environments.")
     return state
 
 
 def restore_env(venv: VecEnv, state: dict[str, Any]) -> None:
-    """Bring an environment to where another one was.
+    """Restore the state of an environment.
 
-    :param venv: New, and reset once.
-    :param state: What :func:`env_state` gave there.
-    :raises NotRestorable: If it does not get there.
+    :param venv: A new environment of the same kind, reset once.
+    :param state: From :func:`env_state`.
+    :raises NotRestorable: If the replay does not reach the state.
     """
     for layer in _layers(venv):
         if isinstance(layer, VecRewardNoise):
@@ -62,20 +55,15 @@ def restore_env(venv: VecEnv, state: dict[str, Any]) -> None:
             layer.stacked_obs.stacked_obs = copy.deepcopy(state["frames"])
         elif isinstance(layer, DummyVecEnv):
             for env, history in zip(layer.envs, state["histories"], strict=True):
-                _replayable(env).replay(history)
+                cast(Replayable[Any, Any], env).replay(history)
 
 
 def _layers(venv: VecEnv) -> Iterator[VecEnv]:
-    """The environment and those that it wraps, from the outside in."""
+    """The environment and those that it wraps, the outermost first."""
     yield venv
     while isinstance(venv, VecEnvWrapper):
         venv = venv.venv
         yield venv
-
-
-def _replayable(env: Any) -> Replayable[Any, Any]:
-    assert isinstance(env, Replayable)
-    return env
 
 
 def _averages(layer: VecNormalize) -> dict[str, RunningMeanStd]:
@@ -90,7 +78,8 @@ def _averages(layer: VecNormalize) -> dict[str, RunningMeanStd]:
     return averages
 
 
-def _normalize_state(layer: VecNormalize) -> dict[str, Any]:
+def normalize_state(layer: VecNormalize) -> dict[str, Any]:
+    """The statistics of a VecNormalize, part of :func:`env_state`."""
     return {
         "averages": {
             name: {"mean": np.array(average.mean), "var": np.array(average.var), "count": average.count}
@@ -104,7 +93,7 @@ def _restore_normalize(layer: VecNormalize, state: dict[str, Any]) -> None:
     averages = _averages(layer)
     for name, values in state["averages"].items():
         average = averages[name]
-        # Numbers, where these are no arrays, as SB3 has them after its first update
+        # Scalars instead of arrays without dimensions, as after SB3's first update
         average.mean, average.var = values["mean"].copy()[()], values["var"].copy()[()]
         average.count = values["count"]
     layer.returns = state["returns"].copy()

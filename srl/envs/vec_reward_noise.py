@@ -17,25 +17,24 @@ from srl.evaluation import TrainingOnlyWrapper
 class VecRewardNoise(TrainingOnlyWrapper):
     """Add noise to the rewards of a vectorized environment; the outermost wrapper, in training only.
 
-    Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` takes an
+    Integer rewards become float32, the dtype of SB3's rollout buffer. SB3's ``EvalCallback`` accepts an
     evaluation environment without this wrapper.
 
-    Observations, dones and infos pass unchanged, so the episode returns that ``Monitor`` writes into the
-    infos stay clean. Draws are independent per environment and step.
+    Observations, dones and infos are unchanged, so that the episode returns of ``Monitor`` in the infos have
+    no noise. The noise is independent for each environment and step.
 
-    The noise has a generator of its own, :attr:`rng`, seeded by ``seed`` and a constant; ``reset`` does
-    not reseed it, ``seed`` does. SB3's algorithms call ``env.seed(seed)`` when they are set up, and with
-    the run's seed that gives the stream it began with. To continue an interrupted run, set
-    ``rng.bit_generator.state`` after the algorithm was set up or loaded.
+    The noise has its own generator, :attr:`rng`, seeded by ``seed`` and a constant; ``reset`` does not reseed
+    it, ``seed`` does. SB3's algorithms call ``env.seed(seed)`` during their setup, which restarts the stream
+    of that seed. To continue an interrupted run, set ``rng.bit_generator.state`` after the algorithm is set
+    up or loaded.
 
-    Pickles as ``VecNormalize`` does: with the state of the generator and without the environment, which
-    :meth:`set_venv` gives back.
+    It is pickled like ``VecNormalize``: with the state of the generator and without the environment, which
+    :meth:`set_venv` restores.
 
     :param venv: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`~srl.envs.reward_noise.parse_noise` reads it; ``"none"``
-        and None pass rewards through.
-    :param seed: Seed of the noise, 0 or above, or a seed sequence of its own. None takes fresh entropy: no
-        two runs are the same.
+        and None disable the noise.
+    :param seed: Seed of the noise, 0 or above, or a seed sequence. None takes fresh entropy.
     :raises UserError: If the noise or the seed is invalid.
     """
 
@@ -53,23 +52,23 @@ class VecRewardNoise(TrainingOnlyWrapper):
         observations, rewards, dones, infos = self.venv.step_wait()
         if self.noise is None:
             return observations, rewards, dones, infos
-        # Processes give integers in a step in which all rewards are whole numbers
+        # Rewards of a step may be integers if all of them are whole numbers
         if rewards.dtype.kind != "f":
             rewards = rewards.astype(np.float32)
         return observations, self.noise.apply(rewards, self.rng), dones, infos
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the noise, where a seed is given, and the environments.
+        """Seed the noise and the environments.
 
-        :param seed: The noise starts the stream of this seed; None leaves it unchanged.
-        :return: The seed of each environment, as ``VecEnv.seed`` gives it.
+        :param seed: Restarts the noise with the stream of this seed; None does not change the noise.
+        :return: The seed of each environment, as in ``VecEnv.seed``.
         """
         if seed is not None:
             self.rng = noise_rng(seed)
         return self.venv.seed(seed)
 
     def set_venv(self, venv: VecEnv) -> None:
-        """Give an unpickled wrapper its environment.
+        """Set the environment of an unpickled wrapper.
 
         :raises ValueError: If the wrapper has one already.
         """

@@ -1,4 +1,4 @@
-"""Environments stepped one after another in this process, with less overhead than SB3's DummyVecEnv."""
+"""Environments stepped one after the other in this process, with less overhead than SB3's DummyVecEnv."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SerialVecEnv(DummyVecEnv):
     outermost wrapper of each environment, returns a new info and its own observation at each step.
     """
 
-    #: Of each environment's stream, until the reset that starts it.
+    #: Seed sequences of the environments' streams, until the reset that starts them.
     _sequences: Sequence[np.random.SeedSequence] = ()
 
     def start_streams(self, sequences: Sequence[np.random.SeedSequence]) -> None:
@@ -33,14 +33,14 @@ class SerialVecEnv(DummyVecEnv):
         return super().seed(seed)
 
     def reset(self) -> VecEnvObs:
-        """Reset all environments, at first at the start of their streams."""
+        """Reset all environments; the first reset starts their streams."""
         sequences, self._sequences = self._sequences, ()
         for env, sequence in zip(self.envs, sequences, strict=False):
             seed_env(env, sequence)
         return super().reset()
 
     def step_wait(self) -> VecEnvStepReturn:
-        if self.keys != [None]:  # observations in several parts
+        if self.keys != [None]:  # Dict observations
             return super().step_wait()
         observations = np.empty_like(self.buf_obs[None])  # type: ignore[index]
         rewards = np.empty(self.num_envs, dtype=np.float32)
@@ -51,9 +51,9 @@ class SerialVecEnv(DummyVecEnv):
     def step_into(
         self, actions: np.ndarray, observations: np.ndarray, rewards: np.ndarray, dones: np.ndarray
     ) -> list[dict[str, Any]]:
-        """Step into arrays that are there already; observations are of one part.
+        """Step and write the results to existing arrays; Dict observations are not supported.
 
-        :param actions: Of each environment, shape ``(n_envs, ...)``.
+        :param actions: Actions, shape ``(n_envs, ...)``.
         :param observations: Receives the observations, shape ``(n_envs, *observation_shape)``.
         :param rewards: Receives the rewards, shape ``(n_envs,)``.
         :param dones: Receives whether episodes ended, shape ``(n_envs,)``.

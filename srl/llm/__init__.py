@@ -1,7 +1,7 @@
 """Symmetric losses for language models: SPPO with a critic, in TRL's GRPOTrainer, and in verl.
 
-Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. Nothing else in
-srl imports this package before it is used, and what needs transformers or TRL is imported at first use.
+Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. The rest of
+srl imports this package only when it is used, and transformers and TRL are imported at first use.
 """
 
 from importlib import import_module
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
-    from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+    from srl.llm.sppo_config import SPPOConfig
+    from srl.llm.sppo_trainer import SPPOTrainer
 
 __all__ = ["SPPOConfig", "SPPOTrainer", "SymmetricGRPOConfig", "SymmetricGRPOTrainer"]
 _MODULES = {
-    "SPPOConfig": "srl.llm.sppo_trainer",
+    "SPPOConfig": "srl.llm.sppo_config",
     "SPPOTrainer": "srl.llm.sppo_trainer",
     "SymmetricGRPOConfig": "srl.llm.grpo_trainer",
     "SymmetricGRPOTrainer": "srl.llm.grpo_trainer",

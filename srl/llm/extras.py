@@ -1,4 +1,4 @@
-"""What training language models needs besides the packages of srl itself."""
+"""The optional packages for training language models."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ EXTRAS = {
     "llm": ("transformers", "accelerate", "peft", "datasets"),
     "trl": ("transformers", "accelerate", "peft", "datasets", "trl"),
 }
-#: The versions of TRL that the tests have run with, and all of them as a requirement. TRL 1.15.0 does not
-#: train on the CPU.
+#: The tested versions of TRL, and their requirement. TRL 1.15.0 does not train on the CPU.
 TRL_VERSIONS = ("1.12", "1.13", "1.14", "1.16")
 TRL_REQUIREMENT = "trl>=1.12,!=1.15.*,<1.17"
 
 
 def require(extra: str) -> None:
-    """See that an extra is installed.
+    """Check that an extra is installed.
 
     :param extra: A name of :data:`EXTRAS`.
-    :raises UserError: If Python is too old, a package is missing, or TRL is of a version that was not tested.
+    :raises UserError: If Python is too old, a package is missing, or the version of TRL was not tested.
     """
     if sys.version_info < (3, 11):
         raise UserError(
@@ -38,10 +37,10 @@ def require(extra: str) -> None:
 
 
 def check_trl(version: str) -> None:
-    """See that a version of TRL was tested: its internals change.
+    """Check that a version of TRL was tested, since its internals change.
 
-    :param version: As ``1.16.0``.
-    :raises UserError: If it was not.
+    :param version: For example ``1.16.0``.
+    :raises UserError: If it was not tested.
     """
     if version.rpartition(".")[0] not in TRL_VERSIONS:
         raise UserError(

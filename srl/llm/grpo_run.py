@@ -1,4 +1,4 @@
-"""A run of GRPO, by TRL's trainer with the symmetric loss."""
+"""Train a run of GRPO with TRL's trainer and the symmetric loss."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -22,9 +22,9 @@ from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
 from srl.llm.record import Record
 from srl.llm.sampling import Evaluation, Sampler
 from srl.llm.tasks import Task, options
-from srl.training.run import Attempt
+from srl.training.attempt import Attempt
 
-#: What is logged of TRL's figures, by the names that runs with a critic have.
+#: TRL's logged figures, and their names in runs with a critic.
 _LOGGED = {
     "srl/reward_without_noise": "rollout/reward",
     "reward": "rollout/noisy_reward",
@@ -43,8 +43,8 @@ def grpo_config(spec: RunSpec, output_dir: str) -> SymmetricGRPOConfig:
     A rollout has ``n_rollouts`` responses. It is divided into minibatches of ``batch_size``, and each takes
     ``n_epochs`` optimizer steps.
 
-    :param output_dir: Where TRL writes; nothing is kept.
-    :raises UserError: If they do not fit together.
+    :param output_dir: TRL's output folder, which is temporary.
+    :raises UserError: If they are not compatible.
     """
     h = options(spec)
     if h.target_coef:
@@ -99,10 +99,10 @@ def grpo_config(spec: RunSpec, output_dir: str) -> SymmetricGRPOConfig:
 def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Callable[[Path], None]]:
     """Train a run of GRPO from scratch.
 
-    :param attempt: At the run.
-    :param task: What it needs.
-    :param record: Where its logs and evaluations go.
-    :return: The steps, and what writes the model into a folder.
+    :param attempt: The attempt at the run.
+    :param task: The models, texts and rewards.
+    :param record: Records logs and evaluations.
+    :return: The training steps, and a function that writes the model to a folder.
     """
     spec = attempt.spec
     hyperparams = options(spec)
@@ -122,7 +122,7 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if reference is not None:
             reference.to(trainer.accelerator.device)
-        # TRL's rollouts have no least length, and evaluations are like them
+        # TRL's rollouts have no minimum length, and evaluations have none either
         limits = hyperparams.model_copy(update={"min_new_tokens": 0})
         sampler = Sampler.of(limits, policy, task.tokenizer, reference)
 
@@ -138,11 +138,11 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
 
         responses_per_step = hyperparams.n_rollouts / trainer.args.logging_steps
         trainer.add_callback(_Recorder(attempt, record, evaluate, responses_per_step))
-        record.evaluated(0, evaluate())
+        record.add_evaluation(0, evaluate())
         trainer.train()
         steps = round(trainer.state.global_step * responses_per_step)
         if record.is_due_at_end():
-            record.evaluated(steps, evaluate())
+            record.add_evaluation(steps, evaluate())
 
     def save(into: Path) -> None:
         policy.save_pretrained(into)
@@ -152,7 +152,7 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
 
 
 def _prompts(task: Task, max_length: int) -> Dataset:
-    """The prompts to train on, cut as in evaluations, which TRL leaves to the data set."""
+    """The training prompts, truncated as in evaluations, which TRL does not do."""
     prompts = []
     for row in task.train_rows:
         tokens = task.tokenizer(row["prompt"], truncation=True, max_length=max_length)["input_ids"]
@@ -161,7 +161,7 @@ def _prompts(task: Task, max_length: int) -> Dataset:
 
 
 class _Recorder(TrainerCallback):  # type: ignore[misc]
-    """Hands TRL's figures to the run's record after each rollout."""
+    """Records TRL's figures after each rollout."""
 
     def __init__(
         self, attempt: Attempt, record: Record, evaluate: Callable[[], Evaluation], responses_per_step: float
@@ -178,4 +178,4 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         self._record.add(steps, figures)
         self._attempt.beat(steps)
         if self._record.is_due(steps):
-            self._record.evaluated(steps, self._evaluate())
+            self._record.add_evaluation(steps, self._evaluate())

@@ -19,7 +19,7 @@ from srl.llm.losses import advantage_weights
 from srl.llm.rewards import add_noise
 from srl.losses import REVERSE_LOSSES
 
-#: TRL's loss types whose tokens have PPO's clipped surrogate loss, each with its own ratio.
+#: TRL's loss types with PPO's clipped surrogate loss and ratio for each token.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
@@ -41,13 +41,13 @@ class SymmetricGRPOConfig(GRPOConfig):  # type: ignore[misc]
 
     @property
     def is_symmetric(self) -> bool:
-        """Whether the loss is another one than TRL's."""
+        """Whether the loss differs from TRL's."""
         return self.srl_alpha != 1 or self.srl_beta != 0
 
     def check(self) -> None:
-        """See that TRL's options fit the symmetric loss.
+        """Check that TRL's options are compatible with the symmetric loss.
 
-        :raises UserError: If one does not.
+        :raises UserError: If one is not.
         """
         parse_noise(self.srl_noise)
         if self.srl_reverse_loss not in REVERSE_LOSSES:
@@ -77,18 +77,18 @@ class SymmetricGRPOConfig(GRPOConfig):  # type: ignore[misc]
 class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer with ``alpha L_clip + beta L_reverse`` of each token in place of ``L_clip``.
 
-    Paper: https://arxiv.org/abs/2405.17618. With ``srl_alpha=1, srl_beta=0`` it is TRL's trainer, bit for
-    bit. Everything of TRL's stays: rewards, KL and entropy terms, masks, vLLM, PEFT, resuming.
+    Paper: https://arxiv.org/abs/2405.17618. With ``srl_alpha=1, srl_beta=0`` it is bitwise identical to
+    TRL's trainer. All features of TRL remain: rewards, KL and entropy terms, masks, vLLM, PEFT, resuming.
 
     The gradient of the symmetric loss is that of the clipped surrogate with weighted advantages
-    (:func:`srl.llm.losses.advantage_weights`), so that TRL's own loss is computed with these. What is logged
-    is therefore the loss without its constant part, whose size is that of ``1 / pi_old``. The parameters are
+    (:func:`srl.llm.losses.advantage_weights`), which TRL's own loss uses. The logged loss therefore has no
+    constant part, which is of the order of ``1 / pi_old``. The parameters are
     those of GRPOTrainer.
 
-    :raises UserError: If an option of TRL does not fit the symmetric loss.
+    :raises UserError: If an option of TRL is not compatible with the symmetric loss.
     """
 
-    #: Of the loss that is being computed.
+    #: Inputs of the loss during its computation.
     _loss_inputs: dict[str, Any] | None = None
 
     def __init__(self, model: Any, reward_funcs: Any, args: SymmetricGRPOConfig, *more: Any, **kwargs: Any):
@@ -107,9 +107,7 @@ class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         try:
             loss = super()._compute_loss(model, self._loss_inputs)
             if "weighted" not in self._loss_inputs:
-                raise RuntimeError(
-                    "TRL computes log probabilities in another way: the loss is not symmetric."
-                )
+                raise RuntimeError("TRL computes log probabilities differently: the loss is not symmetric.")
             return loss
         finally:
             self._loss_inputs = None
@@ -117,15 +115,15 @@ class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         if self._loss_inputs is not None:
-            # In `_compute_loss`, which reads the advantages afterwards
+            # Called by `_compute_loss`, which reads the advantages afterwards
             self._weigh_advantages(self._loss_inputs, found[0].detach())
         return found
 
     def _weigh_advantages(self, inputs: dict[str, Any], log_prob: th.Tensor) -> None:
-        """Replace the advantages of a loss by weighted ones, shape ``(n_responses, n_tokens)``."""
+        """Weight the advantages of a loss, shape ``(n_responses, n_tokens)``."""
         args, old = self.args, inputs.get("old_per_token_logps")
         weights = advantage_weights(
-            # Without them, the policy is the one that made the rollout
+            # Without them, the policy has not changed since the rollout
             log_prob if old is None else old,
             alpha=args.srl_alpha,
             beta=args.srl_beta,
@@ -141,8 +139,8 @@ class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rewards: th.Tensor = super()._calculate_rewards(*args, **kwargs)
         if not self.model.training or self.args.srl_noise == "none":
             return rewards
-        # Of all processes, in the same order in each; a number of its own for each generation, also after
-        # resuming
+        # The rewards of all processes are in the same order in each process. Each generation has its own
+        # index, also after resuming
         n_parts = self.args.gradient_accumulation_steps
         index = self.state.global_step * n_parts + self._step % n_parts
         self._metrics["train"]["srl/reward_without_noise"].append(rewards.nanmean().item())

@@ -2,9 +2,9 @@
 
 A token is an action; its state is the prompt and the tokens before it. Every tensor has the shape
 ``(batch_size, n_tokens)``, where the tokens are those of responses. ``mask`` is true on tokens that count and
-false on padding. Values at padding are never used: log probabilities there may be anything, NaN included.
+false on padding. Values at padding are never used: log probabilities there may be arbitrary, even NaN.
 
-The policy's terms come from :mod:`srl.losses`, which holds the equations and their numerics.
+The policy's terms come from :mod:`srl.losses`, which has the equations and their numerics.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch as th
 from srl.advantages import normalize_advantages
 from srl.losses import REVERSE_LOSSES, clipped_surrogate_loss, mean_squared_error, ppo_reverse_loss
 
-#: How losses of tokens become one number: verl's names, and for each the ``loss_type`` of TRL's GRPOTrainer.
-#: ``seq-mean-token-sum-norm`` divides by a number of tokens that is the same for all sequences.
+#: Aggregations of the losses of tokens: verl's names, and the corresponding ``loss_type`` of TRL's
+#: GRPOTrainer. ``seq-mean-token-sum-norm`` divides by the same number of tokens for all sequences.
 AGGREGATIONS = {
     "token-mean": "bnpo",
     "seq-mean-token-sum": None,
@@ -27,34 +27,31 @@ AGGREGATIONS = {
 
 
 class PolicyLosses(NamedTuple):
-    """The policy's part of a minibatch's loss, its terms, and what is logged of it; scalars."""
+    """The policy's part of a minibatch's loss, its terms, and logged figures; scalars."""
 
     #: ``alpha L_policy + beta L_reverse``.
     loss: th.Tensor
     policy_loss: th.Tensor
     reverse_loss: th.Tensor
-    #: The loss without the part that no parameter changes, whose size is that of ``1 / pi_old``.
+    #: The loss without its constant part, which is of the order of ``1 / pi_old``.
     surrogate: th.Tensor
     #: Estimate of the KL divergence from the old policy, http://joschu.net/blog/kl-approx.html
     approx_kl: th.Tensor
-    #: Share of tokens whose ratio is outside of the clip range.
+    #: Share of tokens whose ratio is outside the clip range.
     clip_fraction: th.Tensor
 
 
 def token_weights(
-    mask: th.Tensor,
-    aggregation: str = "token-mean",
-    norm: float | None = None,
-    dtype: th.dtype = th.float32,
+    mask: th.Tensor, aggregation: str = "token-mean", norm: float | None = None, dtype: th.dtype = th.float32
 ) -> th.Tensor:
-    """What each token's loss is multiplied by before all are summed.
+    """The weight of each token's loss in the sum.
 
     :param mask: Which tokens count, boolean, shape ``(batch_size, n_tokens)``.
     :param aggregation: A name of :data:`AGGREGATIONS`.
     :param norm: The divisor of ``seq-mean-token-sum-norm``; None takes ``n_tokens``.
-    :param dtype: Of the result.
+    :param dtype: The dtype of the result.
     :return: Weights, 0 on padding, shape ``(batch_size, n_tokens)``.
-    :raises ValueError: For another name.
+    :raises ValueError: If the name is unknown.
     """
     n_rows, n_columns = mask.shape
     weights = mask.to(dtype)
@@ -90,17 +87,17 @@ def policy_losses(
 
     :param log_prob: ``log pi`` of the tokens, shape ``(batch_size, n_tokens)``.
     :param old_log_prob: ``log pi_old``, same shape, without gradient.
-    :param advantages: As the losses use them, same shape.
+    :param advantages: Advantages after normalization, same shape.
     :param mask: Which tokens count, boolean, same shape.
-    :param clip_range: How far the ratio may move from 1.
+    :param clip_range: Clip range of the ratio.
     :param clip_range_high: The same above 1; None for ``clip_range`` on both sides.
     :param alpha: Weight of the clipped surrogate loss.
     :param beta: Weight of the reverse loss.
     :param z: The finite stand-in for log 0, negative.
     :param reverse_loss: A name of :data:`srl.losses.REVERSE_LOSSES`.
     :param importance_weighting: Whether the reverse loss is divided by ``pi_old``.
-    :param weights: Of the tokens in their sum, same shape, see :func:`token_weights`; None for their mean.
-    :return: The loss and its terms, finite with the right gradient wherever the ratio of each token that
+    :param weights: Weights of the tokens, same shape, see :func:`token_weights`; None for their mean.
+    :return: The loss and its terms, finite and with the correct gradient if the ratio of each token that
         counts is finite.
     """
     # One row for each token: the losses of `srl.losses` average over the last dimension
@@ -143,15 +140,15 @@ def advantage_weights(
     reverse_loss: str = "rce",
     importance_weighting: bool = True,
 ) -> th.Tensor:
-    """What to multiply advantages by, so that the loss of PPO has the gradient of the symmetric loss.
+    """Weights of advantages with which the loss of PPO has the gradient of the symmetric loss.
 
     The reverse loss is linear in ``pi = ratio pi_old``, and ``pi_old`` has no gradient: where the surrogate
     passes a gradient, ``alpha L_policy + beta L_reverse`` differs by a constant from ``L_policy`` with
     advantages ``A (alpha + beta s)`` if it is importance weighted, and ``A (alpha + beta s pi_old)`` if not,
-    where ``s = -z`` (``mae``: 2). The weights are not negative, so that clipping acts on the same tokens.
-    With other ways of clipping than PPO's, this does not hold.
+    where ``s = -z`` (``mae``: 2). The weights are not negative, so that clipping affects the same tokens.
+    With clipping other than PPO's, this does not hold.
 
-    :param old_log_prob: ``log pi_old`` of tokens, of any shape; may be anything on padding.
+    :param old_log_prob: ``log pi_old`` of tokens, of any shape; arbitrary on padding.
     :return: The weights, without gradient, same shape. The other parameters are those of
         :func:`policy_losses`.
     """
@@ -176,10 +173,10 @@ def value_loss(
     As in OpenAI's PPO2 and TRIL; Stable-Baselines3 takes the clipped square alone, without the half.
 
     :param values: ``V``, shape ``(batch_size, n_tokens)``.
-    :param old_values: ``V`` of the critic that saw the rollout, same shape.
+    :param old_values: ``V`` of the critic at the time of the rollout, same shape.
     :param returns: ``R``, same shape.
     :param mask: Which tokens count, boolean, same shape.
-    :param clip_range: How far ``V`` may move from ``old_values``; None for any distance.
+    :param clip_range: Clip range of ``V`` around ``old_values``; None for no clipping.
     :return: The loss, a scalar.
     """
     new, old, target = (tensor[mask].unsqueeze(-1) for tensor in (values, old_values, returns))
@@ -206,8 +203,8 @@ def normalize_masked(advantages: th.Tensor, mask: th.Tensor, *, masked: bool = T
 
     :param advantages: Shape ``(batch_size, n_tokens)``.
     :param mask: Which tokens count, boolean, same shape.
-    :param masked: Whether padding is left out of the mean and the standard deviation. In the authors' code,
-        which is False, it counts as zeros.
+    :param masked: Whether the mean and the standard deviation exclude padding. False is the authors' form, in
+        which padding counts as zeros.
     :return: Same shape, 0 on padding.
     """
     result = th.zeros_like(advantages)
@@ -224,10 +221,10 @@ def generalized_advantages(
 ) -> tuple[th.Tensor, th.Tensor]:
     """Generalized advantage estimation over the tokens of responses (Schulman et al., arXiv 1506.02438).
 
-    :param rewards: Of each token, shape ``(batch_size, n_tokens)``.
+    :param rewards: Reward of each token, shape ``(batch_size, n_tokens)``.
     :param values: ``V`` before each token, same shape.
-    :param mask: Which tokens count, boolean, same shape; padding follows on the right. After the last token
-        that counts the episode is over.
+    :param mask: Which tokens count, boolean, same shape; padding follows on the right. The episode ends
+        after the last token that counts.
     :param gamma: Discount factor.
     :param gae_lambda: The estimator's lambda.
     :return: Advantages, and returns for the critic; 0 on padding, same shape.

@@ -1,4 +1,4 @@
-"""What a run on a language model logs and evaluates."""
+"""The record of a run on a language model: logs, evaluations and texts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from stable_baselines3.common.logger import Logger
 from srl.llm.sampling import Evaluation
 from srl.rundir.directory import SAMPLES
 from srl.rundir.files import write_text
+from srl.training.attempt import Attempt
 from srl.training.callbacks import Episodes, EvaluationLog
 from srl.training.logs import log_state, make_logger, restore_logger
-from srl.training.run import Attempt
 
-#: Texts that a run keeps.
+#: Number of texts in the record.
 N_SAMPLES = 12
 
 
 class Record:
-    """What a run leaves besides its model: logs, evaluations and texts.
+    """Logs, evaluations and texts of a run.
 
-    :param attempt: At the run.
-    :param progress: What ``progress.csv`` has already.
+    :param attempt: The attempt at the run.
+    :param progress: Existing content of ``progress.csv``.
     """
 
     def __init__(self, attempt: Attempt, progress: str = ""):
@@ -35,7 +35,7 @@ class Record:
 
     @property
     def n_evaluations(self) -> int:
-        """Evaluations so far."""
+        """Number of evaluations so far."""
         return len(self._log.timesteps)
 
     def is_due(self, steps: int) -> bool:
@@ -44,18 +44,18 @@ class Record:
         return not done or steps // self._spec.eval_freq > done[-1] // self._spec.eval_freq
 
     def is_due_at_end(self) -> bool:
-        """Whether the final evaluation is still to be made."""
+        """Whether the final evaluation is missing."""
         return self._log.due_at_end(self._spec.n_timesteps)
 
     def add(self, steps: int, figures: Mapping[str, float]) -> None:
-        """Log what an iteration gave."""
+        """Log the figures of an iteration."""
         for name, figure in figures.items():
             self.logger.record(name, figure)
         self.logger.record("time/total_timesteps", steps, exclude="tensorboard")
         self.logger.dump(steps)
 
-    def evaluated(self, steps: int, found: Evaluation) -> None:
-        """Log an evaluation, and keep some of its texts."""
+    def add_evaluation(self, steps: int, found: Evaluation) -> None:
+        """Log an evaluation, and record some of its texts."""
         for name, figure in found.metrics.items():
             self.logger.record(name, figure)
         n = len(found.scores)
@@ -70,7 +70,7 @@ class Record:
         write_text(self._path / SAMPLES, json.dumps(self._samples, indent=1, ensure_ascii=False) + "\n")
 
     def state(self) -> dict[str, Any]:
-        """All that was recorded, as plain data."""
+        """The record as plain data."""
         return {
             "evaluations": self._log.state(),
             "samples": self._samples,

@@ -1,4 +1,4 @@
-"""Rewards of responses: functions with the signature of TRL's, checked, and with noise for training."""
+"""Rewards of responses: functions with TRL's signature, checks of their results, and reward noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class RewardFunction(Protocol):
-    """Scores responses. It is called as TRL's trainers call theirs, and may ignore what it does not need."""
+    """Scores responses, with the arguments of TRL's reward functions."""
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Sequence[float]:
         """Return a number for each response."""
@@ -30,8 +30,8 @@ def score(
 ) -> Array:
     """The scores of responses.
 
-    :param function: What scores them.
-    :param prompts: One for each response.
+    :param function: The reward function.
+    :param prompts: The prompt of each response.
     :param completions: The responses.
     :param columns: Other columns of the data set, by name.
     :return: Shape ``(n_responses,)``.
@@ -59,13 +59,13 @@ def score(
 
 
 def add_noise(scores: Array, noise: str, seed: int, index: int) -> Array:
-    """The scores that training sees.
+    """Add reward noise to scores.
 
-    :param scores: Of the reward function, shape ``(n_responses,)``.
-    :param noise: See :func:`srl.envs.parse_noise`: ``gaussian:STD`` adds to each score, ``flip:PROB`` makes
-        ``1 - score`` of some.
+    :param scores: The scores, shape ``(n_responses,)``.
+    :param noise: See :func:`srl.envs.parse_noise`: ``gaussian:STD`` adds to each score, ``flip:PROB``
+        replaces some by ``1 - score``.
     :param seed: The run's.
-    :param index: Counts the rollouts of the run: each has a stream of its own.
+    :param index: The number of the rollout in the run: each has its own stream.
     :return: Same shape.
     """
     process = parse_noise(noise)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.llm.record import Record
 from srl.llm.sampling import Sampler
-from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.sppo_config import SPPOConfig
+from srl.llm.sppo_trainer import SPPOTrainer
 from srl.llm.tasks import Files, Task, options
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import LANGUAGE_MODEL
 from srl.rundir.files import plain_files
 from srl.rundir.status import Status
+from srl.training.attempt import Attempt, RunFailed, in_one_line
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint
-from srl.training.run import Attempt, RunFailed, checkpoint_origin, in_one_line
+from srl.training.versions import checkpoint_origin
 
 
 def train_llm_run(
@@ -43,18 +46,18 @@ def train_llm_run(
 ) -> Status:
     """Train a run on a language model into its directory.
 
-    PPO and SPPO continue from the checkpoint of an earlier attempt, with the same result on the CPU; GRPO
+    PPO and SPPO resume from the checkpoint of an earlier attempt, with the same result on the CPU; GRPO
     restarts from scratch.
 
     :param spec: The run.
     :param path: Its folder, new or of an unfinished run of the same spec.
-    :param task: What :func:`srl.llm.tasks.load_task` gave for the spec.
-    :param command: The command that asked for it, for the record.
-    :param tell: Is given the status after each iteration.
-    :param checkpoint_every: Seconds between two checkpoints; with 0 there is one after each iteration.
+    :param task: From :func:`srl.llm.tasks.load_task`.
+    :param command: The command line, for the record.
+    :param tell: Called with the status after each iteration.
+    :param checkpoint_every: Seconds between two checkpoints; 0 writes one after each iteration.
     :return: The status at the end.
     :raises RunFailed: If training failed; the directory says why.
-    :raises UserError: If the folder does not fit.
+    :raises UserError: If the folder belongs to another run or process.
     """
     th.set_num_threads(spec.threads)
     check_run(spec)
@@ -64,9 +67,9 @@ def train_llm_run(
 
 
 def check_run(spec: RunSpec) -> None:
-    """See that the hyperparameters of a run fit together, before something is loaded or written.
+    """Check that the hyperparameters of a run are valid, before anything is loaded or written.
 
-    :raises UserError: If they do not.
+    :raises UserError: If they are not.
     """
     if spec.algorithm.family == "llm-grpo":
         from srl.llm.grpo_run import grpo_config
@@ -77,11 +80,11 @@ def check_run(spec: RunSpec) -> None:
 
 
 def load_trained(spec: RunSpec, path: Path, task: Task | None = None) -> Sampler:
-    """The policy of a finished run.
+    """Load the policy of a finished run.
 
     :param spec: The run.
     :param path: Its folder.
-    :param task: With the model that the policy began as, for KL divergences; None to go without.
+    :param task: Has the initial model, for KL divergences; None for no KL divergences.
     :raises UserError: If the model cannot be loaded.
     """
     hyperparams, folder, files = options(spec), path / LANGUAGE_MODEL, Files(None)
@@ -134,12 +137,12 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     state: dict[str, Any] | None = None
     for steps in checkpoint_steps(attempt.path):
         try:
-            state = attempt.go_on(steps)
+            state = attempt.resume_from(steps)
             break
         except UserError as error:
             attempt.note(f"cannot resume from step {steps:,}: {error}")
     if state is None:
-        attempt.begin_anew()
+        attempt.restart()
     trainer = make_trainer(attempt.spec, task)
     record = Record(attempt, state["logs"]["progress"] if state else "")
     if state is not None:
@@ -152,18 +155,18 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
             steps = trainer.iteration * n_rollouts
             attempt.beat(steps)
             if record.is_due(steps):
-                record.evaluated(steps, trainer.evaluate(index=record.n_evaluations))
+                record.add_evaluation(steps, trainer.evaluate(index=record.n_evaluations))
             figures = trainer.iterate()
             steps += n_rollouts
             record.add(steps, figures)
             if timer.is_due:
                 origin = checkpoint_origin(attempt.spec)
-                made = {"origin": origin, "trainer": trainer.state_dict(), **record.state()}
-                timer.keep(lambda made=made, steps=steps: write_checkpoint(attempt.path, steps, made))  # type: ignore[misc]
+                state = {"origin": origin, "trainer": trainer.state_dict(), **record.state()}
+                timer.keep(partial(write_checkpoint, attempt.path, steps, state))
         steps = trainer.iteration * n_rollouts
         attempt.beat(steps)
         if record.is_due_at_end():
-            record.evaluated(steps, trainer.evaluate(index=record.n_evaluations))
+            record.add_evaluation(steps, trainer.evaluate(index=record.n_evaluations))
     except Exception as error:
         raise RunFailed(f"{in_one_line(error)} (at step {trainer.iteration * n_rollouts:,})") from error
     finally:
@@ -175,7 +178,7 @@ def _train_sppo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
 def _train_grpo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
     from srl.llm.grpo_run import train_grpo
 
-    attempt.begin_anew()
+    attempt.restart()
     record = Record(attempt)
     try:
         steps, save = train_grpo(attempt, task, record)
@@ -188,17 +191,17 @@ def _train_grpo(attempt: Attempt, task: Task, checkpoint_every: float) -> int:
 
 
 def save_model(path: Path, save: Callable[[Path], None]) -> None:
-    """Write a run's final model into its folder, file by file as a whole.
+    """Write a run's final model to its folder, each file atomically.
 
     :param path: The run's folder.
-    :param save: Writes the model and its tokenizer into a folder.
+    :param save: Writes the model and its tokenizer to a folder.
     """
     folder = path / LANGUAGE_MODEL
     folder.mkdir(exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=path, prefix=f".{LANGUAGE_MODEL}."))
+    temporary = Path(tempfile.mkdtemp(dir=path, prefix=f".{LANGUAGE_MODEL}."))
     try:
-        save(made)
-        for name in sorted(plain_files(made)):
-            os.replace(made / name, folder / name)
+        save(temporary)
+        for name in sorted(plain_files(temporary)):
+            os.replace(temporary / name, folder / name)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

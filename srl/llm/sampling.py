@@ -1,4 +1,4 @@
-"""Responses of a language model, the probabilities of their tokens, and evaluations."""
+"""Sample responses of a language model, compute the probabilities of their tokens, and evaluate."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from srl.errors import UserError
 from srl.llm.losses import kl_estimate
 from srl.llm.rewards import RewardFunction, score
 
-#: A prompt and what else the data set says of it, by column.
+#: A row of a data set: the prompt and other columns.
 Row = Mapping[str, Any]
 
 
 @dataclass
 class Rollout:
-    """Prompts, padded on the left, and responses, padded on the right, with what is known of their tokens.
+    """Prompts, padded on the left, and responses, padded on the right, with data on their tokens.
 
-    ``n`` is the number of responses, ``p`` the tokens of a prompt, ``t`` those of a response.
+    ``n`` is the number of responses, ``p`` the number of tokens of a prompt, ``t`` that of a response.
     """
 
     #: Shape ``(n, p + t)``.
     tokens: th.Tensor
     attention_mask: th.Tensor
-    #: True up to the end of the response, boolean, shape ``(n, t)`` as all that follow.
+    #: True up to the end of the response, boolean, shape ``(n, t)`` like all tensors below.
     mask: th.Tensor
     log_prob: th.Tensor | None = None
     ref_log_prob: th.Tensor | None = None
@@ -45,46 +45,46 @@ class Rollout:
         return self.tokens.shape[1] - self.mask.shape[1]
 
     def select(self, rows: th.Tensor | slice) -> Rollout:
-        """Some of the responses."""
+        """Select responses."""
         tensors = [getattr(self, each.name) for each in fields(self)]
         return Rollout(*(None if tensor is None else tensor[rows] for tensor in tensors))  # type: ignore[arg-type]
 
     def split(self, size: int) -> Iterator[Rollout]:
-        """The responses in parts."""
+        """Split the responses into parts of a size."""
         for start in range(0, len(self.tokens), size):
             yield self.select(slice(start, start + size))
 
 
 def known(tensor: th.Tensor | None) -> th.Tensor:
-    """A part of a rollout that is there by now."""
+    """A tensor of a rollout that is not None."""
     assert tensor is not None
     return tensor
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation gave."""
+    """The results of an evaluation."""
 
-    #: Means by name, as they are logged.
+    #: Mean values by the names in the log.
     metrics: dict[str, float]
     prompts: list[str]
     responses: list[str]
     #: The reward function's scores, without noise, shape ``(n_prompts,)``.
     scores: np.ndarray[Any, Any]
-    #: Tokens of each response, shape ``(n_prompts,)``.
+    #: Number of tokens of each response, shape ``(n_prompts,)``.
     lengths: np.ndarray[Any, Any]
 
 
 class Sampler:
-    """A policy that answers prompts.
+    """Samples and evaluates responses of a policy.
 
     :param policy: A causal language model.
     :param tokenizer: Its tokenizer, with a padding token.
-    :param reference: The model that the policy began as; None for the policy with its adapter disabled.
-    :param max_prompt_length: Tokens of a prompt; longer ones are cut.
-    :param max_new_tokens: Tokens of a response at most.
-    :param min_new_tokens: Tokens of a response at least.
-    :param temperature: That logits are divided by, in sampling and in all log probabilities.
+    :param reference: The initial model; None for the policy with its adapter disabled.
+    :param max_prompt_length: Maximum number of tokens of a prompt; longer ones are truncated.
+    :param max_new_tokens: Maximum number of tokens of a response.
+    :param min_new_tokens: Minimum number of tokens of a response.
+    :param temperature: Divisor of logits, in sampling and in all log probabilities.
     :param top_k: Sample among this many tokens; 0 for all.
     :param batch_size: Responses of a forward pass without gradients.
     :raises UserError: If the tokenizer has no padding token.
@@ -104,7 +104,7 @@ class Sampler:
         batch_size: int = 32,
     ):
         check_padding(tokenizer)
-        #: A model of transformers, or one of PEFT's around it.
+        #: A model of transformers, or a PEFT model that wraps one.
         self.policy: Any = policy
         self.tokenizer, self.reference = tokenizer, reference
         self.max_prompt_length, self.batch_size = max_prompt_length, batch_size
@@ -122,7 +122,7 @@ class Sampler:
 
     @property
     def device(self) -> th.device:
-        """The policy's."""
+        """The device of the policy."""
         device: th.device = next(self.policy.parameters()).device
         return device
 
@@ -141,7 +141,7 @@ class Sampler:
 
     @th.no_grad()
     def generate(self, rows: Sequence[Row], *, do_sample: bool = True) -> Rollout:
-        """Let the policy answer prompts."""
+        """Sample responses to prompts."""
         tokenizer = self.tokenizer
         prompts, prompt_mask = self.encode(rows)
         sampling = {"temperature": self.temperature, "top_k": self.top_k, "top_p": 1.0} if do_sample else {}
@@ -166,7 +166,7 @@ class Sampler:
         return self.join(prompts, prompt_mask, [row for part in parts for row in part])
 
     def join(self, prompts: th.Tensor, prompt_mask: th.Tensor, responses: Sequence[th.Tensor]) -> Rollout:
-        """Prompts and responses of any lengths. A response ends after its first end of sequence."""
+        """Combine prompts and responses of any lengths. A response ends after its first end of sequence."""
         tokenizer = self.tokenizer
         padded = nn.utils.rnn.pad_sequence(
             list(responses), batch_first=True, padding_value=tokenizer.pad_token_id
@@ -180,7 +180,7 @@ class Sampler:
         return Rollout(th.cat([prompts, padded], 1), th.cat([prompt_mask, mask.long()], 1), mask)
 
     def references(self, rows: Sequence[Row]) -> Rollout:
-        """Prompts with the reference responses in place of the policy's."""
+        """Prompts with the reference responses instead of the policy's."""
         prompts, prompt_mask = self.encode(rows)
         eos = self.tokenizer.eos_token_id
         limit = self.max_new_tokens
@@ -193,7 +193,7 @@ class Sampler:
     def forward(
         self, model: nn.Module, batch: Rollout, *, entropy: bool = False
     ) -> tuple[th.Tensor, th.Tensor | None]:
-        """Log probabilities of the responses' tokens, shape ``(n, t)``, and the entropies if asked for."""
+        """Log probabilities of the responses' tokens, shape ``(n, t)``, and optionally the entropies."""
         t = batch.mask.shape[1]
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         logits = model(
@@ -220,7 +220,7 @@ class Sampler:
         return th.cat(parts)
 
     def texts(self, batch: Rollout) -> tuple[list[str], list[str]]:
-        """Prompts, as far as the policy saw them, and responses."""
+        """The prompts after truncation, and the responses."""
         p = batch.prompt_length
         decode = self.tokenizer.batch_decode
         prompts = decode(batch.tokens[:, :p], skip_special_tokens=True)
@@ -233,11 +233,11 @@ class Sampler:
         return score(function, prompts, responses, {name: [row[name] for row in rows] for name in names})
 
     def respond(self, prompt: str, n: int = 1, seed: int = 0) -> list[str]:
-        """Responses to a prompt.
+        """Sample responses to a prompt.
 
-        :param prompt: The beginning of a text.
-        :param n: How many.
-        :param seed: Of the sampled tokens.
+        :param prompt: The prompt.
+        :param n: Number of responses.
+        :param seed: Seed of the sampled tokens.
         """
         with seeded(seed_sequence(seed, Stream.ACTIONS), self.device):
             return self.texts(self.generate([{"prompt": prompt}] * n))[1]
@@ -253,16 +253,15 @@ class Sampler:
         index: int = 0,
         do_sample: bool = True,
     ) -> Evaluation:
-        """Let the policy answer prompts, and score the responses.
+        """Sample responses to prompts, and score them.
 
-        :param rows: The prompts; with references, in the column ``response``, the perplexity of these is
-            found, too.
-        :param reward: Scores responses.
-        :param others: More scores, by the names under which they are logged.
+        :param rows: The prompts. With references, in the column ``response``, their perplexity is computed
+            too.
+        :param reward: The reward function.
+        :param others: Additional scores by the names in the log.
         :param seed: The run's.
-        :param index: Of the random stream that tokens are drawn from, see
-            :data:`srl.envs.seeding.Stream.EVAL_ACTIONS`.
-        :param do_sample: Whether tokens are sampled; else each is the likeliest.
+        :param index: Index of the random stream :data:`srl.envs.seeding.Stream.EVAL_ACTIONS`.
+        :param do_sample: Sample tokens instead of taking the most probable ones.
         """
         with seeded(seed_sequence(seed, Stream.EVAL_ACTIONS, index), self.device):
             batch = self.generate(rows, do_sample=do_sample)
@@ -274,7 +273,7 @@ class Sampler:
             metrics[f"eval/{name}"] = float(self.score(function, rows, batch).mean())
         metrics |= {"eval/kl": float(kl.sum(1).mean()), "eval/length": float(lengths.float().mean())}
         if "response" in rows[0]:
-            # How well the policy still predicts references
+            # The perplexity of the references
             references = self.references(rows)
             found = -self.log_probs(references)[references.mask].double().mean()
             metrics["eval/perplexity"] = float(found.exp())
@@ -283,7 +282,7 @@ class Sampler:
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that texts of different lengths can be one batch.
+    """Check that texts of different lengths can form a batch.
 
     :raises UserError: If the tokenizer has no padding token.
     """
@@ -296,7 +295,7 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def seeded(sequence: np.random.SeedSequence, device: th.device) -> Iterator[None]:
-    """A context in which PyTorch's generators begin at the start of a stream; it restores them at its end."""
+    """A context in which PyTorch's generators are at the start of a stream; it restores them at its end."""
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         seed_torch(th.default_generator, sequence)
         if device.type == "cuda":

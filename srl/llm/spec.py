@@ -1,4 +1,4 @@
-"""From a task's file to the spec of a run on a language model."""
+"""Make the spec of a run on a language model from a task file."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ ALGORITHMS = ("ppo", "sppo", "grpo", "sgrpo")
 
 
 class TaskFile(Strict):
-    """A task's file."""
+    """A task file."""
 
-    #: Responses to train on.
+    #: Number of training responses.
     n_timesteps: Positive
     #: Responses between evaluations.
     eval_freq: Positive
-    #: Prompts of an evaluation.
+    #: Number of prompts of an evaluation.
     n_eval_episodes: Positive = 112
-    #: Whether evaluations take the likeliest tokens.
+    #: Whether evaluations take the most probable tokens.
     eval_deterministic: bool = False
-    #: Those of all algorithms.
+    #: Hyperparameters of all algorithms.
     hyperparams: dict[str, Any]
     #: Hyperparameters of single algorithms, which take precedence.
     algorithms: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 def task_names() -> list[str]:
-    """The tasks that belong to srl."""
+    """The names of the built-in tasks."""
     return sorted(file.stem for file in (configs_dir() / "llm").glob("*.yml"))
 
 
 def read_task(name: str) -> tuple[str, ConfigFile, TaskFile]:
     """Read the file of a task.
 
-    :param name: Of a task that belongs to srl, or the path of a file.
-    :return: The task's name, the file, and what it says.
-    :raises UserError: If there is none, or it is malformed.
+    :param name: The name of a built-in task, or the path of a file.
+    :return: The task's name, the file, and its content.
+    :raises UserError: If the file does not exist, or is invalid.
     """
     path = Path(name)
     if name in task_names():
@@ -83,17 +83,17 @@ def make_llm_spec(
     trust: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> RunSpec:
-    """Complete a run from what a user names; the others are fields of :class:`~srl.config.spec.RunSpec`.
+    """Make the spec of a run; parameters without description are fields of :class:`~srl.config.spec.RunSpec`.
 
-    :param name: The task: one of srl's, or a file.
+    :param name: The task: a built-in one, or a file.
     :param algo: One of :data:`ALGORITHMS`.
-    :param n_timesteps: Responses to train on; None takes the file's.
+    :param n_timesteps: Number of training responses; None takes the file's.
     :param eval_freq: Responses between evaluations; None takes the file's.
-    :param n_eval_episodes: Prompts of an evaluation; None takes the file's.
-    :param device: ``"auto"`` takes a GPU where there is one; so for all tasks but ``offline``.
-    :param trust: Whether Python code that the file names is imported.
+    :param n_eval_episodes: Number of prompts of an evaluation; None takes the file's.
+    :param device: ``"auto"`` takes a GPU if there is one, except for the task ``offline``.
+    :param trust: Whether Python code that the file names may be imported.
     :param overrides: Hyperparameters that take precedence over the file's.
-    :raises UserError: For whatever is wrong in that.
+    :raises UserError: If a value is invalid.
     """
     task_name, file, task = read_task(name)
     if algo not in ALGORITHMS:

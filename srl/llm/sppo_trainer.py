@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,120 +21,21 @@ from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from srl.envs import parse_noise
 from srl.envs.seeding import Stream, seed_sequence, stream_rng
 from srl.errors import UserError
 from srl.llm.losses import generalized_advantages, kl_estimate, normalize_masked, policy_losses, value_loss
 from srl.llm.rewards import RewardFunction, add_noise
 from srl.llm.sampling import Evaluation, Rollout, Row, Sampler, check_padding, known, seeded
+from srl.llm.sppo_config import SPPOConfig
 from srl.rundir.checkpoints import last_checkpoint
 from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint
 
 
-@dataclass
-class SPPOConfig:
-    """Hyperparameters of :class:`SPPOTrainer`. ``alpha=1, beta=0`` is PPO.
-
-    The defaults are the authors' for IMDB (Byun and Perrault, ICML 2025, arXiv 2405.17618).
-    """
-
-    #: Where checkpoints and logs go.
-    output_dir: str = "sppo"
-    seed: int = 0
-    n_iterations: int = 60
-    #: Responses of an iteration.
-    n_rollouts: int = 112
-    #: Responses of an update.
-    batch_size: int = 28
-    n_epochs: int = 5
-    learning_rate: float = 5e-6
-    #: AdamW's.
-    adam_epsilon: float = 1e-5
-    weight_decay: float = 1e-6
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    #: How far values may move in an iteration; None for any distance.
-    clip_range_vf: float | None = 0.2
-    vf_coef: float = 0.5
-    ent_coef: float = 0.0
-    #: Weight of imitation, the cross-entropy of reference responses (the column ``response``).
-    target_coef: float = 0.1
-    #: Weight of the KL divergence from the reference model in the reward of each token.
-    kl_coef: float = 0.001
-    max_grad_norm: float = 1.0
-    normalize_advantage: bool = True
-    #: Whether padding is left out of advantage normalization; False is the authors' form.
-    mask_normalization: bool = True
-
-    #: Weights of the clipped surrogate loss and of the reverse loss.
-    alpha: float = 0.5
-    beta: float = 0.4
-    #: The finite stand-in for log 0, negative.
-    z: float = -1.0
-    #: ``rce`` or ``mae``.
-    reverse_loss: str = "rce"
-    #: Whether the reverse loss is divided by ``pi_old``, as published.
-    importance_weighting: bool = True
-    #: On the scores that training sees: ``none``, ``gaussian:STD``, ``uniform:HALF_WIDTH`` or ``flip:PROB``.
-    noise: str = "none"
-
-    max_prompt_length: int = 64
-    max_new_tokens: int = 48
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    #: Sample among this many tokens; 0 for all. Probabilities in the losses are those over all tokens.
-    top_k: int = 0
-    #: Whether responses of evaluations are sampled; else each token is the likeliest.
-    eval_do_sample: bool = True
-    #: Iterations between evaluations in :meth:`SPPOTrainer.train`; 0 for none.
-    eval_every: int = 10
-
-    #: Responses of a forward pass without gradients.
-    inference_batch_size: int = 32
-    #: Parts that an update's minibatch is divided into, to save memory.
-    gradient_accumulation_steps: int = 1
-    #: ``no`` or ``bf16``.
-    mixed_precision: str = "no"
-    #: Trackers of accelerate, such as ``tensorboard`` and ``wandb``; empty for none.
-    log_with: Sequence[str] = ("tensorboard",)
-    #: Seconds between two checkpoints of :meth:`SPPOTrainer.train`; 0 for one after each iteration.
-    checkpoint_every: float = 180.0
-    disable_tqdm: bool = False
-
-    def check(self) -> None:
-        """See that the values fit together.
-
-        :raises UserError: If they do not.
-        """
-        parse_noise(self.noise)
-        at_least_one = ("n_iterations", "n_rollouts", "batch_size", "n_epochs", "max_prompt_length")
-        for name in (*at_least_one, "max_new_tokens", "inference_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.n_rollouts % self.batch_size:
-            raise UserError(f"n_rollouts={self.n_rollouts} is no multiple of batch_size={self.batch_size}.")
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise UserError(
-                f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}."
-            )
-        if self.reverse_loss not in ("rce", "mae"):
-            raise UserError(f"reverse_loss={self.reverse_loss!r} is not one of rce, mae.")
-        for name in ("alpha", "beta"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: must not be negative.")
-        if self.z >= 0:
-            raise UserError(f"z={self.z}: must be negative.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise UserError(f"mixed_precision={self.mixed_precision!r} is not one of no, bf16.")
-
-
 class Critic(nn.Module):
-    """A transformer with a linear head, which gives the value before each token.
+    """A transformer with a linear head that estimates the value before each token.
 
-    :param trunk: A transformer without a head for words.
-    :param hidden_size: Its width.
+    :param trunk: A transformer without a language-model head.
+    :param hidden_size: Its hidden size.
     """
 
     def __init__(self, trunk: nn.Module, hidden_size: int):
@@ -152,24 +53,24 @@ class Critic(nn.Module):
 
 
 class SPPOTrainer:
-    """Symmetric Proximal Policy Optimization for language models: policy, own critic, GAE.
+    """Symmetric Proximal Policy Optimization for language models: policy, separate critic, GAE.
 
     Paper: https://arxiv.org/abs/2405.17618, section on RLHF. An iteration samples responses, scores them, and
     updates policy and critic on minibatches of them. The reward of a token is minus ``kl_coef`` times the KL
-    estimate, and at the last token the score besides. Dropout is off, as in the authors' code.
+    estimate, plus the score at the last token. Dropout is off, as in the authors' code.
 
     :param model: A causal language model, its folder, or its name on the hub.
-    :param reward_funcs: Scores responses, with the signature of TRL's reward functions.
+    :param reward_funcs: The reward function, with the signature of TRL's.
     :param args: The hyperparameters.
-    :param train_dataset: Mappings with ``prompt``, and ``response`` for imitation; other columns go to the
-        reward function. A list or a ``datasets.Dataset``.
+    :param train_dataset: Mappings with ``prompt``, and ``response`` for imitation; other columns are
+        arguments of the reward function. A list or a ``datasets.Dataset``.
     :param eval_dataset: The same for :meth:`evaluate`.
-    :param processing_class: The tokenizer; None loads the model's, if that is named.
-    :param peft_config: Of an adapter to train in place of all weights. The critic gets one of its own.
-    :param value_model: Gives values of shape ``(n, n_tokens)``; None takes a copy of the model with a head.
-    :param device: ``cpu`` to train there although there is a GPU; None takes accelerate's.
-    :param eval_funcs: More scores for evaluations, by the names under which they are logged.
-    :raises UserError: If something does not fit.
+    :param processing_class: The tokenizer; None loads that of a model given by name.
+    :param peft_config: An adapter to train instead of all weights. The critic gets its own adapter.
+    :param value_model: Returns values of shape ``(n, n_tokens)``; None takes a copy of the model with a head.
+    :param device: ``cpu`` to ignore a GPU; None takes accelerate's device.
+    :param eval_funcs: Additional scores of evaluations by the names in the log.
+    :raises UserError: If an argument is invalid.
     """
 
     def __init__(
@@ -199,7 +100,7 @@ class SPPOTrainer:
         self.processing_class = processing_class
         check_padding(processing_class)
         self._check(args, train_dataset)
-        #: Iterations so far.
+        #: Number of iterations so far.
         self.iteration = 0
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
@@ -217,7 +118,7 @@ class SPPOTrainer:
         )
         self.policy, self.critic, self.optimizer = self.accelerator.prepare(policy, critic, optimizer)
         self.sampler = Sampler.of(args, self.policy, processing_class, reference)
-        # Dropout is off; gradient checkpointing works in this mode only
+        # Dropout is off; gradient checkpointing works only in this mode
         self.policy.train()
         self.critic.train()
 
@@ -296,11 +197,11 @@ class SPPOTrainer:
     def _loss(
         self, batch: Rollout, references: Rollout | None, shares: tuple[float, float] = (1.0, 1.0)
     ) -> tuple[th.Tensor, dict[str, float]]:
-        """The loss of a minibatch, or of a part of it. One forward pass of the policy.
+        """The loss of a minibatch or a part of it, with one forward pass of the policy.
 
-        :param batch: With normalized advantages.
-        :param references: Of the same prompts.
-        :param shares: Of the minibatch's tokens in this part, of responses and of references.
+        :param batch: Responses with normalized advantages.
+        :param references: References of the same prompts.
+        :param shares: This part's shares of the minibatch's tokens, of responses and of references.
         """
         args = self.args
         both = batch if references is None else _stack(batch, references)
@@ -340,7 +241,6 @@ class SPPOTrainer:
         return loss, {name: shares[0] * float(figure.detach()) for name, figure in figures.items()}
 
     def _update(self, batch: Rollout, references: Rollout | None) -> dict[str, float]:
-        """An optimizer step on a minibatch."""
         args = self.args
         assert batch.advantages is not None
         if args.normalize_advantage:
@@ -369,7 +269,7 @@ class SPPOTrainer:
     def iterate(self) -> dict[str, float]:
         """Sample responses, score them, and update policy and critic on them.
 
-        :return: Figures of the iteration, by the names under which they are logged.
+        :return: Figures of the iteration by the names in the log.
         """
         args = self.args
         chosen = stream_rng(args.seed, Stream.PROMPTS, self.iteration).choice(
@@ -394,8 +294,8 @@ class SPPOTrainer:
     def train(self, *, resume: bool = False) -> None:
         """Train for ``n_iterations``, with logs, evaluations and checkpoints in ``output_dir``.
 
-        :param resume: Continue from the latest checkpoint there, if there is one. On the CPU the result is
-            the same as without the interruption.
+        :param resume: Resume from the latest checkpoint in ``output_dir``, if there is one. On the CPU the
+            result is the same as without the interruption.
         """
         args, out = self.args, Path(self.args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -406,12 +306,13 @@ class SPPOTrainer:
                 k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(args).items()
             }
             self.accelerator.init_trackers("logs", config)
+        is_evaluated = args.eval_every > 0 and len(self.eval_dataset) > 0
         timer = CheckpointTimer(args.checkpoint_every, lambda note: None)
         with tqdm(
             total=args.n_iterations, initial=self.iteration, disable=args.disable_tqdm, unit="iteration"
         ) as bar:
             while self.iteration < args.n_iterations:
-                if self._is_evaluated():
+                if is_evaluated and self.iteration % args.eval_every == 0:
                     self.accelerator.log(self.evaluate().metrics, step=self.iteration)
                 figures = self.iterate()
                 self.accelerator.log(figures, step=self.iteration)
@@ -419,19 +320,15 @@ class SPPOTrainer:
                 bar.set_postfix(reward=f"{figures['rollout/reward']:.3f}")
                 if timer.is_due:
                     timer.keep(lambda: write_checkpoint(out, self.iteration, self.state_dict()))
-        if args.eval_every and len(self.eval_dataset):
+        if is_evaluated:
             self.accelerator.log(self.evaluate().metrics, step=self.iteration)
         if args.log_with:
             self.accelerator.end_training()
 
-    def _is_evaluated(self) -> bool:
-        every = self.args.eval_every
-        return every > 0 and len(self.eval_dataset) > 0 and self.iteration % every == 0
-
     def evaluate(self, *, index: int | None = None) -> Evaluation:
-        """Let the policy answer the prompts of ``eval_dataset``; training is not affected.
+        """Evaluate the policy on ``eval_dataset``; training is not affected.
 
-        :param index: Of the random stream that tokens are drawn from; None takes the number of iterations.
+        :param index: Index of the random stream of tokens; None takes the number of iterations.
         :raises UserError: If there is no ``eval_dataset``.
         """
         rows = list(self.eval_dataset)
@@ -447,7 +344,7 @@ class SPPOTrainer:
         )
 
     def save_model(self, output_dir: str | Path) -> None:
-        """Write the policy, or its adapter, and the tokenizer into a folder, for ``from_pretrained``."""
+        """Write the policy, or its adapter, and the tokenizer to a folder, for ``from_pretrained``."""
         model = self.accelerator.unwrap_model(self.policy)
         use_cache, model.config.use_cache = model.config.use_cache, True
         model.save_pretrained(output_dir)
@@ -455,7 +352,7 @@ class SPPOTrainer:
         self.processing_class.save_pretrained(output_dir)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training depends on, besides the arguments of the constructor, as plain data."""
+        """The state of training, besides the arguments of the constructor, as plain data."""
         return {
             "iteration": self.iteration,
             "policy": _trainable(self.accelerator.unwrap_model(self.policy)),
@@ -464,9 +361,9 @@ class SPPOTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring the trainer to where another one with the same arguments was.
+        """Restore the state of a trainer with the same arguments.
 
-        :param state: What :meth:`state_dict` gave there.
+        :param state: From :meth:`state_dict`.
         """
         for model, weights in ((self.policy, state["policy"]), (self.critic, state["critic"])):
             parameters = dict(self.accelerator.unwrap_model(model).named_parameters())
@@ -478,7 +375,7 @@ class SPPOTrainer:
 
 
 def _trainable(model: nn.Module) -> dict[str, th.Tensor]:
-    """The weights that train, in types that NumPy knows."""
+    """The trainable weights, in dtypes that NumPy supports."""
     return {
         name: value.detach().float() if value.dtype == th.bfloat16 else value.detach()
         for name, value in model.named_parameters()

@@ -1,4 +1,4 @@
-"""The models, texts and rewards that the spec of a run names."""
+"""Load the models, texts and rewards that the spec of a run names."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -39,13 +39,13 @@ from srl.llm import offline
 from srl.llm.rewards import RewardFunction, score
 from srl.llm.sampling import Row, check_padding
 
-#: Prompts of the offline task to train on.
+#: Number of training prompts of the offline task.
 _N_OFFLINE_PROMPTS = 2000
 
 
 @dataclass
 class Task:
-    """What a run needs, loaded."""
+    """The loaded models, texts and rewards of a run."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -59,22 +59,22 @@ class Task:
 def options(spec: RunSpec) -> LanguageModelHyperparams:
     """The hyperparameters of a run on a language model.
 
-    :raises UserError: If it is another run.
+    :raises UserError: If it is not a run on a language model.
     """
     if not isinstance(spec.hyperparams, LanguageModelHyperparams):
-        raise UserError(f"{spec.algorithm.label} on {spec.env}: is no run on a language model.")
+        raise UserError(f"{spec.algorithm.label} on {spec.env}: is not a run on a language model.")
     return spec.hyperparams
 
 
 def load_task(
     spec: RunSpec, local_files: Path | None = None, tell: Callable[[str], None] = lambda text: None
 ) -> Task:
-    """Load what a run needs; nothing is written but the cache.
+    """Load the models, texts and rewards of a run; only the cache is written.
 
     :param spec: The run.
     :param local_files: A folder with the models and data sets that the spec names; None takes the hub.
-    :param tell: Is given a line before something that takes long.
-    :raises UserError: If something cannot be loaded or does not fit.
+    :param tell: Called with a line before a long operation.
+    :raises UserError: If something cannot be loaded or is incompatible.
     """
     hyperparams = options(spec)
     th.set_num_threads(spec.threads)
@@ -88,7 +88,7 @@ def load_task(
         None if hyperparams.judge is None else load_reward(hyperparams.judge, files, spec.device, judge=True),
         *load_rows(hyperparams, tokenizer, files, spec.n_eval_episodes),
     )
-    # Mistakes in a reward are better known before training
+    # Find mistakes in rewards before training
     first = list(islice(task.eval_rows, 2))
     columns = {name: [row[name] for row in first] for name in first[0] if name != "prompt"}
     for function in (task.reward, task.judge):
@@ -98,10 +98,10 @@ def load_task(
 
 
 class Files:
-    """Where models and data sets come from: a folder, or the Hugging Face hub.
+    """The source of models and data sets: a folder, or the Hugging Face hub.
 
-    :param local: A folder that holds them under their names, or the last parts of these; None for the hub.
-    :param tell: Is given a line before something that takes long.
+    :param local: A folder that contains them by name, or by the last part of their name; None for the hub.
+    :param tell: Called with a line before a long operation.
     """
 
     def __init__(self, local: Path | None, tell: Callable[[str], None] = lambda text: None):
@@ -112,7 +112,7 @@ class Files:
 
     @property
     def material(self) -> offline.Material:
-        """The offline task's."""
+        """The models of the offline task."""
         if self._material is None:
             self._material = offline.material(self._tell)
         return self._material
@@ -128,7 +128,7 @@ class Files:
             for candidate in (self._local / name, self._local / Path(name).name):
                 if candidate.is_dir():
                     return str(candidate)
-            raise UserError(f"--local-files {self._local}: holds neither {name} nor {Path(name).name}.")
+            raise UserError(f"--local-files {self._local}: contains neither {name} nor {Path(name).name}.")
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise UserError(f"{name}: there is no such folder.")
         return name
@@ -156,7 +156,7 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a policy and its tokenizer.
 
-    :raises UserError: If one cannot be loaded, or there is no padding token.
+    :raises UserError: If one cannot be loaded, or the tokenizer has no padding token.
     """
     path = str(files.material.policy) if model.path == OFFLINE else model.path
     tokenizer = files.load(AutoTokenizer.from_pretrained, model.tokenizer or path)
@@ -184,7 +184,7 @@ def _lora(lora: LoraOptions) -> Any:
 def load_reward(reward: RewardModel, files: Files, device: str, *, judge: bool = False) -> RewardFunction:
     """Load a reward.
 
-    :param judge: Which of the offline task's it is.
+    :param judge: Whether it is the judge.
     :raises UserError: If it cannot be loaded.
     """
     if reward.function is not None:
@@ -198,8 +198,8 @@ def load_reward(reward: RewardModel, files: Files, device: str, *, judge: bool =
 def import_function(name: str) -> RewardFunction:
     """Import a reward function.
 
-    :param name: As ``module:name``.
-    :raises UserError: If there is none.
+    :param name: ``module:name``.
+    :raises UserError: If it does not exist.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -212,12 +212,12 @@ def import_function(name: str) -> RewardFunction:
 
 
 class ClassifierReward:
-    """A reward: the probability of a class, or the only logit, by a sequence classifier.
+    """A reward from a sequence classifier: the probability of a class, or the only logit.
 
-    :param reward: The model, and how it is used.
-    :param files: Where it comes from.
-    :param device: Where it runs.
-    :raises UserError: If it cannot be loaded, or has no such class.
+    :param reward: The model and its options.
+    :param files: The source of the model.
+    :param device: The device of the model.
+    :raises UserError: If it cannot be loaded, or does not have the class.
     """
 
     def __init__(self, reward: RewardModel, files: Files, device: str):
@@ -233,7 +233,7 @@ class ClassifierReward:
         arguments["dtype"] = getattr(th, reward.dtype)
         self._model = files.load(load, reward.path, **arguments).to(self._device).eval()
         self._tokenizer = files.load(AutoTokenizer.from_pretrained, reward.path)
-        # Models that read from left to right take the last token that is no padding
+        # Causal models take the last token that is not padding
         self._tokenizer.padding_side = "right"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -265,13 +265,13 @@ class ClassifierReward:
 
 
 class TextRows(Sequence[Row]):
-    """Prompts and references of a data set, made as they are asked for.
+    """Prompts and references of a data set, computed on access.
 
-    :param dataset: With columns of texts.
-    :param data: Which.
-    :param tokenizer: Divides texts that are both.
-    :param max_prompt_length: Tokens of the prompt, of such texts.
-    :param numbers: The rows that count; None for all.
+    :param dataset: A data set with columns of texts.
+    :param data: The names of the columns.
+    :param tokenizer: Splits texts that contain both prompt and reference.
+    :param max_prompt_length: Number of tokens of the prompt in such texts.
+    :param numbers: Indices of the rows; None for all.
     """
 
     def __init__(
@@ -303,12 +303,9 @@ class TextRows(Sequence[Row]):
 
 
 def load_rows(
-    hyperparams: LanguageModelHyperparams,
-    tokenizer: PreTrainedTokenizerBase,
-    files: Files,
-    n_eval_rows: int,
+    hyperparams: LanguageModelHyperparams, tokenizer: PreTrainedTokenizerBase, files: Files, n_eval_rows: int
 ) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Load the prompts to train on and those of evaluations, which are the same in all runs.
+    """Load the prompts for training and for evaluations, which are the same in all runs.
 
     :raises UserError: If they cannot be loaded, lack a column, or are too few.
     """

@@ -1,14 +1,14 @@
 """The symmetric loss as a policy loss of verl.
 
 Importing this module registers it as ``srl_sppo``, with the weights of :class:`SymmetricWeights`, if verl is
-installed. verl's workers import it if they are told so::
+installed. verl's workers import it with::
 
     VERL_USE_EXTERNAL_MODULES=srl.llm.verl python -m verl.trainer.main_ppo \\
         actor_rollout_ref.actor.policy_loss.loss_mode=srl_sppo ...
 
-For other weights, a module of your own calls :func:`register`, and is named in its place.
+For other weights, call :func:`register` in your own module, and name that module instead.
 
-verl's own loss clips twice (``clip_ratio_c``); this one clips as PPO does, and as published.
+verl's own loss clips twice (``clip_ratio_c``); this one clips once, as PPO and the published loss.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class SymmetricWeights:
 
 
 def make_policy_loss(weights: SymmetricWeights | None = None) -> PolicyLoss:
-    """A policy loss with the signature of verl's.
+    """Make a policy loss with verl's signature.
 
-    :param weights: Of its terms; None takes the defaults.
+    :param weights: Weights of its terms; None takes the defaults.
     """
     weights = weights or SymmetricWeights()
 
@@ -56,7 +56,7 @@ def make_policy_loss(weights: SymmetricWeights | None = None) -> PolicyLoss:
         config: Any = None,
         rollout_is_weights: th.Tensor | None = None,
     ) -> tuple[th.Tensor, dict[str, Any]]:
-        """The loss of a micro batch, and what verl logs; every tensor has the shape ``(n, n_tokens)``."""
+        """The loss of a micro batch, and its logged figures; every tensor has the shape ``(n, n_tokens)``."""
         mask = response_mask.bool()
         batch_info = getattr(config, "global_batch_info", None) or {}
         token_weight = aggregation_weights(mask, loss_agg_mode, batch_info, dtype=log_prob.dtype)
@@ -81,20 +81,17 @@ def make_policy_loss(weights: SymmetricWeights | None = None) -> PolicyLoss:
 
 
 def aggregation_weights(
-    mask: th.Tensor,
-    mode: str,
-    batch_info: Mapping[str, Any] | None = None,
-    dtype: th.dtype = th.float32,
+    mask: th.Tensor, mode: str, batch_info: Mapping[str, Any] | None = None, dtype: th.dtype = th.float32
 ) -> th.Tensor:
-    """What verl's ``agg_loss`` multiplies each token's loss by before it sums.
+    """The weight of each token's loss in verl's ``agg_loss``.
 
     :param mask: Which tokens count, boolean, shape ``(n, n_tokens)``.
     :param mode: verl's ``loss_agg_mode``.
-    :param batch_info: verl's ``config.global_batch_info``, of the batch that this is a part of: ``dp_size``,
+    :param batch_info: verl's ``config.global_batch_info`` of the whole batch: ``dp_size``,
         ``batch_num_tokens``, ``global_batch_size``, ``loss_scale_factor``; each may be None.
-    :param dtype: Of the result.
+    :param dtype: The dtype of the result.
     :return: Shape ``(n, n_tokens)``.
-    :raises UserError: For another mode.
+    :raises UserError: If the mode is unknown.
     """
     info = {key: value for key, value in (batch_info or {}).items() if value is not None}
     weights = mask.to(dtype)
@@ -117,8 +114,8 @@ def aggregation_weights(
 def register(name: str = NAME, weights: SymmetricWeights | None = None) -> PolicyLoss:
     """Register the symmetric loss with verl.
 
-    :param name: As ``policy_loss.loss_mode`` names it.
-    :param weights: Of its terms; None takes the defaults.
+    :param name: The value of ``policy_loss.loss_mode``.
+    :param weights: Weights of its terms; None takes the defaults.
     :return: The registered function.
     :raises UserError: If verl is not installed.
     """

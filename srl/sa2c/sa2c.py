@@ -46,7 +46,7 @@ class SA2C(SymmetricLossMixin, A2C):
     :param max_grad_norm: The maximum value for the gradient clipping
     :param rms_prop_eps: RMSProp epsilon
     :param use_rms_prop: Whether to use RMSprop (default) or Adam as optimizer. ``optimizer_kwargs`` in
-        ``policy_kwargs`` are added to RMSprop's arguments, where SB3's A2C ignores them
+        ``policy_kwargs`` are added to RMSprop's arguments, whereas SB3's A2C ignores them
     :param use_sde: Whether to use generalized State Dependent Exploration (Box actions, ``beta=0``)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
@@ -58,7 +58,7 @@ class SA2C(SymmetricLossMixin, A2C):
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
-    :param seed: Seed for the pseudo random generators, that of the flip noise included
+    :param seed: Seed for the pseudo random generators, including that of the flip noise
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param alpha: Weight of the policy loss
@@ -69,14 +69,14 @@ class SA2C(SymmetricLossMixin, A2C):
         minibatch's extremes), applied last
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
-    :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
+    :param compile_update: Whether to compile the update, which takes about 15 seconds once for each shape and
         makes it several times faster for small networks. Results differ in the last bits. If it cannot be
-        compiled, a warning gives the reason and it runs uncompiled
+        compiled, a warning gives the reason, and the uncompiled update is used
     :param precision: ``"float32"``, or ``"bf16"`` to compute the features extractor in bfloat16 wherever the
         policy is evaluated, which is faster for images. Parameters, gradients, optimizer, heads and losses
         stay in float32
     :raises UserError: (a ``ValueError``) for a parameter out of range, a Box action space with ``beta != 0``,
-        spaces that are not supported, an ``rms_prop_eps`` that no optimizer takes, or a ``precision`` that
+        unsupported spaces, an ``rms_prop_eps`` without effect, or a ``precision`` that
         the device does not support or that has no effect
     """
 
@@ -210,7 +210,7 @@ def _with_rms_prop(
 ) -> dict[str, Any]:
     """Add RMSprop's arguments to those in ``policy_kwargs``, which SB3's A2C would drop.
 
-    :return: A new dictionary, since SB3's A2C changes the one that it is given.
+    :return: A new dictionary, since SB3's A2C changes its argument.
     :raises UserError: If ``rms_prop_eps`` is given and has no effect.
     """
     policy_kwargs = dict(policy_kwargs or {})

@@ -1,4 +1,4 @@
-"""The policies under the names that SB3 gives them."""
+"""The policies with SB3's names."""
 
 from srl.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 

@@ -32,7 +32,7 @@ class SPPO(SymmetricLossMixin, PPO):
     gradient times ``alpha - beta z`` (``rce``) or ``alpha + 2 beta`` (``mae``): compared with PPO,
     the balance with the value loss, the entropy bonus and the gradient clipping changes, so that the fair
     comparison is PPO with the same policy coefficient. ``importance_weighting=False`` weights the gradient
-    of ``log pi(a)`` by ``A (alpha ratio - beta z pi(a))`` where PPO does not clip, which is no rescaling.
+    of ``log pi(a)`` by ``A (alpha ratio - beta z pi(a))`` where PPO does not clip, which is not a rescaling.
     ``alpha=1, beta=0`` is PPO.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or a class)
@@ -64,7 +64,7 @@ class SPPO(SymmetricLossMixin, PPO):
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
-    :param seed: Seed for the pseudo random generators, that of the flip noise included
+    :param seed: Seed for the pseudo random generators, including that of the flip noise
     :param device: Device (cpu, cuda, ...) on which the code should be run
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param alpha: Weight of the policy loss
@@ -77,9 +77,9 @@ class SPPO(SymmetricLossMixin, PPO):
         minibatch's extremes), applied last
     :param advantage_flip_prob: Probability with which the sign of each advantage is flipped, to study
         wrong advantage signs
-    :param compile_update: Whether to compile the update, which takes some 15 seconds once for each shape and
+    :param compile_update: Whether to compile the update, which takes about 15 seconds once for each shape and
         makes it several times faster for small networks. Results differ in the last bits. If it cannot be
-        compiled, a warning gives the reason and it runs uncompiled
+        compiled, a warning gives the reason, and the uncompiled update is used
     :param precision: ``"float32"``, or ``"bf16"`` to compute the features extractor in bfloat16 wherever the
         policy is evaluated, which is faster for images. Parameters, gradients, optimizer, heads and losses
         stay in float32
@@ -213,7 +213,7 @@ class SPPO(SymmetricLossMixin, PPO):
         self.logger.record("train/entropy_loss", statistics.mean("entropy_loss"))
         self.logger.record("train/policy_gradient_loss", statistics.mean("policy_loss"))
         self.logger.record("train/value_loss", statistics.mean("value_loss"))
-        # As in SB3: that of the last epoch
+        # Of the last epoch, as in SB3
         self.logger.record("train/approx_kl", statistics.mean("approx_kl", last=result.n_minibatches))
         self.logger.record("train/clip_fraction", statistics.mean("clip_fraction"))
         self.logger.record("train/loss", statistics.mean("loss", last=1))

@@ -27,15 +27,15 @@ from srl.training.resume import generator_state, restore_generators
 
 @dataclass
 class Episodes:
-    """The episodes of an evaluation, in the order in which they ended."""
+    """The episodes of an evaluation, in the order of their ends."""
 
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    #: ``is_success`` of each episode's last info; False where it is missing.
+    #: ``is_success`` in the last info of each episode; False if it is missing.
     successes: list[bool] = field(default_factory=list)
-    #: Whether each was truncated by ``eval_max_episode_steps``.
+    #: Whether each episode was truncated by ``eval_max_episode_steps``.
     reached_max_steps: list[bool] = field(default_factory=list)
-    #: Whether any of them had ``is_success``.
+    #: Whether any info had ``is_success``.
     reports_success: bool = False
 
     def add(self, info: Mapping[str, Any], max_length: int | None) -> bool:
@@ -59,11 +59,11 @@ class Episodes:
 
 
 class EvaluationLog:
-    """What evaluations gave, in ``evaluations.npz`` and the run's logger as SB3's EvalCallback writes it.
+    """The results of evaluations, written to ``evaluations.npz`` and the logger as by SB3's EvalCallback.
 
     :param spec: The run.
     :param directory: The run's folder.
-    :param note: Is given a line on the first evaluation that had episodes truncated.
+    :param note: Called with a line on the first evaluation with truncated episodes.
     """
 
     def __init__(self, spec: RunSpec, directory: Path, note: Callable[[str], None]):
@@ -75,7 +75,7 @@ class EvaluationLog:
         self.timesteps: list[int] = []
 
     def add(self, timesteps: int, episodes: Episodes, logger: Logger) -> None:
-        """Record an evaluation; the file is replaced whole."""
+        """Record an evaluation; the file is replaced atomically."""
         self.timesteps.append(timesteps)
         self._evaluations.append(episodes)
         if any(evaluation.reports_success for evaluation in self._evaluations):
@@ -119,7 +119,7 @@ class EvaluationLog:
         return {"timesteps": self.timesteps, "evaluations": copy.deepcopy(evaluations)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over the evaluations of an earlier attempt at the run, and nothing that it made later."""
+        """Restore the evaluations of a checkpoint; later ones are dropped."""
         self.timesteps = list(state["timesteps"])
         self._evaluations = [Episodes(**evaluation) for evaluation in state["evaluations"]]
         if self.timesteps:
@@ -128,7 +128,7 @@ class EvaluationLog:
             self._file.unlink(missing_ok=True)
 
     def due_at_end(self, n_timesteps: int) -> bool:
-        """Whether the evaluation that every finished run ends with is still to be made."""
+        """Whether the final evaluation, which every finished run has, is missing."""
         return not self.timesteps or self.timesteps[-1] < n_timesteps
 
     def seed_sequence(self, spec: RunSpec) -> np.random.SeedSequence:
@@ -139,15 +139,14 @@ class EvaluationLog:
 class Evaluation(BaseCallback):
     """Evaluates by the protocol of a run.
 
-    The episodes run side by side. Evaluations draw from a random stream of their own, so that training does
-    not depend on how often it is evaluated; the first that is due after the last step of training is made at
-    its end, so that every finished run has a final evaluation.
+    The episodes are played in a vectorized environment. Evaluations have their own random stream, so that
+    training does not depend on their frequency. Every finished run has an evaluation after its last step.
 
     :param spec: The run.
-    :param log: Where the results go.
+    :param log: Records the results.
     :param heartbeat: Beats during evaluations too, which can take minutes.
-    :param save_best: Is given the model and its statistics after each evaluation that is the best so far, as
-        SB3's EvalCallback keeps ``best_model.zip``.
+    :param save_best: Called with the model and its statistics after each evaluation that is the best so far,
+        as SB3's EvalCallback saves ``best_model.zip``.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class Evaluation(BaseCallback):
 
     def _evaluate(self) -> None:
         spec, device = self._spec, self.model.device
-        # Actions, and some environments, are drawn from the global generators, which training continues with
+        # Actions and some environments use the global generators, with which training continues
         generators = generator_state(device)
         seed_globals(self.log.seed_sequence(spec), device)
         self.in_progress = True
@@ -211,11 +210,11 @@ class Evaluation(BaseCallback):
 
 
 def evaluation_progress(episodes: Sequence[Episodes], spec: RunSpec, n_steps: int) -> str:
-    """How far an evaluation is, for example ``"3/10 episodes, 12,300 steps"``.
+    """The progress of an evaluation, for example ``"3/10 episodes, 12,300 steps"``.
 
-    :param episodes: The finished episodes of each run that is evaluated.
+    :param episodes: The finished episodes of each evaluated run.
     :param spec: One of the runs.
-    :param n_steps: Steps played by all of them.
+    :param n_steps: Steps of all of them so far.
     """
     n_done = sum(len(one.returns) for one in episodes)
     n_episodes = len(episodes) * spec.n_eval_episodes
@@ -228,7 +227,7 @@ def eval_interval(spec: RunSpec) -> int:
 
 
 class FiniteTraining(BaseCallback):
-    """Ends a run whose loss has become NaN or infinite."""
+    """Stops a run whose loss is NaN or infinite."""
 
     def _on_rollout_start(self) -> None:
         check_losses(self.logger)
@@ -241,7 +240,7 @@ class FiniteTraining(BaseCallback):
 
 
 def check_losses(logger: Logger) -> None:
-    """See that the losses of the latest update are numbers.
+    """Check that the losses of the latest update are finite.
 
     :param logger: The run's, not dumped since the update.
     :raises FloatingPointError: If one is NaN or infinite.
@@ -251,16 +250,16 @@ def check_losses(logger: Logger) -> None:
             raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
-#: What algorithms log as their loss, the first that there is.
+#: Names of the loss in the logs of algorithms; the first that is present counts.
 _LOSSES = ("train/loss", "train/policy_loss", "train/actor_loss", "train/policy_objective")
 
 
 class Heartbeat(BaseCallback):
-    """Tells how far training is, about once a second.
+    """Reports the progress of training about once a second.
 
-    :param tell: Is given the number of training steps done, the progress of an evaluation in words, the mean
+    :param tell: Called with the training steps so far, the progress of an evaluation in words, the mean
         return of the last episodes and the loss of the latest update.
-    :param interval: Seconds between two tellings.
+    :param interval: Seconds between two reports.
     """
 
     def __init__(self, tell: Callable[[int, str, float | None, float | None], None], interval: float = 1.0):
@@ -275,7 +274,7 @@ class Heartbeat(BaseCallback):
         return True
 
     def beat(self, evaluation: Callable[[], str] = str) -> None:
-        """Tell it, if it is time.
+        """Report the progress, if the interval has passed.
 
         :param evaluation: Returns the progress of an evaluation in words, empty for none.
         """

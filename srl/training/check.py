@@ -21,10 +21,11 @@ from srl.errors import UserError
 from srl.evaluation import TrainingOnlyWrapper
 from srl.rewards import explained
 from srl.spaces import one_line
+from srl.training.attempt import in_one_line
+from srl.training.model import make_model
 from srl.training.policy_options import checking_optimizer
-from srl.training.run import in_one_line, make_model
 
-#: What a model cannot refuse on an environment that is already described.
+#: Fields of a spec that cannot make the model invalid, given its environment.
 _NEVER_REFUSED = {
     "env", "seed", "noise", "n_timesteps", "profile", "eval_freq", "n_eval_episodes", "n_eval_envs",
     "eval_deterministic", "stacked",
@@ -39,12 +40,12 @@ def check_run(spec: RunSpec) -> None:
 def check_runs(specs: Iterable[RunSpec]) -> None:
     """Make the environment of each run, step it once, and build the run's model on it.
 
-    Runs that differ only in seed, noise, length or evaluation are checked once. Of Atari games, which have
-    the same observations, only the ROM is looked for, except of the first.
+    Runs that differ only in seed, noise, length or evaluation are checked once. Atari games have the same
+    observations: the first one is made, and for the others only the ROM is checked.
 
     :raises UserError: For the first mistake in the order of the runs' paths: an environment that cannot be
-        made or gives arrays as rewards, spaces that are not supported, a policy, optimizer or other
-        hyperparameter that does not fit the environment.
+        made or returns arrays as rewards, unsupported spaces, or a policy, optimizer or other hyperparameter
+        that does not fit the environment.
     """
     by_environment: dict[str, dict[str, RunSpec]] = {}
     for spec in sorted(specs, key=lambda spec: spec.path):
@@ -56,7 +57,7 @@ def check_runs(specs: Iterable[RunSpec]) -> None:
 
 
 def _without_game(spec: EnvSpec) -> str:
-    """Describe an environment; Atari games that can only be refused together have one description."""
+    """Describe an environment; Atari games with the same requirements have the same description."""
     if not spec.atari or spec.env_kwargs or spec.wrappers:
         return repr(spec)
     check_rom(spec.env_id)
@@ -65,7 +66,7 @@ def _without_game(spec: EnvSpec) -> str:
 
 
 def _check_environment(specs: Sequence[RunSpec]) -> None:
-    """Check runs whose environments differ only in their number."""
+    """Check runs on one kind of environment."""
     env = make_train_env(replace(specs[0].env_spec(), n_envs=1, noise="none"))
     try:
         if not is_builtin(specs[0].env):
@@ -80,7 +81,7 @@ def _check_environment(specs: Sequence[RunSpec]) -> None:
 
 
 def _check_reward(env_id: str, env: VecEnv) -> None:
-    """Take one step and check that the reward is a number; a run itself reports whatever else is wrong."""
+    """Take one step and check that the reward is a number; a run reports all other problems itself."""
     env.action_space.seed(0)
     try:
         env.reset()
@@ -92,7 +93,6 @@ def _check_reward(env_id: str, env: VecEnv) -> None:
 
 
 def _check_policy(spec: RunSpec, space: spaces.Space[Any]) -> None:
-    """Check that the policy is one for the observations."""
     policy, options = spec.hyperparams.policy, spec.hyperparams.policy_kwargs
     what = f"{policy} does not fit the observations of {spec.env}, {one_line(space)}."
     if isinstance(space, spaces.Dict) != (policy == "MultiInputPolicy"):
@@ -111,7 +111,7 @@ def _check_policy(spec: RunSpec, space: spaces.Space[Any]) -> None:
 def _check_effect(
     spec: RunSpec, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]
 ) -> None:
-    """Check that the hyperparameters fit the spaces, and that none is recorded without an effect."""
+    """Check that the hyperparameters fit the spaces, and that each of them has an effect."""
     hyperparams, options = spec.hyperparams, spec.hyperparams.policy_kwargs
     is_box = isinstance(action_space, spaces.Box)
     here = f"and {spec.env} has {one_line(action_space)} here."
@@ -135,18 +135,18 @@ def _check_effect(
     if options.normalize_images is False and not _has_images(hyperparams.policy, observation_space):
         raise UserError(
             "policy_kwargs.normalize_images has no effect: the observations of "
-            f"{spec.env}, {one_line(observation_space)}, are no images. Leave it out."
+            f"{spec.env}, {one_line(observation_space)}, are not images. Leave it out."
         )
 
 
 def _has_images(policy: str, space: spaces.Space[Any]) -> bool:
-    """Whether observations are images for a policy that is told not to scale them."""
+    """Whether observations are images for a policy with ``normalize_images=False``."""
     parts = space.values() if isinstance(space, spaces.Dict) else [space]
     return any(is_image_space(part, normalized_image=policy != "MlpPolicy") for part in parts)
 
 
 class _Repeated(TrainingOnlyWrapper):
-    """One environment in place of many: only their number and spaces are read."""
+    """One environment that stands for many: a model reads only their number and spaces."""
 
     def __init__(self, venv: VecEnv, n_envs: int):
         super().__init__(venv)
@@ -154,12 +154,12 @@ class _Repeated(TrainingOnlyWrapper):
 
 
 def _check_model(spec: RunSpec, env: VecEnv) -> None:
-    """Build the model, on the CPU and without the orthogonal initialization, which takes most of the time."""
+    """Build the model on the CPU, without orthogonal initialization, which takes most of the time."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # training gives the same ones
+            warnings.simplefilter("ignore")  # training shows the same warnings
             many = _Repeated(env, spec.hyperparams.n_envs)
-            # Which CPU this is does not matter for a run on a GPU
+            # The CPU of this machine does not matter for a run on a GPU
             anywhere = spec.model_copy(update={"device": "cpu", "precision": "float32"})
             model = make_model(anywhere, many, build=spec.algorithm.is_own)
             if spec.algorithm.is_own:
@@ -172,7 +172,7 @@ def _check_model(spec: RunSpec, env: VecEnv) -> None:
     except UserError as error:
         raise UserError(f"{spec.env}: {error}") from error.__cause__
     except Exception as error:
-        # SB3 refuses what does not go together with whatever exception
+        # SB3 raises various exceptions on invalid combinations
         raise UserError(
             f"{spec.algorithm.label} cannot train on {spec.env} with these hyperparameters: "
             f"{in_one_line(error)}"

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: everything that it needs to resume with bitwise-identical results.
+"""Checkpoints of a run: everything needed to resume with bitwise-identical results.
 
 A checkpoint is one file, ``checkpoints/STEPS.npz`` in the run's folder: arrays, and their structure as JSON.
-Nothing in it is executed when it is read. It is written completely or not at all, and read back; the previous
-one is kept until then, so that there is always a complete one.
+Reading one executes nothing. It is written atomically and read back before an older one is removed, so that
+there is always a complete checkpoint.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CheckpointTimer:
     """Writes a checkpoint at most once per interval, as long as the environments can be restored.
 
     :param interval: Seconds between two checkpoints; with 0 each call of :meth:`keep` writes one.
-    :param note: Is given the reason why there are no checkpoints, once for each reason.
+    :param note: Called once with each reason why no checkpoint can be written.
     """
 
     def __init__(self, interval: float, note: Callable[[str], None]):
@@ -49,7 +49,7 @@ class CheckpointTimer:
         """Write a checkpoint and start the next interval.
 
         :param write: Writes it. On :class:`~srl.envs.replay.NotRestorable` the existing checkpoints are
-            kept, and the next attempt follows after the interval.
+            kept, and the next try follows after the interval.
         """
         try:
             write()
@@ -57,17 +57,17 @@ class CheckpointTimer:
             reason = str(error)
             if reason not in self._noted:
                 self._noted.add(reason)
-                self._note(f"keeps no checkpoints: {reason}")
+                self._note(f"no checkpoints are written: {reason}")
         self._due = time.monotonic() + self._interval
 
 
 def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
-    """Write a checkpoint, see that it can be read, and remove all but the one before.
+    """Write a checkpoint, verify that it can be read, and remove all older ones except the previous one.
 
     :param folder: The run's.
     :param steps: Its training steps so far.
-    :param state: Numbers, texts, arrays, tensors, and lists, tuples and mappings of these.
-    :raises OSError: If it cannot be written; earlier ones are as they were.
+    :param state: Numbers, strings, arrays, tensors, and lists, tuples and mappings of these.
+    :raises OSError: If it cannot be written; earlier checkpoints are unchanged.
     """
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
     _write(checkpoint_path(folder, steps), steps, state)
@@ -76,12 +76,12 @@ def write_checkpoint(folder: Path, steps: int, state: dict[str, Any]) -> None:
 
 
 def write_final_state(folder: Path, steps: int, state: dict[str, Any]) -> None:
-    """Write what a finished run needs to be extended; the arguments are those of :func:`write_checkpoint`."""
+    """Write the state that extending a finished run needs; for the arguments see :func:`write_checkpoint`."""
     _write(folder / FINAL_STATE, steps, state)
 
 
 def read_final_state(folder: Path) -> dict[str, Any]:
-    """What :func:`write_final_state` wrote.
+    """Read the state that :func:`write_final_state` wrote.
 
     :raises UserError: If it is missing, damaged or of another version.
     """
@@ -90,7 +90,7 @@ def read_final_state(folder: Path) -> dict[str, Any]:
 
 def _write(file: Path, steps: int, state: dict[str, Any]) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    tree = json.dumps({"format": FORMAT, "steps": steps, "state": _taken_apart(state, arrays)})
+    tree = json.dumps({"format": FORMAT, "steps": steps, "state": _encoded(state, arrays)})
     arrays[TREE] = np.frombuffer(tree.encode(), np.uint8)
     with replacing(file) as temporary:
         with temporary.open("wb") as opened:
@@ -99,7 +99,7 @@ def _write(file: Path, steps: int, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
-    """The state in a checkpoint.
+    """Read the state in a checkpoint.
 
     :raises UserError: If it cannot be read, or is of another version.
     """
@@ -109,47 +109,44 @@ def read_checkpoint(folder: Path, steps: int) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         tree, arrays = read_arrays(file)
-        state = _put_together(tree["state"], arrays)
+        state = _decoded(tree["state"], arrays)
     except UserError:
         raise
-    except Exception as error:  # the structure can be wrong in any way
+    except Exception as error:  # a damaged structure can raise anything
         raise UserError(f"{file}: damaged: {error}") from None
     assert isinstance(state, dict)
     return state
 
 
-def _taken_apart(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
-    """A value as JSON has it; arrays go to ``arrays``, and their names stand in their places."""
+def _encoded(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """A value as JSON; arrays are moved to ``arrays`` and replaced by their names."""
     if isinstance(value, np.generic):
-        return {_SCALAR: _taken_apart(np.asarray(value), arrays)}
+        return {_SCALAR: _encoded(np.asarray(value), arrays)}
     if isinstance(value, (th.Tensor, np.ndarray)):
         kind = _TENSOR if isinstance(value, th.Tensor) else _ARRAY
         name = str(len(arrays))
         array = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
         if array.dtype.hasobject:
             raise TypeError(f"an array of {array.dtype} cannot be kept in a checkpoint")
-        # Convolutions round by the memory layout of their input
+        # The rounding of convolutions depends on the memory layout of their input
         axes = sorted(range(array.ndim), key=lambda axis: (-array.strides[axis], -array.shape[axis]))
         arrays[name] = array.transpose(axes)
         return {kind: name, "axes": axes}
     if isinstance(value, dict):
-        # Keys that are no texts, as those of an optimizer's state, would come back as texts
-        return {
-            "keys": list(value),
-            "values": [_taken_apart(item, arrays) for item in value.values()],
-        }
+        # JSON would turn the integer keys of an optimizer's state into strings
+        return {"keys": list(value), "values": [_encoded(item, arrays) for item in value.values()]}
     if isinstance(value, tuple):
-        return {_TUPLE: [_taken_apart(item, arrays) for item in value]}
+        return {_TUPLE: [_encoded(item, arrays) for item in value]}
     if isinstance(value, list):
-        return [_taken_apart(item, arrays) for item in value]
+        return [_encoded(item, arrays) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{type(value).__name__} cannot be kept in a checkpoint")
 
 
-def _put_together(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+def _decoded(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, list):
-        return [_put_together(item, arrays) for item in value]
+        return [_decoded(item, arrays) for item in value]
     if not isinstance(value, dict):
         return value
     if _ARRAY in value or _TENSOR in value:
@@ -158,9 +155,9 @@ def _put_together(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         )
         return array if _ARRAY in value else th.from_numpy(array)
     if _SCALAR in value:
-        return _put_together(value[_SCALAR], arrays)[()]
+        return _decoded(value[_SCALAR], arrays)[()]
     if _TUPLE in value:
-        return tuple(_put_together(item, arrays) for item in value[_TUPLE])
-    # Equal names are one object, as in a program's text: pickle writes those once
+        return tuple(_decoded(item, arrays) for item in value[_TUPLE])
+    # Equal names are one object, as literals in code are: pickle writes it once
     keys = [sys.intern(key) if isinstance(key, str) else key for key in value["keys"]]
-    return dict(zip(keys, (_put_together(item, arrays) for item in value["values"]), strict=True))
+    return dict(zip(keys, (_decoded(item, arrays) for item in value["values"]), strict=True))

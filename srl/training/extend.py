@@ -15,13 +15,13 @@ from srl.rundir.directory import FINAL_STATE, SPEC, RunDirectory
 from srl.rundir.files import write_text
 from srl.rundir.status import Status
 from srl.training.checkpoint import read_checkpoint, read_final_state, write_checkpoint
-from srl.training.run import checkpoint_origin
+from srl.training.versions import checkpoint_origin
 
 
 def extended(spec: RunSpec, n_timesteps: int) -> RunSpec:
     """The spec of a run with more training steps.
 
-    :raises UserError: If they are fewer than the run has.
+    :raises UserError: If the run has more already.
     """
     if n_timesteps < spec.n_timesteps:
         raise UserError(
@@ -31,13 +31,13 @@ def extended(spec: RunSpec, n_timesteps: int) -> RunSpec:
 
 
 def schedules(spec: RunSpec) -> list[str]:
-    """The hyperparameters that follow the run's total number of training steps."""
+    """The hyperparameters with a schedule over the total number of training steps."""
     values = spec.hyperparams.model_dump()
     return [name for name, value in values.items() if isinstance(value, str) and value.startswith("lin_")]
 
 
 def describe_schedules(spec: RunSpec) -> list[str]:
-    """A line on hyperparameters that make an extended run differ from a long one; none without any."""
+    """A line on the schedules that make an extended run differ from a long one; none without schedules."""
     names = schedules(spec)
     if not names:
         return []
@@ -52,7 +52,7 @@ def describe_schedules(spec: RunSpec) -> list[str]:
 def check_extendable(directory: RunDirectory, spec: RunSpec) -> None:
     """Check that a run can be extended; nothing is written.
 
-    :raises UserError: If it is damaged, of a newer srl, or has nothing to continue from.
+    :raises UserError: If it is damaged, of a newer srl, or has no state to continue from.
     """
     there = directory.compare(spec)
     for problem in directory.damage():
@@ -68,13 +68,13 @@ def check_extendable(directory: RunDirectory, spec: RunSpec) -> None:
 
 
 def extend(directory: RunDirectory, spec: RunSpec, longer: RunSpec, say: Callable[[str], None]) -> None:
-    """Turn a run into the unfinished beginning of a longer one.
+    """Turn a run into the unfinished first part of a longer run.
 
     :param directory: The run's, see :func:`check_extendable`.
     :param spec: Its spec.
     :param longer: The same with more training steps.
-    :param say: Is given lines to tell the user.
-    :raises UserError: If another process trains it.
+    :param say: Called with lines for the user.
+    :raises UserError: If another process is training the run.
     """
     longer = longer.model_copy(update={"stacked": spec.stacked})
     path = directory.path
@@ -83,13 +83,13 @@ def extend(directory: RunDirectory, spec: RunSpec, longer: RunSpec, say: Callabl
         if there == "done":
             states = [read_final_state(path)]
         else:
-            # Written in this order, the latest stays the latest
+            # In this order, the latest checkpoint stays the latest
             states = [read_checkpoint(path, steps) for steps in reversed(checkpoint_steps(path))]
         origin = checkpoint_origin(longer)
         for state in states:
             different = _different_packages(state["origin"], origin)
             if different:
-                line = f"extended with other versions than it was begun with: {', '.join(different)}"
+                line = f"extended with other versions than it was started with: {', '.join(different)}"
                 status = status.noted(line)
                 say(f"{path}: {line}. It is not bitwise identical to a run of this length.")
             write_checkpoint(path, state["model"]["num_timesteps"], state | {"origin": origin})
@@ -102,13 +102,13 @@ def extend(directory: RunDirectory, spec: RunSpec, longer: RunSpec, say: Callabl
             n_timesteps=longer.n_timesteps,
             files={SPEC: (len(text), 0, digest)},
         )
-        # If this process ends in between, the status tells which spec belongs to it
+        # If this process ends in between, the status identifies its spec
         directory.write_status(status)
         write_text(path / SPEC, text)
         (path / FINAL_STATE).unlink(missing_ok=True)
 
 
 def _different_packages(there: dict[str, object], here: dict[str, object]) -> list[str]:
-    """The packages, and Python, whose versions differ."""
+    """The packages with different versions, including Python."""
     one, other = ({"python": origin["python"], **origin["packages"]} for origin in (there, here))  # type: ignore[dict-item]
     return [f"{name} {one.get(name)} and {other.get(name)}" for name in other if one.get(name) != other[name]]

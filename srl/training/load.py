@@ -1,4 +1,4 @@
-"""A trained run brought back: its model, and an environment like the one it was evaluated on."""
+"""Load a trained run: its model, and an environment like that of its evaluations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.errors import UserError
 from srl.rundir.directory import BEST_MODEL, BEST_VECNORMALIZE, MODEL, SPEC, VECNORMALIZE, RunDirectory
 from srl.rundir.files import read_bytes
-from srl.training.run import make_model
+from srl.training.model import make_model
 
 
 def load_run(
@@ -36,19 +36,19 @@ def load_run(
     """Load a run's model and make its environment.
 
     The environment is the one of the run's evaluations: with the run's wrappers, discretized actions, frame
-    stack and observation statistics, with raw rewards and without reward noise. It plays the episodes of the
-    first evaluation. Native environments are replaced by Gymnasium's, which can be rendered.
+    stack and observation statistics, with raw rewards and without reward noise. Its episodes are
+    those of the first evaluation. Native environments are replaced by Gymnasium's, which can be rendered.
 
     The model is built from ``spec.json``, and only its weights are read: nothing is unpickled. The global
     random generators are seeded, as by SB3's ``load``.
 
     :param run: The run's folder.
     :param best: Load the model of the best evaluation instead of the final one.
-    :param n_envs: Environments side by side.
+    :param n_envs: Number of environments.
     :param render_mode: ``"rgb_array"``, so that ``env.render()`` returns an image, or ``"human"``.
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     :param trust: Import Python code that ``spec.json`` names: environments, wrappers, networks, algorithms.
-    :return: The model, whose environment is the second.
+    :return: The model and its environment.
     :raises UserError: If there is no such run, it has no model yet, it is damaged, or it needs code and
         ``trust`` is false.
     """
@@ -67,13 +67,13 @@ def load_run(
             directory.check_file(statistics_file, statistics, status)
             set_statistics(normalize, statistics, directory.path / statistics_file)
         with warnings.catch_warnings():
-            # About the rollouts of training
+            # Warnings about the rollouts of training
             warnings.simplefilter("ignore", UserWarning)
             model = make_model(spec.model_copy(update={"compile_update": False}), env)
         try:
             _, parameters, _ = load_from_zip_file(io.BytesIO(content), device=model.device, load_data=False)
             model.set_parameters(parameters, device=model.device)
-        except Exception as error:  # zipfile, zlib, torch and SB3 each have their own
+        except Exception as error:  # zipfile, zlib, torch and SB3 raise different ones
             what = " ".join(str(error).split())[:200]
             raise UserError(f"{directory.path / model_file}: not the model of this run: {what}") from None
         if model.use_sde:
@@ -86,15 +86,15 @@ def load_run(
 
 
 def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
-    """Read the spec of a run whose model is needed.
+    """Read the spec of a run whose model will be built.
 
     :param directory: The run's.
-    :param trust: Whether Python code that it names may be imported.
-    :raises UserError: If there is none, or it names code that may not be imported.
+    :param trust: Whether Python code that the spec names may be imported.
+    :raises UserError: If there is no run, or its spec names code that may not be imported.
     """
     spec = directory.read_spec()
     if spec is None:
-        raise UserError(f"{directory.path}: there is no run in it ({SPEC}).")
+        raise UserError(f"{directory.path}: contains no run ({SPEC}).")
     if not trust:
         for key, name in spec.named_code().items():
             raise UserError(f"{directory.path / SPEC}, key {key}: {untrusted(name)}")
@@ -102,7 +102,7 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
 
 def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
-    """The environment of a run as it is watched."""
+    """The environment of a run with rendering."""
     env_kwargs = {**(spec.env_kwargs or {}), "render_mode": render_mode}
     return replace(spec, env_kwargs=env_kwargs, backend="gymnasium")
 
@@ -119,7 +119,7 @@ def _read(directory: RunDirectory, name: str) -> bytes:
 
 
 class _Data:
-    """What a pickle says of an object, without its class."""
+    """The attributes of a pickled object without its class."""
 
     def __init__(self, *_: Any, **__: Any):
         pass
@@ -143,12 +143,12 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def set_statistics(normalize: VecNormalize, content: bytes, file: Path) -> None:
-    """Give a VecNormalize the statistics of a saved one.
+    """Load saved statistics into a VecNormalize.
 
-    :param normalize: New.
-    :param content: What :meth:`VecNormalize.save` wrote. No class but NumPy's is imported.
-    :param file: Where it was, for the message.
-    :raises UserError: If it is something else.
+    :param normalize: A new VecNormalize.
+    :param content: A file of :meth:`VecNormalize.save`. Only NumPy's classes are imported.
+    :param file: Its path, for the message.
+    :raises UserError: If the content is something else.
     """
     try:
         saved = _DataUnpickler(io.BytesIO(content)).load()
@@ -160,5 +160,5 @@ def set_statistics(normalize: VecNormalize, content: bytes, file: Path) -> None:
                 if other.mean.shape != mine.mean.shape:
                     raise ValueError(f"{name} has the shape {other.mean.shape}")
                 mine.mean, mine.var, mine.count = other.mean, other.var, other.count
-    except Exception as error:  # a pickle can be damaged in any way
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{file}: not the statistics of this run: {' '.join(str(error).split())}") from None

@@ -1,4 +1,4 @@
-"""The logs of a run: written in the same order in every process, and continued after an interruption."""
+"""The logs of a run: written in a fixed order, and continued after an interruption."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from srl.rundir.files import read_bytes
 
 
 class ProgressCsv(CSVOutputFormat):
-    """SB3's ``progress.csv``, with columns in the order of their names within a row that brings new ones.
+    """SB3's ``progress.csv`` with the new columns of a row sorted by name.
 
-    SB3 takes them out of a set, in an order that changes from process to process.
+    SB3 takes them from a set, whose order differs from process to process.
 
     :param file: The file; it is overwritten.
-    :param text: What it has already.
+    :param text: Its existing content.
     """
 
     def __init__(self, file: Path, text: str = ""):
@@ -48,19 +48,19 @@ class ProgressCsv(CSVOutputFormat):
 def make_logger(folder: Path, progress: str = "") -> Logger:
     """The logger of a run.
 
-    :param folder: The run's; it is not made, since one that is gone was removed by somebody.
-    :param progress: What ``progress.csv`` has already.
-    :raises OSError: If it is not there.
+    :param folder: The run's. It is not created: if it is missing, somebody has removed it.
+    :param progress: Existing content of ``progress.csv``.
+    :raises OSError: If the folder does not exist.
     """
     outputs = [ProgressCsv(folder / PROGRESS, progress), TensorBoardOutputFormat(str(folder))]
     return Logger(str(folder), outputs)  # type: ignore[arg-type]
 
 
 def log_state(folder: Path, logger: Logger) -> dict[str, Any]:
-    """What has been logged so far, and what waits to be, as plain data.
+    """The logged values and those that wait for the next dump, as plain data.
 
     :param folder: The run's.
-    :param logger: The run's. What it has written is brought to the disk.
+    :param logger: The run's; its files are synchronized to the disk.
     """
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
@@ -75,7 +75,7 @@ def log_state(folder: Path, logger: Logger) -> dict[str, Any]:
 
 
 def _written(file: Path) -> list[Any]:
-    """The size of a file that has reached the disk, and the digest of what it holds."""
+    """The size and the SHA-256 of a file, after it is synchronized to the disk."""
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
         content = opened.read()
@@ -83,11 +83,11 @@ def _written(file: Path) -> list[Any]:
 
 
 def cut_logs(folder: Path, state: dict[str, Any]) -> None:
-    """Cut the logs that only grow back to what they were.
+    """Truncate the append-only logs to a recorded state.
 
     :param folder: The run's.
-    :param state: What :func:`log_state` gave.
-    :raises UserError: If one is damaged; all are as they were then.
+    :param state: From :func:`log_state`.
+    :raises UserError: If one is damaged; then none is changed.
     """
     for name, (size, digest) in state["grown"].items():
         try:
@@ -104,11 +104,11 @@ def cut_logs(folder: Path, state: dict[str, Any]) -> None:
             file.unlink()
 
 
-def goes_on_from(folder: Path, state: dict[str, Any]) -> bool:
-    """Whether ``progress.csv`` is what it was, or has grown since by rows and columns.
+def progress_is_intact(folder: Path, state: dict[str, Any]) -> bool:
+    """Whether ``progress.csv`` has its recorded content, apart from new rows and columns.
 
     :param folder: The run's.
-    :param state: What :func:`log_state` gave.
+    :param state: From :func:`log_state`.
     """
     try:
         now = read_bytes(folder / PROGRESS).decode().splitlines()
@@ -119,10 +119,10 @@ def goes_on_from(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def restore_logger(logger: Logger, state: dict[str, Any]) -> None:
-    """Give a logger what waited to be logged.
+    """Restore the values that waited for the next dump.
 
-    :param logger: New, made with ``state["progress"]``.
-    :param state: What :func:`log_state` gave.
+    :param logger: A new one, made with ``state["progress"]``.
+    :param state: From :func:`log_state`.
     """
     logger.name_to_value.update(state["values"])
     logger.name_to_count.update(state["counts"])

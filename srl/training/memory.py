@@ -6,17 +6,17 @@ import ctypes
 from contextlib import suppress
 from pathlib import Path
 
-# Names and numbers of glibc's mallopt(3); 32 MiB is the most that it takes for a threshold of single blocks
+# Names and numbers of glibc's mallopt(3); its maximum for a threshold of single blocks is 32 MiB
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _SETTINGS = ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20))
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that it frees, up to 1 GiB, for what it needs next.
+    """Let this process keep up to 1 GiB of freed memory for later allocations.
 
-    An update allocates and frees the same few arrays thousands of times. Where they lie at the end of the
-    heap, glibc gives them back to the system each time, and each time the system hands out every page anew,
-    which takes longer than the arithmetic on them. Other C libraries are left as they are.
+    An update allocates and frees the same few arrays thousands of times. At the end of the heap, glibc
+    returns them to the system each time, and mapping their pages again takes longer than the arithmetic on
+    them. Other C libraries are not changed.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that new processes can take here; None where the system does not tell."""
+    """Memory in bytes that is available to new processes; None if the system does not report it."""
     limits = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

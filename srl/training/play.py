@@ -1,4 +1,4 @@
-"""Play the model of a run: episodes, and their images as a video."""
+"""Play episodes with the model of a run, and write videos."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,34 +25,34 @@ from srl.rundir.directory import RunDirectory
 from srl.rundir.files import replacing
 from srl.training.load import load_run, read_trusted
 
-#: Endings of videos.
+#: File name extensions of videos.
 VIDEO_ENDINGS = (".mp4", ".gif")
-#: Images per second of a GIF at the most: browsers slow faster ones down.
+#: The maximum frames per second of a GIF: browsers slow down faster ones.
 _GIF_FPS = 25
-#: Images per second of an environment that does not say.
+#: Frames per second of an environment without ``render_fps``.
 _FPS = 30
-#: The Atari console's images per second.
+#: Frames per second of the Atari console.
 _ATARI_FPS = 60
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What an episode gave, without reward noise and normalization."""
+    """Return and length of an episode, without reward noise and normalization."""
 
     value: float
     length: int
 
 
 def play(model: BaseAlgorithm, env: VecEnv, *, deterministic: bool) -> Iterator[Episode | None]:
-    """Play episodes without end.
+    """Play episodes, one after the other.
 
     An episode of an Atari game is a whole game, as in evaluations.
 
     :param model: The model of :func:`srl.training.load.load_run`.
-    :param env: Its environment; the first of several is watched.
-    :param deterministic: Take the most probable actions; else they are sampled.
-    :return: None after the reset and after each step; after the last step of an episode, what it gave. The
-        environment has been reset by then.
+    :param env: Its environment; of several, the first one counts.
+    :param deterministic: Take the most probable actions instead of sampled ones.
+    :return: An endless iterator: None after the reset and after each step, and an :class:`Episode` after the
+        last step of an episode, when the environment has been reset.
     """
     observations: Any = env.reset()
     states, starts = None, np.ones(env.num_envs, dtype=bool)
@@ -66,7 +67,7 @@ def play(model: BaseAlgorithm, env: VecEnv, *, deterministic: bool) -> Iterator[
 def image(env: VecEnv) -> np.ndarray:
     """The image of the first environment, shape (height, width, 3), uint8.
 
-    :raises UserError: If it renders none.
+    :raises UserError: If it does not render images.
     """
     frame = env.get_images()[0]
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
@@ -75,7 +76,7 @@ def image(env: VecEnv) -> np.ndarray:
 
 
 def frames_per_second(env: VecEnv, env_id: str) -> float:
-    """Images per second at which an environment plays in its own time."""
+    """Frames per second at which an environment plays in real time."""
     if is_atari(env_id):
         return _ATARI_FPS / ATARI_FRAME_SKIP
     fps: Any = env.metadata.get("render_fps")
@@ -83,10 +84,9 @@ def frames_per_second(env: VecEnv, env_id: str) -> float:
 
 
 def check_video(path: Path) -> None:
-    """Check that a video can be written; nothing is.
+    """Check that a video can be written, without writing.
 
-    :raises UserError: If its ending is another one, a package is missing, or its folder or place is not
-        writable.
+    :raises UserError: If the extension is not supported, a package is missing, or the path is not writable.
     """
     if path.suffix.lower() not in VIDEO_ENDINGS:
         raise UserError(f"--video {path}: must end in {' or '.join(VIDEO_ENDINGS)}.")
@@ -95,26 +95,26 @@ def check_video(path: Path) -> None:
     if find_spec(module) is None:
         raise MissingExtra(f"--video {path}:", package, "video")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"--video {path}: {path.parent} is no folder that can be written to.")
+        raise UserError(f"--video {path}: {path.parent} is not a writable folder.")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"--video {path}: is no plain file. Name another.")
+        raise UserError(f"--video {path}: is not a plain file. Choose another name.")
 
 
 def has_display() -> bool:
-    """Whether a window can be opened."""
+    """Whether there is a display for a window."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def prepare_rendering(env_id: str) -> None:
-    """Choose how environments render without a display: MuJoCo's through EGL, else OSMesa.
+    """Choose how environments render without a display: MuJoCo uses EGL, or else OSMesa.
 
-    The variables ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` are set for the process, unless they are set already.
+    The variables ``MUJOCO_GL`` and ``SDL_VIDEODRIVER`` are set for the process, unless the user has set them.
 
-    :raises UserError: If neither works here.
+    :raises UserError: If neither works on this machine.
     """
     if has_display():
         return
-    # Of pygame, which else complains that there is none
+    # For pygame, which fails without a display otherwise
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if not is_mujoco(env_id) or os.environ.get("MUJOCO_GL"):
         return
@@ -122,8 +122,8 @@ def prepare_rendering(env_id: str) -> None:
     for name in ("egl", "osmesa"):
         os.environ["MUJOCO_GL"] = name
         try:
-            _make_context(name)
-        except Exception as error:  # PyOpenGL and MuJoCo raise whatever they like
+            import_module(f"mujoco.{name}").GLContext(16, 16).free()
+        except Exception as error:  # PyOpenGL and MuJoCo raise various exceptions
             problems.append(f"{name}: {' '.join(str(error).split())[:100] or type(error).__name__}")
             del os.environ["MUJOCO_GL"]
             # PyOpenGL keeps the platform of its first import
@@ -138,17 +138,11 @@ def prepare_rendering(env_id: str) -> None:
     )
 
 
-def _make_context(name: str) -> None:
-    from importlib import import_module
-
-    import_module(f"mujoco.{name}").GLContext(16, 16).free()
-
-
 class Video:
-    """A video. A context, at whose end the file is written; on an exception it is not.
+    """A video. A context: the file is written at its end, unless there is an exception.
 
     :param path: The file, ``.mp4`` or ``.gif``.
-    :param fps: Images per second.
+    :param fps: Frames per second.
     """
 
     def __init__(self, path: Path, fps: float):
@@ -167,7 +161,7 @@ class Video:
         if self._gif is not None:
             self._gif.add(frame)
             return
-        # The usual way to keep colors needs even sizes
+        # The usual pixel format needs even sizes
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
         if self._mp4 is None:
             from imageio_ffmpeg import write_frames
@@ -191,11 +185,11 @@ class Video:
 
 
 class Gif:
-    """An animated image that repeats.
+    """An endlessly repeating GIF.
 
-    :param fps: Images per second; of faster ones some are left out.
-    :param width: The width that larger images are reduced to, in pixels.
-    :param n_colors: Colors of each image.
+    :param fps: Frames per second; above 25, some frames are left out.
+    :param width: Maximum width in pixels; larger frames are scaled down.
+    :param n_colors: Number of colors of each frame.
     """
 
     def __init__(self, fps: float, width: int = 480, n_colors: int = 128):
@@ -217,7 +211,7 @@ class Gif:
             self._images.append(picture.quantize(self._n_colors))
 
     def content(self) -> bytes:
-        """The file."""
+        """The content of the file."""
         buffer = io.BytesIO()
         first, *others = self._images
         first.save(
@@ -233,7 +227,7 @@ class Gif:
 
 
 def gif_of(run: Path) -> bytes:
-    """A GIF of the first 8 s that a run's final model plays, 240 pixels wide at the most.
+    """A GIF of the first 8 s that a run's final model plays, at most 240 pixels wide.
 
     :raises UserError: If the run cannot be loaded or rendered, see :func:`srl.training.load.load_run`.
     """

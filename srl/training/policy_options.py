@@ -31,10 +31,10 @@ _OPTIMIZERS: dict[str, type[th.optim.Optimizer]] = {
 
 
 def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
-    """The options with classes in place of their names; those that were not given are left out.
+    """The options that were given, with classes in place of their names.
 
     :param options: From a hyperparameter file or the command line.
-    :raises UserError: If they name a class that there is not, or none that SB3 takes.
+    :raises UserError: If a named class does not exist, or SB3 does not accept it.
     """
     kwargs = options.model_dump(exclude_none=True)
     if "activation_fn" in kwargs:
@@ -46,18 +46,18 @@ def policy_kwargs(options: PolicyOptions) -> dict[str, Any]:
         kwargs["features_extractor_class"] = extractor = import_object(name)
         if not (isinstance(extractor, type) and issubclass(extractor, BaseFeaturesExtractor)):
             raise UserError(
-                f"Hyperparameter policy_kwargs.features_extractor_class: {name} is no subclass of "
+                f"Hyperparameter policy_kwargs.features_extractor_class: {name} is not a subclass of "
                 "stable_baselines3.common.torch_layers.BaseFeaturesExtractor."
             )
     return kwargs
 
 
 def checking_optimizer(optimizer: type[th.optim.Optimizer]) -> type[th.optim.Optimizer]:
-    """An optimizer that checks its arguments as another one does, and takes no parameters.
+    """A copy of an optimizer that checks its arguments and ignores the parameters.
 
-    PyTorch's first optimizer of a process with parameters imports modules for most of a second.
+    The first optimizer with parameters in a process imports modules, which takes most of a second.
 
-    :param optimizer: The other one.
+    :param optimizer: The optimizer.
     :return: A class whose constructor raises :class:`~srl.errors.UserError` for wrong arguments.
     """
 

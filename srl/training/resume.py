@@ -14,7 +14,7 @@ from srl import SA2C, SPPO
 
 
 def model_state(model: SA2C | SPPO) -> dict[str, Any]:
-    """What an algorithm needs to resume: networks, optimizer, counters, statistics of episodes.
+    """The state that an algorithm needs to resume: networks, optimizer, counters, episode statistics.
 
     :param model: Between two updates, before a rollout.
     """
@@ -34,10 +34,10 @@ def model_state(model: SA2C | SPPO) -> dict[str, Any]:
 
 
 def restore_model(model: SA2C | SPPO, state: dict[str, Any]) -> None:
-    """Bring an algorithm to where another one was.
+    """Restore the state of an algorithm.
 
-    :param model: New, of the same kind.
-    :param state: What :func:`model_state` gave there.
+    :param model: A new algorithm of the same kind.
+    :param state: From :func:`model_state`.
     """
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
@@ -55,7 +55,7 @@ def restore_model(model: SA2C | SPPO, state: dict[str, Any]) -> None:
 
 
 def generator_state(device: th.device) -> dict[str, Any]:
-    """The global random generators, which SB3's algorithms draw from."""
+    """The state of the global random generators, which SB3's algorithms use."""
     version, values, gauss = random.getstate()
     return {
         "torch": th.get_rng_state(),
@@ -66,7 +66,7 @@ def generator_state(device: th.device) -> dict[str, Any]:
 
 
 def restore_generators(state: dict[str, Any], device: th.device) -> None:
-    """Set the global random generators."""
+    """Restore the state of the global random generators."""
     th.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         th.cuda.set_rng_state(state["cuda"], device)

@@ -72,7 +72,7 @@ def test_box_actions_are_accepted_without_reverse_loss_or_discretized(algo, over
 
 
 def test_discretizing_discrete_actions_is_rejected():
-    with pytest.raises(UserError, match="cannot be discretised"):
+    with pytest.raises(UserError, match="cannot be discretized"):
         check_run(small_spec("dsppo", "CartPole-v1"))
 
 

@@ -258,7 +258,7 @@ def test_check_env_creates_one_environment_and_closes_it(monkeypatch):
         ({"env_id": "CartPol-v1"}, "Did you mean CartPole-v1"),
         ({"env_id": "BipedalWalker-v2"}, "BipedalWalker-v3"),
         ({"env_id": "HalfCheetah-v2"}, "gymnasium-robotics"),
-        ({"bins": 11}, "CartPole-v1 cannot be discretised"),
+        ({"bins": 11}, "CartPole-v1 cannot be discretized"),
         ({"env_kwargs": {"wings": 2}}, "unexpected keyword argument 'wings'"),
         ({"env_id": "FrozenLake-v1", "normalize": {}}, "VecNormalize only supports"),
         ({"env_id": "FrozenLake-v1", "frame_stack": 4}, "VecFrameStack"),

@@ -162,5 +162,5 @@ def test_restoring_another_kind_of_generator_is_rejected():
 def test_native_environments_cannot_be_restored():
     venv = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=7, backend="native", frame_stack=4))
     venv.reset()
-    with pytest.raises(NotRestorable, match="keeps the state of its environments to itself"):
+    with pytest.raises(NotRestorable, match="does not expose the state of its environments"):
         env_state(venv)

@@ -71,7 +71,7 @@ def test_train_eval_and_sample(project, capsys):
         ((*SGRPO, "loss_type=cispo"), "loss_type"),
         (("train", "offline", "--timesteps", 0), "n_timesteps"),
         (("train", "offline", "--local-files", "nowhere"), "nowhere: there is no such folder"),
-        (("train", "PROJECT/tiny.yml", "--local-files", "."), "holds neither owner/policy nor policy"),
+        (("train", "PROJECT/tiny.yml", "--local-files", "."), "contains neither owner/policy nor policy"),
         (("eval", "nowhere"), "nowhere holds no run"),
         (("sample", "nowhere", "a"), "nowhere holds no run"),
     ],

@@ -16,7 +16,7 @@ from srl.llm.tasks import load_task
 from srl.report.samples import read_samples
 from srl.report.status import print_status
 from srl.rundir.directory import RunDirectory
-from srl.training.run import RunFailed
+from srl.training.attempt import RunFailed
 from tests.llm.project import make_project
 
 

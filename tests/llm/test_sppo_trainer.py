@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srl.errors import UserError
 from srl.llm.losses import normalize_masked
-from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.sppo_config import SPPOConfig
+from srl.llm.sppo_trainer import SPPOTrainer
 from srl.rundir.checkpoints import last_checkpoint
 from srl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.llm.tiny import TOKENIZER, count_the, distance, make_trainer, rows, tiny_model, weights
@@ -278,10 +279,10 @@ def test_invalid_rewards_are_rejected(value, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 5}, "n_rollouts=16 is no multiple of batch_size=5"),
-        ({"gradient_accumulation_steps": 3}, "no multiple of gradient_accumulation_steps=3"),
-        ({"z": 1.0}, "z=1.0: must be negative"),
-        ({"beta": -1.0}, "beta=-1.0: must not be negative"),
+        ({"batch_size": 5}, "n_rollouts=16 is not a multiple of batch_size=5"),
+        ({"gradient_accumulation_steps": 3}, "not a multiple of gradient_accumulation_steps=3"),
+        ({"z": 1.0}, "z=1.0 is not a finite number < 0"),
+        ({"beta": -1.0}, "beta=-1.0 is not a finite number >= 0"),
         ({"reverse_loss": "mse"}, "is not one of rce, mae"),
         ({"noise": "flip:2"}, "prob is 2.0"),
         ({"n_rollouts": 64}, "has 40 prompts, fewer than n_rollouts=64"),

@@ -98,7 +98,7 @@ def test_texts_without_references_are_split_into_prompt_and_response():
 @pytest.mark.parametrize(
     ("replacement", "message"),
     [
-        (("owner/policy", "owner/nothing"), "holds neither owner/nothing nor nothing"),
+        (("owner/policy", "owner/nothing"), "contains neither owner/nothing nor nothing"),
         (("prompt: prompt", "prompt: question"), "train: has no column 'question', only prompt, response"),
         (("label: 1", "label: 2"), "has no class 2. Its classes: negative, positive"),
         (("label: 1", "label: neutral"), "has no class 'neutral'"),

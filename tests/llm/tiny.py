@@ -8,7 +8,8 @@ import torch as th
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from srl.llm.offline import make_reviews, make_tokenizer
-from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
+from srl.llm.sppo_config import SPPOConfig
+from srl.llm.sppo_trainer import SPPOTrainer
 
 TOKENIZER = make_tokenizer()
 

@@ -24,10 +24,10 @@ from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS
 from srl.rundir.status import State, Status
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan
-from srl.training.run import RECORDED_PACKAGES
+from srl.training.versions import RECORDED_PACKAGES
 from tests.small_runs import small_spec
 
-#: Recorded versions of every synthetic run, in the format of `srl.training.run.versions`.
+#: Recorded versions of every synthetic run, in the format of `srl.training.versions.versions`.
 MADE_VERSIONS = {
     "command": "srl sweep made.yml --out runs/made",
     "commit": "0123456789abcdef0123456789abcdef01234567",

@@ -25,7 +25,7 @@ from srl.sweep.plan import make_plan, write_plan
 from srl.training import run as run_module
 from srl.training.callbacks import Heartbeat
 from srl.training.run import train_run
-from srl.training.stacked import train as population_module
+from srl.training.stacked import members as members_module
 from srl.training.stacked.train import train_population
 from tests.report.made_runs import lay_down
 from tests.small_runs import small_spec
@@ -124,7 +124,7 @@ class Interrupted(BaseException):
 def train(specs, paths, tell, monkeypatch):
     """Train alone or as a population, with a heartbeat at each step and a checkpoint at each update."""
     monkeypatch.setattr(run_module, "Heartbeat", partial(Heartbeat, interval=0.0))
-    monkeypatch.setattr(population_module, "beat_interval", lambda n: 0.0)
+    monkeypatch.setattr(members_module, "beat_interval", lambda n: 0.0)
     if len(specs) == 1:
         return [train_run(specs[0], paths[0], tell=lambda status: tell([status]), checkpoint_every=0)]
     return train_population(specs, paths, tell=tell, checkpoint_every=0)

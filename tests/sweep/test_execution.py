@@ -25,7 +25,8 @@ from srl.sweep.engines.local import LocalEngine, visible_gpus
 from srl.sweep.engines.slurm import parse_minutes
 from srl.sweep.execution import Persistence, check_numbers, run_sweep
 from srl.sweep.plan import Plan, make_plan, write_plan
-from srl.training.run import RunFailed, train_run
+from srl.training.attempt import RunFailed
+from srl.training.run import train_run
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
 from tests.sweep import chaos
 from tests.training.broken_envs import BreaksForOne

@@ -109,7 +109,7 @@ def test_schedule_that_depends_on_the_length_is_named(tmp_path):
 
 def test_changed_package_versions_are_named(tmp_path, monkeypatch, capsys):
     spec = trained(tmp_path / "run", 32)
-    monkeypatch.setattr("srl.training.run._version", lambda package: "1.2.3")
+    monkeypatch.setattr("srl.training.versions.package_version", lambda package: "1.2.3")
     told = []
     extend(RunDirectory(tmp_path / "run"), spec, spec.model_copy(update={"n_timesteps": 64}), told.append)
     assert "gymnasium" in told[0]
@@ -131,7 +131,7 @@ def short(tmp_path_factory) -> Path:
     [
         (["--extend-to", 16, "RUN"], "has 32 training steps already"),
         (["--extend-to", 64], "name the directory of the run"),
-        (["--extend-to", 64, "no/such/run"], "there is no run in it"),
+        (["--extend-to", 64, "no/such/run"], "contains no run"),
         (["--extend-to", 64, "RUN", "--seed", 3], "--seed: an extended run keeps its settings"),
         (["--extend-to", 64, "RUN", "--beta", 3], "--beta: an extended run keeps its settings"),
         (["RUN", "--algo", "sppo", "--env", "CartPole-v1"], "only with --extend-to"),

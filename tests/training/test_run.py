@@ -18,7 +18,9 @@ from srl.envs import make_train_env
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence
 from srl.rundir.directory import RunDirectory
 from srl.training import run
-from srl.training.run import RECORDED_PACKAGES, RunFailed, execute_run, train_run
+from srl.training.attempt import RunFailed
+from srl.training.run import execute_run, train_run
+from srl.training.versions import RECORDED_PACKAGES
 from tests.small_runs import BROKEN, contents, small_spec
 
 

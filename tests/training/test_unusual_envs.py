@@ -72,7 +72,7 @@ def test_run_has_no_checkpoints_during_episodes_longer_than_the_record(how, tmp_
     assert [checkpoint_steps(path) for path in run.paths] == [[96, 64]] * len(run.paths)
     for path in run.paths:
         (note,) = troubles(RunDirectory(path).read_status())
-        assert "keeps no checkpoints" in note
+        assert "no checkpoints are written" in note
         assert "longer than 100 steps" in note
     run.interrupt_at(4)  # in step 224; the next episode started in step 151
     assert [checkpoint_steps(path) for path in run.paths] == [[192, 160]] * len(run.paths)
@@ -247,5 +247,5 @@ def test_run_with_unsavable_random_generator_trains_without_checkpoints(how, env
     for status in run.train(checkpoint_every=0):
         assert status.state == "done"
         (note,) = troubles(status)
-        assert "keeps no checkpoints: the state of" in note
+        assert "no checkpoints are written: the state of" in note
         assert "np_random" in note

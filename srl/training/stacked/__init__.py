@@ -1,4 +1,4 @@
-"""Many runs of one environment trained as one stacked network: see :mod:`srl.training.stacked.train`."""
+"""Train many runs on one environment as one stacked network: see :mod:`srl.training.stacked.train`."""
 
 from srl.training.stacked.train import train_population
 

@@ -1,7 +1,7 @@
 """The environments of all members, stepped together.
 
-Each member has its own environments, seeds, statistics and reward noise, as if it were alone; what is
-arithmetic on them is done for all members at once, and bitwise identical to SB3's wrappers.
+Each member has its own environments, seeds, statistics and reward noise. The arithmetic on them is done for
+all members at once, and is bitwise identical to SB3's wrappers.
 Arrays have the shape ``(S, n, ...)``: ``S`` members with ``n`` environments each.
 """
 
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -20,17 +22,17 @@ from srl.rewards import explained
 
 
 class MemberEnvs:
-    """One VecEnv for each member, stepped together. A member whose environment fails is no longer stepped.
+    """One VecEnv for each member, stepped together. A member whose environment has failed is not stepped.
 
-    :param venvs: The members' environments, of one shape.
+    :param venvs: The members' environments, of the same spaces.
     """
 
     def __init__(self, venvs: Sequence[VecEnv]):
         self.venvs = list(venvs)
         self.n_envs = venvs[0].num_envs
-        #: Why members have failed, by their index; their observations and rewards are zeros.
+        #: The errors of failed members by index; their observations and rewards are zeros.
         self.failures: dict[int, Exception] = {}
-        #: Whether they can step into arrays that are there already.
+        #: Whether they can step into existing arrays.
         self._serial = all(type(venv) is SerialVecEnv and venv.keys == [None] for venv in venvs)
         self._observations = np.empty(0)
         self._rewards = np.zeros((len(venvs), self.n_envs), dtype=np.float32)
@@ -41,7 +43,7 @@ class MemberEnvs:
     def reset(self, members: Sequence[int]) -> np.ndarray:
         """Reset the environments of some members.
 
-        :return: Observations of all members, shape ``(S, n, ...)``; the array is used again.
+        :return: Observations of all members, shape ``(S, n, ...)``; the array is reused.
         """
         for member in members:
             self._attempt(member, self._reset)
@@ -55,12 +57,18 @@ class MemberEnvs:
         self._observations[member] = observation
         check_finite("observation at reset", observation)
 
+    def clipped(self, actions: np.ndarray | th.Tensor) -> np.ndarray:
+        """Return a policy's actions in NumPy, clipped to a Box action space as SB3 does."""
+        space = self.venvs[0].action_space
+        array = actions.cpu().numpy() if isinstance(actions, th.Tensor) else actions
+        return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+
     def step(self, actions: np.ndarray, members: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step the environments of some members.
 
         :param actions: Of all members, shape ``(S, n, ...)``.
-        :param members: Who steps; the others' observations stay, and they get no reward.
-        :return: Observations, rewards and dones of all members; the arrays are used again.
+        :param members: The members that step. The others keep their observations, and their rewards are 0.
+        :return: Observations, rewards and dones of all members; the arrays are reused.
         """
         if self.failures or len(members) < len(self.venvs):
             self._rewards[:] = 0
@@ -73,7 +81,7 @@ class MemberEnvs:
                 stepping.remove(member)
         step = self._step_into if self._serial else self._step_wait
         if not self._serial:
-            # All have begun before one is waited for: native environments step at the same time
+            # Start all before waiting for one: native environments step in parallel
             for member in stepping:
                 self._attempt(member, lambda member: self.venvs[member].step_async(actions[member]))
             stepping = [member for member in stepping if member not in self.failures]
@@ -99,7 +107,7 @@ class MemberEnvs:
         self._dones[member] = dones
 
     def _check_finite(self, members: Sequence[int]) -> None:
-        # From these SB3 bootstraps
+        # SB3 bootstraps from last observations
         if self._dones.any():
             for member in members:
                 if self._dones[member].any():
@@ -138,21 +146,21 @@ class MemberEnvs:
 
 
 def _stack_of(array: np.ndarray, n: int) -> np.ndarray:
-    """Room for ``n`` arrays of this memory layout, which convolutions round by."""
+    """Zeros for ``n`` arrays of this memory layout, on which the rounding of convolutions depends."""
     strides, sizes = array.strides, array.shape
-    # An axis of one has any stride; last it keeps that of the one before
+    # The stride of an axis of size 1 is arbitrary; such an axis comes after others of the same stride
     by_stride = sorted(range(array.ndim), key=lambda axis: (-strides[axis], -sizes[axis]))
     order = [0, *(1 + axis for axis in by_stride)]
     shape = (n, *array.shape)
-    room: np.ndarray = np.zeros([shape[axis] for axis in order], dtype=array.dtype)
-    return np.transpose(room, np.argsort(order))
+    stack: np.ndarray = np.zeros([shape[axis] for axis in order], dtype=array.dtype)
+    return np.transpose(stack, np.argsort(order))
 
 
 class StackedRunningMeanStd:
     """SB3's RunningMeanStd for each member.
 
     :param n_members: ``S``.
-    :param shape: Shape of what is averaged.
+    :param shape: Shape of the averaged arrays.
     """
 
     def __init__(self, n_members: int, shape: tuple[int, ...] = ()):
@@ -166,7 +174,7 @@ class StackedRunningMeanStd:
         :param batch: Shape ``(S, n, *shape)``.
         """
         n = batch.shape[1]
-        if n == 1:  # one number is its own mean
+        if n == 1:  # a single number is its own mean
             mean, var = batch[:, 0], 0.0
         else:  # as np.mean and np.var compute them
             mean = np.add.reduce(batch, axis=1) / n
@@ -183,8 +191,8 @@ class StackedRunningMeanStd:
 class StackedNormalize:
     """SB3's VecNormalize for each member.
 
-    :param wrappers: The members' VecNormalize, new and of one configuration but for ``gamma``. They hold the
-        settings, and the statistics after :meth:`export`.
+    :param wrappers: The members' VecNormalize, new and with the same options except ``gamma``. They hold the
+        options, and after :meth:`export` the statistics.
     """
 
     def __init__(self, wrappers: Sequence[VecNormalize]):
@@ -199,7 +207,7 @@ class StackedNormalize:
         self._returns = np.zeros((len(wrappers), first.num_envs))
 
     def reset(self, observations: np.ndarray) -> np.ndarray:
-        """Take the first observations in; returns them normalized, float32."""
+        """Add the first observations; returns them normalized, float32."""
         self._returns[:] = 0
         if self._norm_obs:
             self.obs_rms.update(observations)
@@ -212,7 +220,7 @@ class StackedNormalize:
         dones: np.ndarray,
         infos: Sequence[Sequence[dict[str, Any]]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Take a step in.
+        """Add a step.
 
         :param observations: Shape ``(S, n, ...)``.
         :param rewards: Shape ``(S, n)``.
@@ -235,10 +243,10 @@ class StackedNormalize:
         return normalized, rewards.astype(np.float32)
 
     def observations(self, observations: np.ndarray, member: int | None = None) -> np.ndarray:
-        """Normalize observations; the statistics stay.
+        """Normalize observations without changing the statistics.
 
-        :param observations: Shape ``(S, n, ...)``, or that of one observation of one member.
-        :param member: That member.
+        :param observations: Shape ``(S, n, ...)``, or one observation of one member.
+        :param member: The member of a single observation.
         """
         if not self._norm_obs:
             return np.array(observations)
@@ -248,23 +256,8 @@ class StackedNormalize:
         clipped: np.ndarray = np.clip(scaled, -self._clip_obs, self._clip_obs)
         return clipped.astype(np.float32)
 
-    def state(self, member: int) -> dict[str, Any]:
-        """The statistics of a member, as :func:`srl.envs.state.env_state` has VecNormalize's."""
-        averages = {"returns": self.ret_rms} | ({"observations": self.obs_rms} if self._norm_obs else {})
-        return {
-            "averages": {
-                name: {
-                    "mean": np.array(average.mean[member]),
-                    "var": np.array(average.var[member]),
-                    "count": average.count,
-                }
-                for name, average in averages.items()
-            },
-            "returns": self._returns[member].copy(),
-        }
-
     def restore(self, member: int, state: dict[str, Any]) -> None:
-        """Take over the statistics of a member."""
+        """Restore the statistics of a member."""
         for name, average in (("returns", self.ret_rms), ("observations", self.obs_rms)):
             values = state["averages"].get(name)
             if values is not None:
@@ -273,8 +266,9 @@ class StackedNormalize:
         self._returns[member] = state["returns"]
 
     def export(self) -> list[VecNormalize]:
-        """The members' VecNormalize with their statistics."""
+        """The members' VecNormalize with their statistics and discounted returns."""
         for member, wrapper in enumerate(self._wrappers):
+            wrapper.returns = self._returns[member].copy()
             pairs = [(self.ret_rms, wrapper.ret_rms)]
             if self._norm_obs:
                 assert isinstance(wrapper.obs_rms, RunningMeanStd)

@@ -1,9 +1,9 @@
-"""One update of all members: rollouts of one shape, and the gradient steps.
+"""One update of all members: the gradient steps on their rollouts.
 
 ``S`` is the number of members. A rollout is SB3's ``RolloutBufferSamples`` with a dimension for members in
 front: ``N = n_envs * n_steps`` samples of each, in the order of SB3's buffer, in tensors of shape ``(S, N)``,
-observations ``(S, N, *observation_shape)`` and actions ``(S, N, action_dim)``. What is random is drawn by
-each member for itself; the losses are the members' own.
+observations ``(S, N, *observation_shape)`` and actions ``(S, N, action_dim)``. Each member has its own random
+generator and its own loss.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def generalized_advantages(
 
     :param rewards: Float32, shape ``(n_steps, S, n_envs)``.
     :param values: Float32, shape ``(n_steps, S, n_envs)``.
-    :param episode_starts: Float32, 1 where an episode begins, shape ``(n_steps, S, n_envs)``.
+    :param episode_starts: Float32, 1 where an episode starts, shape ``(n_steps, S, n_envs)``.
     :param last_values: Values after the last step, shape ``(S, n_envs)``.
     :param dones: Whether the last step ended an episode, shape ``(S, n_envs)``.
     :param gamma: Of each member, shape ``(S,)``.
@@ -61,11 +61,11 @@ def generalized_advantages(
 
 
 class StackedOptimizer:
-    """The members' optimizers as one: any that treats each number by itself.
+    """The members' optimizers as one elementwise optimizer.
 
     :param policy: The stacked network.
-    :param models: The members, those of one learning rate and one set of options next to each other.
-    :param learning_rates: Of each member, as its hyperparameters name it.
+    :param models: The members; those with the same learning rate and options are adjacent.
+    :param learning_rates: The learning rate of each member, as in its hyperparameters.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class StackedOptimizer:
         options = [_options(model) for model in models]
         groups = _alike([(rate, repr(own)) for rate, own in zip(learning_rates, options, strict=True)])
         fused = bool(first.optimizer_kwargs.get("fused"))
-        #: For each group its first member, and what is optimized: the name of a parameter, its part, and the
-        #: members in that.
+        #: For each group its first member, and for each optimized tensor the name of its parameter, the
+        #: tensor and its members.
         self._groups = [
             (own.start, [piece for name in policy.parameters for piece in self._pieces(name, own, fused)])
             for own in groups
         ]
         self._gradients = [th.zeros_like(parameter) for parameter in policy.parameters.values()]
-        #: The same, each of shape ``(S, size)``.
+        #: Views of the gradients, each of shape ``(S, size)``.
         self._flat_gradients = [gradient.flatten(1) for gradient in self._gradients]
         of_name = dict(zip(policy.parameters, self._gradients, strict=True))
         for _, pieces in self._groups:
@@ -97,15 +97,15 @@ class StackedOptimizer:
         self._max_norm = th.tensor([model.max_grad_norm for model in models], device=models[0].device)
 
     def _pieces(self, name: str, group: slice, fused: bool) -> list[tuple[str, th.Tensor, slice]]:
-        """Parts of a stacked parameter to optimize as one tensor each."""
+        """The parts of a stacked parameter that are optimized as one tensor each."""
         parameter = self._policy.parameters[name].detach()
-        # A fused optimizer rounds the numbers that do not fill its vectors in another way
+        # A fused optimizer rounds numbers that do not fill its vectors differently
         size = 1 if fused and parameter[0].numel() % VECTOR else group.stop - group.start
         parts = [slice(first, first + size) for first in range(group.start, group.stop, size)]
         return [(name, parameter[part], part) for part in parts]
 
     def read_learning_rates(self) -> None:
-        """Take the learning rates that the members' own optimizers have now."""
+        """Take the current learning rates of the members' own optimizers."""
         for group, (start, _) in zip(self._optimizer.param_groups, self._groups, strict=True):
             group["lr"] = self._models[start].policy.optimizer.param_groups[0]["lr"]
 
@@ -115,19 +115,19 @@ class StackedOptimizer:
         :param loss: Shape ``(S,)``.
         """
         parameters = self._policy.parameters
-        # The members' losses share nothing, so that the gradient of the sum is each one's own
+        # The losses are independent, so that the gradient of the sum has each member's own gradient
         gradients = th.autograd.grad(loss.sum(), list(parameters.values()))
-        # One copy puts them where the optimizer looks, and as it needs them: some come transposed
+        # One copy moves them to the optimizer's tensors, in its memory layout: some are transposed
         th._foreach_copy_(self._gradients, gradients)
         norms = th.stack([th.linalg.vector_norm(gradient, dim=1) for gradient in self._flat_gradients], 1)
-        # Where SB3 divides a number by a tensor, PyTorch multiplies with its reciprocal
+        # As SB3's division of a number by a tensor, which PyTorch computes by the reciprocal
         inverse = (th.linalg.vector_norm(norms, dim=1) + 1e-6).reciprocal()
         scale = (inverse * self._max_norm).clamp(max=1.0)
         th._foreach_mul_(self._flat_gradients, [scale.unsqueeze(1)] * len(gradients))
         self._optimizer.step()
 
     def take_over(self) -> None:
-        """Take the state of the members' own optimizers, as of resumed runs."""
+        """Take the state of the members' own optimizers, to resume."""
         for _, pieces in self._groups:
             for name, part, members in pieces:
                 models = self._models[members]
@@ -139,7 +139,7 @@ class StackedOptimizer:
                     )
 
     def export(self) -> None:
-        """Give the members' own optimizers their state, so that a loaded model can resume training."""
+        """Write the state to the members' own optimizers, so that saved models can resume training."""
         for _, pieces in self._groups:
             for name, part, members in pieces:
                 for row, model in enumerate(self._models[members]):
@@ -151,10 +151,10 @@ class StackedOptimizer:
 
 
 class CompiledUpdater:
-    """The members' compiled updates, one after the other: each is that of the run alone.
+    """The members' compiled updates, one after the other, each identical to that of the run alone.
 
     :param models: The members.
-    :param updates: Their updates.
+    :param updates: Their compiled updates.
     :param permutations: Each member's generator of minibatch orders.
     """
 
@@ -169,7 +169,7 @@ class CompiledUpdater:
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :return: How each member's update went.
+        :return: The result of each member's update.
         """
         results = []
         for index, (model, update, permutations) in enumerate(self._members):
@@ -188,10 +188,10 @@ class CompiledUpdater:
 class Updater:
     """The update of the stacked network.
 
-    The network is evaluated for all members at once, and the losses for those of the same options at once.
+    The network is evaluated for all members at once, and the loss for members with the same options at once.
 
-    :param models: The members, those of the same options (see :func:`~srl.sweep.tasks.member_order`)
-        next to each other.
+    :param models: The members; those with the same options are adjacent, see
+        :func:`~srl.config.population.member_order`.
     :param policy: Their stacked network.
     :param permutations: Each member's generator of minibatch orders.
     :param learning_rates: Of each member, as its hyperparameters name it.
@@ -209,23 +209,23 @@ class Updater:
         self._optimizer = StackedOptimizer(policy, models, learning_rates)
         self._permutations = list(permutations)
         self._device = models[0].device
-        #: Members whose losses differ in numbers alone.
+        #: Members whose losses differ only in coefficients.
         self._groups = [self._models[own] for own in _alike([model._trace_options() for model in models])]
         self._sizes = [len(group) for group in self._groups]
         self._flips = any(model.advantage_flip_prob > 0 for model in models)
 
     def take_over(self) -> None:
-        """Take the state of the members' own optimizers, to resume from it."""
+        """Take the state of the members' own optimizers, to resume."""
         self._optimizer.take_over()
 
     def export(self) -> None:
-        """Give the members' own optimizers their state."""
+        """Write the state to the members' own optimizers."""
         self._optimizer.export()
 
     def update(self, rollout: RolloutBufferSamples) -> list[UpdateResult]:
         """Update all members.
 
-        :return: How each member's update went.
+        :return: The result of each member's update.
         """
         first = self._models[0]
         statistics = UpdateStatistics()
@@ -245,7 +245,7 @@ class Updater:
         ]
 
     def _orders(self, n_samples: int) -> th.Tensor:
-        """The order in which each member takes its samples, as rows of the flattened rollout."""
+        """The order of each member's samples, as rows of the flattened rollout."""
         orders = np.stack([generator.permutation(n_samples) for generator in self._permutations])
         offsets = np.arange(len(orders))[:, None] * n_samples
         return th.as_tensor(orders + offsets, device=self._device)
@@ -258,11 +258,11 @@ class Updater:
         return th.stack([nobody if mask is None else mask for mask in masks])
 
     def _coefficients(self, group: Sequence[SA2C | SPPO]) -> dict[str, th.Tensor]:
-        """The coefficients of members, as the losses take them."""
+        """The coefficients of members as tensors."""
         own = [model._coefficients() for model in group]
         table = th.tensor([list(each.values()) for each in own], dtype=th.float64, device=self._device)
         columns = dict(zip(own[0], table.unsqueeze(2).unbind(1), strict=True))
-        # Clip ranges stay in float64, as Python has its numbers
+        # Clip ranges stay in float64, the precision of Python's floats
         weights = {name: columns[name].squeeze(1).float() for name in LossWeights._fields}
         return columns | weights | {"z": columns["z"].float()}
 
@@ -289,7 +289,7 @@ class Updater:
         return _joined(losses), _joined(prepared)
 
     def _split(self, tensors: Any) -> list[Any]:
-        """A named tuple of all members' tensors as one for each group."""
+        """Split a named tuple of all members' tensors by group."""
         columns = (
             [None] * len(self._sizes) if tensor is None else th.split(tensor, self._sizes)
             for tensor in tensors
@@ -298,25 +298,24 @@ class Updater:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """The named tuples of groups as one of all members."""
+    """Join the named tuples of all groups."""
     columns = zip(*parts, strict=True)
     return type(parts[0])(*(None if column[0] is None else th.cat(column) for column in columns))
 
 
 def _alike(keys: Sequence[Any]) -> list[slice]:
-    """Where equal keys are next to each other."""
+    """The slices of adjacent equal keys."""
     ends = list(accumulate(len(list(group)) for _, group in groupby(keys)))
     return [slice(start, end) for start, end in pairwise([0, *ends])]
 
 
 def _options(model: SA2C | SPPO) -> dict[str, Any]:
-    """The options of a member's optimizer."""
     (group,) = model.policy.optimizer.param_groups
     return {name: value for name, value in group.items() if name != "params"}
 
 
 def _take(rollout: RolloutBufferSamples, rows: th.Tensor) -> RolloutBufferSamples:
-    """Samples of a rollout, other ones for each member.
+    """Samples of a rollout, different ones for each member.
 
     :param rows: Rows of the rollout with its first two dimensions flattened, shape ``(S, batch_size)``.
     """

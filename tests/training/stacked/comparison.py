@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 from srl.config.spec import RunSpec
 from srl.rundir.directory import RunDirectory
 from srl.rundir.status import Status
-from srl.training.run import RunFailed, train_run
+from srl.training.attempt import RunFailed
+from srl.training.run import train_run
 from srl.training.stacked import train_population
 
 #: Results are bitwise identical on most CPUs; some CPUs round stacked products differently.

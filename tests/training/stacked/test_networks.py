@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from srl.envs import make_train_env
 from srl.errors import UserError
-from srl.training.run import make_model
-from srl.training.stacked.networks import StackedPolicy, stacked_linear
+from srl.training.model import make_model
+from srl.training.stacked.layers import stacked_linear
+from srl.training.stacked.networks import StackedPolicy
 from tests.small_runs import small_spec
 from tests.training.stacked.small_envs import SMALL_ENVS
 

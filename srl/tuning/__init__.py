@@ -1,0 +1,1 @@
+"""Tune hyperparameters with Optuna."""
