@@ -25,11 +25,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from srl.config.difference import flatten
 from srl.config.lenient import spec_text
 from srl.config.spec import RunSpec
 from srl.errors import UserError, nearest
-from srl.rundir.directory import MODEL, PROGRESS, VECNORMALIZE, VERSIONS, RunDirectory, flatten
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes, write_text
+from srl.rundir.names import MODEL, PROGRESS, VECNORMALIZE, VERSIONS
 
 #: What is recorded of a run's tracking, in its directory.
 TRACKING = "tracking.json"

@@ -11,7 +11,8 @@ import optuna
 from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.hyperparams import resolve_hyperparams
 from srl.config.population import population_key
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.tuning import (
     Tuner,
     divide_tasks,

@@ -160,8 +160,9 @@ def _check_keeps_settings(options: Train) -> None:
 
 def _train_into(path: Path, spec: RunSpec, options: Train, console: Console, command: str) -> int:
     """Train a run that was checked, and print its final evaluation; returns the exit status."""
-    from srl.rundir.directory import ERROR, RunDirectory
+    from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import is_full, naming_full_disk, out_of_space
+    from srl.rundir.names import ERROR
     from srl.sweep.display import RunDisplay
     from srl.sweep.engines.local import use_one_thread
 

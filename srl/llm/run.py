@@ -25,8 +25,8 @@ from srl.llm.sampling import Sampler
 from srl.llm.sppo_trainer import SPPOConfig, SPPOTrainer
 from srl.llm.tasks import Files, Task, options
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.directory import LANGUAGE_MODEL
 from srl.rundir.files import plain_files
+from srl.rundir.names import LANGUAGE_MODEL
 from srl.rundir.status import Status
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint
 from srl.training.run import Attempt, RunFailed, checkpoint_origin, in_one_line

@@ -15,8 +15,9 @@ from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 from srl.errors import UserError
 from srl.report.intervals import Array, mean_band
 from srl.report.runs import Cell, Run
-from srl.rundir.directory import PROGRESS, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes
+from srl.rundir.names import PROGRESS
 from srl.rundir.status import Status
 
 #: The most points of a curve; more cannot be seen.

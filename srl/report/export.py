@@ -17,7 +17,7 @@ from srl.report.files import check_folder, write_files
 from srl.report.intervals import plain
 from srl.report.runs import ZOO, Cell, Run
 from srl.report.scores import Scores, read_scores, unfinished
-from srl.rundir.directory import EVALUATIONS
+from srl.rundir.names import EVALUATIONS
 
 Format = Literal["json", "parquet", "zoo", "archive"]
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from srl.errors import UserError
 from srl.report.earlier import is_of_earlier_version
 from srl.report.runs import RECORD
-from srl.rundir.directory import SPEC
 from srl.rundir.files import check_writable, read_bytes, replacing, write_text
+from srl.rundir.names import SPEC
 
 if TYPE_CHECKING:
     from srl.report.tables import Table

@@ -13,10 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from srl.config.algorithms import get_algorithm
+from srl.config.difference import flatten
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import RESULTS, SPEC, RunDirectory, flatten, language_model_files, walk
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import walk
+from srl.rundir.names import RESULTS, SPEC, language_model_files
 from srl.rundir.plan import PLAN, read_plan
 from srl.rundir.status import Status
 

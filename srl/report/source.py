@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from srl.report.runs import Run
 from srl.report.samples import SampledText, read_samples
-from srl.rundir.directory import PROGRESS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import PROGRESS
 
 if TYPE_CHECKING:
     from srl.report.curves import Series

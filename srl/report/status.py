@@ -27,16 +27,9 @@ from srl.errors import UserError
 from srl.report.markup import one_line
 from srl.report.runs import find_folders
 from srl.rundir.checkpoints import last_checkpoint
-from srl.rundir.directory import (
-    EVALUATIONS,
-    MODEL,
-    RESULTS,
-    SPEC,
-    STATUS,
-    RunDirectory,
-    language_model_files,
-)
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes
+from srl.rundir.names import EVALUATIONS, MODEL, RESULTS, SPEC, STATUS, language_model_files
 from srl.rundir.plan import PlannedRun, read_plan
 from srl.rundir.progress import Progress, RunProgress, State, duration, outlook
 from srl.rundir.status import STATUS_TYPE, Status

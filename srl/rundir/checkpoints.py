@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from srl.errors import UserError
-from srl.rundir.directory import CHECKPOINT, CHECKPOINTS, checkpoint_files
+from srl.rundir.names import CHECKPOINT, CHECKPOINTS, checkpoint_files
 
 FORMAT = 3
 #: The name of the structure among the arrays of a file.

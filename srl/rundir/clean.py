@@ -12,20 +12,10 @@ from pathlib import Path
 
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_path, read_arrays
-from srl.rundir.directory import (
-    CHECKPOINT,
-    CHECKPOINTS,
-    LOCK,
-    LOG,
-    SPEC,
-    STATUS,
-    TEMPORARY,
-    TEMPORARY_CHECKPOINT,
-    RunDirectory,
-    find_runs,
-    walk,
-)
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import RANDOM, is_locked, plain_files
+from srl.rundir.find import find_runs, walk
+from srl.rundir.names import CHECKPOINT, CHECKPOINTS, LOCK, LOG, SPEC, STATUS, TEMPORARY, TEMPORARY_CHECKPOINT
 from srl.rundir.plan import PLAN, read_plan
 
 #: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.

@@ -57,7 +57,7 @@ def check_plan(root: Path) -> None:
     if file.is_symlink():
         raise UserError(f"{file} is a link, and srl writes a file there. Move it away; nothing was written.")
     if plan is not None and plan[1]:
-        raise _newer(file, plan[1])
+        raise newer_version_error(file, plan[1])
 
 
 def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
@@ -93,7 +93,7 @@ def read_comparisons(root: Path) -> list[tuple[str, str]]:
         return []  # `read_plan` says what is wrong with it
 
 
-def _newer(file: Path, unknown: dict[str, Any]) -> UserError:
+def newer_version_error(file: Path, unknown: dict[str, Any]) -> UserError:
     """What there is to say of a file in a folder that this version must not write to."""
     keys = ", ".join(f"{key}={value!r}" for key, value in list(unknown.items())[:3])
     return UserError(

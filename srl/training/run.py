@@ -43,7 +43,9 @@ from srl.errors import UserError
 from srl.own_algorithms import algorithm_class, own_package
 from srl.policies import PolicyMixin
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
-from srl.rundir.directory import (
+from srl.rundir.directory import RunDirectory
+from srl.rundir.files import replacing, write_text
+from srl.rundir.names import (
     BEST_MODEL,
     BEST_VECNORMALIZE,
     ERROR,
@@ -53,9 +55,7 @@ from srl.rundir.directory import (
     SPEC,
     VECNORMALIZE,
     VERSIONS,
-    RunDirectory,
 )
-from srl.rundir.files import replacing, write_text
 from srl.rundir.status import State, Status, boot_id
 from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
 from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint, write_final_state

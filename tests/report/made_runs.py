@@ -20,7 +20,8 @@ from srl.config.spec import RunSpec, make_run_spec
 from srl.config.sweep import load_sweep
 from srl.envs import resolve_env_id
 from srl.errors import UserError
-from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS
 from srl.rundir.status import State, Status
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.directory import EVALUATIONS, SPEC, STATUS, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import check_writable, replacing, write_text
+from srl.rundir.names import EVALUATIONS, SPEC, STATUS
 from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 from tests.small_runs import contents, small_spec

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 import pytest
 
 from srl.errors import OutOfSpace, UserError
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.rundir.status import Status
 from srl.sweep import execution
 from srl.sweep.engines import Ended, Job, Order, Task

@@ -14,7 +14,8 @@ from threading import Thread
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.rundir.status import Status
 from srl.sweep.engines import Job, Order, Task
 from srl.sweep.engines.ray import Options, RayEngine

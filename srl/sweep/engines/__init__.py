@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import LOG
+from srl.rundir.names import LOG
 from srl.training.memory import available_memory
 
 

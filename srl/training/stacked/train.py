@@ -37,7 +37,8 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence, seed_torch, st
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.directory import MONITOR, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import MONITOR
 from srl.rundir.progress import beat_interval
 from srl.rundir.status import Status
 from srl.training.callbacks import (
