@@ -95,7 +95,7 @@ def _write_page(
     try:
         from srl.report.files import check_files
         from srl.report.report import make_report
-        from srl.report.tables import to_rich
+        from srl.report.table_formats import to_rich
         from srl.report.write import FILES, FigureOptions, write_report
     except ModuleNotFoundError as error:
         raise UserError(

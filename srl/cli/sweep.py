@@ -217,7 +217,7 @@ def sweep(options: Sweep, command: str) -> int:
 def _print_scores(root: Path, console: Console) -> None:
     from srl.report.files import write_tables
     from srl.report.scores import read_scores
-    from srl.report.tables import to_rich
+    from srl.report.table_formats import to_rich
 
     scores = read_scores(root)
     console.print(to_rich(scores.table, console.width))

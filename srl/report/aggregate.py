@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from srl.report.cells import Cell
 from srl.report.comparison import Matched, by_column, match
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import NAMES, Kind, Scale, Task, normalise
-from srl.report.runs import Cell
 from srl.report.statistics import aggregates, performance_profile
 from srl.report.tables import noise_order
 

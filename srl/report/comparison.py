@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srl.config.algorithms import get_algorithm
+from srl.report.cells import Cell, name_seeds
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import Task
-from srl.report.runs import Cell, name_seeds
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
 from srl.report.statistics import probability_of_improvement
 from srl.report.tables import column_order, noise_order

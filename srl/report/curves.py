@@ -13,8 +13,9 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
+from srl.report.cells import Cell
 from srl.report.intervals import Array, mean_band
-from srl.report.runs import Cell, Run
+from srl.report.runs import Run
 from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes
 from srl.rundir.names import PROGRESS

@@ -13,9 +13,11 @@ import numpy as np
 
 from srl.config.spec import safe_name
 from srl.errors import MissingExtra, UserError
+from srl.report.cells import Cell
 from srl.report.files import check_folder, write_files
+from srl.report.folders import ZOO
 from srl.report.intervals import plain
-from srl.report.runs import ZOO, Cell, Run
+from srl.report.runs import Run
 from srl.report.scores import Scores, read_scores, unfinished
 from srl.rundir.names import EVALUATIONS
 

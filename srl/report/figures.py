@@ -1,18 +1,14 @@
-"""Figures, as PNG and SVG: one color for one algorithm everywhere, readable in grayscale.
+"""Figures of a report.
 
-Colors are Okabe and Ito's and Tol's for color-blind readers; markers and dashes tell algorithms apart
-without color. Symmetric algorithms have solid lines, baselines broken ones. ``columns`` are all columns of
-the report: a column has the same style in every figure.
+``columns`` are all columns of the report: a column has the same style in every figure.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
-from srl.config.algorithms import ALGORITHMS
 from srl.report.ablation import Ablation
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
@@ -29,30 +24,8 @@ from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
+from srl.report.style import Style, style, styled
 from srl.report.trends import Trend, noise_level
-
-#: Color, dashes and marker of each algorithm.
-_STYLES: dict[str, tuple[str, str, str]] = {
-    "a2c": ("#E69F00", "--", "o"),
-    "sa2c": ("#A6320A", "-", "s"),
-    "da2c": ("#CC79A7", "--", "v"),
-    "dsa2c": ("#661155", "-", "P"),
-    "ppo": ("#56B4E9", "--", "^"),
-    "sppo": ("#004C84", "-", "D"),
-    "dppo": ("#3DB892", "--", "<"),
-    "dsppo": ("#0B4F36", "-", "X"),
-    "llm-ppo": ("#56B4E9", "--", "s"),
-    "llm-sppo": ("#004C84", "-", "D"),
-    "llm-grpo": ("#E69F00", "--", "^"),
-    "llm-sgrpo": ("#A6320A", "-", "v"),
-}
-#: Colors of variants whose names begin with no algorithm.
-_OTHER_COLORS = ("#D55E00", "#999933", "#882255", "#44AA99", "#332288", "#DDCC77")
-#: Dashes of what differs in a hyperparameter from a column of the same algorithm.
-_VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-
-#: Markers of those; with the dashes there are enough for 44.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "*", "h", "d")
 
 #: Values of a hyperparameter up to which each has a tick.
 _MOST_TICKS = 8
@@ -64,68 +37,8 @@ _AGGREGATE_TITLES = {
     "optimality_gap": "Optimality gap (lower is better)",
 }
 
-_SETTINGS: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    # Names are shown as they are, and files depend on nothing but the figures
-    "text.parse_math": False,
-    "svg.hashsalt": "srl",
-    "svg.fonttype": "path",
-    # TrueType, which journals ask for
-    "pdf.fonttype": 42,
-}
 
-
-#: Draws with Matplotlib's own settings and ours, whatever the user's are.
-_styled = matplotlib.style.context(["default", _SETTINGS])
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an algorithm is drawn."""
-
-    color: str
-    dashes: Any
-    marker: str
-
-
-def style(column: str, columns: Sequence[str]) -> Style:
-    """The style of a column.
-
-    :param column: As tables name it: an algorithm, perhaps with what sets it apart in brackets.
-    """
-    algorithm = _algorithm(column)
-    others_named = list(dict.fromkeys(n for n in map(_algorithm, columns) if n not in _STYLES))
-    if algorithm in others_named:
-        place = others_named.index(algorithm)
-        return Style(_OTHER_COLORS[place % len(_OTHER_COLORS)], "-", _MARKERS[place % len(_MARKERS)])
-    color, dashes, marker = _STYLES[algorithm]
-    place = [other for other in columns if _algorithm(other) == algorithm].index(column)
-    if not place:
-        return Style(color, dashes, marker)
-    others = [other for other in _MARKERS if other != marker]
-    return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)], others[(place - 1) % len(others)])
-
-
-def _algorithm(column: str) -> str:
-    """The algorithm that a column's name begins with; else its whole name."""
-    name = column.partition(" (")[0].lower()
-    first = name.partition("-")[0]
-    return first if first in _STYLES else name
-
-
-assert _STYLES.keys() == ALGORITHMS.keys()
-
-
-@_styled
+@styled
 def draw_curves(
     curves: Mapping[str, Mapping[str, Curve]],
     columns: Sequence[str],
@@ -157,7 +70,7 @@ def draw_curves(
     return figure
 
 
-@_styled
+@styled
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
     """Scores against a hyperparameter, with a panel for each noise, side by side."""
     figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
@@ -179,7 +92,7 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
     return figure
 
 
-@_styled
+@styled
 def draw_trends(
     trends: Sequence[Trend], comparisons: Sequence[Comparison], columns: Sequence[str], *, title: str
 ) -> Figure:
@@ -278,7 +191,7 @@ def _draw_band(
     return line
 
 
-@_styled
+@styled
 def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
@@ -306,7 +219,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     return figure
 
 
-@_styled
+@styled
 def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Performance profiles: a panel for each noise.
 
@@ -329,7 +242,7 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
     return figure
 
 
-@_styled
+@styled
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
     rows = [
@@ -348,7 +261,7 @@ def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str])
     return figure
 
 
-@_styled
+@styled
 def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement in each environment: a panel for each noise."""
     by_noise: dict[str, list[Comparison]] = {}
@@ -448,7 +361,7 @@ FORMATS = tuple(_METADATA)
 PAGE_DPI = 150
 
 
-@_styled
+@styled
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     """A figure as a file; the same figure gives the same bytes.
 

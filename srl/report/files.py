@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from srl.errors import UserError
 from srl.report.earlier import is_of_earlier_version
-from srl.report.runs import RECORD
+from srl.report.folders import RECORD
 from srl.rundir.files import check_writable, read_bytes, replacing, write_text
 from srl.rundir.names import SPEC
 
@@ -153,7 +153,7 @@ def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str,
     :param left_out: Lines on what is in none of them; Markdown has these too.
     """
     # SciPy, which tables need, takes half a second to import
-    from srl.report.tables import to_csv, to_latex, to_markdown
+    from srl.report.table_formats import to_csv, to_latex, to_markdown
 
     writers: dict[str, Writer] = {}
     for table in tables:

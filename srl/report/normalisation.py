@@ -14,8 +14,8 @@ import numpy as np
 from srl.config.files import ConfigFile, configs_dir
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
+from srl.report.cells import Cell
 from srl.report.intervals import Array
-from srl.report.runs import Cell
 
 #: An environment with the steps of training in it.
 Task = tuple[str, int]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srl.config.files import ConfigFile, configs_dir
-from srl.report.runs import Cell
+from srl.report.cells import Cell
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 
 from srl.errors import UserError, nearest
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
+from srl.report.cells import Cell
 from srl.report.comparison import Comparison, Matched, compare_pairs, family_sizes, task_name
 from srl.report.intervals import CONFIDENCE, Array, Estimate, plain
 from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
-from srl.report.runs import Cell
 from srl.report.scores import Scores, read_scores
 from srl.report.significance import ALPHA, best_of_rows
 from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean

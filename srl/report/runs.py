@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,25 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from srl.config.algorithms import get_algorithm
 from srl.config.difference import flatten
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
+from srl.report.folders import find_folders, foreign_folders
 from srl.rundir.directory import RunDirectory
-from srl.rundir.find import walk
-from srl.rundir.names import RESULTS, SPEC, language_model_files
-from srl.rundir.plan import PLAN, read_plan
+from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 
 #: How a run was executed, and its seed, do not tell one row of a table from another.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "numpy_acting", "gym_packages"}
-#: What a report leaves beside its page, or at the root of what it is about.
-PAGE = "report.html"
-FIGURES = "figures"
-ZOO = "zoo"
-#: Which files of a folder a report wrote.
-RECORD = ".srl-report.json"
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
 
@@ -137,68 +128,10 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
                 runs.append(
                     Run(where, run.env, run.algo, name, run.noise, run.seed, run.n_timesteps, state="missing")
                 )
-    notes += _foreign(found, planned)
+    notes += foreign_folders(found, planned)
     if not runs:
         raise UserError("\n".join([f"{root} holds no runs.", *notes]))
     return runs, notes
-
-
-@dataclass(frozen=True)
-class FoundFolders:
-    """The folders at or below a root, as paths below it; the root itself is ``"."``."""
-
-    #: Those that hold a run's spec.
-    runs: list[str]
-    #: Those that hold a sweep's plan.
-    plans: list[str]
-    #: Those that hold other files.
-    others: list[str]
-    #: Those that a report was written to.
-    reports: list[str]
-    #: Lines on those that could not be looked into.
-    unreadable: list[str]
-
-
-def find_folders(root: Path) -> FoundFolders:
-    """Sort the folders at or below a root; nothing in them is read."""
-    found = FoundFolders([], [], [], ["."], [])
-
-    def cannot(error: OSError) -> None:
-        path = os.path.relpath(error.filename, root)
-        found.unreadable.append(f"{path}: cannot be read: {error.strerror}.")
-
-    for folder, folders, files in walk(root, cannot):
-        folders.sort()
-        path = Path(os.path.relpath(folder, root)).as_posix()
-        if SPEC in files:
-            found.runs.append(path)
-        elif files and {PLAN, PAGE, RECORD}.isdisjoint(files):
-            found.others.append(path)
-        if PLAN in files:
-            found.plans.append(path)
-        if PAGE in files or RECORD in files:
-            found.reports.append(path)
-    found.runs.sort()
-    return found
-
-
-def _foreign(found: FoundFolders, planned: Sequence[str]) -> list[str]:
-    """Lines on folders that have nothing to do with runs, the outermost ones alone."""
-    known = [*found.runs, *found.plans, *found.reports, *planned]
-    ours = {parent for path in known for parent in _with_parents(path)}
-    written = {(Path(path) / name).as_posix() for path in [".", *ours] for name in (FIGURES, ZOO)}
-    inside = {*found.runs, *planned, *written}
-    outermost = dict.fromkeys(
-        next(parent for parent in reversed(_with_parents(path)) if parent not in ours)
-        for path in found.others
-        if path not in ours and inside.isdisjoint(_with_parents(path))
-    )
-    return [f"{path}: left out, no run's folder." for path in outermost]
-
-
-def _with_parents(path: str) -> list[str]:
-    """A path and all those above it, from the inside out: ``a/b`` gives ``a/b``, ``a``, ``.``."""
-    return [path, *(parent.as_posix() for parent in Path(path).parents)]
 
 
 def _relative(line: object, root: Path) -> str:
@@ -241,9 +174,7 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
         # Its score is valid, but a sweep would make another model
-        if status:
-            results = [*RESULTS[2:], *language_model_files(status)]
-            minor_damage += directory.sealed_damage(status, results, thorough=False)
+        minor_damage += directory.model_damage(status) if status else []
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":
@@ -326,128 +257,3 @@ def _judge(
         reason = f"its evaluations are {len(timesteps)}, fewer than the {last} to average."
         return "short", reason, float("nan")
     return "done", "", score
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one environment, noise, number of steps and column over seeds."""
-
-    env: str
-    noise: str
-    n_timesteps: int
-    #: The name of the column: the algorithm's, or that of a variant.
-    name: str
-    #: In what it differs from another cell of the same place, as ``beta=2.0``; usually empty.
-    variant: str
-    runs: tuple[Run, ...]
-
-    @property
-    def algo(self) -> str:
-        """The algorithm."""
-        return self.runs[0].algo
-
-    @property
-    def column(self) -> str:
-        """The column as a table names it."""
-        name = get_algorithm(self.algo).label if self.name == self.algo else self.name
-        return name + (f" ({self.variant})" if self.variant else "")
-
-    @property
-    def done(self) -> dict[int, float]:
-        """The scores of the finished runs by seed."""
-        return {run.seed: run.score for run in self.runs if run.state == "done"}
-
-    @property
-    def values(self) -> list[float]:
-        """The scores of the finished runs."""
-        return list(self.done.values())
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds; NaN without one."""
-        return float(np.mean(self.values)) if self.values else float("nan")
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over seeds, from the unbiased deviation; NaN for fewer than two."""
-        n = len(self.values)
-        return float(np.std(self.values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-
-    def count(self, state: State) -> int:
-        """How many of its runs are in a state."""
-        return sum(run.state == state for run in self.runs)
-
-
-def name_seeds(seeds: set[int]) -> str:
-    """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    texts = [
-        f"{first} to {end}" if end > first + 1 else ", ".join(map(str, dict.fromkeys((first, end))))
-        for first, end in ranges
-    ]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(texts)}"
-
-
-def group(runs: Sequence[Run]) -> list[Cell]:
-    """Runs over seeds: those that differ in nothing but the seed and how they were executed.
-
-    Runs of the same place that differ in a hyperparameter stay apart, and are named after what differs; but
-    those that have in it what the algorithm has wherever it has one value alone keep its plain name.
-    """
-    places: dict[tuple[str, str, int, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        places[run.place].append(run)
-    # What is missing has no settings
-    settings = {
-        place: list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
-        for place, members in places.items()
-    }
-    cells = []
-    for place, members in places.items():
-        own = settings[place]
-        differing = _differing(own)
-        elsewhere = [
-            dict(other[0])
-            for where, other in settings.items()
-            if where[-1] == place[-1] and len(other) == 1 and other[0]
-        ]
-        usual = {key: {values.get(key) for values in elsewhere} for key in differing}
-        plain = next(
-            (
-                one
-                for one in own
-                if elsewhere and all(usual[key] == {dict(one).get(key)} for key in differing)
-            ),
-            None,
-        )
-        for setting in own:
-            values = dict(setting)
-            named = [] if setting == plain else [key for key in differing if key in values]
-            variant = ", ".join(f"{key.rpartition('.')[2]}={values[key]}" for key in named)
-            # What is missing belongs to the plain one, else to the first
-            with_missing = own[0] if plain is None else plain
-            mine = [
-                run
-                for run in members
-                if run.settings == setting or (not run.settings and setting == with_missing)
-            ]
-            cells.append(Cell(*place, variant, tuple(sorted(mine, key=lambda run: run.seed))))
-    return cells
-
-
-def _differing(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """The keys in which some settings differ."""
-    return list(
-        dict.fromkeys(
-            key
-            for one in settings
-            for key, value in one
-            for other in settings
-            if dict(other).get(key) != value
-        )
-    )

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from srl.report.cells import Cell, group, name_seeds
 from srl.report.published import read_published
-from srl.report.runs import Cell, Run, State, group, name_seeds, read_runs
+from srl.report.runs import Run, State, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
 from srl.rundir.plan import PLAN, read_comparisons

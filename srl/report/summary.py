@@ -10,9 +10,10 @@ import numpy as np
 
 from srl.config.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
+from srl.report.cells import Cell
 from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
 from srl.report.normalisation import Task
-from srl.report.runs import UNFINISHED, Cell, Run
+from srl.report.runs import UNFINISHED, Run
 from srl.report.significance import ALPHA
 from srl.report.tables import noise_order, p_text, with_interval
 from srl.report.trends import Trend

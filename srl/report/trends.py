@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from srl.report.cells import Cell, name_seeds
 from srl.report.normalisation import Task
-from srl.report.runs import Cell, name_seeds
 from srl.report.significance import ALPHA, holm, trend_test
 
 #: The fewest levels of noise, none included, over which a trend is tested.

@@ -15,6 +15,7 @@ from srl.errors import UserError, nearest
 from srl.report import figures
 from srl.report.ablation import find_ablations
 from srl.report.aggregate import ENOUGH_FOR_PROFILES
+from srl.report.cells import Cell
 from srl.report.comparison import task_name
 from srl.report.curves import (
     ENTROPY_LOSS,
@@ -26,10 +27,10 @@ from srl.report.curves import (
     training_curves,
 )
 from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
+from srl.report.folders import FIGURES, PAGE
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
 from srl.report.report import Report, statistics
-from srl.report.runs import FIGURES, PAGE, Cell
 from srl.report.tables import noise_order
 
 STATISTICS = "statistics.json"

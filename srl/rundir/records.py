@@ -199,6 +199,13 @@ class RunRecords:
                 problems.append(str(error))
         return problems
 
+    def model_damage(self, status: Status) -> list[str]:
+        """What of a finished run's model is damaged, in lines; large files are compared by size only.
+
+        :param status: The run's.
+        """
+        return self.sealed_damage(status, [*RESULTS[2:], *language_model_files(status)], thorough=False)
+
     def status_problem(self) -> list[str]:
         """What is wrong with a status that cannot be read, in a line; none if there never was one."""
         if self.has_status:
@@ -238,8 +245,7 @@ class RunRecords:
                 deque(pickletools.genops(read_bytes(self.path / VECNORMALIZE)), maxlen=0)
         except Exception:  # zipfile, zlib and pickletools each have their own
             return False
-        final = evaluations["results"][-1].mean()
-        return bool(is_whole and evaluations["timesteps"][-1] >= spec.n_timesteps and np.isfinite(final))
+        return is_whole and has_final_evaluation(evaluations, spec.n_timesteps)
 
     def read_evaluations(self, status: Status | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """SB3's evaluations: ``timesteps`` (n_evaluations,), ``results`` (n_evaluations, n_episodes).
@@ -285,3 +291,10 @@ class RunRecords:
     def in_progress(self) -> bool:
         """Whether a process of this machine is at it now; nothing is written."""
         return is_locked(self.path / LOCK)
+
+
+def has_final_evaluation(evaluations: dict[str, np.ndarray[Any, Any]], n_timesteps: int) -> bool:
+    """Whether the last evaluation is that of the last training step, and has a finite mean return."""
+    return bool(
+        evaluations["timesteps"][-1] >= n_timesteps and np.isfinite(evaluations["results"][-1].mean())
+    )

@@ -11,10 +11,11 @@ from rliable import library, metrics
 from srl.config.files import configs_dir
 from srl.errors import UserError
 from srl.report.aggregate import make_aggregates
+from srl.report.cells import group, name_seeds
 from srl.report.comparison import Improvement, compare_pairs, match
 from srl.report.intervals import Estimate
 from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
-from srl.report.runs import Run, group, name_seeds, read_runs
+from srl.report.runs import Run, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
 from srl.rundir.plan import PlannedRun
 from tests.report.made_runs import lay_down

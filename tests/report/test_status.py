@@ -24,7 +24,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 
 from srl.report.markup import one_line
-from srl.report.status import Folder, screen
+from srl.report.overview import Folder
+from srl.report.screen import screen
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import PlannedRun
 from srl.rundir.status import Status, boot_id

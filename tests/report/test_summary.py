@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from srl.report.cells import group
 from srl.report.comparison import Comparison, Improvement, compare_pairs
 from srl.report.intervals import Estimate
 from srl.report.report import make_report
-from srl.report.runs import group, read_runs
+from srl.report.runs import read_runs
 from srl.report.significance import smallest_p_value
 from srl.report.summary import describe_runs, summarise
 from tests.report.made_runs import lay_down

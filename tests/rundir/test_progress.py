@@ -13,7 +13,7 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
-from srl.report.status import Folder
+from srl.report.overview import Folder
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import PlannedRun
 from srl.rundir.progress import Progress, RunProgress, duration, makespan, outlook
