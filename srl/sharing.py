@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from srl.config.hyperparams import of_algorithm
+from srl.config.resolve import of_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory

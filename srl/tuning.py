@@ -39,7 +39,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from srl.config.algorithms import Algorithm
 from srl.config.compiling import n_minibatches, resolve_compile
-from srl.config.hyperparams import FAMILIES, check_hyperparams, of_algorithm
+from srl.config.hyperparams import FAMILIES
+from srl.config.resolve import check_hyperparams, of_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError, nearest
 from srl.rundir.directory import RunDirectory, request_stop

@@ -9,8 +9,8 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 import optuna
 
 from srl.config.algorithms import ALGORITHMS, get_algorithm
-from srl.config.hyperparams import resolve_hyperparams
 from srl.config.population import population_key
+from srl.config.resolve import resolve_hyperparams
 from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning import (

@@ -10,16 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from srl.config.algorithms import Algorithm
-from srl.config.hyperparams import (
-    FAMILIES,
-    EnvHyperparams,
-    Hyperparams,
-    NormalizeOptions,
-    Number,
-    Positive,
-    Probability,
-    Strict,
-)
+from srl.config.hyperparams import FAMILIES, EnvHyperparams, Hyperparams, NormalizeOptions
+from srl.config.values import Number, Positive, Probability, Strict
 
 #: In place of a model, a data set and a reward: those of :mod:`srl.llm.offline`.
 OFFLINE = "offline"

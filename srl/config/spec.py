@@ -11,17 +11,10 @@ from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_va
 from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
 from srl.config.compiling import resolve_compile
 from srl.config.files import user_error
-from srl.config.hyperparams import (
-    ATARI_WRAPPER,
-    PROFILES,
-    EnvHyperparams,
-    Hyperparams,
-    Positive,
-    Strict,
-    WholeNumber,
-    resolve_hyperparams,
-)
+from srl.config.hyperparams import ATARI_WRAPPER, EnvHyperparams, Hyperparams
 from srl.config.language_models import hyperparams_model
+from srl.config.resolve import PROFILES, resolve_hyperparams
+from srl.config.values import Positive, Strict, WholeNumber
 from srl.config.variants import NAME
 from srl.envs.registration import import_packages, is_atari, registered, resolve_env_id
 from srl.envs.reward_noise import parse_noise

@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError, field_validator
 from srl.config.algorithms import get_environment_algorithm
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
-from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, untrusted
+from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
+from srl.config.values import Positive, Strict
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest

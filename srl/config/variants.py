@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from srl.config.algorithms import ALGORITHMS, get_algorithm, get_environment_algorithm
 from srl.config.files import first_mistake
-from srl.config.hyperparams import check_hyperparams, keys_of
+from srl.config.resolve import REVERSE_LOSS, check_hyperparams, keys_of
 from srl.errors import UserError, nearest
 
 #: What a variant's name may be: it names a folder, and a column of tables.
@@ -150,7 +150,7 @@ def _named(name: str, values: Any) -> Variant:
 def _keys_of(algo: str) -> list[str]:
     """The hyperparameters that make a difference to an algorithm."""
     algorithm = get_algorithm(algo)
-    without = () if algorithm.symmetric else ("beta", "z", "reverse_loss", "importance_weighting")
+    without = () if algorithm.symmetric else REVERSE_LOSS
     return [key for key in keys_of(algorithm) if key not in without]
 
 

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from srl.config.algorithms import get_algorithm
-from srl.config.hyperparams import of_family
+from srl.config.resolve import of_family
 from srl.config.spec import RunSpec, make_run_spec
 from srl.config.sweep import SweepOptions, is_of_env
 from srl.errors import UserError
