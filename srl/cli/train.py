@@ -100,7 +100,7 @@ def train(options: Train, command: str) -> int:
     )
     path = options.out or Path("runs") / spec.path
     if (options.execution.compile or "auto") == "auto":
-        spec = RunDirectory(path).as_begun(spec)
+        spec = RunDirectory(path).keep_compilation(spec)
     there = RunDirectory(path).compare(spec)
     check_run(spec)
     for note in [*notes, *RunDirectory(path).damage(), *RunDirectory(path).minor_damage()]:

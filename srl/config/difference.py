@@ -8,6 +8,7 @@ from srl.config.spec import RunSpec
 
 
 def differs_only_in_length(there: RunSpec, asked: RunSpec) -> bool:
+    """Whether two specs are the same but for ``n_timesteps`` and ``stacked``."""
     same = {"stacked": asked.stacked, "n_timesteps": asked.n_timesteps}
     return there.model_copy(update=same) == asked
 

@@ -1,11 +1,10 @@
 """The run directory: the only record of a run; :mod:`srl.rundir.names` lists its files.
 
-Logs grow line by line; every other file is written completely or not at all. Files of other names are never
-changed.
+Logs grow line by line; every other file is written atomically. Files of other names are never changed.
 
 A run is finished if its results are complete: spec, evaluations, model and, if it normalizes observations or
-rewards, ``vecnormalize.pkl``, without which the model is of no use. Damage to other files is reported only.
-Before a run that had finished is retrained, its files move to ``damaged-N``, which nothing reads.
+rewards, ``vecnormalize.pkl``, which the model needs. Damage to other files is reported only.
+Before a finished run is retrained, its files are moved to ``damaged-N``, which is never read.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from srl.rundir.status import Status, digest_of
 
 
 def request_stop(path: Path, reason: str) -> None:
-    """Tell the process that trains a run to end it at its next heartbeat, and not to retry it."""
+    """Ask the process that trains a run to end it at its next heartbeat, and not to retry it."""
     write_text(path / STOP, reason + "\n")
 
 
@@ -67,11 +66,11 @@ class RunDirectory(RunRecords):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        #: The lock, while this holds it.
+        #: The open lock file while this object holds the lock.
         self._lock: IO[str] | None = None
 
     def requested_stop(self) -> str:
-        """Return why the run was told to stop, see :func:`request_stop`; empty if it was not."""
+        """Why the run was asked to stop, see :func:`request_stop`; empty if it was not."""
         try:
             return read_bytes(self.path / STOP).decode(errors="replace").strip() or "told to stop"
         except OSError:
@@ -86,7 +85,7 @@ class RunDirectory(RunRecords):
     def seal(self, names: Collection[str] | None = None) -> dict[str, tuple[int, int, str]]:
         """Size, time of change and digest of files, for the run's status: see :attr:`Status.files`.
 
-        :param names: Which; None takes all that a finished run leaves.
+        :param names: The files; None for all files of a finished run.
         """
         if names is None:
             logs = [file.relative_to(self.path).as_posix() for file in growing_logs(self.path)]
@@ -103,7 +102,7 @@ class RunDirectory(RunRecords):
     def restore_status(self, spec: RunSpec) -> None:
         """Rewrite the status of a finished run if it is damaged or missing.
 
-        :raises UserError: If another process is at it, or it is no finished run of this spec.
+        :raises UserError: If another process trains it, or it is not a finished run of this spec.
         """
         if self.read_status() is None:
             with self.claimed(spec):
@@ -120,7 +119,7 @@ class RunDirectory(RunRecords):
         """Compare the folder with a spec; nothing is written.
 
         :raises UserError: If the folder is a file, cannot be written to, belongs to another spec or to a
-            newer srl, holds what is no run, or has something else in the place of a run's file.
+            newer srl, contains other files, or has a folder or link in the place of a run's file.
         """
         check_writable(self.path)
         if not os.path.lexists(self.path):
@@ -152,8 +151,8 @@ class RunDirectory(RunRecords):
         self._check_kinds()
         return "unfinished"
 
-    def as_begun(self, spec: RunSpec) -> RunSpec:
-        """A spec, compiled as the run that the folder holds is, if it is of that spec otherwise."""
+    def keep_compilation(self, spec: RunSpec) -> RunSpec:
+        """The spec, with the ``compile_update`` of the run in the folder if they differ in nothing else."""
         there = self.readable_spec()
         if there is None:
             return spec
@@ -161,17 +160,17 @@ class RunDirectory(RunRecords):
         return kept if differs_only_in_length(there, kept) else spec
 
     def shorter(self, spec: RunSpec) -> RunSpec | None:
-        """The spec of the run in the folder if it is the asked one with fewer training steps, else None."""
+        """The spec of the run in the folder if it only has fewer training steps than a spec, else None."""
         there = self.readable_spec()
         if there is None or there.n_timesteps >= spec.n_timesteps:
             return None
         return there if differs_only_in_length(there, spec) else None
 
     def _check_no_other_files(self) -> None:
-        """See that a folder without a spec holds only what a run leaves that ends before it writes one."""
+        """Check that a folder without a spec contains only files that a run writes before its spec."""
         ours = {LOCK, LOG}
         try:
-            # Other programs may call a file so, too; srl's has a checksum
+            # Other programs may use this name; only srl's file has a checksum
             if "checksum" in json.loads(read_bytes(self.path / STATUS)) and self.read_status() is not None:
                 ours.add(STATUS)
         except (OSError, ValueError, TypeError):
@@ -188,7 +187,7 @@ class RunDirectory(RunRecords):
             )
 
     def _check_kinds(self) -> None:
-        """See that a run can write its files: srl replaces no links, and puts no file in a folder's place."""
+        """Check that a run can write its files: srl replaces no links, and no folder by a file."""
         for name in (*RESULTS, *OUTPUTS, STATUS, LOG, LOCK, MONITOR, CHECKPOINTS):
             file = self.path / name
             is_folder = name in (MONITOR, CHECKPOINTS)
@@ -200,22 +199,22 @@ class RunDirectory(RunRecords):
                 )
 
     def was_for(self, spec: RunSpec, status: Status | None) -> bool:
-        """Whether an attempt here was at this run, going by its status."""
+        """Whether the latest attempt in the folder was at this run, according to its status."""
         texts = [spec_text(spec.model_copy(update={"stacked": stacked})) for stacked in (False, True)]
         sealed = status.files[SPEC][2] if status is not None and SPEC in status.files else None
         return sealed in [hashlib.sha256(text.encode()).hexdigest() for text in texts]
 
     @contextmanager
     def claimed(self, spec: RunSpec, *, keep: bool = False) -> Iterator[Literal["new", "unfinished", "done"]]:
-        """Make the folder this process' for one attempt at a run, rid of what an earlier attempt left.
+        """Lock the folder for one attempt at a run, and remove the files of earlier attempts.
 
-        The files of a run that had finished, and is damaged since, move to ``damaged-N``. Those of a finished
-        one stay; only a damaged status is restored.
+        The files of a damaged finished run are moved to ``damaged-N``. The files of a finished run are kept;
+        only a damaged status is restored.
 
         :param spec: The run.
-        :param keep: Leave what an earlier attempt left, for one that resumes from there.
-        :return: A context that yields what :meth:`compare` says; of a finished run nothing is removed.
-        :raises UserError: If another process is at it, or it does not fit the spec.
+        :param keep: Keep the files of earlier attempts, to resume from their checkpoint.
+        :return: A context that yields the result of :meth:`compare`.
+        :raises UserError: If another process trains the run, or the folder does not fit the spec.
         """
         self.compare(spec)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -229,7 +228,7 @@ class RunDirectory(RunRecords):
             there = self.compare(spec)
             if there == "done" and self.read_status() is None:
                 self._write_status_from_results(spec)
-            if there == "unfinished" and self._had_finished():
+            if there == "unfinished" and self._was_finished():
                 self._set_aside()
             if there != "done":
                 write_text(self.path / SPEC, spec_text(spec))
@@ -241,15 +240,15 @@ class RunDirectory(RunRecords):
             finally:
                 self._lock = None
 
-    def _had_finished(self) -> bool:
-        """Whether what an unfinished run left is what a finished one left, before it was damaged."""
+    def _was_finished(self) -> bool:
+        """Whether an unfinished run was finished before it was damaged."""
         status = self.read_status()
         if status is None:
             return (self.path / MODEL).exists()
         return status.state == "done" or (status.state == "failed" and MODEL in status.files)
 
     def _set_aside(self) -> None:
-        """Move the files of the run, with copies of its spec and status, to a new folder inside it."""
+        """Move the files of the run, and copy its spec and status, to a new folder inside it."""
         number = 1
         while os.path.lexists(aside := self.path / f"damaged-{number}"):
             number += 1
@@ -266,7 +265,7 @@ class RunDirectory(RunRecords):
 
     @property
     def is_held(self) -> bool:
-        """Whether the folder is still the one that this has made its process'."""
+        """Whether this object still holds the lock of the folder."""
         try:
             there = (self.path / LOCK).stat()
         except OSError:
@@ -274,15 +273,15 @@ class RunDirectory(RunRecords):
         return self._lock is not None and os.path.samestat(there, os.fstat(self._lock.fileno()))
 
     def clear(self) -> None:
-        """Remove what attempts at the run have left, and nothing else."""
+        """Remove the files that attempts at the run have written, and no others."""
         for file in self._outputs():
             file.unlink(missing_ok=True)
         for folder in (MONITOR, CHECKPOINTS):
-            with suppress(OSError):  # it is not there, or holds something else
+            with suppress(OSError):  # it does not exist, or contains other files
                 (self.path / folder).rmdir()
 
     def _outputs(self) -> list[Path]:
-        """The files that attempts at the run have written, going by their names."""
+        """The files that attempts at the run have written, by their names."""
         here, status = plain_files(self.path), self.read_status()
         names = [name for name in here if name in OUTPUTS or TEMPORARY.fullmatch(name)]
         model = [] if status is None else language_model_files(status)

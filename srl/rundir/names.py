@@ -45,16 +45,16 @@ PROGRESS = "progress.csv"
 ERROR = "error.txt"
 LOG = "output.log"
 LOCK = "run.lock"
-#: Asks the process that trains a run to end it, see :func:`request_stop`.
+#: Asks the process that trains a run to end it, see :func:`srl.rundir.directory.request_stop`.
 STOP = "stop.txt"
 #: A language model as transformers saves it, and texts that it wrote before and after training.
 LANGUAGE_MODEL = "model"
 SAMPLES = "samples.json"
 
-#: The results of a run: what must be whole for it to count as finished.
+#: The results of a run, which must be complete for it to count as finished.
 RESULTS = (SPEC, EVALUATIONS, MODEL, VECNORMALIZE)
 MODELS = (MODEL, VECNORMALIZE, BEST_MODEL, BEST_VECNORMALIZE, FINAL_STATE)
-#: Names of what attempts at a run write, and a new attempt starts without.
+#: Files that an attempt at a run writes, and that the next attempt removes first.
 OUTPUTS = (VERSIONS, PROGRESS, EVALUATIONS, *MODELS, SAMPLES, ERROR)
 _EVENTS = re.compile(r"events\.out\.tfevents\.[0-9]+(\..+\.[0-9]+\.[0-9]+)?")
 _MONITOR_FILE = re.compile(r"[0-9]+\.monitor\.csv")
@@ -62,12 +62,12 @@ CHECKPOINT = re.compile(r"(?:0|[1-9][0-9]*)\.npz")
 _REPLACED = (SPEC, STATUS, VERSIONS, EVALUATIONS, *MODELS, SAMPLES, ERROR)
 TEMPORARY = re.compile(rf"\.(?:{'|'.join(map(re.escape, _REPLACED))}){RANDOM}")
 TEMPORARY_CHECKPOINT = re.compile(rf"\.[0-9]+\.npz{RANDOM}")
-#: Where the files of a finished run go before it is retrained.
+#: Folders that keep the files of a damaged finished run when it is retrained.
 ASIDE = re.compile(r"damaged-[0-9]+")
 
 
 def growing_logs(folder: Path) -> list[Path]:
-    """The logs of a run that only grow: TensorBoard's and Monitor's files."""
+    """The append-only logs of a run: TensorBoard's and Monitor's files."""
     monitor = folder / MONITOR
     names = [name for name in plain_files(folder) if _EVENTS.fullmatch(name)]
     if not monitor.is_symlink():
@@ -76,7 +76,7 @@ def growing_logs(folder: Path) -> list[Path]:
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The checkpoints of a run, and those that were not written to their end."""
+    """The checkpoints of a run, unfinished files included."""
     checkpoints = folder / CHECKPOINTS
     names = [] if checkpoints.is_symlink() else plain_files(checkpoints)
     return [
@@ -87,5 +87,5 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def language_model_files(status: Status) -> list[str]:
-    """The files of a language model that a finished run left, by their names below its folder."""
+    """The files of a finished run's language model, as paths below its folder."""
     return [name for name in status.files if name.startswith(f"{LANGUAGE_MODEL}/")]

@@ -35,9 +35,9 @@ from srl.rundir.names import (
 )
 from srl.rundir.status import STATUS_TYPE, Status, digest_of
 
-#: What SB3 writes into ``model.zip`` first and last.
+#: The first and last files that SB3 writes to ``model.zip``.
 _MODEL_PARTS = {"data", "policy.pth", "system_info.txt"}
-#: Bytes above which a file of the same size and time of change is taken to be the same.
+#: Bytes above which a file of the same size and modification time is assumed to be unchanged.
 _LARGE = 65536
 
 
@@ -53,15 +53,15 @@ class RunRecords:
     def read_spec(self) -> RunSpec | None:
         """The run's spec; None if the folder holds no run.
 
-        :raises UserError: If there is one that cannot be read.
+        :raises UserError: If it cannot be read.
         """
         found = self.read_spec_leniently()
         return None if found is None else found.spec
 
     def read_spec_leniently(self) -> LenientSpec | None:
-        """The run's spec, and what only a newer srl knows of it; None if the folder holds no run.
+        """The run's spec with its unknown keys; None if the folder holds no run.
 
-        :raises UserError: If there is one that cannot be read.
+        :raises UserError: If it cannot be read.
         """
         file = self.path / SPEC
         try:
@@ -87,7 +87,7 @@ class RunRecords:
             return None, error
 
     def check_spec(self, found: LenientSpec, status: Status | None) -> None:
-        """See that the spec of a finished run is the one that the run had.
+        """Check that the spec of a finished run is unchanged.
 
         :raises UserError: If it is not.
         """
@@ -95,10 +95,9 @@ class RunRecords:
             raise UserError(f"{self.path / SPEC}: damaged: not what the run left.")
 
     def read_status(self) -> Status | None:
-        """How far the run is; None if it has not begun, or its status cannot be read.
+        """The run's status; None if the run has not started, or its status cannot be read.
 
-        Fields that only a newer srl knows are left out. The checksum is of all fields or of those that this
-        version knows.
+        Unknown fields of a newer srl are ignored. The checksum covers all fields, or the known ones.
         """
         try:
             values = json.loads(read_bytes(self.path / STATUS))
@@ -112,7 +111,7 @@ class RunRecords:
 
     @property
     def has_status(self) -> bool:
-        """Whether there is a status, be it one that cannot be read."""
+        """Whether there is a status, readable or not."""
         return (self.path / STATUS).exists()
 
     def read_versions(self) -> dict[str, Any] | None:
@@ -124,7 +123,7 @@ class RunRecords:
         return versions if isinstance(versions, dict) else None
 
     def check_file(self, name: str, content: bytes, status: Status | None) -> None:
-        """See that a file of a finished run is as the run left it.
+        """Check that a file of a finished run is unchanged.
 
         :raises UserError: If it is not.
         """
@@ -133,10 +132,9 @@ class RunRecords:
             raise UserError(f"{self.path / name}: damaged: not what the run left.")
 
     def damage(self) -> list[str]:
-        """What of the run's results is damaged, in lines; empty if nothing is, or there is no run.
+        """The damage to the run's results, in lines; empty if there is none, or no run.
 
-        A finished run of which this is not empty does not count: it is retrained. If only its status is
-        damaged, the results decide.
+        A finished run with damaged results is retrained. If only its status is damaged, the results decide.
         """
         status = self.read_status()
         found, problem = self.find_spec()
@@ -156,7 +154,7 @@ class RunRecords:
         return list(dict.fromkeys(problems))
 
     def minor_damage(self, *, thorough: bool = True) -> list[str]:
-        """What else of the run is damaged, in lines: no result depends on it, and it is only reported.
+        """The damage to other files, in lines: no result depends on them, and it is only reported.
 
         :param thorough: As in :meth:`sealed_damage`.
         """
@@ -174,12 +172,12 @@ class RunRecords:
         return problems
 
     def sealed_damage(self, status: Status, names: Collection[str], *, thorough: bool = True) -> list[str]:
-        """Which files are not as a finished run left them, in lines.
+        """The files of a finished run that have changed, in lines.
 
-        :param status: The run's.
-        :param names: Which to look at; those that the run did not leave are passed over.
-        :param thorough: Whether large files are read if their time of change is another one, as it is in a
-            copy. If not, only their size tells.
+        :param status: The run's status.
+        :param names: The files to check; those that are not in the status are skipped.
+        :param thorough: Whether large files are read if their modification time differs, as in a copy. If
+            not, only their size is compared.
         """
         problems = []
         for name in sorted(name for name in names if name in status.files):
@@ -200,14 +198,14 @@ class RunRecords:
         return problems
 
     def model_damage(self, status: Status) -> list[str]:
-        """What of a finished run's model is damaged, in lines; large files are compared by size only.
+        """The damage to a finished run's model, in lines; large files are compared by size only.
 
-        :param status: The run's.
+        :param status: The run's status.
         """
         return self.sealed_damage(status, [*RESULTS[2:], *language_model_files(status)], thorough=False)
 
     def status_problem(self) -> list[str]:
-        """What is wrong with a status that cannot be read, in a line; none if there never was one."""
+        """A line on a status that cannot be read; empty if the run never had one."""
         if self.has_status:
             return [f"{self.path / STATUS}: damaged."]
         if (self.path / MODEL).exists() or (self.path / EVALUATIONS).exists():
@@ -222,10 +220,10 @@ class RunRecords:
         return []
 
     def is_finished(self) -> bool:
-        """Whether the run is done and its results are whole.
+        """Whether the run is done and its results are complete.
 
         If its status is damaged or missing, it is done if its evaluations reach its last step and its model
-        is whole: a run writes them in that order.
+        is complete: a run writes them in that order.
         """
         status = self.read_status()
         if status is not None:
@@ -234,18 +232,18 @@ class RunRecords:
         return spec is not None and self._is_complete(spec)
 
     def _is_complete(self, spec: RunSpec) -> bool:
-        """Whether the results of a run without a readable status are whole, going by themselves."""
+        """Whether the results are complete, regardless of the status."""
         try:
             evaluations = self.read_evaluations()
             with ZipFile(io.BytesIO(read_bytes(self.path / MODEL))) as model:
-                # Half of it may be a whole archive: torch's files in it are archives, too
-                is_whole = set(model.namelist()) >= _MODEL_PARTS and model.testzip() is None
+                # A truncated file may end with a complete archive, one of torch's files in it
+                is_complete = set(model.namelist()) >= _MODEL_PARTS and model.testzip() is None
             if spec.hyperparams.normalize is not None:
                 # Reads to the end of the pickle, and executes nothing
                 deque(pickletools.genops(read_bytes(self.path / VECNORMALIZE)), maxlen=0)
-        except Exception:  # zipfile, zlib and pickletools each have their own
+        except Exception:  # zipfile, zlib and pickletools raise various errors
             return False
-        return is_whole and has_final_evaluation(evaluations, spec.n_timesteps)
+        return is_complete and has_final_evaluation(evaluations, spec.n_timesteps)
 
     def read_evaluations(self, status: Status | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """SB3's evaluations: ``timesteps`` (n_evaluations,), ``results`` (n_evaluations, n_episodes).
@@ -264,7 +262,7 @@ class RunRecords:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as data:
                 evaluations = {name: data[name] for name in data.files}
-        except Exception as error:  # zipfile, zlib and numpy each have their own
+        except Exception as error:  # zipfile, zlib and numpy raise various errors
             raise UserError(f"{file}: damaged: {error}") from None
         timesteps, results = evaluations.get("timesteps"), evaluations.get("results")
         if (
@@ -282,14 +280,14 @@ class RunRecords:
         return evaluations
 
     def spec_is_damaged(self, found: LenientSpec | None, status: Status | None) -> bool:
-        """Whether the spec is missing, or another than an attempt at the run has written."""
+        """Whether the spec is missing, or differs from the one that an attempt has written."""
         if status is None or SPEC not in status.files:
             return False
         return found is None or status.files[SPEC][2] not in found.digests
 
     @property
     def in_progress(self) -> bool:
-        """Whether a process of this machine is at it now; nothing is written."""
+        """Whether a process of this machine is training the run now; nothing is written."""
         return is_locked(self.path / LOCK)
 
 

@@ -136,7 +136,7 @@ def make_plan(
     check_plan(root)
     jobs = [Job(spec, root / spec.path) for spec in specs]
     if compile == "auto":
-        jobs = [Job(RunDirectory(job.path).as_begun(job.spec), job.path) for job in jobs]
+        jobs = [Job(RunDirectory(job.path).keep_compilation(job.spec), job.path) for job in jobs]
     plan = Plan(root, jobs, [list(pair) for pair in compare])
     begun: dict[Path, bool] = {}
     for job in plan.jobs:

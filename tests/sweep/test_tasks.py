@@ -246,7 +246,7 @@ def test_what_is_left_of_an_interrupted_sweep_trains_as_it_would_have():
     assert task.jobs[0].spec.stacked
 
 
-def test_run_goes_on_as_it_was_begun_whatever_is_asked_now():
+def test_run_goes_on_as_it_wkeep_compilation_whatever_is_asked_now():
     jobs = jobs_of(seeds(4))
     begun = {jobs[0].path: True, jobs[1].path: False}
     for population, expected in (("off", [True, False, False, False]), (4, [True, False, True, True])):
