@@ -90,7 +90,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import naming_full_disk
     from srl.sweep.display import SweepDisplay
-    from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
+    from srl.sweep.execution import Persistence, held_elsewhere, run_sweep
     from srl.sweep.plan import expand, extend_runs, make_plan, write_plan
     from srl.sweep.tasks import describe, parse_population
     from srl.training.extend import describe_schedules
@@ -99,11 +99,10 @@ def sweep(options: Sweep, command: str) -> int:
     config = find_sweep(options.config)
     if options.timesteps is not None and options.extend_to is not None:
         raise UserError("--extend-to and --timesteps exclude each other.")
-    persistence = check_numbers(
-        options.execution.retries, options.execution.stall_timeout, options.execution.checkpoint_every
-    )
+    execution = options.execution
+    persistence = Persistence(execution.retries, execution.stall_timeout, execution.checkpoint_every)
     put_current_directory_on_path()
-    engine_options = engine_of(options.cluster, options.execution.jobs)
+    engine_options = engine_of(options.cluster, execution.jobs)
     environment = options.environment
     # They may register reward noise and losses too
     import_packages(environment.gym_packages)
@@ -127,15 +126,15 @@ def sweep(options: Sweep, command: str) -> int:
         eval_freq=options.evaluation.eval_freq,
         n_eval_episodes=options.evaluation.eval_episodes,
         eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
-        env_backend=options.execution.env_backend,
-        compile=options.execution.compile,
-        precision=options.execution.precision,
+        env_backend=execution.env_backend,
+        compile=execution.compile,
+        precision=execution.precision,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
-    specs, notes = expand(sweep_options, device=options.execution.device, trust_file=environment.trust_config)
+    specs, notes = expand(sweep_options, device=execution.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
-    population = parse_population(options.execution.population)
+    population = parse_population(execution.population)
     on_gpus = all(spec.device.startswith("cuda") for spec in specs)
     n_jobs, memory = engine_options.capacity(on_gpus=on_gpus)
     plan = make_plan(

@@ -79,7 +79,7 @@ def tune(options: Tune, command: str) -> int:
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.local import Options as LocalOptions
     from srl.sweep.engines.local import process_context
-    from srl.sweep.execution import check_numbers
+    from srl.sweep.execution import Persistence
     from srl.training.check import check_run
 
     console = new_console()
@@ -96,7 +96,7 @@ def tune(options: Tune, command: str) -> int:
     )
     tuning.check()
     engine = LocalOptions(options.jobs)
-    persistence = check_numbers(3, 1800.0, options.checkpoint_every)
+    persistence = Persistence(checkpoint_every=options.checkpoint_every)
     put_current_directory_on_path()
     # It imports torch while this process samples trials and checks the first one
     process_context()

@@ -214,7 +214,7 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
     try:
         shown = display.SweepDisplay(Console(file=out, width=200))
         sweep = execution._Execution(plan, engine, "", told.append, print, Persistence())
-        sweep._note(plan.jobs[3], "failed")
+        sweep._record(plan.jobs[3], "failed")
         assert sweep.step()
         overview = Folder(tmp_path).look()
     finally:

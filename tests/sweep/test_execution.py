@@ -24,7 +24,7 @@ from srl.sweep import execution
 from srl.sweep.engines import Ended, Job, Order, Task
 from srl.sweep.engines.local import LocalEngine, visible_gpus
 from srl.sweep.engines.slurm import parse_minutes
-from srl.sweep.execution import Persistence, check_numbers, run_sweep
+from srl.sweep.execution import Persistence, run_sweep
 from srl.sweep.plan import Plan, make_plan, write_plan
 from srl.training.run import RunFailed, train_run
 from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
@@ -438,10 +438,9 @@ def test_time_of_a_job_is_read_as_slurm_does(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-def test_numbers_of_the_command_line_are_taken_over():
-    assert check_numbers(0, 0.5, 0.0) == Persistence(0, 0.5, 0.0)
+def test_timeout_that_is_not_a_number_is_refused():
     with pytest.raises(UserError):
-        check_numbers(0, float("nan"), 0.0)
+        Persistence(0, float("nan"), 0.0)
 
 
 # GPUs

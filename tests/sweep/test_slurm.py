@@ -131,8 +131,8 @@ def cluster(tmp_path, monkeypatch):
         (here / name).write_text(f'#!/bin/sh\nHERE={here}\necho {name} "$@" >> "$HERE/asked"\n{does}\n')
         (here / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
-    monkeypatch.setattr(engine_module, "_LOOK_EVERY", 0)
-    monkeypatch.setattr(engine_module, "_ASK_EVERY", 0)
+    monkeypatch.setattr(engine_module, "_CHECK_INTERVAL", 0)
+    monkeypatch.setattr(engine_module, "_SACCT_INTERVAL", 0)
     monkeypatch.setattr(engine_module, "_GRACE", 1)
     return here
 

@@ -319,7 +319,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
 def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path, monkeypatch):
     from tests.rundir.test_directory import CLAIM
 
-    look, n_waited_for = execution._Execution._look_elsewhere, []
+    look, n_waited_for = execution._Execution._check_elsewhere, []
 
     def kill_before_the_second_look(sweep):
         n_waited_for.append(len(sweep._elsewhere))
@@ -329,7 +329,7 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
         look(sweep)
 
     monkeypatch.setattr(execution, "_ELSEWHERE_INTERVAL", 0.0)
-    monkeypatch.setattr(execution._Execution, "_look_elsewhere", kill_before_the_second_look)
+    monkeypatch.setattr(execution._Execution, "_check_elsewhere", kill_before_the_second_look)
     path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
     process = subprocess.Popen(
         [sys.executable, "-c", CLAIM, path],

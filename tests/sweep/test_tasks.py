@@ -250,7 +250,7 @@ def test_run_goes_on_as_it_wkeep_compilation_whatever_is_asked_now():
     jobs = jobs_of(seeds(4))
     begun = {jobs[0].path: True, jobs[1].path: False}
     for population, expected in (("off", [True, False, False, False]), (4, [True, False, True, True])):
-        tasks = make_tasks(jobs, population, 1, begun=begun)
+        tasks = make_tasks(jobs, population, 1, started=begun)
         stacked = {job.path: job.spec.stacked for task in tasks for job in task.jobs}
         assert [stacked[job.path] for job in jobs] == expected
 
