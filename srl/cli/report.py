@@ -77,20 +77,19 @@ def report(options: Report, command: str) -> int:
     if options.gifs and (options.format != "page" or options.dir.is_file()):
         raise UserError("--gifs: only a page made from run directories can show them.")
     with console.status("Reading runs") as shown:
-        tell = shown.update
         if options.format == "page":
-            files = _write_page(options, normalisation, out, console, tell)
+            files = _write_page(options, normalisation, out, console, shown.update)
         else:
             from srl.report.export import export
 
-            files, left_out = export(options.dir, options.format, out, tell)
+            files, left_out = export(options.dir, options.format, out, shown.update)
             print_notes(left_out, console)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
     return 0
 
 
 def _write_page(
-    options: Report, normalisation: Any, out: Path, console: Console, tell: Callable[[str], None]
+    options: Report, normalisation: Any, out: Path, console: Console, show_step: Callable[[str], None]
 ) -> list[Path]:
     try:
         from srl.report.files import check_files
@@ -111,16 +110,16 @@ def _write_page(
         normalisation=normalisation,
         reps=options.reps,
         compare=_pairs(options.compare),
-        tell=tell,
+        show_step=show_step,
     )
     gifs: dict[str, bytes] = {}
     if options.gifs:
         from srl.report.gifs import make_gifs
         from srl.training.play import gif_of
 
-        gifs, notes = make_gifs(made.scores, options.dir, gif_of, tell)
+        gifs, notes = make_gifs(made.scores, options.dir, gif_of, show_step)
         made = replace(made, notes=[*made.notes, *notes])
-    files = write_report(made, out, tell, gifs, figures)
+    files = write_report(made, out, show_step, gifs, figures)
     table = made.scores.table
     console.print(to_rich(table, console.width))
     print_notes([*table.notes, *made.scores.left_out, *made.notes], console)

@@ -49,9 +49,7 @@ def make_aggregates(
     Under each noise, all algorithms that have finished runs there are matched with one another, but for those
     that have hardly begun.
 
-    :param cells: All that is reported.
     :param scales: The scale of each environment; one without is in no aggregate.
-    :param reps: Bootstrap samples.
     :return: The aggregates, and lines on what is left out of them.
     """
     matches: list[tuple[str, Kind, Matched]] = []

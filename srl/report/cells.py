@@ -21,7 +21,7 @@ class Cell:
     n_timesteps: int
     #: The name of the column: the algorithm's, or that of a variant.
     name: str
-    #: In what it differs from another cell of the same place, as ``beta=2.0``; usually empty.
+    #: The difference from other cells of the same place, as ``beta=2.0``; usually empty.
     variant: str
     runs: tuple[Run, ...]
 
@@ -58,7 +58,7 @@ class Cell:
         return float(np.std(self.values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
     def count(self, state: State) -> int:
-        """How many of its runs are in a state."""
+        """The number of its runs in a state."""
         return sum(run.state == state for run in self.runs)
 
 
@@ -78,15 +78,15 @@ def name_seeds(seeds: set[int]) -> str:
 
 
 def group(runs: Sequence[Run]) -> list[Cell]:
-    """Runs over seeds: those that differ in nothing but the seed and how they were executed.
+    """Group runs that differ only in the seed and in how they were executed.
 
-    Runs of the same place that differ in a hyperparameter stay apart, and are named after what differs; but
-    those that have in it what the algorithm has wherever it has one value alone keep its plain name.
+    Runs of the same place with different hyperparameters are separate cells, named after the difference. The
+    cell with the values that the algorithm has in all other places keeps the plain name.
     """
     places: dict[tuple[str, str, int, str], list[Run]] = defaultdict(list)
     for run in runs:
         places[run.place].append(run)
-    # What is missing has no settings
+    # Missing runs have no settings
     settings = {
         place: list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
         for place, members in places.items()
@@ -113,7 +113,7 @@ def group(runs: Sequence[Run]) -> list[Cell]:
             values = dict(setting)
             named = [] if setting == plain else [key for key in differing if key in values]
             variant = ", ".join(f"{key.rpartition('.')[2]}={values[key]}" for key in named)
-            # What is missing belongs to the plain one, else to the first
+            # Missing runs belong to the plain cell, or else to the first
             with_missing = own[0] if plain is None else plain
             mine = [
                 run

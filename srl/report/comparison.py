@@ -162,10 +162,8 @@ def compare_pairs(
 
     P-values are adjusted in two families, see :func:`family_sizes`.
 
-    :param cells: All that is reported.
     :param chosen: The names of the columns to compare, each with its baseline's. Without any it is every
         symmetric algorithm with every one that differs from it in nothing but the reverse loss.
-    :param reps: Bootstrap samples.
     :return: The comparisons, noise by noise.
     """
     names = {cell.column: cell.name for cell in cells}

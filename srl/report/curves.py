@@ -83,7 +83,6 @@ def training_curves(
 ) -> tuple[dict[str, Curve], list[str]]:
     """Curves of what updates log, from the same runs as the learning curve.
 
-    :param cell: The runs.
     :param training: Gives what the updates of a run logged, see :func:`read_training`.
     :return: Curves by the names in :data:`TRAINING`, as far as these were logged, and lines on logs that
         could not be read.

@@ -44,7 +44,6 @@ def is_of_earlier_version(name: str, content: bytes) -> bool:
     Changes that keep the form of such a file cannot be seen.
 
     :param name: Its path below the output folder, one that srl writes.
-    :param content: What it holds.
     """
     recognise = _RECOGNISERS.get(PurePosixPath(name).suffix)
     try:

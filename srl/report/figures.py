@@ -365,7 +365,6 @@ PAGE_DPI = 150
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
     """A figure as a file; the same figure gives the same bytes.
 
-    :param figure: The figure.
     :param kind: One of :data:`FORMATS`.
     :param dpi: Dots per inch of a PNG.
     """

@@ -11,11 +11,11 @@ from srl.rundir.find import walk
 from srl.rundir.names import SPEC
 from srl.rundir.plan import PLAN
 
-#: What a report leaves beside its page, or at the root of what it is about.
+#: Names of files and folders of a report.
 PAGE = "report.html"
 FIGURES = "figures"
 ZOO = "zoo"
-#: Which files of a folder a report wrote.
+#: The record of the files that reports have written to a folder.
 RECORD = ".srl-report.json"
 
 
@@ -23,15 +23,15 @@ RECORD = ".srl-report.json"
 class FoundFolders:
     """The folders at or below a root, as paths below it; the root itself is ``"."``."""
 
-    #: Those that hold a run's spec.
+    #: Folders with a run's spec.
     runs: list[str]
-    #: Those that hold a sweep's plan.
+    #: Folders with a sweep's plan.
     plans: list[str]
-    #: Those that hold other files.
+    #: Folders with other files.
     others: list[str]
-    #: Those that a report was written to.
+    #: Folders with a report.
     reports: list[str]
-    #: Lines on those that could not be looked into.
+    #: Lines on folders that cannot be read.
     unreadable: list[str]
 
 
@@ -59,7 +59,7 @@ def find_folders(root: Path) -> FoundFolders:
 
 
 def foreign_folders(found: FoundFolders, planned: Sequence[str]) -> list[str]:
-    """Lines on folders that have nothing to do with runs, the outermost ones alone."""
+    """Lines on the outermost folders that do not belong to runs, plans or reports."""
     known = [*found.runs, *found.plans, *found.reports, *planned]
     ours = {parent for path in known for parent in _with_parents(path)}
     written = {(Path(path) / name).as_posix() for path in [".", *ours] for name in (FIGURES, ZOO)}

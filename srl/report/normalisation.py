@@ -78,8 +78,6 @@ def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float
 def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, Scale], list[str]]:
     """The scale of each environment, over all its finished runs.
 
-    :param cells: All that is reported.
-    :param how: What was asked for.
     :return: Scales; an environment without one is missing. And lines on what is without, or peculiar.
     """
     values: dict[Task, list[float]] = defaultdict(list)
@@ -123,8 +121,6 @@ def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]
     """A matrix of normalized scores.
 
     :param scores: Returns, shape (n_runs, n_tasks).
-    :param tasks: What the columns are.
-    :param scales: The scale of each.
     """
     columns = [scales[task].normalise(scores[:, place]) for place, task in enumerate(tasks)]
     return np.stack(columns, axis=1)

@@ -29,29 +29,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Overview(Progress):
-    """How far all runs at or below a folder are."""
+    """The progress of all runs at or below a folder."""
 
     #: Lines on plans and folders that cannot be read.
     unreadable: list[str]
 
 
 class Folder:
-    """A folder with runs, to be looked at again and again.
+    """A folder with runs, whose progress can be read repeatedly.
 
-    What does not change while runs train, specs and the evaluations of finished runs, is read once, and again
-    only if the file has changed.
+    Specs and evaluations of finished runs are read again only if their file has changed.
 
     :param root: The folder of a sweep or of a run, or one above them.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self._known: dict[tuple[Path, str], tuple[tuple[int, ...], Any]] = {}
-        #: The status of each run that trains, and the monotonic clock when it was first seen.
-        self._heard: dict[str, tuple[Status, float]] = {}
+        self._cache: dict[tuple[Path, str], tuple[tuple[int, ...], Any]] = {}
+        #: The status of each running run, and the monotonic clock when it was first read.
+        self._statuses: dict[str, tuple[Status, float]] = {}
 
-    def look(self) -> Overview:
-        """How far its runs are now.
+    def read(self) -> Overview:
+        """Read the progress of its runs.
 
         :raises UserError: If there is no such folder, or neither a run nor a plan in it.
         """
@@ -74,7 +73,7 @@ class Folder:
 
     def _run(self, path: str, planned: PlannedRun | None) -> RunProgress:
         directory = RunDirectory(self.root / path)
-        spec = self._remembered(directory.path / SPEC, lambda: _read_entry(directory))
+        spec = self._cached(directory.path / SPEC, lambda: _read_entry(directory))
         status, in_progress = _read_progress(directory)
         entry = planned if spec is None or isinstance(spec, UserError) else spec
         problem = self._problem(directory, spec, status, in_progress)
@@ -94,17 +93,16 @@ class Folder:
         return RunProgress(path, entry, "interrupted", checkpoint=last_checkpoint(directory.path))
 
     def _silence(self, path: str, status: Status | None) -> float:
-        """Whole minutes since the last heartbeat of a run that trains, in seconds.
+        """Seconds since the last heartbeat of a running run, rounded down to whole minutes.
 
-        On this machine the monotonic clock tells. For another machine it is the time that the status has not
-        changed between looks from here, since wall clocks differ and jump.
+        For a run of another machine, whose clock may differ, they count from the first read of its status.
         """
         if status is None:
             return 0.0
         now = time.monotonic()
-        if path not in self._heard or self._heard[path][0] != status:
-            self._heard[path] = (status, now)
-        seconds = now - self._heard[path][1] if status.silence is None else status.silence
+        if path not in self._statuses or self._statuses[path][0] != status:
+            self._statuses[path] = (status, now)
+        seconds = now - self._statuses[path][1] if status.silence is None else status.silence
         return seconds // 60 * 60
 
     def _problem(
@@ -114,56 +112,55 @@ class Folder:
         status: Status | UserError | None,
         in_progress: bool,
     ) -> UserError | None:
-        """What is damaged in a run's folder, if anything is."""
+        """The first damage to a run's spec, status or results; None if there is none."""
         if isinstance(spec, UserError):
             return spec
         if isinstance(status, UserError):
-            # A run in progress writes a new one soon; of others the results decide
+            # A running run replaces its status soon; for others the results decide
             return None if in_progress or self._is_finished(directory) else status
         if status is None or status.state != "done":
             return None
         if spec is None:
             return UserError(f"{directory.path / SPEC}: missing.")
         n_timesteps, done = spec.n_timesteps, status
-        damage = self._remembered(
+        damage = self._cached(
             directory.path / EVALUATIONS, lambda: _evaluation_damage(directory, n_timesteps)
-        ) or self._remembered(directory.path / MODEL, lambda: directory.model_damage(done))
+        ) or self._cached(directory.path / MODEL, lambda: directory.model_damage(done))
         return UserError(damage[0]) if damage else None
 
     def _is_finished(self, directory: RunDirectory) -> bool:
-        """Whether a run without a readable status is done."""
-        return self._remembered(directory.path / MODEL, directory.is_finished, "finished")
+        return self._cached(directory.path / MODEL, directory.is_finished, "finished")
 
     def _minor_damage(self, directory: RunDirectory) -> tuple[str, ...]:
-        """What else is damaged of a run that is done, looked at once for each of its statuses."""
-        return self._remembered(
+        """Lines on other damaged files of a finished run, read again if its status has changed."""
+        return self._cached(
             directory.path / STATUS,
             lambda: tuple(self._relative(line) for line in directory.minor_damage(thorough=False)),
         )
 
-    def _remembered(self, file: Path, read: Callable[[], T], what: str = "") -> T:
-        """What was read from a file; it is read again if the file is another one than then.
+    def _cached(self, file: Path, read: Callable[[], T], what: str = "") -> T:
+        """The result of a function that reads a file, called again if the file has changed.
 
-        :param what: Tells apart what is read from the same file.
+        :param what: Distinguishes results from the same file.
         """
         try:
             found = file.stat()
             version: tuple[int, ...] = (found.st_mtime_ns, found.st_ino, found.st_size)
         except OSError:
             version = ()
-        known = self._known.get((file, what))
-        if known is None or known[0] != version:
-            known = self._known[file, what] = (version, read())
-        value: T = known[1]
+        cached = self._cache.get((file, what))
+        if cached is None or cached[0] != version:
+            cached = self._cache[file, what] = (version, read())
+        value: T = cached[1]
         return value
 
     def _relative(self, line: object) -> str:
-        """A line on a file, named as it is from the folder that is looked at."""
+        """A line with paths relative to the folder."""
         return re.sub(rf"(?<![\w./-]){re.escape(str(self.root))}/", "", str(line))
 
 
 def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
-    """What a run is, from its spec; None if it has none."""
+    """The plan's entry of a run, from its spec; None if it has none."""
     try:
         found = directory.read_spec_leniently()
         if found is not None:
@@ -174,15 +171,14 @@ def _read_entry(directory: RunDirectory) -> PlannedRun | UserError | None:
 
 
 def _read_progress(directory: RunDirectory) -> tuple[Status | UserError | None, bool]:
-    """A run's status, and whether a process of this machine is at it."""
+    """A run's status, and whether a process of this machine is training it."""
     status, in_progress = _read_status(directory), directory.in_progress
     if isinstance(status, Status) and status.state == "running" and not in_progress:
-        status = _read_status(directory)  # it may have ended between the two looks
+        status = _read_status(directory)  # it may have ended in between
     return status, in_progress
 
 
 def _read_status(directory: RunDirectory) -> Status | UserError | None:
-    """A run's status; None if it has none."""
     file = directory.path / STATUS
     try:
         status = STATUS_TYPE.validate_json(read_bytes(file))

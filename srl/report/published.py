@@ -26,7 +26,6 @@ class Published:
     def differences(self, cell: Cell, last: int) -> list[str]:
         """In what its protocol differs from a cell's, in words; empty where it does not.
 
-        :param cell: Our runs.
         :param last: How many evaluations their scores average.
         """
         differences = []

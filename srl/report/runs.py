@@ -1,4 +1,4 @@
-"""Run directories, and plans of sweeps, as runs with a score or the reason why they have none."""
+"""Read the runs of a folder, with a score or the reason why they have none."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 
-#: How a run was executed, and its seed, do not tell one row of a table from another.
+#: Keys of a spec that do not distinguish the cells of a table.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "numpy_acting", "gym_packages"}
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
 
-#: The states of runs that have no score, in the order in which they are told.
+#: The states of runs without a score, in display order.
 UNFINISHED: tuple[State, ...] = ("running", "interrupted", "failed", "damaged", "short", "missing")
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What the evaluations of a run gave."""
+    """The evaluations of a run."""
 
     #: Training steps at each, shape (n_evaluations,).
     timesteps: np.ndarray[Any, Any]
@@ -51,9 +51,9 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is there, or planned."""
+    """A run in a folder or in a plan."""
 
-    #: Its folder, below the one that is reported on.
+    #: Its folder, relative to the root of the report.
     path: str
     env: str
     #: The algorithm.
@@ -68,15 +68,15 @@ class Run:
     score: float = float("nan")
     #: Why it is failed, damaged or short.
     reason: str = ""
-    #: All that is compared, flat; empty for a run that is missing.
+    #: The settings that distinguish cells, flattened; empty for a missing run.
     settings: tuple[tuple[str, str], ...] = ()
     spec: RunSpec | None = field(default=None, repr=False)
-    #: What only a newer srl knows of its spec, by dotted keys; it is compared, too.
+    #: Unknown keys of its spec by a newer srl, dotted; they also distinguish cells.
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status: Status | None = field(default=None, repr=False)
-    #: None if there are none that can be read.
+    #: None if they cannot be read.
     evaluations: Evaluations | None = field(default=None, repr=False)
-    #: Lines on its damaged files that its score does not depend on.
+    #: Lines on damaged files that its score does not depend on.
     minor_damage: tuple[str, ...] = ()
 
     @property
@@ -86,13 +86,12 @@ class Run:
 
 
 def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
-    """All runs at or below a folder; nothing is written.
+    """Read all runs at or below a folder; nothing is written.
 
     :param root: The folder of a sweep, or of a run.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :return: A run for each that is there or planned, and lines that name what could not be read, or is no
-        run.
-    :raises UserError: If there is no such folder, or no run in it.
+    :return: The runs, planned ones included, and lines on folders that cannot be read or are not runs.
+    :raises UserError: If the folder does not exist or contains no run.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder.")
@@ -104,8 +103,8 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
         try:
             found_spec = directory.read_spec_leniently()
             if found_spec is None:
-                continue  # it went away since
-            # What it says would be a run of another experiment
+                continue  # it was removed in between
+            # A changed spec would be that of another experiment
             directory.check_spec(found_spec, directory.read_status())
         except UserError as error:
             notes.append(_relative(error, root))
@@ -135,12 +134,12 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
 
 
 def _relative(line: object, root: Path) -> str:
-    """A line on a file, named as it is from the folder that is reported on."""
+    """A line with paths relative to the root."""
     return str(line).removeprefix(f"{root}{os.sep}")
 
 
 def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:
-    """The same run in several folders counts once: the first that is done, else the first."""
+    """Keep one copy of each run: the first finished one, or else the first."""
     kept: dict[tuple[int, tuple[tuple[str, str], ...]], Run] = {}
     for run in runs:
         first = kept.setdefault((run.seed, run.settings), run)
@@ -173,7 +172,7 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
     if (status is not None and status.state == "done") or (status is None and directory.is_finished()):
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
-        # Its score is valid, but a sweep would make another model
+        # The score is valid although a sweep would retrain the run
         minor_damage += directory.model_damage(status) if status else []
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
@@ -208,15 +207,12 @@ def scored_run(
 ) -> Run:
     """Return a run with the score that its evaluations give.
 
-    :param path: Its folder, below the one that is reported on.
-    :param spec: What it is.
+    :param path: Its folder, relative to the root of the report.
     :param state: ``"done"`` for a run that has ended, which is damaged or short without the evaluations for
         a score; else its state.
     :param reason: Why it is in that state, or has no evaluations.
     :param last: The score is the mean over this many evaluations, the last ones.
-    :param unknown: What only a newer srl knows of its spec.
-    :param status: Its status.
-    :param evaluations: Its evaluations.
+    :param unknown: Unknown keys of its spec by a newer srl.
     :param minor_damage: Lines on its damaged files that its score does not depend on.
     """
     compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED)) | dict(unknown)
@@ -246,7 +242,7 @@ def scored_run(
 def _judge(
     evaluations: Evaluations | None, spec: RunSpec, last: int, problem: str
 ) -> tuple[State, str, float]:
-    """State, reason and score of a run whose status says that it is done."""
+    """State, reason and score of a run whose status is done."""
     if evaluations is None:
         return "damaged", problem, float("nan")
     timesteps = evaluations.timesteps

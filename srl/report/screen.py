@@ -21,7 +21,7 @@ from srl.report.markup import one_line
 from srl.report.overview import Overview
 from srl.rundir.progress import RunProgress, State, duration, outlook
 
-#: The states in the order in which they are told, with the style of their counts.
+#: The states in display order, with the style of their counts.
 _STYLES: dict[State, str] = {
     "done": "green",
     "running": "cyan",
@@ -30,41 +30,40 @@ _STYLES: dict[State, str] = {
     "damaged": "red",
     "not started": "",
 }
-#: Those that color a figure about several runs, the first that is among them.
-_TELLING: tuple[State, ...] = ("failed", "damaged", "running", "interrupted")
-#: The most lines of each part of the screen.
-_MOST_ENVIRONMENTS, _MOST_RUNNING, _MOST_FAILED, _MOST_DAMAGED = 30, 12, 10, 10
-#: What is damaged of runs that are done all the same.
+#: States that color a cell: the first that one of its runs has.
+_COLORING: tuple[State, ...] = ("failed", "damaged", "running", "interrupted")
+#: The maximum number of lines of each part of the screen.
+_MAX_ENVIRONMENTS, _MAX_RUNNING, _MAX_FAILED, _MAX_DAMAGED = 30, 12, 10, 10
+#: Heading of damage to finished runs that does not affect results.
 _MINOR = "damaged, results whole"
-#: Lines that stand around the lines of a part: its heading, "and N more" and an empty one.
-_LINES_AROUND = 3
+#: Extra lines of a part: its heading, "and N more" and an empty line.
+_EXTRA_LINES = 3
 _BAR_WIDTH = 40
 
 
 def screen(overview: Overview, root: Path, width: int | None = None, height: int | None = None) -> Group:
-    """All there is to see.
+    """The progress of runs as text.
 
-    :param overview: How far the runs are.
-    :param root: Their folder, as it is called.
-    :param width: The columns that there are; None takes lines as long as they are.
-    :param height: The lines that there are; None takes the most of each part.
+    :param root: Their folder, as it is shown.
+    :param width: The number of columns; None for no limit.
+    :param height: The number of lines; None for the maximum of each part.
     """
     running = _by_process(overview.of("running"))
     damaged = [run.reason for run in overview.of("damaged")] + overview.unreadable
     minor = [line for run in overview.runs for line in run.minor_damage]
-    # Lines, how many runs each is about, and the most lines
+    # Lines, the number of runs of each, and the maximum number of lines
     listed: dict[str, tuple[list[tuple[str, int]], int]] = {
-        "failed": (_by_reason(overview), _MOST_FAILED),
-        "damaged": ([(line, 1) for line in damaged], _MOST_DAMAGED),
-        _MINOR: ([(line, 1) for line in minor], _MOST_DAMAGED),
+        "failed": (_by_reason(overview), _MAX_FAILED),
+        "damaged": ([(line, 1) for line in damaged], _MAX_DAMAGED),
+        _MINOR: ([(line, 1) for line in minor], _MAX_DAMAGED),
     }
     totals = [*_totals(overview, root, width), Text()]
     tables = _tables(overview.runs, width)
     space = None
-    if height is not None:  # the counts may take a second line
+    if height is not None:  # the counts may need a second line
         space = height - len(totals) - 1 - sum(table.row_count + 2 for table in tables)
     wanted = [min(len(lines), most) for lines, most in listed.values()]
-    n_running, *n_listed = _shared(space, [min(len(running), _MOST_RUNNING), *wanted])
+    n_running, *n_listed = _divide(space, [min(len(running), _MAX_RUNNING), *wanted])
     parts: list[RenderableType] = [*totals]
     for table in tables:
         parts += [table, Text()]
@@ -79,23 +78,23 @@ def screen(overview: Overview, root: Path, width: int | None = None, height: int
     return Group(*parts[:-1])
 
 
-def _shared(space: int | None, wanted: Sequence[int]) -> list[int]:
-    """How many lines each part gets of those that there are: the longest gives way first, none to the end."""
+def _divide(space: int | None, wanted: Sequence[int]) -> list[int]:
+    """The number of lines of each part: the longest parts are shortened first, to no less than one line."""
     lines = list(wanted)
-    around = _LINES_AROUND * sum(map(bool, lines))
-    while space is not None and sum(lines) + around > space and max(lines) > 1:
+    extra = _EXTRA_LINES * sum(map(bool, lines))
+    while space is not None and sum(lines) + extra > space and max(lines) > 1:
         lines[lines.index(max(lines))] -= 1
     return lines
 
 
 def _totals(overview: Overview, root: Path, width: int | None) -> Iterator[RenderableType]:
-    """The counts of runs, the bar of steps, and how long it takes."""
+    """The counts of runs, the progress bar, and the time left."""
     n_runs = len(overview.runs)
     n_of = {state: len(overview.of(state)) for state in _STYLES}
     counts = Text(", ").join(Text(f"{n:,} {state}", style=_STYLES[state]) for state, n in n_of.items() if n)
     name, number = one_line(str(root)), f": {n_runs:,} {'runs' if n_runs > 1 else 'run'}"
     if width is not None and cell_len(name + number) > width:
-        # Of a long path, its end says more
+        # The end of a long path is more informative
         name = "…" + name[-max(width - cell_len(number) - 1, 1) :]
     yield Text(name + number, style="bold", no_wrap=True, overflow="ellipsis")
     yield counts
@@ -112,7 +111,7 @@ def _totals(overview: Overview, root: Path, width: int | None) -> Iterator[Rende
 
 
 def _outlook(overview: Overview) -> str:
-    """How fast it goes and how long it takes, in words."""
+    """The speed and the time left in words."""
     failed = overview.of("failed", "damaged")
     if overview.of("running"):
         left_out = ", failed runs left out" if failed and math.isfinite(overview.seconds_left) else ""
@@ -125,14 +124,14 @@ def _outlook(overview: Overview) -> str:
 
 
 def _percent(share: float) -> str:
-    """A share in whole percent; only all of it is 100%."""
+    """A share in percent, rounded down."""
     return f"{math.floor(100 * share + 1e-9)}%"
 
 
 def _tables(runs: Sequence[RunProgress], width: int | None) -> list[Table]:
-    """Runs done of all, and mean progress, by environment and algorithm or variant, over noises and seeds.
+    """Finished runs and mean progress by environment and column, over noises and seeds.
 
-    Columns that do not fit side by side are in further tables.
+    Columns that do not fit side by side are in more tables.
     """
     members: dict[tuple[str, str], list[RunProgress]] = {}
     all_columns: dict[str, str] = {}
@@ -144,9 +143,9 @@ def _tables(runs: Sequence[RunProgress], width: int | None) -> list[Table]:
             members.setdefault((run.entry.env, name), []).append(run)
     cells = {place: _cell(there) for place, there in members.items()}
     envs = sorted({env for env, _ in cells})
-    shown = envs[:_MOST_ENVIRONMENTS]
+    shown = envs[:_MAX_ENVIRONMENTS]
     names = sorted(all_columns, key=lambda name: column_order(all_columns[name], name))
-    # As many as fit beside the longest name, or beside what is left of it where not even two do
+    # As many columns as fit next to the longest name, at least two: the names are cut then
     name_width = max((cell_len(one_line(env)) for env in shown), default=0)
     labels = {name: _label(algo, name) for name, algo in all_columns.items()}
     widths = [cell_len(text) for text in labels.values()] + [cell.cell_len for cell in cells.values()]
@@ -166,16 +165,14 @@ def _tables(runs: Sequence[RunProgress], width: int | None) -> list[Table]:
 
 
 def _label(algo: str, name: str | None) -> str:
-    """The heading of a column."""
     return get_algorithm(algo).label if name in (None, algo) else one_line(str(name))
 
 
 def _cell(runs: Sequence[RunProgress]) -> Text:
-    """Runs done of all, and their mean progress."""
     states = {run.state for run in runs}
     n_done = sum(run.state == "done" for run in runs)
     share = sum(run.share for run in runs) / len(runs)
-    worst: State | None = next((state for state in _TELLING if state in states), None)
+    worst: State | None = next((state for state in _COLORING if state in states), None)
     style = "" if worst is None else _STYLES[worst]
     if n_done == len(runs):
         style = _STYLES["done"]
@@ -185,7 +182,7 @@ def _cell(runs: Sequence[RunProgress]) -> Text:
 def _table(
     headings: Sequence[str], rows: Sequence[Sequence[Text]], width: int | None, *, n_names: int = 1
 ) -> Table:
-    """A table of names and then figures, whose first column takes the place that the others leave."""
+    """A table whose first column is as wide as the others permit."""
     widths = [
         max([cell_len(heading), *(row[index].cell_len for row in rows if index < len(row))])
         for index, heading in enumerate(headings)
@@ -202,9 +199,9 @@ def _table(
 
 
 def _by_process(running: Sequence[RunProgress]) -> list[tuple[float, list[RunProgress]]]:
-    """Runs in progress, those of one process that differ in nothing but the seed together.
+    """Group running runs of one process that differ only in the seed.
 
-    :return: With the seconds since the last heartbeat of their process; the longest silence comes first.
+    :return: Seconds since the last heartbeat of the process, and the runs; longest first.
     """
     silences: dict[tuple[object, ...], float] = {}
     alike: dict[tuple[tuple[object, ...], tuple[object, ...]], list[RunProgress]] = {}
@@ -215,7 +212,7 @@ def _by_process(running: Sequence[RunProgress]) -> list[tuple[float, list[RunPro
         entry = run.entry
         kind = () if entry is None else (entry.env, entry.algo, entry.variant, entry.noise, entry.n_timesteps)
         alike.setdefault((process, kind), []).append(run)
-        # A process lives as long as one of its runs does
+        # One run with a heartbeat shows that the process is alive
         silences[process] = min(silences.get(process, run.silence), run.silence)
     processes = [(silences[process], runs) for (process, _), runs in alike.items()]
     return sorted(processes, key=lambda item: -item[0])
@@ -228,7 +225,7 @@ def _running_table(
     for silence, members in processes:
         first = members[0].entry
         if first is None:
-            continue  # what runs has a spec or a plan
+            continue  # a running run has a spec or an entry in a plan
         speed = sum(run.steps_per_second for run in members)
         left = max(map(overview.seconds_left_of, members))
         when = duration(left) if speed else "starting"
@@ -250,14 +247,14 @@ def _running_table(
 
 
 def _by_reason(overview: Overview) -> list[tuple[str, int]]:
-    """Lines on failed runs, the latest first, and how many runs each is about.
+    """Lines on failed runs, latest first, with the number of runs of each.
 
-    Where there are many, those share one whose reasons are the same, or differ in a number such as the step.
+    If there are many, runs share a line if their reasons differ at most in numbers.
     """
     failed = sorted(overview.of("failed"), key=lambda run: -run.status.ended if run.status else 0.0)
     alike: dict[str, list[RunProgress]] = {}
     for run in failed:
-        key = run.path if len(failed) <= _MOST_FAILED else re.sub(r"\d+", "0", run.reason)
+        key = run.path if len(failed) <= _MAX_FAILED else re.sub(r"\d+", "0", run.reason)
         alike.setdefault(key, []).append(run)
     lines = []
     for first, *others in alike.values():
@@ -268,7 +265,7 @@ def _by_reason(overview: Overview) -> list[tuple[str, int]]:
 
 
 def _listed(heading: str, lines: Sequence[str], width: int | None, whole: bool) -> Iterator[Text]:
-    """Lines under a heading. What is wider than the screen is wrapped or cut."""
+    """Lines under a heading. Long lines are wrapped or cut."""
     yield Text(heading, style="bold red")
     for line in map(one_line, lines):
         if whole and width is not None:

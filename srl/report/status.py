@@ -16,17 +16,17 @@ from srl.report.screen import screen
 
 
 def print_status(root: Path, console: Console) -> None:
-    """Print how far the runs in a folder are.
+    """Print the progress of the runs in a folder.
 
     :raises UserError: If there is no such folder, or neither a run nor a plan in it.
     """
-    _print(Folder(root).look(), root, console)
+    _print(Folder(root).read(), root, console)
 
 
 def watch_status(root: Path, console: Console, interval: float) -> None:
     """Show the progress of the runs in a folder until none is pending; wait until it has runs.
 
-    On a terminal the screen stays in its place; elsewhere it is printed again when something has changed.
+    On a terminal the screen is updated in place; elsewhere it is printed again after changes.
 
     :param interval: Seconds between two updates of the display.
     :raises UserError: If it is no folder.
@@ -42,8 +42,8 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
             if root.exists() and not root.is_dir():
                 raise UserError(f"{root}: is no folder.")
             try:
-                overview = folder.look()
-            except UserError as error:  # not there yet, or without runs
+                overview = folder.read()
+            except UserError as error:  # it does not exist yet, or contains no runs
                 line = f"Waiting: {error}"
                 if live is not None:
                     live.update(Text(line), refresh=True)
@@ -64,7 +64,7 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
 
 
 def _print(overview: Overview, root: Path, console: Console, *, after: bool = False) -> None:
-    """Print the whole screen, in the columns of a terminal; elsewhere lines are as long as they are."""
+    """Print the whole screen, as wide as the terminal; lines are not wrapped elsewhere."""
     if after:
         console.print()
     if console.is_terminal:

@@ -41,12 +41,7 @@ def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
 def summarise(
     comparisons: Sequence[Comparison], cells: Sequence[Cell], trends: Sequence[Trend] = ()
 ) -> list[str]:
-    """Sentences on each comparison, and on what they leave open.
-
-    :param comparisons: Columns with their baselines.
-    :param cells: All that is reported.
-    :param trends: How their differences change with noise.
-    """
+    """Sentences on each comparison, and on what they leave open."""
     lines = [line for comparison in comparisons for line in _describe(comparison)]
     if not comparisons:
         lines.append(
@@ -60,7 +55,8 @@ def summarise(
 
 def _describe(comparison: Comparison) -> list[str]:
     pair = f"{comparison.column} and {comparison.baseline}"
-    where = _capital(describe_noise(comparison.noise))
+    where = describe_noise(comparison.noise)
+    where = where[0].upper() + where[1:]
     overall = comparison.overall
     if overall is None:
         return [f"{where}, {pair} have no seed and environment in common that both have finished."]
@@ -229,7 +225,3 @@ def _count(n: int, noun: str) -> str:
 
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

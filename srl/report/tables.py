@@ -93,8 +93,6 @@ def score_table(
     The best of a row is marked if it is shown to score higher than every other one, see
     :func:`srl.report.significance.best_of_rows`.
 
-    :param cells: What to show.
-    :param columns: Their columns, in order.
     :param published: Figures to put beside them, by environment, noise and algorithm.
     :param last: How many evaluations their scores average.
     """
@@ -234,7 +232,6 @@ def with_error(mean: float, standard_error: float) -> str:
 def with_interval(estimate: Estimate, decimals: int | None = None) -> str:
     """A figure and its interval.
 
-    :param estimate: What to show.
     :param decimals: How many; None for as many as the interval deserves.
     """
     if math.isnan(estimate.value):

@@ -58,8 +58,6 @@ def noise_level(noise: str) -> tuple[str, float]:
 def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list[Trend]:
     """The trends of pairs of columns, in each environment with enough levels of a noise.
 
-    :param cells: All that is reported.
-    :param pairs: Columns with their baselines.
     :return: The trends, pair by pair.
     """
     done = {(cell.column, (cell.env, cell.n_timesteps), cell.noise): cell.done for cell in cells}

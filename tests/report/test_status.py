@@ -64,7 +64,7 @@ def look(root):
 def drawn(root, width, height=None):
     """The lines of a terminal of this size."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(screen(Folder(root).look(), root, width, height))
+    console.print(screen(Folder(root).read(), root, width, height))
     return console.export_text().splitlines()
 
 
@@ -185,11 +185,11 @@ def test_silence_is_not_taken_from_wall_clocks(jump, tmp_path, monkeypatch):
         assert [line[-4:] for line in words(look(tmp_path), "running")] == ["48 s", "48 s"]
         # Whoever looks again later knows more
         folder = Folder(tmp_path)
-        assert [run.silence for run in folder.look().runs] == [0, 0]
+        assert [run.silence for run in folder.read().runs] == [0, 0]
         monkeypatch.setattr(time, "monotonic", lambda: monotonic + 150)
-        assert [run.silence for run in folder.look().runs] == [120, 120]
+        assert [run.silence for run in folder.read().runs] == [120, 120]
         directory.write_status(replace(directory.read_status(), timesteps=17))
-        assert [run.silence for run in folder.look().runs] == [120, 0]
+        assert [run.silence for run in folder.read().runs] == [120, 0]
 
 
 def test_process_is_heard_of_while_one_of_its_runs_is(tmp_path, monkeypatch):
@@ -482,15 +482,15 @@ def test_specs_and_evaluations_are_read_once_and_again_if_they_change(tmp_path, 
             RunDirectory, name, lambda self, read=read: reads.append(self.path.name) or read(self)
         )
     folder = Folder(tmp_path)
-    assert len(folder.look().of("done")) == 3
+    assert len(folder.read().of("done")) == 3
     assert sorted(reads) == ["seed-0", "seed-0", "seed-1", "seed-1", "seed-2", "seed-2"]
     reads.clear()
-    assert len(folder.look().of("done")) == 3
+    assert len(folder.read().of("done")) == 3
     assert reads == []
     lay(tmp_path, seed=1)
     (lay(tmp_path, seed=2).path / "evaluations.npz").unlink()
     lay(tmp_path, "failed", seed=3)
-    overview = folder.look()
+    overview = folder.read()
     assert [len(overview.of(state)) for state in ("done", "damaged", "failed")] == [2, 1, 1]
     assert set(reads) == {"seed-1", "seed-2", "seed-3"}
 
@@ -503,7 +503,7 @@ def test_run_that_ends_between_two_looks_at_it_is_not_called_interrupted(tmp_pat
         return False
 
     monkeypatch.setattr(RunDirectory, "in_progress", property(ends))
-    assert len(Folder(tmp_path).look().of("done")) == 1
+    assert len(Folder(tmp_path).read().of("done")) == 1
 
 
 def test_watching_ends_by_itself_when_nothing_is_left_to_do(tmp_path):
@@ -640,5 +640,5 @@ def test_steps_up_to_a_checkpoint_count(tmp_path):
     directory = lay_down(tmp_path, RETURNS, state="running", n_timesteps=64)
     (directory.path / "checkpoints").mkdir()
     (directory.path / "checkpoints" / "32.npz").write_bytes(b"")
-    (run,) = Folder(tmp_path).look().runs
+    (run,) = Folder(tmp_path).read().runs
     assert (run.state, run.timesteps) == ("interrupted", 32)

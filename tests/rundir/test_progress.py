@@ -216,7 +216,7 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
         sweep = execution._Execution(plan, engine, "", told.append, print, Persistence())
         sweep._record(plan.jobs[3], "failed")
         assert sweep.step()
-        overview = Folder(tmp_path).look()
+        overview = Folder(tmp_path).read()
     finally:
         engine.close()
     (progress,) = told
