@@ -59,7 +59,7 @@ class PolicyOptions(Strict):
 
 
 class OwnPolicyOptions(PolicyOptions):
-    """Arguments of the policy of another package's algorithm, which may be any."""
+    """Arguments of the policy of another package's algorithm; all names are accepted."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -67,7 +67,7 @@ class OwnPolicyOptions(PolicyOptions):
 
 
 class EnvHyperparams(Strict):
-    """What concerns the environment, and the policy's network."""
+    """Hyperparameters of the environment and of the policy's network."""
 
     policy: str = "MlpPolicy"
     n_envs: Positive = 1
@@ -115,31 +115,31 @@ class EnvHyperparams(Strict):
         return checked or None
 
     def user_wrappers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        """Names and arguments of the wrappers, without the one that each Atari game has anyway."""
+        """Names and arguments of the wrappers without AtariWrapper, which every Atari game has."""
         named = [(w, {}) if isinstance(w, str) else next(iter(w.items())) for w in self.env_wrapper or ()]
         return tuple((name, kwargs) for name, kwargs in named if name != ATARI_WRAPPER)
 
     def named_code(self) -> dict[str, str]:
-        """What the user's own Python code is named by: the key of each name."""
+        """The names of the user's Python code, with the key of each."""
         names = {name: "env_wrapper" for name, _ in self.user_wrappers()}
         extractor = self.policy_kwargs.features_extractor_class
         return names if extractor is None else {**names, extractor: "policy_kwargs.features_extractor_class"}
 
     def algorithm_kwargs(self) -> dict[str, Any]:
-        """The arguments of the algorithm's constructor, schedules and classes still as text."""
+        """The arguments of the algorithm's constructor, with schedules and classes as text."""
         return self.model_dump(exclude=set(EnvHyperparams.model_fields))
 
     def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Values that change nothing beside the others, so that a run's record would be wrong to have them.
+        """Find values without effect because of other values, which are rejected.
 
-        :param given: The hyperparameters as the user gave them, by name.
-        :return: The reason for each, by its name with dots; defaults are not among them.
+        :param given: The user's hyperparameters by name.
+        :return: The reasons by dotted name; defaults are not included.
         """
         return {}
 
 
 class OwnHyperparams(EnvHyperparams):
-    """Those of an algorithm of another package: the arguments of its constructor that were given."""
+    """Hyperparameters of an algorithm of another package: given arguments of its constructor."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -147,7 +147,7 @@ class OwnHyperparams(EnvHyperparams):
 
 
 class Hyperparams(EnvHyperparams):
-    """What both families have. Names and defaults are SB3's."""
+    """Hyperparameters of both families. Names and defaults are SB3's."""
 
     policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
 
@@ -197,7 +197,7 @@ class Hyperparams(EnvHyperparams):
 
     @property
     def _has_hidden_layers(self) -> bool:
-        """Whether there are any besides those of SB3's network for images, which are always ReLU."""
+        """Whether there are hidden layers besides those of SB3's network for images, which uses ReLU."""
         arch = self.policy_kwargs.net_arch
         if arch is None:
             return self.policy != "CnnPolicy"
@@ -205,7 +205,7 @@ class Hyperparams(EnvHyperparams):
 
 
 class A2CHyperparams(Hyperparams):
-    """Those of A2C and SA2C."""
+    """Hyperparameters of A2C and SA2C."""
 
     learning_rate: Schedule = 7e-4
     n_steps: Positive = 5
@@ -251,7 +251,7 @@ class A2CHyperparams(Hyperparams):
 
 
 class PPOHyperparams(Hyperparams):
-    """Those of PPO and SPPO."""
+    """Hyperparameters of PPO and SPPO."""
 
     learning_rate: Schedule = 3e-4
     n_steps: Positive = 2048
@@ -279,5 +279,5 @@ FAMILIES: dict[str, type[EnvHyperparams]] = {
 
 
 def untrusted(name: object) -> str:
-    """Say that a file names code which the command line does not allow to import."""
+    """The message for Python code in a file that the command line does not trust."""
     return f"names Python code, {name!r}, which is imported only with --trust-config."

@@ -19,18 +19,18 @@ from srl.config.values import whole_number
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
 
-#: Hyperparameters that mean something only with a reverse loss.
+#: Hyperparameters of the reverse loss.
 REVERSE_LOSS = ("beta", "z", "reverse_loss", "importance_weighting")
 
-#: What an algorithm of another package takes from PPO's entries.
+#: Keys of PPO's entries that also apply to algorithms of other packages.
 _OF_ENVIRONMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "env_wrapper", "policy")
 
-#: What an entry's ``profiles`` can name: the default, and the settings of the authors' scripts.
+#: Names of profiles: the default, and the settings of the authors' scripts.
 PROFILES = ("controlled", "authors")
 
 
 def keys_of(algorithm: Algorithm) -> list[str]:
-    """The hyperparameters of an algorithm's family; a class of another package is imported for them."""
+    """The names of an algorithm's hyperparameters; a class of another package is imported."""
     own: list[str] = []
     if algorithm.is_own:
         from srl.own_algorithms import parameters_of
@@ -40,14 +40,14 @@ def keys_of(algorithm: Algorithm) -> list[str]:
 
 
 def of_family(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters without those that only other families have, for a sweep over several."""
+    """Hyperparameters without those of other families, for a sweep over several families."""
     own = keys_of(algorithm)
     others = {name for model in FAMILIES.values() for name in model.model_fields}
     return {name: value for name, value in values.items() if name in own or name not in others}
 
 
 def of_algorithm(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters without those that only other families, or only symmetric algorithms, have."""
+    """Hyperparameters without those of other families, and of symmetric algorithms if it is not one."""
     values = of_family(algorithm, values)
     if algorithm.symmetric:
         return values
@@ -59,10 +59,11 @@ def check_hyperparams(
 ) -> EnvHyperparams:
     """Complete and check an algorithm's hyperparameters.
 
-    :param algorithm: The algorithm. One without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
-    :param values: Hyperparameters by name; what is missing takes SB3's default.
+    An algorithm without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
+
+    :param values: Hyperparameters by name; missing ones have SB3's defaults.
     :param model: Their class; that of the algorithm's family if not given.
-    :raises ValidationError: With the name of the first that is unknown or out of range.
+    :raises ValidationError: For an unknown name or a value out of range.
     :raises UserError: For a reverse loss in an algorithm without one.
     """
     if not algorithm.symmetric and not algorithm.is_own:
@@ -86,18 +87,17 @@ def resolve_hyperparams(
     trust: bool = False,
     n_timesteps: int | None = None,
 ) -> tuple[EnvHyperparams, int, list[str]]:
-    """Resolve the hyperparameters of a run: its entry in a file, then what the user overrides.
+    """Resolve the hyperparameters of a run from its entry in a file and the user's overrides.
 
-    :param algorithm: The algorithm.
     :param env_id: The environment; one without an entry takes ``atari`` or ``default``.
-    :param overrides: Hyperparameters by name that take precedence over the file's.
-    :param profile: ``"controlled"``, or another set of deviations that entries name under ``profiles``.
-    :param path: A file of the user's own, which all algorithms of a sweep share: keys that another family or
-        only symmetric algorithms have are left out. None takes the algorithm's in ``configs/hyperparams``.
-    :param trust: Whether this file may name Python code of the user's, to be imported for training.
+    :param overrides: Hyperparameters by name that override the file's.
+    :param profile: ``"controlled"``, or a key of ``profiles`` in the entries.
+    :param path: A file of the user, which all algorithms of a sweep share: keys that do not apply to the
+        algorithm are ignored. None takes the algorithm's file in ``configs/hyperparams``.
+    :param trust: Whether this file may name Python code, which is imported for training.
     :param n_timesteps: Training steps that take precedence over the file's.
-    :return: The hyperparameters, the number of training steps, and lines to tell the user.
-    :raises UserError: For a mistake in the file or an override, saying where.
+    :return: The hyperparameters, the number of training steps, and lines for the user.
+    :raises UserError: For a mistake in the file or an override.
     """
     shipped = configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml"
     file = read_config(shipped if path is None else path)

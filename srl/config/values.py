@@ -27,7 +27,7 @@ def _number(value: Any) -> Any:
 
 
 def _schedule(value: Any) -> Any:
-    """A number, or ``lin_X`` for X falling linearly to 0 over the run."""
+    """A number, or ``lin_X`` for a linear schedule from X to 0 over the run."""
     if isinstance(value, str) and value.startswith("lin_"):
         try:
             start = float(value.removeprefix("lin_"))
@@ -52,7 +52,6 @@ def _not_zero(value: Any) -> Any:
 
 
 def _layers(value: Any) -> list[int]:
-    """The sizes of hidden layers."""
     if not isinstance(value, list):
         raise ValueError("must be a list of layer sizes such as [64, 64]")
     sizes = [whole_number(size) for size in value]
@@ -62,7 +61,7 @@ def _layers(value: Any) -> list[int]:
 
 
 def _net_arch(value: Any) -> list[int] | dict[str, list[int]] | None:
-    """Hidden layers: of both networks, or of each by name."""
+    """Hidden layers of both networks, or of each by name."""
     if value is None:
         return None
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
