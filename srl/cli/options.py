@@ -201,7 +201,6 @@ ClusterOptions: Any = _cluster_options()
 def engine_of(cluster: Any, n_jobs: int | None) -> EngineOptions:
     """The engine that options choose.
 
-    :param cluster: The ``ClusterOptions``.
     :param n_jobs: How many tasks run at once; None for as many as there is room for.
     :raises UserError: If there is no such engine, or an option has no meaning, or none for this engine.
     """
@@ -278,9 +277,7 @@ def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
 def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
     """Track runs as asked; see :func:`srl.tracking.tracking`.
 
-    :param options: The options.
     :param project: The project if none is named.
-    :param paths: The runs' folders.
     :return: A context that yields what went wrong, in lines, known at its end.
     """
     problems: list[str] = []
@@ -297,11 +294,7 @@ def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Itera
 
 
 def tracked_status(problems: Sequence[str], status: int) -> int:
-    """Say what could not be tracked; return the exit status, which is 1 then.
-
-    :param problems: What went wrong, in lines.
-    :param status: The exit status otherwise.
-    """
+    """Say what could not be tracked; return the exit status, which is 1 then."""
     if not problems:
         return status
     print(

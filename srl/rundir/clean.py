@@ -65,7 +65,6 @@ def remove(garbage: Sequence[Garbage]) -> tuple[int, list[str]]:
 
     Each is checked again first: a file that is needed now, because its run is trained again, is kept.
 
-    :param garbage: The files, from :func:`find_garbage`.
     :return: The number of bytes freed, and lines on files that could not be removed.
     """
     freed, problems = 0, []

@@ -211,7 +211,6 @@ class RunDirectory(RunRecords):
         The files of a damaged finished run are moved to ``damaged-N``. The files of a finished run are kept;
         only a damaged status is restored.
 
-        :param spec: The run.
         :param keep: Keep the files of earlier attempts, to resume from their checkpoint.
         :return: A context that yields the result of :meth:`compare`.
         :raises UserError: If another process trains the run, or the folder does not fit the spec.

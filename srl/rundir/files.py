@@ -23,7 +23,6 @@ RANDOM = r"\.[a-z0-9_]{8}"
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically.
 
-    :param path: The file.
     :return: A context that yields a temporary path in the same folder, which is locked. At the end of the
         context its content is flushed to disk and moved to ``path``; on an exception nothing changes.
     :raises UserError: If ``path`` is a link, a folder or a device: srl replaces only regular files.

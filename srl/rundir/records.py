@@ -174,7 +174,6 @@ class RunRecords:
     def sealed_damage(self, status: Status, names: Collection[str], *, thorough: bool = True) -> list[str]:
         """The files of a finished run that have changed, in lines.
 
-        :param status: The run's status.
         :param names: The files to check; those that are not in the status are skipped.
         :param thorough: Whether large files are read if their modification time differs, as in a copy. If
             not, only their size is compared.
@@ -198,10 +197,7 @@ class RunRecords:
         return problems
 
     def model_damage(self, status: Status) -> list[str]:
-        """The damage to a finished run's model, in lines; large files are compared by size only.
-
-        :param status: The run's status.
-        """
+        """The damage to a finished run's model, in lines; large files are compared by size only."""
         return self.sealed_damage(status, [*RESULTS[2:], *language_model_files(status)], thorough=False)
 
     def status_problem(self) -> list[str]:

@@ -83,12 +83,9 @@ def run_sweep(
     that one broken run does not stop the others. Runs that another process trains are waited for, and
     trained here if it ends without finishing them.
 
-    :param plan: The plan, written.
     :param engine: Executes the runs; it is closed at the end.
-    :param command: The command line, for the record.
     :param tell: Called with the progress about twice a second.
     :param say: Called with a line for each run that fails or is retried.
-    :param persistence: How failures are treated.
     :return: The reasons of failed runs, by path.
     :raises OutOfSpace: If the disk is full. Running tasks are terminated.
     """

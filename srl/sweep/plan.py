@@ -35,8 +35,6 @@ def expand(
 ) -> tuple[list[RunSpec], list[str]]:
     """Make and check all runs of a sweep: each environment and each model is built once.
 
-    :param options: The options of the sweep.
-    :param device: See :func:`srl.config.spec.make_run_spec`.
     :param trust_file: Whether Python code that the hyperparameter file names is imported.
     :return: The runs, seed by seed, so that a table fills evenly; and lines for the user.
     :raises UserError: If one of them is not valid.
@@ -113,8 +111,6 @@ def make_plan(
 ) -> Plan:
     """Compare the runs of a sweep with its folder; nothing is written.
 
-    :param specs: The runs.
-    :param root: The sweep's folder.
     :param compare: Pairs of columns that reports compare.
     :param population: The maximum size of a population, ``"auto"`` or ``"off"``, see
         :func:`~srl.sweep.tasks.make_tasks`.

@@ -60,9 +60,7 @@ def make_tasks(
     ``"auto"`` divides the runs among ``n_jobs`` processes within the memory limit, see :func:`divide`. On the
     CPU it trains networks for images alone, because stacking does not make their convolutions faster.
 
-    :param jobs: The runs.
     :param population: The maximum number of members of a population, ``"auto"``, or ``"off"``.
-    :param n_jobs: The number of parallel tasks.
     :param memory: Bytes that these share; None for no limit.
     :param done: Folders of finished jobs, which are in no task. They count in whether a run is stacked, so
         that an interrupted sweep gives the same results: on some CPUs a stacked network rounds differently.
@@ -100,7 +98,9 @@ def make_tasks(
         ends = [round(part * len(members) / max(n_parts, 1)) for part in range(n_parts + 1)]
         for first, end in pairwise(ends):
             part = members[first:end]
-            tasks.append(tuple(_stacked(job) for job in part) if stacked else tuple(part))
+            if stacked:
+                part = [Job(job.spec.model_copy(update={"stacked": True}), job.path) for job in part]
+            tasks.append(tuple(part))
     order = {job.path: index for index, job in enumerate(jobs)}
     return [Task(members) for members in sorted(tasks, key=lambda members: order[members[0].path])]
 
@@ -118,7 +118,6 @@ def divide(
     :param n_runs: Runs in each group, shape (n_groups,).
     :param n_timesteps: Training steps of each run of a group, shape (n_groups,).
     :param largest: The maximum size of a population of each group, shape (n_groups,).
-    :param n_jobs: The number of parallel populations.
     :return: Populations of each group, shape (n_groups,).
     """
     n_jobs = max(min(n_jobs, sum(n_runs)), 1)
@@ -165,10 +164,6 @@ def describe(tasks: Sequence[Task]) -> str:
     n_alone = len(tasks) - len(sizes)
     populations = "1 population" if len(sizes) == 1 else f"{len(sizes)} populations"
     return f" in {populations} of {span}" + (f" and {n_alone} alone" if n_alone else "")
-
-
-def _stacked(job: Job) -> Job:
-    return Job(job.spec.model_copy(update={"stacked": True}), job.path)
 
 
 def _group(spec: RunSpec, population: Population) -> str | None:

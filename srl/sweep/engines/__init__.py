@@ -93,7 +93,6 @@ class Engine(Protocol):
     def wait(self, seconds: float) -> list[Ended]:
         """Wait for tasks to end.
 
-        :param seconds: The maximum time.
         :return: The tasks that have ended since the last call.
         """
         ...
@@ -149,7 +148,6 @@ class EngineOptions(ABC):
     def start(self, root: Path, n_jobs: int) -> Engine:
         """Start the engine.
 
-        :param root: The sweep's folder.
         :param n_jobs: The number of parallel tasks, from :meth:`capacity`.
         :raises UserError: If it cannot be used here.
         """
@@ -158,7 +156,6 @@ class EngineOptions(ABC):
 def execute(order: Order) -> int:
     """Execute a task in this process.
 
-    :param order: The task.
     :return: The process' exit status: 0 if all its runs are done, 1 if one failed.
     """
     jobs = order.task.jobs

@@ -34,8 +34,6 @@ def engine_options(
 
     :param name: Its name, or ``module:Class`` for options of the user's own.
     :param n_jobs: The number of parallel tasks; None for the engine's default.
-    :param given: Options of srl's engines by name.
-    :param arguments: Arguments of the user's class.
     :raises UserError: If the engine is unknown, or an option is invalid or belongs to another engine.
     """
     for owner, options in known_engines().items():

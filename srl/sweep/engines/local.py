@@ -59,7 +59,6 @@ def process_context() -> ForkServerContext:
 def start_process(make: Callable[[], BaseProcess]) -> BaseProcess:
     """Start a process of :func:`process_context`, also if the fork server was just killed.
 
-    :param make: Makes the process.
     :raises UserError: If the fork server is killed again and again.
     """
     for _ in range(_STARTS):
@@ -95,8 +94,6 @@ class LocalEngine:
     """Independent processes with one thread each.
 
     A task for ``cuda`` gets the visible GPU with the fewest tasks.
-
-    :param n_jobs: The number of parallel tasks.
     """
 
     def __init__(self, n_jobs: int):

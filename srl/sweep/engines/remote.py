@@ -30,7 +30,6 @@ def thread_variables(order: Order) -> dict[str, str]:
 def execute_elsewhere(order: Order) -> int:
     """Execute a task in this process, which a cluster has started, after earlier attempts have ended.
 
-    :param order: The task with absolute paths.
     :return: See :func:`srl.sweep.engines.execute`.
     """
     log_to_file(order.task)

@@ -49,10 +49,7 @@ _TIMES_ENDED, _TIMES_PREEMPTED = 2, 10
 
 @dataclass(frozen=True)
 class Work:
-    """The function of a job, which is requeued after a preemption or its time limit.
-
-    :param order: The task with absolute paths.
-    """
+    """The function of a job, which is requeued after a preemption or its time limit."""
 
     order: Order
 
