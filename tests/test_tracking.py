@@ -221,7 +221,7 @@ def test_what_could_not_be_sent_is_said_and_sent_later(somewhere, method):
     assert srl(*TRAIN, "--out", "run").status == 0
     service = Failing(method)
     follower = Follower("wandb", "mine", [somewhere / "run"], service)
-    (problem,) = follower.read()
+    (problem,) = follower.look()
     assert problem.endswith("run: ConnectionError: no network")
     assert follower.look(last=True) == []
     assert [step for step, values in service.rows if "eval/mean_reward" in values] == [32, 64, 96, 128]
