@@ -62,9 +62,9 @@ def report(options: Report, command: str) -> int:
     normalisation = check_normalisation(options.normalize)
     if not options.dir.exists():
         raise UserError(f"{options.dir}: there is no such folder or archive.")
-    # Next to an archive NAME.parquet, into a folder NAME
-    beside = options.dir.with_suffix("") if options.dir.is_file() else options.dir
-    out = beside if options.out is None else options.out
+    # The report of an archive NAME.parquet is written to the folder NAME
+    default = options.dir.with_suffix("") if options.dir.is_file() else options.dir
+    out = default if options.out is None else options.out
     if options.dir.is_file() and options.dir.suffix != ".parquet":
         raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
     uses_parquet = options.dir.is_file() or options.format in ("archive", "parquet")

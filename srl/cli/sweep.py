@@ -104,7 +104,7 @@ def sweep(options: Sweep, command: str) -> int:
     put_current_directory_on_path()
     engine_options = engine_of(options.cluster, execution.jobs)
     environment = options.environment
-    # They may register reward noise and losses too
+    # They may also register reward noise and losses
     import_packages(environment.gym_packages)
     sweep_options = load_sweep(
         config,
@@ -179,7 +179,7 @@ def sweep(options: Sweep, command: str) -> int:
             print(f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps")
         console.print("Dry run: nothing was trained or written.")
         return 0
-    # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
+    # A sweep may take days: load the modules of its end now, in case srl is updated meanwhile
     import srl.report.scores  # noqa: F401
 
     for job in plan.done:
@@ -194,20 +194,13 @@ def sweep(options: Sweep, command: str) -> int:
                 extend_runs(plan, lambda line: print(line, file=sys.stderr))
                 write_plan(plan)
                 failures = run_sweep(
-                    plan,
-                    engine,
-                    command,
-                    tell=display.update,
-                    say=display.say,
-                    persistence=persistence,
+                    plan, engine, command, tell=display.update, say=display.say, persistence=persistence
                 )
     with naming_full_disk(root):
         _print_scores(root, console)
     if failures:
-        print(
-            f"srl: {len(failures)} of {len(plan.to_do)} runs failed. Rerun the command to retry them.",
-            file=sys.stderr,
-        )
+        counts = f"{len(failures)} of {len(plan.to_do)} runs failed"
+        print(f"srl: {counts}. Rerun the command to retry them.", file=sys.stderr)
         for path, reason in list(failures.items())[:10]:
             print(f"  {path}: {reason}", file=sys.stderr)
     return tracked_status(outcome, FAILED if failures else 0)
