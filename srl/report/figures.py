@@ -27,8 +27,8 @@ from srl.report.statistics import AGGREGATES
 from srl.report.style import Style, style, styled
 from srl.report.trends import Trend, noise_level
 
-#: Values of a hyperparameter up to which each has a tick.
-_MOST_TICKS = 8
+#: Maximum number of values of a hyperparameter with a tick each.
+_MAX_TICKS = 8
 
 _AGGREGATE_TITLES = {
     "median": "Median",
@@ -50,8 +50,8 @@ def draw_curves(
     """Curves over training, with a panel for each noise, side by side.
 
     :param curves: By noise, then by column.
-    :param label: What the curves show.
-    :param suffixes: What to say of a column in the legend besides its name.
+    :param label: The label of the y axis.
+    :param suffixes: Texts after the names of columns in the legend.
     """
     figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
     handles: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def draw_trends(
 ) -> Figure:
     """Probabilities of improvement in an environment against the noise, with a panel for each kind of noise.
 
-    :param trends: Those of the environment.
+    :param trends: The trends of the environment.
     """
     kinds = list(dict.fromkeys(trend.kind for trend in trends))
     figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
@@ -134,9 +134,9 @@ def draw_trends(
 def _draw_points(
     axes: Axes, x: Sequence[float], y: Sequence[float], widths: Sequence[Sequence[float]], look: Style
 ) -> Any:
-    """A line through points with intervals.
+    """Draw a line through points with intervals.
 
-    :param widths: How far the intervals reach below and above the points, NaN for none.
+    :param widths: Lengths of the intervals below and above the points, NaN for none.
     """
     return axes.errorbar(
         x, y, widths, color=look.color, linestyle=look.dashes, marker=look.marker, capsize=2.5, elinewidth=1
@@ -144,7 +144,7 @@ def _draw_points(
 
 
 def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> None:
-    """Ticks at the values themselves, on a scale that separates them unless it is to be linear."""
+    """Set ticks at the values, on a linear scale or one that separates them."""
     ticks = sorted(set(values))
     positive = [value for value in ticks if value > 0]
     if not linear and ticks[0] >= 0 and len(ticks) > 2 and ticks[-1] > 4 * positive[0]:
@@ -153,12 +153,12 @@ def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> No
         else:
             axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(ticks) <= _MOST_TICKS:
+    if len(ticks) <= _MAX_TICKS:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 class _Numbers(EngFormatter):
-    """Numbers with the prefixes k, M and so on, and none for those below 1: 0.5 instead of 500m."""
+    """Numbers with the prefixes k, M and so on, but 0.5 instead of 500m."""
 
     def __init__(self) -> None:
         super().__init__(sep="")
@@ -168,13 +168,13 @@ class _Numbers(EngFormatter):
 
 
 def _seeds(curves: Sequence[Curve]) -> str:
-    """The number of seeds of an algorithm's curves, one for each noise, in the order of the panels."""
+    """The numbers of seeds of a column's curves in words, in the order of the panels."""
     counts = [f"{curve.n_seeds}{'' if curve.finished else ', not finished'}" for curve in curves]
     return f"n={counts[0] if len(set(counts)) == 1 else ' and '.join(counts)}"
 
 
 def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
-    # All points of a short curve, else some
+    # Mark all points of a short curve, and some of a longer one
     markers = None if len(curve.steps) < 8 else (0.05, 0.15)
     line = _draw_band(axes, curve.steps, curve.mean, curve.low, curve.high, look, markers)
     if len(curve.steps) == 1:
@@ -199,7 +199,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
     longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
-    # The noise stands upright beside its panels
+    # The label of the noise is vertical
     height = max(0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest)
     figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
     for row, aggregate in zip(panels, aggregates, strict=True):
@@ -317,7 +317,7 @@ def _mark_half(axes: Axes) -> None:
 
 
 def _share(panels: Sequence[Axes], limits: str) -> None:
-    """Give all panels the same ``xlim`` or ``ylim``, which holds those that they have."""
+    """Give all panels the same ``xlim`` or ``ylim``, which includes those of each."""
     low, high = zip(*(getattr(axes, f"get_{limits}")() for axes in panels), strict=True)
     for axes in panels:
         axes.set(**{limits: (min(low), max(high))})
@@ -331,7 +331,7 @@ def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tupl
 
 
 def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) -> None:
-    """Title above and legend below the panels, where they hide nothing; the figure grows to hold them."""
+    """Add a title above and a legend below the panels, and enlarge the figure for them."""
     heading = figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     needed = heading.get_window_extent(renderer).width / figure.dpi + 0.2
@@ -349,7 +349,7 @@ def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) 
     figure.set_figwidth(max(figure.get_figwidth(), needed))
 
 
-#: What would make files differ from one time to the next, by format.
+#: Metadata that would make files differ between calls, by format.
 _METADATA: dict[str, Any] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -363,7 +363,7 @@ PAGE_DPI = 150
 
 @styled
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
-    """A figure as a file; the same figure gives the same bytes.
+    """The content of a figure's file; the same figure gives the same bytes.
 
     :param kind: One of :data:`FORMATS`.
     :param dpi: Dots per inch of a PNG.
@@ -374,7 +374,7 @@ def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
 
 
 def without_title(figure: Figure) -> Figure:
-    """The figure without the title above it; what tells its panels apart stays."""
+    """The figure without its title; titles of panels are kept."""
     if figure._suptitle is not None:  # type: ignore[attr-defined]
         figure._suptitle.remove()  # type: ignore[attr-defined]
         figure._suptitle = None  # type: ignore[attr-defined]

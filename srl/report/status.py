@@ -56,17 +56,17 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
                 size = console.size
                 live.update(screen(overview, root, size.width, size.height), refresh=True)
             elif overview != shown:
-                _print(overview, root, console, after=shown is not None)
+                if shown is not None:
+                    console.print()
+                _print(overview, root, console)
                 shown = overview
             if not overview.pending:
                 return
             time.sleep(interval)
 
 
-def _print(overview: Overview, root: Path, console: Console, *, after: bool = False) -> None:
+def _print(overview: Overview, root: Path, console: Console) -> None:
     """Print the whole screen, as wide as the terminal; lines are not wrapped elsewhere."""
-    if after:
-        console.print()
     if console.is_terminal:
         console.print(screen(overview, root, console.width))
     else:

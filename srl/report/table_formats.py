@@ -19,7 +19,7 @@ from srl.report.tables import Entry, Row, Table, noise_order
 
 
 def to_markdown(table: Table, left_out: Sequence[str] = ()) -> str:
-    """The table as Markdown, with its notes and lines on what is not in it."""
+    """The table as Markdown, with its notes and lines on missing runs."""
     lines = [
         f"{markup.markdown(table.title)}.",
         "",
@@ -40,7 +40,7 @@ def to_markdown(table: Table, left_out: Sequence[str] = ()) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """The table as CSV: a line for each figure, at full precision; empty where there is none."""
+    """The table as CSV: a line for each number at full precision, empty for NaN."""
     file = io.StringIO()
     names = list(table.records[0]) if table.records else []
     writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -59,7 +59,7 @@ def _machine(value: Any) -> Any:
 
 
 def _title(table: Table) -> tuple[str, bool, bool]:
-    """The title with the steps and seeds that all rows have in common; whether steps, and seeds, differ."""
+    """The title with the common steps and seeds of all rows; whether steps and seeds differ."""
     steps = {row.n_timesteps for row in table.rows if row.n_timesteps is not None}
     counts = {entry.n for row in table.rows for entry in row.entries.values() if entry.n is not None}
     title = table.title
@@ -74,8 +74,9 @@ def _title(table: Table) -> tuple[str, bool, bool]:
 def to_rich(table: Table, width: int = 250) -> Group:
     """The table for a terminal.
 
-    :param table: The table. What all rows have in common, steps and seeds, is in its title.
-    :param width: Columns of the terminal. Columns of the table that do not fit are in further tables.
+    Common steps and seeds of all rows are in its title.
+
+    :param width: Columns of the terminal. Columns of the table that do not fit are in more tables.
     """
     title, has_steps, has_counts = _title(table)
     names: dict[str, list[str]] = {
@@ -113,7 +114,6 @@ def _part(
     cells: Mapping[str, Sequence[Sequence[str]]],
     columns: Sequence[str],
 ) -> RichTable:
-    """Some columns of a table for a terminal."""
     part = RichTable(
         title=escape(title) or None, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
     )
@@ -166,7 +166,7 @@ def to_latex(table: Table) -> str:
             if any(texts):
                 small = [f"{{\\scriptsize {markup.latex(text)}}}" if text else "" for text in texts]
                 body.append(_latex_row([""] * len(keys) + small))
-    # As wide as it is, but no wider than the text
+    # At most as wide as the text
     width = "\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi"
     lines = [
         "% Needs packages booktabs and graphicx.",

@@ -16,12 +16,12 @@ from srl.report.published import Published
 from srl.report.runs import UNFINISHED
 from srl.report.significance import ALPHA, best_of_rows
 
-#: What bold means where columns of a row are compared.
+#: The meaning of bold where columns of a row are compared.
 BOLD = (
     "Bold: the best of a row, if it is shown to score higher than every other column (exact permutation "
     f"test, p at most {ALPHA:g} after Holm's correction for the number of rows)."
 )
-#: Marks of footnotes, in the order of their use; after these, numbers in brackets.
+#: Marks of footnotes, followed by numbers in brackets.
 _MARKS = ("†", "‡", "§", "¶")
 
 
@@ -29,19 +29,19 @@ _MARKS = ("†", "‡", "§", "¶")
 class Entry:
     """The content of a cell."""
 
-    #: The figure with its error or interval; ``"-"`` for none.
+    #: The number with its error or interval; ``"-"`` for none.
     figure: str = "-"
-    #: Over how many seeds; None where that is not said.
+    #: The number of seeds; None if it is not shown.
     n: int | None = None
     #: Whether it is shown to be the best of its row; of a comparison, whether it shows a difference.
     best: bool = False
     #: The p-values of a comparison.
     p_values: str = ""
-    #: Runs that are not finished, in words.
+    #: Unfinished runs in words.
     unfinished: str = ""
-    #: The published figure, with the marks of what differs.
+    #: The published number, with the marks of differences.
     published: str = ""
-    #: The bare number, to sort by.
+    #: The number, to sort by.
     value: float = float("nan")
 
     @property
@@ -57,7 +57,7 @@ class Row:
 
     env: str
     noise: str
-    #: Training steps; None for several environments with steps of their own.
+    #: Training steps; None for several environments with different steps.
     n_timesteps: int | None
     entries: Mapping[str, Entry]
 
@@ -76,9 +76,9 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
-    #: The same for machines: one for each figure.
+    #: Its numbers as records for CSV and JSON.
     records: Sequence[Mapping[str, Any]]
-    #: Lines beneath it.
+    #: Lines below it.
     notes: Sequence[str] = ()
 
 
@@ -93,8 +93,8 @@ def score_table(
     The best of a row is marked if it is shown to score higher than every other one, see
     :func:`srl.report.significance.best_of_rows`.
 
-    :param published: Figures to put beside them, by environment, noise and algorithm.
-    :param last: How many evaluations their scores average.
+    :param published: Published scores by environment, noise and algorithm.
+    :param last: The number of evaluations that a score averages.
     """
     marks: dict[str, str] = {}
     sources: dict[str, None] = {}
@@ -111,11 +111,11 @@ def score_table(
         entries = {}
         for column, cell in row_cells.items():
             plain = cell.name == cell.algo and not cell.variant
-            beside = published.get((env, noise, cell.algo)) if plain else None
-            entries[column] = _score_entry(cell, column == best, beside, last, marks)
-            if beside:
-                sources[beside.source] = None
-            records.append(_score_record(cell, column == best, beside))
+            reference = published.get((env, noise, cell.algo)) if plain else None
+            entries[column] = _score_entry(cell, column == best, reference, last, marks)
+            if reference:
+                sources[reference.source] = None
+            records.append(_score_record(cell, column == best, reference))
         rows.append(Row(env, noise, steps, entries))
     averaged = "final evaluation" if last == 1 else f"last {last} evaluations"
     return Table(
@@ -132,7 +132,7 @@ def score_table(
 
 
 def _truncations(cell: Cell) -> list[str]:
-    """A line on the evaluation episodes that ``eval_max_episode_steps`` truncated, if there are any."""
+    """Lines on evaluation episodes that ``eval_max_episode_steps`` has truncated."""
     runs = [run for run in cell.runs if run.evaluations is not None and run.evaluations.n_truncated]
     n_episodes = sum(run.evaluations.n_truncated for run in runs if run.evaluations)
     limits = {run.spec.eval_max_episode_steps for run in runs if run.spec}
@@ -147,20 +147,20 @@ def _truncations(cell: Cell) -> list[str]:
 def _score_entry(
     cell: Cell, best: bool, published: Published | None, last: int, marks: dict[str, str]
 ) -> Entry:
-    """The entry of a cell; marks that are new are added to those given."""
-    beside = ""
+    """The entry of a cell; new marks are added to ``marks``."""
+    text = ""
     if published is not None:
         signs = ""
         for difference in published.differences(cell, last):
             mark = _MARKS[len(marks)] if len(marks) < len(_MARKS) else f"({len(marks) + 1})"
             signs += marks.setdefault(difference, mark)
-        beside = f"[published {published.mean:g} ± {published.standard_error:g}{' ' if signs else ''}{signs}]"
+        text = f"[published {published.mean:g} ± {published.standard_error:g}{' ' if signs else ''}{signs}]"
     return Entry(
         with_error(cell.mean, cell.standard_error),
         n=len(cell.values) or None,
         best=best,
         unfinished=", ".join(f"{n} {state}" for state in UNFINISHED if (n := cell.count(state))),
-        published=beside,
+        published=text,
         value=cell.mean,
     )
 
@@ -193,7 +193,7 @@ def column_order(cells: Sequence[Cell]) -> list[str]:
 def rows_of(
     cells: Sequence[Cell], columns: Sequence[str]
 ) -> list[tuple[tuple[str, str, int], dict[str, Cell]]]:
-    """Cells by environment, noise and steps, in the order of rows; within these by column, in order."""
+    """Cells by environment, noise and steps, then by column, in the order of tables."""
     rows: dict[tuple[str, str, int], dict[str, Cell]] = {}
     for cell in cells:
         rows.setdefault((cell.env, cell.noise, cell.n_timesteps), {})[cell.column] = cell
@@ -202,12 +202,12 @@ def rows_of(
 
 
 def noise_order(noise: str) -> tuple[bool, str]:
-    """A key by which runs without noise come first."""
+    """A sort key by which no noise comes first."""
     return noise != "none", noise
 
 
 def with_p_values(p: float, adjusted: float) -> str:
-    """A p-value, and the same adjusted for the number of comparisons; empty where there is no test."""
+    """A p-value and the adjusted one in words; empty without a test."""
     return "" if math.isnan(p) else f"p {p_text(p)}, adjusted {p_text(adjusted)}"
 
 
@@ -215,13 +215,13 @@ def p_text(p: float) -> str:
     """A p-value with its sign: ``= 0.013``, ``< 0.0001``."""
     if p < 1e-4:
         return "< 0.0001"
-    # As many digits as it takes to see on which side of ALPHA it is
+    # Enough digits to compare it with ALPHA
     texts = (f"{p:.{digits}g}" for digits in range(2, 18))
     return f"= {next(text for text in texts if (float(text) <= ALPHA) == (p <= ALPHA))}"
 
 
 def with_error(mean: float, standard_error: float) -> str:
-    """A mean and its error, with as many decimals as the error deserves."""
+    """A mean and its error, with decimals according to the error."""
     if math.isnan(mean):
         return "-"
     decimals = _decimals(standard_error if standard_error > 0 else 0.0, mean)
@@ -230,9 +230,9 @@ def with_error(mean: float, standard_error: float) -> str:
 
 
 def with_interval(estimate: Estimate, decimals: int | None = None) -> str:
-    """A figure and its interval.
+    """A number and its interval.
 
-    :param decimals: How many; None for as many as the interval deserves.
+    :param decimals: The number of decimals; None chooses it according to the interval.
     """
     if math.isnan(estimate.value):
         return "-"
@@ -253,5 +253,5 @@ def _decimals(error: float, value: float) -> int:
 
 
 def _rounded(value: float, decimals: int) -> str:
-    # Adding 0 makes 0 of -0
+    # Adding 0 turns -0 into 0
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
