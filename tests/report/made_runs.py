@@ -115,6 +115,12 @@ def lay_down(
     return directory
 
 
+def finish(root: Path, algo: str, scores, env: str = "A", **changes) -> None:
+    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
+    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
+        lay_down(root, [[score - 1, score + 1]], algo=algo, env=env, seed=seed, **changes)
+
+
 def make_sweep(
     root: Path,
     *,

@@ -18,16 +18,10 @@ from srl.report.normalisation import check_normalisation, find_scales, read_huma
 from srl.report.runs import Run, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
 from srl.rundir.plan import PlannedRun
-from tests.report.made_runs import lay_down
+from tests.report.made_runs import finish, lay_down
 from tests.small_runs import small_spec
 
 REPS = 200
-
-
-def finish(root, algo, scores, env="A", **changes):
-    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
-    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
-        lay_down(root, [[score - 1, score + 1]], algo=algo, env=env, seed=seed, **changes)
 
 
 def cells_of(root, last=1):

@@ -10,7 +10,7 @@ from srl.report.report import make_report
 from srl.report.runs import read_runs
 from srl.report.significance import smallest_p_value
 from srl.report.summary import describe_runs, summarise
-from tests.report.made_runs import lay_down
+from tests.report.made_runs import finish, lay_down
 
 REPS = 200
 #: Parts of sentences that tell one from another.
@@ -18,12 +18,6 @@ COEFFICIENT = "the policy gradient of SPPO is PPO's times c = alpha + beta |z|"
 FEW = "Some figures stand on"
 UNFINISHED = "Not all runs are finished"
 MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
-
-
-def finish(root, algo, scores, env="A", **changes):
-    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
-    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
-        lay_down(root, [[score, score]], algo=algo, env=env, seed=seed, **changes)
 
 
 def summary(root):

@@ -27,7 +27,7 @@ from srl.sweep.engines.slurm import parse_minutes
 from srl.sweep.execution import Persistence, run_sweep
 from srl.sweep.plan import Plan, make_plan, write_plan
 from srl.training.run import RunFailed, train_run
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, start_srl, until
 from tests.sweep import chaos
 from tests.training.broken_envs import BreaksForOne
 from tests.training.stacked.comparison import assert_same_result
@@ -35,17 +35,6 @@ from tests.training.test_resume import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD = BreaksForOne.SEED
-
-
-def command(*words: object) -> subprocess.Popen[str]:
-    """The command ``srl`` in a process of its own, which knows the environments that break."""
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def execute(
@@ -269,7 +258,7 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
         *("--seeds", "0:3", "--timesteps", 640, "--device", "cpu", "--jobs", 1, "--population", "off"),
         *(*SMALL_WORDS, "--out", tmp_path / "both"),
     ]
-    processes = [command(*words) for _ in range(2)]
+    processes = [start_srl(*words) for _ in range(2)]
     ended = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     runs = find_runs(tmp_path / "both")

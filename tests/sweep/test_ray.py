@@ -20,7 +20,7 @@ from srl.rundir.status import Status
 from srl.sweep.engines import Job, Order, Task
 from srl.sweep.engines.ray import Options, RayEngine
 from srl.training.run import train_run
-from tests.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, start_srl, until
 from tests.training.test_resume import outcome
 
 pytest.importorskip("ray")
@@ -60,14 +60,6 @@ def all_ended(engine, n):
     ended = []
     until(lambda: ended.extend(engine.wait(0.2)) or len(ended) == n)
     return ended
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hears_ctrl_c():
-    """Processes that are begun here hear Ctrl-C, also where the tests run in the background."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +165,7 @@ def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path
         *("--seeds", "0:2", "--timesteps", "1000000", "--device", "cpu", "--population", "off", *SMALL_WORDS),
         *("--engine", "ray", "--address", cluster.address, "--out", str(tmp_path / "out")),
     ]
-    sweep = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    sweep = start_srl(*words)
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(2)]
     until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs))
     sweep.send_signal(number)

@@ -49,14 +49,6 @@ def is_beyond(order, steps):
     return status(order) is not None and status(order).timesteps > steps
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hears_ctrl_c():
-    """Processes that are begun here hear Ctrl-C, also where the tests run in the background."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 @pytest.fixture
 def local(tmp_path):
     engine = SlurmEngine(tmp_path / "slurm", cluster="local", time=60)

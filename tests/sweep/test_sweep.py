@@ -19,7 +19,7 @@ from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 from srl.sweep import execution
 from srl.sweep.plan import expand, make_plan
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl, start_srl, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -352,11 +352,6 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
         process.communicate()
 
 
-def hear_signals():
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 @pytest.fixture
 def long_sweep(tmp_path):
     """A sweep of three long runs in a process group of its own, two of them training, and their folders."""
@@ -364,15 +359,7 @@ def long_sweep(tmp_path):
     words += ["--seeds", "0:3", "--timesteps", "100000000", "--jobs", "2", "--out", str(tmp_path / "out")]
     words += ["--population", "off"]
     words += ["--hyperparams", "n_steps=32", "batch_size=32", "n_epochs=1", "n_envs=1"]
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # The tests may themselves run in the background, where a shell has SIGINT ignored
-        preexec_fn=hear_signals,
-    )
+    process = start_srl(*words, start_new_session=True)
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
     try:
         until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))

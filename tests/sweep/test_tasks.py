@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -16,8 +14,7 @@ from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import describe, divide, make_tasks, parse_population
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
-from tests.sweep.test_sweep import ROOT
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, start_srl, until
 from tests.training.stacked.comparison import assert_same_result
 
 MEGABYTE = 1e6
@@ -444,13 +441,7 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp
     env = BROKEN + "WaitsOnce-v0"
     words = ["sweep", "discrete_srl", "--envs", env, "--algos", "sppo", "--noise", "none", "--seeds", "0:4"]
     words += ["--timesteps", "64", "--jobs", "1", "--population", "3", "--out", str(tmp_path), *SMALL_WORDS]
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    process = start_srl(*words)
     runs = [RunDirectory(tmp_path / env.replace(":", "-") / "sppo" / "none" / f"seed-{i}") for i in range(4)]
     try:
         until((runs[0].path / "mark").exists)
