@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -144,22 +145,25 @@ with directory.claimed(small_spec()):
 """
 
 
+@contextmanager
+def claiming(path):
+    """A process that holds the lock of a run's folder."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CLAIM, path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout.readline() == b"claimed\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
 def other_process(tmp_path):
-    """A process that is at a run, and the run's folder."""
-    root = Path(__file__).parents[2]
-    path = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
-    assert process.stdout.readline() == b"claimed\n"
-    yield process, path
-    process.kill()
-    process.communicate()
+    """A process that holds the lock of a run's folder, and the folder."""
+    with claiming(tmp_path / "run") as process:
+        yield process, tmp_path / "run"
 
 
 @pytest.mark.slow

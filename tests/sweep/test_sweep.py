@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -317,7 +315,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
 
 @pytest.mark.slow
 def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path, monkeypatch):
-    from tests.rundir.test_directory import CLAIM
+    from tests.rundir.test_directory import claiming
 
     look, n_waited_for = execution._Execution._check_elsewhere, []
 
@@ -331,14 +329,7 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
     monkeypatch.setattr(execution, "_ELSEWHERE_INTERVAL", 0.0)
     monkeypatch.setattr(execution._Execution, "_check_elsewhere", kill_before_the_second_look)
     path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    try:
-        assert process.stdout.readline() == b"claimed\n"
+    with claiming(path) as process:
         outcome = srl(
             *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
             *("--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS),
@@ -347,9 +338,6 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
         assert "trains 1 of these runs: waited for." in outcome.out
         assert n_waited_for[:2] == [1, 1]
         assert RunDirectory(path).read_status().state == "done"
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
