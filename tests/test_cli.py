@@ -175,7 +175,7 @@ MISTAKES = [
     (["sweep", "discrete_srl", "--envs", "CartPole-v1,CartPole-v1"], "is specified twice"),
     (["report", "nowhere"], "no such folder"),
     (["report", "file"], "neither a folder nor an archive"),
-    (["report", "."], "holds no runs"),
+    (["report", "."], "contains no runs"),
 ]
 
 

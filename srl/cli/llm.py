@@ -256,12 +256,12 @@ def _finished_run(path: Path) -> RunSpec:
     directory = RunDirectory(path)
     spec = directory.read_spec()
     if spec is None:
-        raise UserError(f"{path} holds no run.")
+        raise UserError(f"{path} contains no run.")
     options(spec)
     if problems := directory.damage():
         raise UserError(problems[0])
     if not directory.is_finished():
-        raise UserError(f"{path}: the run is not finished; its model comes at the end.")
+        raise UserError(f"{path}: the run is not finished and has no final model yet.")
     return spec
 
 

@@ -317,7 +317,7 @@ def print_notes(notes: Sequence[str], console: Console) -> None:
             note.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
         )
     if len(notes) > _SHOWN_NOTES:
-        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which the files have.")
+        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which are in the files.")
 
 
 def new_console() -> Console:

@@ -29,7 +29,7 @@ def show_status(options: Status, command: str) -> int:
     """``srl status``; returns the exit status."""
     # The system may not support longer sleeps
     if not 0 < options.interval <= 86_400:
-        raise UserError(f"--interval {options.interval:g}: must be above 0, and 86400 seconds at the most.")
+        raise UserError(f"--interval {options.interval:g}: must be above 0 and at most 86400 seconds.")
     try:
         from srl.report.status import print_status, watch_status
 

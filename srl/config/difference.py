@@ -16,7 +16,7 @@ def differs_only_in_length(there: RunSpec, asked: RunSpec) -> bool:
 def describe_difference(there: RunSpec, asked: RunSpec) -> str:
     """The first few keys in which two specs differ, with both values."""
     if there.format < asked.format:
-        return "an earlier version of srl made it, whose random streams were other ones"
+        return "an earlier version of srl made it, with other random streams"
     left, right = flatten(there.model_dump(mode="json")), flatten(asked.model_dump(mode="json"))
     different = [key for key in left | right if left.get(key) != right.get(key)]
     shown = [f"{key} is {left.get(key)!r} there and {right.get(key)!r} here" for key in different[:3]]

@@ -22,7 +22,7 @@ def configs_dir() -> Path:
         if (candidate / "hyperparams").is_dir():
             return candidate
     raise UserError(
-        f"The configurations that belong to srl are neither in {_PACKAGE / 'configs'} nor in "
+        f"The configuration files of srl are neither in {_PACKAGE / 'configs'} nor in "
         f"{_PACKAGE.parent / 'configs'}. The installation is incomplete; install it again."
     )
 
@@ -57,7 +57,7 @@ class ConfigFile:
         except UserError:
             raise
         except RecursionError:
-            raise UserError(f"{path}: nested too deeply, or within itself.") from None
+            raise UserError(f"{path}: nested too deeply or recursively.") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -90,7 +90,7 @@ class ConfigFile:
                 line = key.start_mark.line + 1
                 if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                     written = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                    raise UserError(f"{self.path}, line {line}: the key {written} is no text. Quote it.")
+                    raise UserError(f"{self.path}, line {line}: the key {written} is not text. Quote it.")
                 if key.value in seen and key.value != "<<":
                     raise UserError(
                         f"{self.path}, line {line}: the key {key.value!r} is specified twice, first in line "

@@ -162,10 +162,12 @@ class LanguageModelHyperparams(Hyperparams):
     @model_validator(mode="after")
     def _whole_minibatches(self) -> LanguageModelHyperparams:
         if self.n_rollouts % self.batch_size:
-            raise ValueError(f"n_rollouts={self.n_rollouts} is no multiple of batch_size={self.batch_size}")
+            raise ValueError(
+                f"n_rollouts={self.n_rollouts} is not a multiple of batch_size={self.batch_size}"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
+                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}"
             )
         if self.min_new_tokens > self.max_new_tokens:

@@ -212,7 +212,7 @@ def make_run_spec(
         )
     if bins is not None and not algorithm.discretised:
         raise UserError(
-            f"bins={bins}: {algorithm.label} takes the action space as it is. Use d{algorithm.name} for "
+            f"bins={bins}: {algorithm.label} does not discretize actions. Use d{algorithm.name} for "
             "discretized actions, or leave bins out."
         )
     hyperparams, file_timesteps, notes = resolve_hyperparams(
@@ -226,7 +226,7 @@ def make_run_spec(
     )
     atari = is_atari(env_id)
     if ATARI_WRAPPER in (hyperparams.env_wrapper or ()) and not atari:
-        raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is no Atari game. Leave it out.")
+        raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is not an Atari game. Leave it out.")
     resolved_device = resolve_device(device, hyperparams.policy)
     check_precision(precision, resolved_device.partition(":")[0])
     n_timesteps = file_timesteps if n_timesteps is None else n_timesteps

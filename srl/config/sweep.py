@@ -41,7 +41,7 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
         if end > 2**31:
             raise UserError(f"seeds: {text!r} reaches beyond 2^31 - 1.")
         if end - first > 100_000:
-            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; 100,000 is the most.")
+            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; the maximum is 100,000.")
         seeds += range(first, end)
     repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
     if repeated:

@@ -70,7 +70,7 @@ def _net_arch(value: Any) -> list[int] | dict[str, list[int]] | None:
         own = next(part for part in value if isinstance(part, dict))
         sizes = {name: own[name] if isinstance(own.get(name), list) else [] for name in ("pi", "vf")}
         layers = ", ".join(f"{name}: {shared + sizes[name]}" for name in sizes)
-        raise ValueError(f"this form is that of SB3 before version 1.8. Write net_arch: {{{layers}}}")
+        raise ValueError(f"this is the format of SB3 before version 1.8. Write net_arch: {{{layers}}}")
     if isinstance(value, dict):
         if set(value) != {"pi", "vf"}:
             raise ValueError("must name the layers of both pi and vf, as in {pi: [64, 64], vf: [64, 64]}")

@@ -104,7 +104,7 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
             raise VariantError(
                 ["grid", key],
                 f"does not apply to {get_algorithm(algo).label}.{nearest(key, known)} A grid expands all of "
-                "algos; name columns that it leaves as they are under variants.",
+                "algos; define other columns under variants.",
             )
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise VariantError(["grid", key], f"{values!r}: must be a list of values, for example [0, 1, 5].")
@@ -116,7 +116,7 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
         _check_values(["grid"], algo, overrides)
         if not re.fullmatch(NAME, name):
             raise VariantError(
-                ["grid"], f"{name!r} is too long for a name, or has other characters than it may."
+                ["grid"], f"{name!r} is too long for a name, or contains other characters than allowed."
             )
         variants.append(Variant(name, algo, overrides))
     names = [variant.name for variant in variants]
@@ -129,7 +129,7 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
 def _named(name: str, values: Any) -> Variant:
     keys: list[str | int] = ["variants", name]
     if not re.fullmatch(NAME, name):
-        raise VariantError(keys, f"is no name for a column. {NAMES_ARE}")
+        raise VariantError(keys, f"is not a valid column name. {NAMES_ARE}")
     if not isinstance(values, Mapping) or not isinstance(values.get("algo"), str):
         raise VariantError(keys, "must be a mapping with the key algo, for example {algo: sppo, beta: 5}.")
     try:
@@ -143,7 +143,7 @@ def _named(name: str, values: Any) -> Variant:
     for key in overrides:
         if key not in known:
             hint = nearest(str(key), known)
-            raise VariantError([*keys, key], f"is no hyperparameter of {get_algorithm(algo).label}.{hint}")
+            raise VariantError([*keys, key], f"is not a hyperparameter of {get_algorithm(algo).label}.{hint}")
     _check_values(keys, algo, overrides)
     return Variant(name, algo, overrides)
 

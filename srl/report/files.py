@@ -44,7 +44,7 @@ def check_folder(out: Path) -> None:
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / SPEC).is_file():
             raise UserError(
-                f"{out} is in the folder of a run, in which a report writes nothing. Name another with --out."
+                f"{out} is inside a run directory, where reports are not written. Name another with --out."
             )
     check_writable(out)
 
@@ -202,7 +202,7 @@ def _read_record(out: Path) -> _Record:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise UserError(
-        f"{file}: not the record of a report, or damaged. Move it away, with the files that it is about; "
+        f"{file}: not the record of a report, or damaged. Move it away with the files that it lists; "
         "nothing was written."
     )
 

@@ -69,7 +69,7 @@ def foreign_folders(found: FoundFolders, planned: Sequence[str]) -> list[str]:
         for path in found.others
         if path not in ours and inside.isdisjoint(_with_parents(path))
     )
-    return [f"{path}: left out, no run's folder." for path in outermost]
+    return [f"{path}: left out, not a run directory." for path in outermost]
 
 
 def _with_parents(path: str) -> list[str]:

@@ -68,7 +68,7 @@ class Folder:
                 planned |= {(Path(folder) / entry.path).as_posix(): entry for entry in entries}
         runs = [self._run(path, planned.get(path)) for path in dict.fromkeys([*planned, *found.runs])]
         if not runs:
-            raise UserError("\n".join([f"{self.root} holds no runs.", *unreadable]))
+            raise UserError("\n".join([f"{self.root} contains no runs.", *unreadable]))
         return Overview(runs, unreadable)
 
     def _run(self, path: str, planned: PlannedRun | None) -> RunProgress:
@@ -191,7 +191,7 @@ def _read_status(directory: RunDirectory) -> Status | UserError | None:
     except OSError as error:
         return UserError(f"{file}: cannot be read: {error.strerror}.")
     if directory.read_status() is None:
-        return UserError(f"{file}: damaged: not what was written.")
+        return UserError(f"{file}: damaged: changed since it was written.")
     numbers = (status.steps_per_second, status.seconds, status.clock)
     if not all(map(math.isfinite, (*numbers, status.started, status.updated, status.ended))):
         return UserError(f"{file}: not the status of a run: a number in it is not finite.")

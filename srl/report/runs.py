@@ -129,7 +129,7 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
                 )
     notes += foreign_folders(found, planned)
     if not runs:
-        raise UserError("\n".join([f"{root} holds no runs.", *notes]))
+        raise UserError("\n".join([f"{root} contains no runs.", *notes]))
     return runs, notes
 
 

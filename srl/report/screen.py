@@ -120,7 +120,7 @@ def _outlook(overview: Overview) -> str:
         return "No runs are training; time left unknown. Rerun the command to resume."
     if failed:
         return "No runs are training. Rerun the command to retry failed runs."
-    return "All is done."
+    return "All runs are finished."
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,7 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
     On a terminal the screen is updated in place; elsewhere it is printed again after changes.
 
     :param interval: Seconds between two updates of the display.
-    :raises UserError: If it is no folder.
+    :raises UserError: If it is not a folder.
     """
     folder = Folder(root)
     with ExitStack() as stack:
@@ -40,7 +40,7 @@ def watch_status(root: Path, console: Console, interval: float) -> None:
         waiting = ""
         while True:
             if root.exists() and not root.is_dir():
-                raise UserError(f"{root}: is no folder.")
+                raise UserError(f"{root}: is not a folder.")
             try:
                 overview = folder.read()
             except UserError as error:  # it does not exist yet, or contains no runs

@@ -176,7 +176,7 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
             else "a single run has none at all"
         )
         lines.append(
-            f"Some figures stand on {_count(fewest, 'seed')} only. Bootstrap intervals of few seeds are too "
+            f"Some results use only {_count(fewest, 'seed')}. Bootstrap intervals of few seeds are too "
             f"narrow: {extent}.{' With 10 scores it is 93.' if known else ''}"
         )
     if any(cell.count(state) for cell in cells for state in UNFINISHED):

@@ -29,7 +29,7 @@ _TEMPORARY_OF_A_SWEEP = re.compile(
     rf"\.(?:{re.escape(PLAN)}|table[\w.-]*\.(?:md|csv|tex)|statistics\.json|report\.html"
     rf"|evaluations\.(?:json|parquet)|\.srl-report\.json){RANDOM}"
 )
-_UNFINISHED = "not written to its end by a process that was killed"
+_UNFINISHED = "left unfinished by a process that was killed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_garbage(root: Path) -> list[Garbage]:
     :raises UserError: If there is no such folder.
     """
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}. Name the folder of a run or a sweep.")
     folders = {Path(folder) for folder, _, files in walk(root) if SPEC in files or PLAN in files}
     return sorted((item for folder in folders for item in _garbage_of(folder)), key=lambda item: item.path)

@@ -138,7 +138,7 @@ class RunDirectory(RunRecords):
             if found is None or is_damaged:
                 if not (is_damaged and self.was_for(spec, status)):
                     raise UserError(
-                        f"{problem or self.path / SPEC} Whether {self.path} holds this run cannot be known. "
+                        f"{problem or self.path / SPEC} Whether {self.path} contains this run is unknown. "
                         "Name another folder with --out, or move that one away; nothing was written."
                     )
             else:
@@ -182,8 +182,8 @@ class RunDirectory(RunRecords):
         ]
         if foreign:
             raise UserError(
-                f"{self.path} holds {', '.join(sorted(foreign)[:3])} and is no run. Name another folder, or "
-                "move that away; nothing was written."
+                f"{self.path} contains {', '.join(sorted(foreign)[:3])} and is not a run directory. Name "
+                "another folder, or move these files away; nothing was written."
             )
 
     def _check_kinds(self) -> None:

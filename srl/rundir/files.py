@@ -66,7 +66,7 @@ def read_bytes(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
@@ -90,7 +90,7 @@ def kind_of(path: Path) -> str:
         return "a link"
     if S_ISDIR(mode):
         return "a folder"
-    return "no folder" if S_ISREG(mode) else "no file"
+    return "a file" if S_ISREG(mode) else "not a regular file"
 
 
 def is_locked(file: Path) -> bool:

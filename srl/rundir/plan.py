@@ -97,6 +97,6 @@ def newer_version_error(file: Path, unknown: dict[str, Any]) -> UserError:
     """The error for a file that this version must not overwrite."""
     keys = ", ".join(f"{key}={value!r}" for key, value in list(unknown.items())[:3])
     return UserError(
-        f"{file} was written by a newer version of srl, or by another program: {keys} is not known here. "
+        f"{file} was written by a newer version of srl, or by another program: {keys} is unknown. "
         "Update srl, or name another folder with --out; nothing was written."
     )

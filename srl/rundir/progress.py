@@ -170,7 +170,7 @@ def makespan(busy: Iterable[float], waiting: Iterable[float]) -> float:
 def outlook(progress: Progress) -> str:
     """Speed and time left in words: ``"1,234 steps/s, about 12 min left"``."""
     left = progress.seconds_left
-    when = f"about {duration(left)} left" if math.isfinite(left) else "time left not known yet"
+    when = f"about {duration(left)} left" if math.isfinite(left) else "time left unknown"
     return f"{progress.steps_per_second:,.0f} steps/s, {when}"
 
 

@@ -51,7 +51,7 @@ class RunRecords:
         self.path = path
 
     def read_spec(self) -> RunSpec | None:
-        """The run's spec; None if the folder holds no run.
+        """The run's spec; None if the folder contains no run.
 
         :raises UserError: If it cannot be read.
         """
@@ -59,7 +59,7 @@ class RunRecords:
         return None if found is None else found.spec
 
     def read_spec_leniently(self) -> LenientSpec | None:
-        """The run's spec with its unknown keys; None if the folder holds no run.
+        """The run's spec with its unknown keys; None if the folder contains no run.
 
         :raises UserError: If it cannot be read.
         """
@@ -80,7 +80,7 @@ class RunRecords:
         return None if found is None else found.spec
 
     def find_spec(self) -> tuple[LenientSpec | None, UserError | None]:
-        """The run's spec, or why it cannot be read; neither if the folder holds no run."""
+        """The run's spec, or why it cannot be read; neither if the folder contains no run."""
         try:
             return self.read_spec_leniently(), None
         except UserError as error:
@@ -92,7 +92,7 @@ class RunRecords:
         :raises UserError: If it is not.
         """
         if status is not None and status.state == "done" and self.spec_is_damaged(found, status):
-            raise UserError(f"{self.path / SPEC}: damaged: not what the run left.")
+            raise UserError(f"{self.path / SPEC}: damaged: changed since the run finished.")
 
     def read_status(self) -> Status | None:
         """The run's status; None if the run has not started, or its status cannot be read.
@@ -129,7 +129,7 @@ class RunRecords:
         """
         sealed = status.files.get(name) if status is not None and status.state == "done" else None
         if sealed is not None and hashlib.sha256(content).hexdigest() != sealed[2]:
-            raise UserError(f"{self.path / name}: damaged: not what the run left.")
+            raise UserError(f"{self.path / name}: damaged: changed since the run finished.")
 
     def damage(self) -> list[str]:
         """The damage to the run's results, in lines; empty if there is none, or no run.
@@ -142,7 +142,7 @@ class RunRecords:
         if not problems and self.spec_is_damaged(found, status):
             missing = found is None and not (self.path / SPEC).exists()
             problems.append(
-                f"{self.path / SPEC}: {'missing' if missing else 'damaged: not what the run left'}."
+                f"{self.path / SPEC}: {'missing' if missing else 'damaged: changed since the run finished'}."
             )
         if status is None and not (found is not None and self._is_complete(found.spec)):
             problems += self.status_problem()
@@ -272,7 +272,7 @@ class RunRecords:
         if len(results) == 0 or results.shape[1] == 0:
             raise UserError(f"{file}: holds no evaluation.")
         if not np.all(np.diff(timesteps.astype(float)) > 0):
-            raise UserError(f"{file}: damaged: its steps do not rise.")
+            raise UserError(f"{file}: damaged: its steps do not increase.")
         return evaluations
 
     def spec_is_damaged(self, found: LenientSpec | None, status: Status | None) -> bool:

@@ -107,7 +107,7 @@ class _Running:
     ended_because: str = ""
     #: The statuses of its started runs: a cluster may queue the task.
     statuses: dict[Path, Status] = field(default_factory=dict)
-    #: Seconds since these have changed, by the monotonic clock of this process.
+    #: Seconds without a change of these, by the monotonic clock of this process.
     silence: float = 0.0
 
     def __post_init__(self) -> None:
@@ -241,7 +241,7 @@ class _Execution:
                 running.silence = 0.0
             if running.silence > limit and not running.ended_because:
                 running.ended_because = (
-                    f"no heartbeat for {limit:,.0f} s, so it was ended (--stall-timeout); see the "
+                    f"no heartbeat for {limit:,.0f} s, so it was killed (--stall-timeout); see the "
                     f"end of {running.task.log}"
                 )
                 self.engine.end(running.task)
@@ -310,7 +310,7 @@ class _Execution:
         own = status != running.earlier[job.path]
         if status is not None and own and status.state == "failed" and not killed:
             return status.reason
-        reason = killed or f"it ended without saying why; see {running.task.log}"
+        reason = killed or f"it ended without an error message; see {running.task.log}"
         directory = RunDirectory(job.path)
         try:
             directory.compare(job.spec)  # by now it may belong to another run

@@ -42,7 +42,7 @@ def parse_population(text: str) -> Population:
     if text in ("auto", "off"):
         return text  # type: ignore[return-value]
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise UserError(f"--population {text}: must be auto, off, or the most members of one, 1 or above.")
+        raise UserError(f"--population {text}: must be auto, off, or the maximum size, 1 or above.")
     return int(text)
 
 

@@ -71,7 +71,7 @@ def test_file_in_place_of_a_folder_of_runs_is_named(tmp_path):
 
 @pytest.mark.parametrize("kind", ["page", "json", "parquet", "zoo"])
 def test_empty_folder_holds_no_runs_and_stays_empty(kind, tmp_path):
-    refused(srl("report", tmp_path, "--format", kind), str(tmp_path), "holds no runs")
+    refused(srl("report", tmp_path, "--format", kind), str(tmp_path), "contains no runs")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_only_specs_that_cannot_be_read_are_named_one_by_one(runs):
         file.write_text(["{", "[]", '{"format": 2}', "null"][number])
     refused(
         srl("report", runs),
-        "holds no runs",
+        "contains no runs",
         *(f"{a}/none/seed-{n}/spec.json" for a in ("ppo", "sppo") for n in (0, 1)),
     )
 
@@ -284,7 +284,7 @@ def test_run_of_a_variant_takes_no_environment_from_the_others(tmp_path):
 
 def test_warning_about_a_single_seed_says_what_its_figures_are(tmp_path):
     lay_down(tmp_path, RETURNS)
-    (line,) = [line for line in make_report(tmp_path, reps=100).summary if "1 seed only" in line]
+    (line,) = [line for line in make_report(tmp_path, reps=100).summary if "only 1 seed." in line]
     # In how many cases of how many
     assert "93" not in line or "of 100 cases" in line
 

@@ -93,7 +93,7 @@ def test_finished_sweep_is_told_in_whole(tmp_path):
     text = look(tmp_path)
     assert f"{tmp_path}: 6 runs\n6 done\n" in text
     assert "100%  384 of 384 steps" in text
-    assert "All is done." in text
+    assert "All runs are finished." in text
     assert re.search("^environment +PPO +SPPO *$", text, re.MULTILINE)
     assert words(text, "environment") == ["CartPole-v1 3/3 100% 3/3 100%"]
     for word in ("running", "failed", "damaged", "interrupted", "not started"):
@@ -137,7 +137,7 @@ def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_p
     directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0))
     with claimed(directory):
         text = look(tmp_path)
-        assert "0 steps/s, time left not known yet" in text
+        assert "0 steps/s, time left unknown" in text
         assert words(text, "running") == ["CartPole-v1 SPPO none 0 0% 0 starting"]
         (directory.path / "status.json").unlink()
         assert words(look(tmp_path), "running") == words(text, "running")
@@ -388,7 +388,7 @@ def test_folder_whose_name_is_not_text_is_shown(tmp_path):
 MISTAKES = [
     (["nowhere"], "nowhere: there is no such folder"),
     (["file"], "file: there is no such folder"),
-    (["."], ". holds no runs"),
+    (["."], ". contains no runs"),
     ([], "equired"),
     *(([".", "--interval", value], f"--interval {value}: must be above 0") for value in ("0", "-1", "nan")),
     ([".", "--watch", "--interval", "inf"], "--interval inf"),
@@ -411,7 +411,7 @@ def test_folder_that_holds_nothing_but_a_damaged_plan_names_it(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     outcome = srl("status", tmp_path)
     assert outcome.status == 2
-    assert "holds no runs" in outcome.err
+    assert "contains no runs" in outcome.err
     assert "sweep.json: not the plan of a sweep" in outcome.err
 
 

@@ -15,7 +15,7 @@ from tests.report.made_runs import finish, lay_down
 REPS = 200
 #: Parts of sentences that tell one from another.
 COEFFICIENT = "the policy gradient of SPPO is PPO's times c = alpha + beta |z|"
-FEW = "Some figures stand on"
+FEW = "Some results use only"
 UNFINISHED = "Not all runs are finished"
 MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
 
@@ -304,14 +304,14 @@ def test_nothing_is_said_of_noise_where_there_is_nothing_to_set_beside(compariso
 @pytest.mark.parametrize(
     ("n_seeds", "says"),
     [
-        (1, "1 seed only. Bootstrap intervals of few seeds are too narrow: a single run has none at all."),
-        (2, "2 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 2 normally "
+        (1, "1 seed. Bootstrap intervals of few seeds are too narrow: a single run has none at all."),
+        (2, "2 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 2 normally "
             "distributed scores holds their true interquartile mean in about 49 of 100 cases."),
-        (5, "5 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
+        (5, "5 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
             "distributed scores holds their true interquartile mean in about 89 of 100 cases."),
         # Of 6 it is not known, and of 5 no better
-        (6, "6 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
-        (9, "9 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
+        (6, "6 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
+        (9, "9 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
         (10, None),
         (12, None),
     ],
@@ -329,7 +329,7 @@ def test_few_seeds_in_common_are_said_too(tmp_path):
     finish(tmp_path, "ppo", range(5, 15))
     lines = summary(tmp_path)
     assert "A, 5 seeds each" in lines[0]
-    assert len(those_with(f"{FEW} 5 seeds only", lines)) == 1
+    assert len(those_with(f"{FEW} 5 seeds.", lines)) == 1
 
 
 def test_unfinished_runs_are_said(tmp_path):

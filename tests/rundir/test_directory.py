@@ -98,7 +98,7 @@ def test_new_attempt_begins_without_what_the_last_one_left(claimed):
 def test_folder_that_holds_something_else_is_refused_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"holds thesis\.tex and is no run"):
+    with pytest.raises(UserError, match=r"contains thesis\.tex and is not a run directory"):
         RunDirectory(tmp_path).compare(small_spec())
     assert contents(tmp_path) == before
 

@@ -151,7 +151,7 @@ def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path, monkeypatch
     clock = JumpingClock(monkeypatch, [tmp_path / specs[0].path / "mark"])
     failures, said = execute(specs, tmp_path, retries=0, tell=clock)
     assert list(failures) == [specs[0].path]
-    assert failures[specs[0].path].startswith("no heartbeat for 1,800 s, so it was ended (--stall-timeout)")
+    assert failures[specs[0].path].startswith("no heartbeat for 1,800 s, so it was killed (--stall-timeout)")
     assert [line.partition(":")[0] for line in said] == ["failed"]
     assert [status(tmp_path, spec).state for spec in specs] == ["failed", "done"]
     assert status(tmp_path, specs[0]).reason == failures[specs[0].path]
@@ -161,7 +161,7 @@ def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path, monkeypatch
 def test_run_that_is_killed_each_time_is_tried_five_times_as_often(tmp_path):
     spec = small_spec(env=f"{BROKEN}KilledForOne-v0", seed=BAD)
     failures, said = execute([spec], tmp_path, retries=1)
-    assert "its process was ended by SIGKILL" in failures[spec.path]
+    assert "its process was killed by SIGKILL" in failures[spec.path]
     # One that is killed may be as good as any
     assert [line.partition(":")[0] for line in said] == ["retried from the start"] * 5 + ["failed"]
     now = status(tmp_path, spec)

@@ -225,7 +225,7 @@ def test_runs_that_fail_do_not_stop_the_others(swept):
         assert status.state == ("done" if env == FINE else "failed")
         assert min(status.started, status.ended) > 0
     assert states[NAN, 0].reason.endswith("(NaN) in environment 0. (at step 40)")
-    assert states[KILLED, 1].reason.startswith("its process was ended by SIGKILL")
+    assert states[KILLED, 1].reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -299,7 +299,7 @@ def test_same_command_tries_only_what_is_not_done(swept):
     assert "4 of 4 runs failed" in again.err
     assert [contents(path) for path in done] == before
     assert RunDirectory(folder(root, NAN, 0)).read_status().attempts > failed_before.attempts
-    assert interrupted.read_status().reason.startswith("its process was ended by SIGKILL")
+    assert interrupted.read_status().reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow

@@ -54,9 +54,7 @@ def test_population_option_is_read(text, means):
 def test_population_option_that_is_none_is_named(text):
     with pytest.raises(UserError) as error:
         parse_population(text)
-    assert (
-        str(error.value) == f"--population {text}: must be auto, off, or the most members of one, 1 or above."
-    )
+    assert str(error.value) == f"--population {text}: must be auto, off, or the maximum size, 1 or above."
 
 
 @pytest.mark.parametrize(
@@ -433,7 +431,7 @@ def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
     for file in tmp_path.rglob("spec.json"):
         status = RunDirectory(file.parent).read_status()
         assert status.state == "failed"
-        assert status.reason.startswith("its process was ended by SIGKILL")
+        assert status.reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow

@@ -192,5 +192,5 @@ def why_ended(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
+        return f"its process was killed by {name}{hint}"
     return "" if exit_code in (0, 1) else f"its process ended with status {exit_code}"

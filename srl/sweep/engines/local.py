@@ -69,7 +69,7 @@ def start_process(make: Callable[[], BaseProcess]) -> BaseProcess:
             time.sleep(0.5)  # then the next call starts another fork server
         else:
             return process
-    raise UserError("no process can be started: the one that they are forked from is killed each time.")
+    raise UserError("no process can be started: the fork server is killed each time.")
 
 
 def visible_gpus() -> list[str]:

@@ -235,7 +235,7 @@ def _check_answer(address: str, what_to_do: str) -> None:
         grpc.channel_ready_future(channel).result(timeout=_ANSWER)
     except grpc.FutureTimeoutError:
         raise UserError(
-            f"--address {address}: what answers there is no head of a Ray cluster. {what_to_do}"
+            f"--address {address}: the server there is not the head of a Ray cluster. {what_to_do}"
         ) from None
     finally:
         channel.close()

@@ -306,7 +306,7 @@ def parse_minutes(text: str) -> int:
         minutes = int(whole or 0) + int(days or 0) * 1440 + int(hours or 0) * 60 + int(odd or 0)
         minutes += int(seconds or 0) > 0
     if minutes < 1:
-        raise UserError(f"--time {text}: must be H:MM:SS or minutes, and a minute at the least.")
+        raise UserError(f"--time {text}: must be H:MM:SS or minutes, at least one minute.")
     return minutes
 
 
@@ -333,8 +333,8 @@ def _check_slurm() -> None:
     ]
     if missing:
         raise UserError(
-            f"--engine slurm: no {', '.join(missing)} on the PATH. Give the command on a machine from which "
-            "jobs are submitted, or --engine local."
+            f"--engine slurm: no {', '.join(missing)} on the PATH. Run the command on a machine that can "
+            "submit jobs, or use --engine local."
         )
     ask = ["sacct", "--noheader", "--allocations", "--starttime=now"]
     try:
@@ -342,5 +342,5 @@ def _check_slurm() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         said = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(
-            f"--engine slurm: sacct, which says how jobs have ended, does not work here: {said}"
+            f"--engine slurm: sacct, which reports the states of jobs, does not work here: {said}"
         ) from None
