@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""Settings shared by all tests."""
 
 from multiprocessing import get_context
 
@@ -6,7 +6,7 @@ import torch as th
 
 from srl.sweep.engines.local import PRELOADED
 
-# Results are compared to the bit, and the tests share few cores
+# Results must be bitwise identical, and the tests share few cores
 th.set_num_threads(1)
-# SB3's SubprocVecEnv starts the same fork server as a sweep: if it comes first, each task imports torch again
+# SubprocVecEnv and sweeps share a fork server: if SB3 starts it first, each task imports torch again
 get_context("forkserver").set_forkserver_preload(PRELOADED)

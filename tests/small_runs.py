@@ -1,4 +1,4 @@
-"""Runs that take a moment, and the command line called from Python."""
+"""Short runs, and the command line called from Python."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import pytest
 from srl.cli import main
 from srl.config.spec import RunSpec, make_run_spec
 
-#: Hyperparameters of PPO that make an update cheap.
+#: Hyperparameters that make PPO updates cheap.
 SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "n_envs": 1}
-#: The same for the command line, with short evaluations.
+#: Command-line options with these hyperparameters and short evaluations.
 SMALL_WORDS = [
     *("--eval-freq", "32", "--eval-episodes", "2"),
     *("--hyperparams", *(f"{name}={value}" for name, value in SMALL.items())),
 ]
-#: Environments that break, by their ids.
+#: Prefix of the ids of broken environments.
 BROKEN = "tests.training.broken_envs:"
 
 
 def small_spec(algo: str = "sppo", env: str = "CartPole-v1", seed: int = 0, **changes) -> RunSpec:
-    """A run of 64 steps; ``overrides`` are added to the small hyperparameters."""
+    """Return the spec of a run of 64 steps; ``overrides`` are added to the small hyperparameters."""
     overrides = SMALL | changes.pop("overrides", {})
     if algo.endswith("a2c"):
         overrides = {
@@ -43,7 +43,7 @@ def small_spec(algo: str = "sppo", env: str = "CartPole-v1", seed: int = 0, **ch
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended, and what it printed."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def srl(*words: object) -> Outcome:
-    """The command ``srl`` in this process."""
+    """Run the command ``srl`` in this process."""
     out, err = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -79,7 +79,7 @@ def start_srl(*words: object, **options) -> subprocess.Popen[str]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
-    """Wait until a condition holds; what it gives then."""
+    """Wait until a condition is true; return its value."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):
         assert time.monotonic() < deadline, "it takes too long"
@@ -88,7 +88,7 @@ def until(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files below a folder with the time of their last change."""
+    """Return modification time and content of all files below a folder."""
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(folder.rglob("*"))

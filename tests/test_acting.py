@@ -1,4 +1,4 @@
-"""Acting in NumPy gives what the policy gives, and for each member what it gives alone."""
+"""Acting in NumPy matches the policy, and members of populations act like single policies."""
 
 import copy
 
@@ -42,7 +42,7 @@ def draws_of(policy, n_members, n_rows):
 @pytest.mark.parametrize("kwargs", [{}, dict(net_arch=dict(pi=[5], vf=[24, 8]), activation_fn=th.nn.ReLU)])
 @pytest.mark.parametrize("n_rows", [1, 3])
 @pytest.mark.parametrize("kind", SPACES)
-def test_a_member_acts_alike_in_populations_of_any_size(kind, n_rows, kwargs):
+def test_member_acts_identically_in_populations_of_any_size(kind, n_rows, kwargs):
     policy = make_policy(kind, **kwargs)
     assert can_act_in_numpy(policy)
     generator = th.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def test_a_member_acts_alike_in_populations_of_any_size(kind, n_rows, kwargs):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_actions_and_log_probabilities_are_those_of_pytorch(kind):
+def test_actions_and_log_probabilities_match_pytorch(kind):
     policy = make_policy(kind)
     observations = np.random.default_rng(0).normal(size=(1, 50, 4)).astype(np.float32)
     draws = draws_of(policy, 1, 50)
@@ -84,7 +84,7 @@ def test_actions_and_log_probabilities_are_those_of_pytorch(kind):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-def test_policy_that_acts_in_numpy_gives_the_shapes_and_draws_of_one_that_does_not(kind):
+def test_numpy_and_pytorch_acting_have_the_same_shapes_and_draws(kind):
     policy = make_policy(kind)
     rows = th.as_tensor(np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32))
     given = []
@@ -96,11 +96,11 @@ def test_policy_that_acts_in_numpy_gives_the_shapes_and_draws_of_one_that_does_n
     for ours, theirs in zip(*given, strict=True):
         assert ours.shape == theirs.shape
         assert ours.dtype == theirs.dtype
-        if kind != "MultiBinary":  # PyTorch draws those in another way
+        if kind != "MultiBinary":  # PyTorch draws these differently
             th.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_only_multidiscrete_actions_are_sampled_in_numpy_unless_the_update_is_compiled():
+def test_numpy_acting_is_limited_to_multidiscrete_or_compiled_updates():
     for kind, space in SPACES.items():
         kwargs = dict(n_steps=8, batch_size=8, beta=0.0, device="cpu")
         plain = SPPO("MlpPolicy", RandomEnv(space), **kwargs)
@@ -108,7 +108,7 @@ def test_only_multidiscrete_actions_are_sampled_in_numpy_unless_the_update_is_co
         assert SPPO("MlpPolicy", RandomEnv(space), compile_update=True, **kwargs).policy.numpy_acting
 
 
-def test_actor_follows_its_parameters_wherever_they_go():
+def test_actor_uses_current_parameters():
     policy = make_policy("MultiDiscrete")
     rows = th.zeros(1, 4)
     with th.no_grad():
@@ -122,14 +122,14 @@ def test_actor_follows_its_parameters_wherever_they_go():
         assert values[1] - values[0] == pytest.approx(1.0)
         policy.load_state_dict(other.state_dict())
         assert float(policy.predict_values(rows)) == values[1]
-    # With gradients PyTorch computes them
+    # PyTorch computes values with gradients
     assert policy.predict_values(rows).requires_grad
 
 
 @pytest.mark.parametrize(
     "kwargs", [dict(activation_fn=th.nn.SiLU), dict(features_extractor_class=th.nn.Identity)]
 )
-def test_other_networks_act_in_pytorch(kwargs):
+def test_unsupported_networks_act_in_pytorch(kwargs):
     if "features_extractor_class" in kwargs:
         policy = make_policy("MultiDiscrete")
         policy.features_extractor = th.nn.Flatten()

@@ -6,7 +6,7 @@ import torch as th
 from srl.advantages import normalize_advantages, prepare_advantages, to_bins
 
 
-def test_statistics_are_taken_after_normalisation_and_before_the_transform():
+def test_statistics_use_normalized_advantages_before_the_transform():
     advantages = th.tensor([1.0, 2.0, 3.0, 6.0])
     prepared = prepare_advantages(advantages, normalize=True, transform="sign")
     # mean 3: two of four positive advantages become negative, one becomes 0
@@ -15,7 +15,7 @@ def test_statistics_are_taken_after_normalisation_and_before_the_transform():
     assert prepared.advantages.tolist() == [-1.0, -1.0, 0.0, 1.0]
 
 
-def test_flips_come_before_normalisation_and_count_as_sign_changes():
+def test_flips_precede_normalization_and_count_as_sign_changes():
     advantages = th.tensor([1.0, 2.0, -3.0, 0.0])
     mask = th.tensor([True, False, True, True])
     prepared = prepare_advantages(advantages, flip_mask=mask)
@@ -27,7 +27,7 @@ def test_flips_come_before_normalisation_and_count_as_sign_changes():
     )
 
 
-def test_a_minibatch_of_one_is_not_normalised():
+def test_minibatch_of_one_is_not_normalized():
     assert prepare_advantages(th.tensor([3.0]), normalize=True).advantages.tolist() == [3.0]
 
 
@@ -37,7 +37,7 @@ def test_bins_round_away_from_zero_to_fifths_of_the_extremes():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_bins_hold_for_random_advantages(seed):
+def test_bins_satisfy_their_definition_for_random_advantages(seed):
     advantages = th.randn(64, generator=th.Generator().manual_seed(seed), dtype=th.float64)
     binned = to_bins(advantages)
     for side, extreme in ((advantages > 0, advantages.max()), (advantages < 0, advantages.min())):
@@ -50,7 +50,7 @@ def test_bins_hold_for_random_advantages(seed):
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [1.0, 2.0], [-1.0, -5.0], [-3.0, 0.0]])
-def test_bins_of_one_sign_or_none(values):
+def test_bins_handle_advantages_of_one_sign_or_zero(values):
     binned = to_bins(th.tensor(values))
     assert th.isfinite(binned).all()
     assert th.equal(binned.sign(), th.tensor(values).sign())

@@ -24,14 +24,14 @@ LOGGED = {"train/reverse_loss", "train/advantage_sign_change", "train/advantage_
 
 
 def small(cls, **kwargs):
-    """Arguments that make one update cheap."""
+    """Return arguments that make one update cheap."""
     if cls in (SPPO, PPO):
         return dict(n_steps=32, batch_size=16, n_epochs=2) | kwargs
     return kwargs
 
 
 def seeded_multi_obs_env():
-    # It draws its observations when it is made, from NumPy's global generator
+    # The constructor draws observations from NumPy's global generator
     np.random.seed(0)
     return SimpleMultiObsEnv()
 
@@ -45,7 +45,7 @@ def assert_same_parameters(model, other):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ours", "theirs", "n_steps"), [(SPPO, PPO, 4096), (SA2C, A2C, 1000)])
-def test_alpha_1_beta_0_is_sb3_to_the_bit_on_cartpole(ours, theirs, n_steps):
+def test_alpha_1_beta_0_is_bitwise_identical_to_sb3_on_cartpole(ours, theirs, n_steps):
     models = [
         cls("MlpPolicy", "CartPole-v1", seed=3, device="cpu", **kwargs).learn(n_steps)
         for cls, kwargs in ((ours, dict(alpha=1.0, beta=0.0)), (theirs, {}))
@@ -64,7 +64,7 @@ def test_alpha_1_beta_0_is_sb3_to_the_bit_on_cartpole(ours, theirs, n_steps):
     ],
     ids=["box", "gsde", "multibinary", "dict"],
 )
-def test_alpha_1_beta_0_is_sb3_to_the_bit_elsewhere(ours, theirs, make_env, policy, kwargs):
+def test_alpha_1_beta_0_is_bitwise_identical_to_sb3_on_other_spaces(ours, theirs, make_env, policy, kwargs):
     models = [
         cls(policy, make_env(), seed=0, device="cpu", **small(cls), **kwargs, **symmetric).learn(96)
         for cls, symmetric in ((ours, dict(alpha=1.0, beta=0.0)), (theirs, {}))
@@ -72,7 +72,7 @@ def test_alpha_1_beta_0_is_sb3_to_the_bit_elsewhere(ours, theirs, make_env, poli
     assert_same_parameters(*models)
 
 
-def test_clip_range_vf_and_target_kl_are_those_of_sb3(capsys):
+def test_clip_range_vf_and_target_kl_match_sb3(capsys):
     kwargs = dict(clip_range_vf=0.1, target_kl=1e-4, learning_rate=0.01, verbose=1, **small(SPPO))
     ours = SPPO("MlpPolicy", "CartPole-v1", seed=0, device="cpu", alpha=1.0, beta=0.0, **kwargs).learn(96)
     printed = capsys.readouterr().out
@@ -83,8 +83,8 @@ def test_clip_range_vf_and_target_kl_are_those_of_sb3(capsys):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-def test_multidiscrete_update_is_that_of_sb3(ours, theirs):
-    """The draws of the batched distribution are its own; given a rollout, the update is SB3's."""
+def test_multidiscrete_update_matches_sb3(ours, theirs):
+    """The batched distribution draws differently, but the update from a given rollout matches SB3."""
     collected = theirs("MlpPolicy", IdentityEnvMultiDiscrete(4), seed=0, device="cpu", **small(theirs))
     collected.learn(collected.n_steps)
     models = []
@@ -136,7 +136,7 @@ class RandomEnv(gym.Env):
         dict(advantage_flip_prob=0.3, advantage_transform="bins", normalize_advantage=True),
     ],
 )
-def test_learns_saves_and_loads_on_every_discrete_space(cls, space, options, tmp_path):
+def test_algorithm_learns_saves_and_loads_on_every_discrete_space(cls, space, options, tmp_path):
     env = RandomEnv(SPACES[space])
     model = cls("MlpPolicy", env, seed=0, device="cpu", beta=2.0, z=-3.0, **options, **small(cls))
     model.set_logger(configure(None, []))
@@ -172,7 +172,7 @@ def test_models_and_parameters_are_interchangeable_with_sb3(ours, theirs, space,
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_same_seed_same_result_flip_noise_included(cls):
+def test_same_seed_gives_identical_results_with_flip_noise(cls):
     runs = [
         cls("MlpPolicy", "CartPole-v1", seed=seed, device="cpu", advantage_flip_prob=0.2, **small(cls)).learn(
             64
@@ -184,7 +184,7 @@ def test_same_seed_same_result_flip_noise_included(cls):
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_flip_noise_flips_its_share_of_advantages(cls):
+def test_flip_noise_changes_the_expected_share_of_advantages(cls):
     kwargs = dict(n_steps=500, batch_size=100) if cls is SPPO else dict(n_steps=500)
     model = cls(
         "MlpPolicy",
@@ -201,7 +201,7 @@ def test_flip_noise_flips_its_share_of_advantages(cls):
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_each_minibatch_takes_one_forward_pass_and_never_waits_for_the_device(cls, monkeypatch):
+def test_each_minibatch_takes_one_forward_pass_without_device_synchronization(cls, monkeypatch):
     kwargs = dict(n_steps=64, batch_size=8, n_epochs=3) if cls is SPPO else dict(n_steps=64)
     model = cls(
         "MlpPolicy",
@@ -223,7 +223,7 @@ def test_each_minibatch_takes_one_forward_pass_and_never_waits_for_the_device(cl
                 reads.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    # The optimizer keeps its own step counters on the CPU and reads them; that is no wait for the device
+    # The optimizer reads its step counters on the CPU, which does not synchronize the device
     step = model.policy.optimizer.step
 
     def step_unwatched():
@@ -241,7 +241,7 @@ def test_each_minibatch_takes_one_forward_pass_and_never_waits_for_the_device(cl
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_cnn_policy(cls):
+def test_cnn_policy_trains_and_predicts(cls):
     env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)
     model = cls("CnnPolicy", env, seed=0, device="cpu", **small(cls)).learn(32)
     model.predict(env.observation_space.sample())
@@ -262,13 +262,13 @@ def test_cnn_policy(cls):
         (dict(advantage_flip_prob=1.5), "advantage_flip_prob=1.5"),
     ],
 )
-def test_parameters_out_of_range_are_named(cls, wrong, named):
+def test_out_of_range_parameters_are_named_in_error(cls, wrong, named):
     with pytest.raises(UserError, match=named):
         cls("MlpPolicy", "CartPole-v1", **wrong)
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_box_actions_need_discretising_unless_beta_is_0(cls):
+def test_box_actions_require_discretization_unless_beta_is_0(cls):
     with pytest.raises(ValueError, match="DiscretizeAction"):
         cls("MlpPolicy", "Pendulum-v1")
     cls("MlpPolicy", "Pendulum-v1", beta=0.0, device="cpu", **small(cls)).learn(32)
@@ -279,7 +279,7 @@ WRONG = [dict(alpha=-3), dict(beta="1"), dict(z=0.0), dict(reverse_loss="rcee"),
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
-def test_parameters_are_checked_wherever_they_are_set(cls, wrong, tmp_path):
+def test_parameters_are_checked_at_load_learn_and_set_parameters(cls, wrong, tmp_path):
     model = cls("MlpPolicy", "CartPole-v1", device="cpu", **small(cls))
     model.save(tmp_path / "model")
     ((name, value),) = wrong.items()
@@ -300,7 +300,7 @@ def test_box_actions_are_checked_when_a_model_is_loaded(cls, tmp_path):
         cls.load(tmp_path / "model", env=gym.make("Pendulum-v1"), beta=1)
 
 
-def test_set_parameters_takes_networks_and_nothing_else():
+def test_set_parameters_accepts_only_networks():
     model = SPPO("MlpPolicy", "CartPole-v1", device="cpu", **small(SPPO))
     with pytest.raises(UserError, match=r"'alpha' is not a network .* SPPO.load"):
         model.set_parameters({"alpha": -3}, exact_match=False)
@@ -308,7 +308,7 @@ def test_set_parameters_takes_networks_and_nothing_else():
     model.set_parameters({"policy": model.policy.state_dict()}, exact_match=False)
 
 
-def test_optimizer_arguments_are_added_to_those_of_rmsprop():
+def test_optimizer_kwargs_are_merged_with_rmsprop_defaults():
     given = {"optimizer_kwargs": {"alpha": 0.9}}
     model = SA2C("MlpPolicy", "CartPole-v1", rms_prop_eps=1e-3, policy_kwargs=given, device="cpu")
     group = model.policy.optimizer.param_groups[0]
@@ -332,12 +332,12 @@ def test_optimizer_arguments_are_added_to_those_of_rmsprop():
     ],
     ids=["adam", "class", "eps"],
 )
-def test_epsilon_that_no_optimizer_takes_is_refused(kwargs, reason):
+def test_rms_prop_eps_without_effect_is_rejected(kwargs, reason):
     with pytest.raises(UserError, match=f"rms_prop_eps=0.001 has no effect, .*{reason}"):
         SA2C("MlpPolicy", "CartPole-v1", rms_prop_eps=1e-3, **kwargs)
 
 
-def test_package_is_typed():
+def test_package_ships_type_information():
     import srl
 
     assert (Path(srl.__file__).parent / "py.typed").exists()

@@ -1,4 +1,4 @@
-"""The command line: what it takes, what it refuses, and how it ends."""
+"""The command line: accepted and rejected options, and exit statuses."""
 
 import os
 import subprocess
@@ -32,14 +32,14 @@ SWEEP = [
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
-    """An empty folder to be in."""
+    """An empty working directory."""
     folder = tmp_path / "somewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
 
 
-def test_train_fills_the_runs_own_folder_and_ends_with_0(somewhere):
+def test_train_writes_run_directory_and_exits_0(somewhere):
     outcome = srl(
         *("train", "--algo", "SPPO", "--env", "CartPole-v1", "--seed", 10000, "--noise", "flip:0.1"),
         *("--timesteps", 64, "--alpha", 0.25, "--beta", 3, "--z", -2, *SMALL_WORDS),
@@ -70,7 +70,7 @@ def test_trained_baseline_loads_with_sb3(somewhere):
     model.learn(32)
 
 
-def test_discretised_run_records_its_bins(somewhere):
+def test_discretized_run_records_its_bins(somewhere):
     words = [
         "train",
         "--algo",
@@ -90,7 +90,7 @@ def test_discretised_run_records_its_bins(somewhere):
     assert PPO.load("run/model.zip", device="cpu").action_space.nvec.tolist() == [5]
 
 
-def test_run_that_fails_ends_with_1_and_says_why():
+def test_failed_run_exits_1_with_reason():
     words = ["train", "--algo", "sppo", "--env", BROKEN + "NanReward-v0", "--timesteps", 64, "--out", "run"]
     outcome = srl(*words, *SMALL_WORDS)
     assert outcome.status == 1
@@ -182,7 +182,7 @@ MISTAKES = [
 @pytest.mark.parametrize(
     ("words", "says"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_mistake_ends_with_2_and_a_message_and_nothing_is_written(words, says, somewhere, monkeypatch):
+def test_mistake_exits_2_with_message_and_writes_nothing(words, says, somewhere, monkeypatch):
     monkeypatch.setattr("srl.training.run.train_run", lambda *args, **kwargs: pytest.fail("it trains"))
     (somewhere / "file").write_text("mine")
     (somewhere / "malformed.yml").write_text("envs: [CartPole-v1\nalgos: [ppo]\n")
@@ -198,7 +198,7 @@ def test_mistake_ends_with_2_and_a_message_and_nothing_is_written(words, says, s
 @pytest.mark.skipif(th.cuda.is_available(), reason="there is CUDA here")
 @pytest.mark.parametrize("words", [TRAIN, SWEEP], ids=["train", "sweep"])
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_cuda_where_there_is_none_ends_with_2(words, device, somewhere):
+def test_cuda_device_without_cuda_exits_2(words, device, somewhere):
     outcome = srl(*words, "--device", device)
     assert outcome.status == 2
     assert f"device='{device}'" in outcome.err
@@ -207,7 +207,7 @@ def test_cuda_where_there_is_none_ends_with_2(words, device, somewhere):
 
 
 @pytest.mark.parametrize("command", [TRAIN, SWEEP], ids=["train", "sweep"])
-def test_folder_that_holds_a_run_of_another_spec_is_refused_untouched(command, somewhere):
+def test_folder_with_a_run_of_another_spec_is_rejected_unmodified(command, somewhere):
     run = ["train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", 32, *SMALL_WORDS]
     out = "out" if command is TRAIN else "out/CartPole-v1/sppo/none/seed-0"
     assert srl(*run, "--out", out).status == 0
@@ -218,7 +218,7 @@ def test_folder_that_holds_a_run_of_another_spec_is_refused_untouched(command, s
     assert contents(somewhere) == before
 
 
-def test_dry_run_says_what_would_be_done_and_writes_nothing(somewhere):
+def test_dry_run_lists_pending_runs_and_writes_nothing(somewhere):
     outcome = srl(*SWEEP[:-1], "1,2", "5:7", "--timesteps", 64, "--dry-run")
     assert outcome.status == 0
     lines = [line for line in outcome.out.splitlines() if line.startswith("pending")]
@@ -234,7 +234,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(somewhere):
     ("name", "n_runs"),
     [("discrete_basic", 240), ("discrete_srl", 240), ("continuous_basic", 1080), ("continuous_srl", 2160)],
 )
-def test_dry_run_of_a_shipped_sweep_checks_all_of_it(name, n_runs, somewhere):
+def test_dry_run_of_shipped_sweep_checks_all_runs(name, n_runs, somewhere):
     outcome = srl("sweep", name, "--dry-run")
     assert outcome.status == 0, outcome.err
     assert sum(line.startswith("pending") for line in outcome.out.splitlines()) == n_runs
@@ -242,7 +242,7 @@ def test_dry_run_of_a_shipped_sweep_checks_all_of_it(name, n_runs, somewhere):
     assert not any(somewhere.iterdir())
 
 
-def test_quick_sweep_has_a_folder_of_its_own():
+def test_quick_sweep_has_its_own_folder():
     outcome = srl("sweep", "continuous_srl", "--quick", "--dry-run")
     assert outcome.status == 0
     assert "into runs/continuous_srl-quick." in outcome.out
@@ -250,7 +250,7 @@ def test_quick_sweep_has_a_folder_of_its_own():
 
 
 @pytest.mark.parametrize("words", [["--version"], ["-V"]])
-def test_version(words):
+def test_version_option_prints_version(words):
     outcome = srl(*words)
     assert (outcome.status, outcome.out) == (0, f"srl {__version__}\n")
 
@@ -258,14 +258,14 @@ def test_version(words):
 @pytest.mark.parametrize(
     "words", [["--help"], ["train", "--help"], ["sweep", "--help"], ["report", "--help"]]
 )
-def test_help_ends_with_0(words):
+def test_help_exits_0(words):
     outcome = srl(*words)
     assert outcome.status == 0
     assert "usage: srl" in outcome.out
 
 
 @pytest.mark.slow
-def test_exit_status_and_stderr_of_the_real_command(somewhere):
+def test_installed_command_has_exit_status_2_and_stderr(somewhere):
     ended = subprocess.run(
         [SRL, "train", "--algo", "spo", "--env", "CartPole-v1"], capture_output=True, text=True
     )
@@ -275,8 +275,8 @@ def test_exit_status_and_stderr_of_the_real_command(somewhere):
 
 
 @pytest.mark.slow
-def test_reader_that_goes_away_is_no_error():
-    # As in `srl sweep ... --dry-run | head -1`
+def test_closed_stdout_is_no_error():
+    # Like `srl sweep ... --dry-run | head -1`
     process = subprocess.Popen(
         [SRL, "sweep", "continuous_srl", "--envs", "Hopper-v4", "--seeds", "0:200", "--dry-run"],
         stdout=subprocess.PIPE,
@@ -293,9 +293,9 @@ def test_reader_that_goes_away_is_no_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [[*TRAIN, "--out", "out"], [*SWEEP, "--out", "out", "--jobs", "1"]])
-def test_disk_that_takes_little_is_named_without_a_traceback_and_the_same_command_goes_on(words, somewhere):
+def test_write_failures_are_named_without_traceback_and_the_command_can_be_rerun(words, somewhere):
     words = [*map(str, words), "--timesteps", "32", *SMALL_WORDS]
-    # No file over 1 KiB: most writes fail, as on a full disk
+    # Limit files to 1 KiB: most writes fail, like on a full disk
     full = subprocess.run(
         ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", SRL, *words],
         capture_output=True,

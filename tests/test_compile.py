@@ -1,4 +1,4 @@
-"""The compiled update: what it computes, and what happens where nothing can be compiled."""
+"""The compiled update: its results, and the behavior without a compiler."""
 
 import copy
 import os
@@ -30,13 +30,13 @@ from tests.training.stacked import comparison
 from tests.training.stacked.comparison import assert_same_result, train_alone, train_together
 from tests.training.stacked.small_envs import SMALL_ENVS
 
-#: In each epoch four minibatches of 16 samples, and one of 8, which is not compiled.
+#: Each epoch has four minibatches of 16 samples and one of 8, which is not compiled.
 PPO_SHAPE = dict(n_steps=36, n_envs=2, batch_size=16, n_epochs=2)
 A2C_SHAPE = dict(n_steps=8, n_envs=2)
 
 
 def small(algo="sppo", seed=1, env=SMALL_ENVS + "Dials-v0", **changes):
-    """A compiled run; all of a family have one shape."""
+    """Return the spec of a compiled run; all runs of a family have the same shape."""
     shape = PPO_SHAPE if algo.endswith("ppo") else A2C_SHAPE
     overrides = shape | changes.pop("overrides", {})
     options = dict(n_timesteps=216, eval_freq=100) | changes
@@ -44,7 +44,7 @@ def small(algo="sppo", seed=1, env=SMALL_ENVS + "Dials-v0", **changes):
     return spec.model_copy(update={"compile_update": True})
 
 
-#: A process that trains a run of the shape of all tests here, and says whether it compiled.
+#: Code of a process that trains a run with this shape and prints whether it compiled.
 TRAIN = (
     "import sys; from pathlib import Path; from srl.training.run import train_run\n"
     "from tests.test_compile import small\n"
@@ -54,9 +54,9 @@ TRAIN = (
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """A folder for compiled code that all processes of the tests share.
+    """A cache of compiled code that all test processes share.
 
-    Two processes that start at once fill it; whether each compiled is in the file ``compiled``.
+    Two concurrent processes fill it; the file ``compiled`` records which of them compiled.
     """
     root = tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
@@ -69,7 +69,7 @@ def cache(tmp_path_factory):
 
 
 def compile_at_once(root):
-    """Compile in two processes that start at once; which of them compiled, and how many files there are."""
+    """Compile in two concurrent processes; return which of them compiled and the number of files."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TRAIN, str(seed), str(root / f"compiled-{seed}")],
@@ -85,7 +85,7 @@ def compile_at_once(root):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """A machine without a C++ compiler."""
+    """Simulate a machine without a C++ compiler."""
     monkeypatch.setenv("CXX", "/no/such/compiler")
     why_not.cache_clear()
     yield
@@ -98,7 +98,7 @@ def parameters_of(model):
 
 
 def compiled_and_uncompiled(spec, n_updates):
-    """Models after updates from the same rollouts, and how far the parameters moved."""
+    """Return both models after updates from the same rollouts, and the distance that parameters moved."""
     models = []
     for compile_update in (False, True):
         run = spec.model_copy(update={"compile_update": compile_update})
@@ -129,7 +129,7 @@ def compiled_and_uncompiled(spec, n_updates):
         ("sppo", UNUSUAL + "DictStart-v0", "MultiInputPolicy"),
     ],
 )
-def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, env, policy, cache):
+def test_compiled_update_matches_uncompiled_up_to_rounding(algo, env, policy, cache):
     overrides = dict(learning_rate="lin_1e-3", advantage_flip_prob=0.2, ent_coef=0.01, policy=policy)
     if algo == "sppo":
         overrides["clip_range"] = "lin_0.3"
@@ -149,7 +149,7 @@ def test_compiled_update_is_the_uncompiled_one_up_to_rounding(algo, env, policy,
 
 
 class OneConvolution(BaseFeaturesExtractor):
-    """A small network for images, which compiles soon."""
+    """A small image network that compiles fast."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, features_dim=8)
@@ -163,7 +163,7 @@ class OneConvolution(BaseFeaturesExtractor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 0.02)])
-def test_compiled_update_of_convolutions_is_the_uncompiled_one_up_to_rounding(
+def test_compiled_update_of_convolutions_matches_uncompiled_up_to_rounding(
     precision, tolerance, cache, monkeypatch
 ):
     monkeypatch.setattr(precision_module, "why_no_bf16", lambda device_type: None)
@@ -178,7 +178,7 @@ def test_compiled_update_of_convolutions_is_the_uncompiled_one_up_to_rounding(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ["sppo", "sa2c"])
-def test_member_of_any_population_is_its_run_alone_to_the_bit(algo, cache, tmp_path, monkeypatch):
+def test_member_of_any_population_is_bitwise_identical_to_its_single_run(algo, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "TOLERANCE", 0.0)
     specs = [
         small(algo, 1),
@@ -196,7 +196,7 @@ def test_member_of_any_population_is_its_run_alone_to_the_bit(algo, cache, tmp_p
 
 
 @pytest.mark.slow
-def test_interrupted_compiled_run_ends_with_the_bytes_of_one_that_was_not(cache, tmp_path):
+def test_interrupted_compiled_run_resumes_with_identical_results(cache, tmp_path):
     from srl.training.stacked.train import train_population
     from srl.training.stacked.update import CompiledUpdater
     from tests.training.test_resume import interrupt_at, outcome, troubles
@@ -220,7 +220,7 @@ def test_interrupted_compiled_run_ends_with_the_bytes_of_one_that_was_not(cache,
 
 
 @pytest.mark.slow
-def test_compiled_model_goes_on_from_the_parameters_of_one_that_was_never_trained(cache):
+def test_compiled_model_trains_from_the_parameters_of_an_untrained_model(cache):
     model, other = (make_model(small(), make_train_env(small().env_spec())) for _ in range(2))
     model.set_logger(configure(None, []))
     untrained = parameters_of(other)
@@ -231,16 +231,16 @@ def test_compiled_model_goes_on_from_the_parameters_of_one_that_was_never_traine
     assert model.not_compiled is None
     assert not th.equal(parameters_of(model), untrained)
     (step,) = {float(state["step"]) for state in model.policy.optimizer.state.values()}
-    assert step == 10  # five minibatches in each of two epochs
+    assert step == 10  # five minibatches per epoch, two epochs
 
 
 @pytest.mark.slow
-def test_processes_that_start_at_once_compile_once(cache):
+def test_concurrent_processes_compile_only_once(cache):
     assert cache.with_name("compiled").read_text() == "False True 1"
 
 
 @pytest.mark.slow
-def test_damaged_library_is_compiled_again(cache, tmp_path, monkeypatch):
+def test_damaged_library_is_recompiled(cache, tmp_path, monkeypatch):
     train_run(small(), tmp_path / "first")
     kept = shutil.copytree(cache / "symmetric-rl", tmp_path / "cache" / "symmetric-rl")
     for file in kept.glob("*.so"):
@@ -258,7 +258,7 @@ def test_damaged_library_is_compiled_again(cache, tmp_path, monkeypatch):
     assert_same_result(tmp_path / "second", tmp_path / "first")
 
 
-def test_saved_model_stays_compiled(tmp_path):
+def test_saved_model_keeps_compile_option(tmp_path):
     for cls in (SPPO, SA2C):
         model = cls("MlpPolicy", "CartPole-v1", device="cpu", compile_update=True)
         model.save(tmp_path / "model")
@@ -269,7 +269,7 @@ def test_saved_model_stays_compiled(tmp_path):
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_library_trains_uncompiled_with_a_warning_where_there_is_no_compiler(cls, no_compiler):
+def test_library_trains_uncompiled_with_a_warning_without_compiler(cls, no_compiler):
     kwargs = dict(n_steps=32, batch_size=32) if cls is SPPO else {}
     model = cls("MlpPolicy", "CartPole-v1", device="cpu", compile_update=True, **kwargs)
     before = parameters_of(model)
@@ -278,7 +278,7 @@ def test_library_trains_uncompiled_with_a_warning_where_there_is_no_compiler(cls
     assert not th.equal(before, parameters_of(model))
 
 
-def test_runs_train_uncompiled_with_a_note_where_there_is_no_compiler(no_compiler, tmp_path):
+def test_runs_train_uncompiled_with_a_note_without_compiler(no_compiler, tmp_path):
     specs = [small(seed=seed) for seed in (1, 2)]
     paths, statuses = train_together(specs, tmp_path)
     for status in [*statuses, train_run(specs[0], tmp_path / "alone")]:
@@ -295,7 +295,7 @@ def test_runs_train_uncompiled_with_a_note_where_there_is_no_compiler(no_compile
         ({}, "it draws random numbers"),
     ],
 )
-def test_what_cannot_be_compiled_is_named(kwargs, reason, tmp_path, monkeypatch):
+def test_reason_for_not_compiling_is_named(kwargs, reason, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = SPPO(
         "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", compile_update=True,
@@ -308,7 +308,7 @@ def test_what_cannot_be_compiled_is_named(kwargs, reason, tmp_path, monkeypatch)
         assert model.compile_now() is None
 
 
-def test_unusable_cache_is_no_failure(tmp_path, monkeypatch):
+def test_unusable_cache_does_not_fail_the_run(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     status = train_run(small(), tmp_path / "run")
@@ -316,7 +316,7 @@ def test_unusable_cache_is_no_failure(tmp_path, monkeypatch):
     assert "not compiled" in status.notes[0]
 
 
-def test_auto_compiles_what_repays_it():
+def test_auto_compiles_only_sufficiently_long_runs():
     long, _ = make_run_spec("dsppo", "HalfCheetah-v4", 0)
     assert n_minibatches(long.hyperparams, 2048 * 3) == 3 * 10 * 32
     assert n_minibatches(long.hyperparams, 2048 * 3 + 1) == 4 * 10 * 32
@@ -328,7 +328,7 @@ def test_auto_compiles_what_repays_it():
     assert repays(a2c.hyperparams, a2c.n_timesteps)
 
 
-def test_choice_between_compiling_and_not(no_compiler):
+def test_compile_option_without_compiler(no_compiler):
     spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="off")
     assert (spec.compile_update, notes) == (False, [])
     spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="auto")
@@ -342,7 +342,7 @@ def test_choice_between_compiling_and_not(no_compiler):
         make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="yes")
 
 
-def test_long_run_is_compiled_where_there_is_a_compiler():
+def test_auto_compiles_long_runs_if_there_is_a_compiler():
     if why_not("cpu") is not None:
         pytest.skip(str(why_not("cpu")))
     spec, notes = make_run_spec("dsppo", "HalfCheetah-v4", 0, compile="auto")
@@ -351,7 +351,7 @@ def test_long_run_is_compiled_where_there_is_a_compiler():
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_compiling_without_a_compiler_is_refused_before_anything_is_written(command, no_compiler, tmp_path):
+def test_compile_on_without_compiler_is_rejected_before_anything_is_written(command, no_compiler, tmp_path):
     what = ["--algo", "sppo", "--env", "CartPole-v1"] if command == "train" else ["discrete_srl"]
     outcome = srl(command, *what, "--compile", "on", "--out", tmp_path / "run")
     assert outcome.status == 2
@@ -359,7 +359,7 @@ def test_compiling_without_a_compiler_is_refused_before_anything_is_written(comm
     assert not (tmp_path / "run").exists()
 
 
-def test_begun_run_stays_compiled_whatever_auto_would_choose_now(no_compiler, tmp_path):
+def test_resumed_run_stays_compiled_regardless_of_auto(no_compiler, tmp_path):
     words = ["--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS]
     spec = small_spec(n_eval_episodes=2).model_copy(update={"compile_update": True})
     train_run(spec, tmp_path)
@@ -371,7 +371,7 @@ def test_begun_run_stays_compiled_whatever_auto_would_choose_now(no_compiler, tm
     assert "compile_update is True there and False here" in outcome.err
 
 
-def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, tmp_path):
+def test_resumed_sweep_stays_compiled_regardless_of_auto(no_compiler, tmp_path):
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS]
     spec = small_spec(n_eval_episodes=2).model_copy(update={"compile_update": True})
@@ -381,7 +381,7 @@ def test_begun_sweep_stays_compiled_whatever_auto_would_choose_now(no_compiler, 
     assert "Finished: 1" in outcome.out
 
 
-def test_file_of_a_sweep_may_say_on_and_off_as_yaml_does(tmp_path):
+def test_sweep_file_accepts_on_and_off_as_yaml_booleans(tmp_path):
     from srl.config.sweep import load_sweep
 
     file = tmp_path / "sweep.yml"

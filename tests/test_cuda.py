@@ -1,4 +1,4 @@
-"""What only a GPU shows; skipped where there is none."""
+"""Tests on a GPU; skipped without CUDA."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="no CUDA devi
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 5]), spaces.MultiBinary(3)])
-def test_learns_on_the_gpu_and_goes_on_on_the_cpu(cls, space, tmp_path):
+def test_model_trained_on_gpu_continues_on_cpu(cls, space, tmp_path):
     env = RandomEnv(space)
     model = cls("MlpPolicy", env, seed=0, device="cuda", advantage_flip_prob=0.1, **small(cls))
     model.set_logger(configure(None, []))
@@ -30,14 +30,14 @@ def test_learns_on_the_gpu_and_goes_on_on_the_cpu(cls, space, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_cnn_policy_on_the_gpu(cls):
+def test_cnn_policy_trains_on_gpu(cls):
     env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=1)
     cls("CnnPolicy", env, seed=0, device="cuda", **small(cls)).learn(64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_compiled_update_on_the_gpu_is_the_uncompiled_one_up_to_rounding(cls):
+def test_compiled_update_on_gpu_matches_uncompiled_up_to_rounding(cls):
     trained = []
     for compile_update in (False, True):
         model = cls("MlpPolicy", RandomEnv(spaces.Discrete(3)), seed=0, device="cuda", **small(cls))
@@ -49,7 +49,7 @@ def test_compiled_update_on_the_gpu_is_the_uncompiled_one_up_to_rounding(cls):
     th.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)
 
 
-def test_a_run_and_a_sweep_on_the_gpu(tmp_path, monkeypatch):
+def test_run_and_sweep_train_on_gpu(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["--timesteps", "64", "--device", "cuda", "--hyperparams", "n_steps=32", "n_envs=1"]
     with pytest.raises(SystemExit) as ended:

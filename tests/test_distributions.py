@@ -1,4 +1,4 @@
-"""The batched MultiCategorical is SB3's distribution with other random draws."""
+"""The batched MultiCategorical distribution matches SB3's except for its random draws."""
 
 import pytest
 import torch as th
@@ -22,7 +22,7 @@ def pair(sizes, scale=2.0, batch_size=50):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_log_prob_entropy_mode_are_those_of_sb3(sizes):
+def test_log_prob_entropy_and_mode_match_sb3(sizes):
     ours, theirs = pair(sizes)
     actions = theirs.sample()
     th.testing.assert_close(ours.log_prob(actions), theirs.log_prob(actions))
@@ -34,7 +34,7 @@ def test_log_prob_entropy_mode_are_those_of_sb3(sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_gradients_are_those_of_sb3(sizes):
+def test_gradients_match_sb3(sizes):
     gradients = []
     for cls in (BatchedMultiCategoricalDistribution, MultiCategoricalDistribution):
         logits = th.randn(50, sum(sizes), generator=th.Generator().manual_seed(1)).requires_grad_()
@@ -47,7 +47,7 @@ def test_gradients_are_those_of_sb3(sizes):
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_samples_follow_the_probabilities(sizes):
+def test_sample_frequencies_match_probabilities(sizes):
     th.manual_seed(0)
     logits = th.randn(1, sum(sizes)).repeat(20000, 1)
     distribution = BatchedMultiCategoricalDistribution(sizes).proba_distribution(logits)
@@ -60,7 +60,7 @@ def test_samples_follow_the_probabilities(sizes):
 
 
 def distributions(batch_size):
-    """One of each kind, with the logits of a network."""
+    """Return one distribution of each kind with random logits."""
     generator = th.Generator().manual_seed(3)
 
     def logits(n):
@@ -81,7 +81,7 @@ def distributions(batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16, 100])
 @pytest.mark.parametrize("kind", distributions(1))
-def test_choice_by_draws_is_what_is_sampled_with_the_same_seed(kind, batch_size):
+def test_choose_with_draws_matches_sample_with_the_same_seed(kind, batch_size):
     distribution = distributions(batch_size)[kind]
     th.manual_seed(9)
     generator = th.Generator().manual_seed(9)
@@ -96,7 +96,7 @@ def test_choice_by_draws_is_what_is_sampled_with_the_same_seed(kind, batch_size)
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 64, 100])
 @pytest.mark.parametrize("dims", [[11] * 6, [2, 5, 3], [3], [11] * 17], ids=str)
-def test_row_does_not_depend_on_how_many_there_are(dims, size):
+def test_row_does_not_depend_on_batch_size(dims, size):
     n_rows = 100
     generator = th.Generator().manual_seed(4)
     all_logits = 2 * th.randn(n_rows, sum(dims), generator=generator)
@@ -120,7 +120,7 @@ def test_row_does_not_depend_on_how_many_there_are(dims, size):
 
 @pytest.mark.parametrize("weight", [0.5, 3.0, -20.0])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_gradient_of_an_entropy_of_any_weight_is_that_of_sb3(sizes, weight):
+def test_gradient_of_weighted_entropy_matches_sb3(sizes, weight):
     gradients = []
     for cls in (BatchedMultiCategoricalDistribution, MultiCategoricalDistribution):
         logits = th.randn(5, sum(sizes), generator=th.Generator().manual_seed(1)).requires_grad_()

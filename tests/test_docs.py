@@ -1,4 +1,4 @@
-"""The documentation has no placeholders, and what it links to and names is there."""
+"""The documentation has no placeholders, dead links or missing files."""
 
 import re
 from itertools import pairwise, product
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOP = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
 PAGES = sorted([*TOP, *(ROOT / "docs").rglob("*.md")])
 
-#: Words in capitals that are names, besides the algorithms. Any other one outside of code is taken for a
+#: Capitalized names besides the algorithms. Any other capitalized word outside of code counts as a
 #: placeholder.
 NAMES = """
     ALE AMD AMX API ARM AVX BSD CITATION
@@ -25,18 +25,18 @@ NAMES = """
 """
 KNOWN = {algorithm.label for algorithm in ALGORITHMS.values()} | set(NAMES.split())
 CAPITALS = re.compile(r"\b[A-Z][A-Z0-9_]{2,}\b")
-#: Placeholders wherever they are, in code too.
+#: Placeholders in text and code.
 PLACEHOLDERS = re.compile(
     r"\b(?:TODO|TBD|TBA|TBC|FIXME|TK|TKTK|WIP|PLACEHOLDER|X{2,}|X\.X+)\b|\?{3,}|(?i:lorem ipsum|coming soon)"
 )
-#: What looks like a file of the repository; capitals in it are for what the reader fills in.
+#: Paths of the repository; capitals are wildcards.
 PATHS = re.compile(
     r"(?<![\w/.*-])(?:\.{1,2}/)*((?:\.ci|configs|docs|scripts|srl|tests)/[\w./{},*-]*|run_\w+\.sh)"
 )
 
 
 def parts(text):
-    """The words outside of code, the code, and the targets of links of a page in Markdown."""
+    """Return text, code and link targets of a Markdown page."""
     words, code, links = [], [], []
     for block in MarkdownIt("commonmark").enable("table").parse(text):
         for token in (block, *(block.children or [])):
@@ -51,14 +51,14 @@ def parts(text):
 
 
 def placeholders(text):
-    """What is still to be filled in."""
+    """Return the placeholders in a page."""
     words, code, _ = parts(text)
     found = {match[0] for part in (*words, *code) for match in PLACEHOLDERS.finditer(part)}
     return sorted(found | {word for part in words for word in CAPITALS.findall(part) if word not in KNOWN})
 
 
 def anchors(text):
-    """The anchors of headings, as GitHub makes them."""
+    """Return the anchors of headings in GitHub's format."""
     found = []
     tokens = MarkdownIt("commonmark").parse(text)
     for heading, inline in pairwise(tokens):
@@ -70,7 +70,7 @@ def anchors(text):
 
 
 def dead_links(page, text):
-    """Links to files and headings that are not there, and references without a target."""
+    """Return links to missing files and headings, and references without a target."""
     words, _, links = parts(text)
     dead = [match[0] for part in words for match in re.finditer(r"\[[^\]]+\]\[[^\]]*\]", part)]
     for link in links:
@@ -86,20 +86,20 @@ def dead_links(page, text):
 
 
 def missing_files(root, text):
-    """Names of files of the repository that are not there."""
+    """Return named repository files that do not exist."""
     words, code, _ = parts(text)
     named = [match[1].rstrip(".,") for part in (*words, *code) for match in PATHS.finditer(part)]
     return [path for path in named if not all(any(root.glob(pattern)) for pattern in patterns(path))]
 
 
 def patterns(path):
-    """The glob patterns of a path: ``a/{b,c}/NAME.yml`` is ``a/b/*.yml`` and ``a/c/*.yml``."""
+    """Return the glob patterns of a path: ``a/{b,c}/NAME.yml`` is ``a/b/*.yml`` and ``a/c/*.yml``."""
     pieces = [piece.split(",") for piece in re.split(r"[{}]", re.sub(r"[A-Z]{3,}", "*", path))]
     return ["".join(chosen).rstrip("/") for chosen in product(*pieces)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_page_has_no_placeholder_and_no_dead_link(page):
+def test_page_has_no_placeholders_dead_links_or_missing_files(page):
     text = page.read_text()
     assert placeholders(text) == []
     assert dead_links(page, text) == []
@@ -122,7 +122,7 @@ def test_page_has_no_placeholder_and_no_dead_link(page):
         "It takes X.X hours.",
     ],
 )
-def test_placeholder_is_found(text):
+def test_placeholders_are_detected(text):
     assert len(placeholders(text)) == 1
 
 
@@ -130,11 +130,11 @@ def test_placeholder_is_found(text):
     "text",
     ["PPO, A2C and DSPPO on a GPU", "`srl report DIR`", "```\nOUT=runs/NAME\n```", "up'n Down", "A or B?"],
 )
-def test_name_is_no_placeholder(text):
+def test_names_are_not_placeholders(text):
     assert placeholders(text) == []
 
 
-def test_dead_links_are_found(tmp_path):
+def test_dead_links_are_detected(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "other.md").write_text("# Two `words`, here\n\n## Twice\n\n## Twice\n")
     page = tmp_path / "docs" / "page.md"
@@ -148,7 +148,7 @@ def test_dead_links_are_found(tmp_path):
     assert dead_links(page, dead) == ["[e][none]", "none.md", "none.png", "other.md#none", "#none", "gone.md"]
 
 
-def test_missing_files_are_found(tmp_path):
+def test_missing_files_are_detected(tmp_path):
     (tmp_path / "configs" / "sweeps").mkdir(parents=True)
     for name in ("a.yml", "b.yml"):
         (tmp_path / "configs" / "sweeps" / name).touch()

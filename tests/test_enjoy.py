@@ -1,4 +1,4 @@
-"""Trained runs brought back, watched and recorded."""
+"""Loading, playing and recording trained runs."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ from tests.small_runs import contents, small_spec, srl
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with discretized actions, normalization and noise, evaluated once, at its end."""
+    """A run with discretized actions, normalization and noise, evaluated once at its end."""
     path = tmp_path_factory.mktemp("enjoy") / "run"
     train_run(
         small_spec("dsppo", "Pendulum-v1", noise="gaussian:5", eval_freq=64, overrides=dict(normalize=True)),
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 
 def copy_of(run, folder, **files):
-    """A copy of a run whose status, with the digests of its files, is gone."""
+    """Copy a run without its status, which contains the digests of its files."""
     folder.mkdir()
     for file in run.iterdir():
         if file.is_file() and file.name != "status.json":
@@ -43,9 +43,9 @@ def copy_of(run, folder, **files):
     return folder
 
 
-def test_loaded_run_plays_its_evaluation_again(run):
+def test_loaded_run_reproduces_its_evaluation(run):
     expected = RunDirectory(run).read_evaluations()["results"][-1]
-    # The best model is the one that was evaluated; the final one has been updated since
+    # The best model is the evaluated one; the final model was updated afterwards
     model, env = load_run(run, best=True, n_envs=2)
     assert isinstance(env.action_space, spaces.MultiDiscrete)
     statistics = pickle.loads((run / "best_vecnormalize.pkl").read_bytes())
@@ -54,7 +54,7 @@ def test_loaded_run_plays_its_evaluation_again(run):
     assert returns == expected.tolist()
 
 
-def test_final_model_is_that_of_the_file(run):
+def test_loaded_model_matches_the_saved_file(run):
     model, env = load_run(run)
     saved = SPPO.load(run / "model.zip", device="cpu").policy.state_dict()
     assert all(th.equal(saved[name], value) for name, value in model.policy.state_dict().items())
@@ -67,7 +67,7 @@ class Evil:
         return os.mkdir, ("unpickled",)
 
 
-def test_nothing_is_unpickled(run, tmp_path, monkeypatch):
+def test_loading_a_run_unpickles_nothing(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copied = copy_of(run, tmp_path / "copy", vecnormalize=pickle.dumps(Evil()))
     with pytest.raises(UserError, match=r"vecnormalize.pkl: not the statistics"):
@@ -75,7 +75,7 @@ def test_nothing_is_unpickled(run, tmp_path, monkeypatch):
     assert not Path("unpickled").exists()
 
 
-def test_damaged_and_missing_files_are_named(run, tmp_path):
+def test_damaged_and_missing_files_are_named_in_error(run, tmp_path):
     with pytest.raises(UserError, match="no run in it"):
         load_run(tmp_path)
     with pytest.raises(UserError, match=r"model.zip: not the model of this run"):
@@ -86,7 +86,7 @@ def test_damaged_and_missing_files_are_named(run, tmp_path):
         load_run(copied)
 
 
-def test_code_that_a_run_names_needs_trust(run, tmp_path):
+def test_custom_code_of_a_run_requires_trust(run, tmp_path):
     copied = copy_of(run, tmp_path / "copy")
     spec = json.loads((copied / "spec.json").read_text())
     (copied / "spec.json").write_text(json.dumps(spec | {"gym_packages": ["no_such_package"]}))
@@ -118,7 +118,7 @@ def test_enjoy_prints_returns(run, monkeypatch):
         (["--device", "tpu"], "device='tpu'"),
     ],
 )
-def test_mistake_is_one_line_and_writes_nothing(words, says, run, tmp_path, monkeypatch):
+def test_mistake_is_one_line_error_and_writes_nothing(words, says, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = contents(run)
     outcome = srl("enjoy", run, *words)
@@ -129,7 +129,7 @@ def test_mistake_is_one_line_and_writes_nothing(words, says, run, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_mp4_without_its_package_is_a_mistake(run, tmp_path, monkeypatch):
+def test_mp4_without_its_package_is_rejected(run, tmp_path, monkeypatch):
     monkeypatch.setattr("srl.training.play.find_spec", lambda name: None)
     outcome = srl("enjoy", run, "--video", tmp_path / "a.mp4")
     assert outcome.status == 2
@@ -161,7 +161,7 @@ def test_report_shows_a_gif_of_each_cell(tmp_path):
 
 
 def decoded(file: Path) -> list[np.ndarray]:
-    """The images of a video."""
+    """Return the frames of a video."""
     if file.suffix == ".gif":
         with Image.open(file) as image:
             frames = []
@@ -205,7 +205,7 @@ def test_video_shows_the_episode(env, tmp_path, monkeypatch):
         assert len(frames) >= 4
         assert all(frame.shape == frames[0].shape for frame in frames)
         assert min(frames[0].shape[:2]) >= 160
-        # Something is to be seen, and it moves
+        # The frames are not blank and change
         assert np.ptp(frames[0]) > 100
         assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]

@@ -1,4 +1,4 @@
-"""SPPO is PPO with other coefficients, to rounding; what is not is refused."""
+"""SPPO equals PPO with other coefficients up to rounding; other settings are rejected."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def parameters(model: PPO) -> th.Tensor:
 
 
 @pytest.mark.slow
-def test_sppo_and_equivalent_ppo_take_the_same_steps_on_cartpole():
-    """``c = 2`` over 10,240 steps: 1e-5 of the distance moved; plain PPO ends elsewhere."""
+def test_sppo_and_equivalent_ppo_match_on_cartpole():
+    """``c = 2`` over 10,240 steps: equal up to 1e-5 of the distance moved; plain PPO differs."""
     sppo = dict(alpha=1.0, beta=1.0, z=-1.0, ent_coef=0.01)
     common = dict(policy="MlpPolicy", env="CartPole-v1", seed=3, device="cpu")
     start = parameters(PPO(**common))
@@ -37,7 +37,7 @@ def test_sppo_and_equivalent_ppo_take_the_same_steps_on_cartpole():
     "loss",
     [dict(alpha=0.5, beta=20.0), dict(alpha=0.5, beta=1.0, z=-6.0), dict(alpha=1.0, reverse_loss="mae")],
 )
-def test_one_update_in_float64_is_the_same(optimizer, loss):
+def test_one_update_matches_in_float64(optimizer, loss):
     loss = {"alpha": 0.5, "beta": 1.0, "z": -1.0, "reverse_loss": "rce", **loss}
     generator = th.Generator().manual_seed(0)
 
@@ -72,7 +72,7 @@ def test_one_update_in_float64_is_the_same(optimizer, loss):
         stepper.step()
         return th.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
-    # Small norms, so that the 1e-6 in gradient clipping shows
+    # Small norms, so that the 1e-6 in gradient clipping matters
     kwargs = dict(vf_coef=0.5, ent_coef=0.01, max_grad_norm=0.05)
     policy_kwargs = dict(optimizer_class=optimizer, optimizer_kwargs=dict(eps=1e-12))
     ppo = equivalent_ppo_kwargs(**kwargs, **loss, policy_kwargs=policy_kwargs)
@@ -83,13 +83,13 @@ def test_one_update_in_float64_is_the_same(optimizer, loss):
     assert (ours - update(1.0, 0.0, -1.0, "rce", **kwargs, eps=1e-12)).abs().max() > 1e-5
 
 
-def test_policy_coefficient_is_that_of_the_gradient_identity():
+def test_policy_coefficient_matches_gradient_identity():
     assert policy_coefficient(0.5, 20.0, -1.0) == 20.5
     assert policy_coefficient(0.5, 1.0, -6.0) == 6.5
     assert policy_coefficient(0.5, 1.0, reverse_loss="mae") == 2.5
 
 
-def test_arguments_that_do_not_scale_are_kept_and_defaults_are_filled_in():
+def test_unscaled_arguments_are_kept_and_defaults_are_filled_in():
     kwargs = equivalent_ppo_kwargs(beta=1.5, n_steps=64, clip_range=0.1, policy_kwargs=dict(net_arch=[8]))
     assert kwargs == {
         "n_steps": 64,
@@ -116,12 +116,12 @@ def test_arguments_that_do_not_scale_are_kept_and_defaults_are_filled_in():
         ({"z": 1.0}, "z=1.0"),
     ],
 )
-def test_what_no_ppo_is_equivalent_to_is_refused(kwargs, says):
+def test_settings_without_equivalent_ppo_are_rejected(kwargs, says):
     with pytest.raises(UserError, match=says):
         equivalent_ppo_kwargs(**kwargs)
 
 
-def test_loss_without_a_factor_has_no_equivalent_ppo(monkeypatch):
+def test_loss_without_reverse_factor_has_no_equivalent_ppo(monkeypatch):
     monkeypatch.setitem(
         REVERSE_LOSSES, "other", lambda advantages, weight, prob, z: (advantages * prob).mean(-1)
     )

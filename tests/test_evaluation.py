@@ -1,4 +1,4 @@
-"""SB3's EvalCallback beside a training environment with reward noise."""
+"""SB3's EvalCallback with reward noise in the training environment."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def nested(callback):
 
 @pytest.mark.parametrize("wrap", [lambda callback: callback, lambda callback: [callback], nested])
 @pytest.mark.parametrize("training", TRAINING)
-def test_evaluation_without_noise_has_the_statistics_of_training(training, wrap):
+def test_noise_free_evaluation_uses_statistics_of_training(training, wrap):
     eval_env = VecNormalize(games(1), training=False, norm_reward=False)
     # The last evaluation is at the last step
     callback = EvalCallback(eval_env, n_eval_episodes=2, eval_freq=32, verbose=0)
@@ -45,7 +45,7 @@ def test_evaluation_without_noise_has_the_statistics_of_training(training, wrap)
     statistics = model.get_vec_normalize_env()
     assert np.array_equal(eval_env.obs_rms.mean, statistics.obs_rms.mean)
     assert eval_env.obs_rms.count == statistics.obs_rms.count
-    # With noise in them, returns would not be numbers of steps
+    # Without noise, returns are numbers of steps
     assert callback.last_mean_reward == int(2 * callback.last_mean_reward) / 2
 
 

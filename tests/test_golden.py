@@ -1,4 +1,4 @@
-"""Updates recorded from the algorithm authors' own SA2C and SPPO (release of 2024-05-25), replayed."""
+"""Replay of updates recorded from the authors' SA2C and SPPO (release of 2024-05-25)."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ ALGORITHMS = {"sa2c": SA2C, "sppo": SPPO}
 
 
 class BlankEnv(gym.Env):
-    """Gives an algorithm its spaces; never stepped."""
+    """Provides spaces for an algorithm; never stepped."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
         self.observation_space = observation_space
@@ -33,7 +33,7 @@ def make_action_space(kind: str, size: Any) -> spaces.Space:
 def replay(path: Path) -> tuple[dict[str, Any], Any, Any]:
     """Run the recorded update.
 
-    :return: the record's description, the record, and the model after its update
+    :return: description of the record, the record, and the model after the update
     """
     record = np.load(path, allow_pickle=False)
     meta = json.loads(str(record["meta"]))
@@ -79,7 +79,7 @@ def replay(path: Path) -> tuple[dict[str, Any], Any, Any]:
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_update_is_the_authors(path):
+def test_update_matches_recorded_update_of_the_authors(path):
     meta, record, model = replay(path)
 
     after = model.policy.state_dict()
@@ -94,5 +94,5 @@ def test_update_is_the_authors(path):
     assert logged["train/advantage_abs_max"] == pytest.approx(meta["max_abs_advantage"], rel=1e-5)
 
 
-def test_all_records_are_there():
+def test_all_records_are_found():
     assert len(GOLDEN) == 14

@@ -1,4 +1,4 @@
-"""What commands say of themselves, and how they read."""
+"""Help texts and display of commands."""
 
 import io
 import re
@@ -41,7 +41,7 @@ def test_help_has_plain_placeholders_and_no_empty_defaults(command):
     assert not re.search(r"default:[\s│]+(None)?\)", text)
 
 
-def test_help_groups_options():
+def test_help_shows_option_groups():
     text = srl("sweep", "--help").out
     for group in (
         "loss options",
@@ -55,11 +55,11 @@ def test_help_groups_options():
     assert "Examples" not in srl("--help").out
 
 
-def test_version():
+def test_version_option_prints_version():
     assert srl("--version").out == f"srl {__version__}\n"
 
 
-def test_values_follow_a_colon_or_an_equals_sign():
+def test_assignments_accept_colon_and_equals_sign():
     given = ["n_steps:1024", "learning_rate=lin_3e-4", "policy_kwargs:{net_arch: [8]}", "env_wrapper=a:B"]
     assert parse_assignments("--hyperparams", given) == {
         "n_steps": 1024,
@@ -69,7 +69,7 @@ def test_values_follow_a_colon_or_an_equals_sign():
     }
 
 
-def test_flag_that_can_be_switched_off_takes_a_value(tmp_path):
+def test_boolean_flag_accepts_a_value(tmp_path):
     words = ("train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", 64, "--out", tmp_path / "run")
     words = (*words, "--hyperparams", "n_steps:32", "batch_size:32", "n_envs:1", "--eval-episodes", 1)
     assert srl(*words, "--importance-weighting", "False").status == 0
@@ -77,7 +77,7 @@ def test_flag_that_can_be_switched_off_takes_a_value(tmp_path):
     assert (spec.hyperparams.importance_weighting, spec.hyperparams.n_steps) == (False, 32)
 
 
-def test_training_shows_return_and_loss(tmp_path, monkeypatch):
+def test_training_display_shows_return_and_loss(tmp_path, monkeypatch):
     monkeypatch.setattr("srl.sweep.display._LINE_INTERVAL", 0.0)
     monkeypatch.setattr("srl.training.run.Heartbeat.__init__.__defaults__", (0.0,))
     spec = small_spec(n_timesteps=160)
@@ -90,7 +90,7 @@ def test_training_shows_return_and_loss(tmp_path, monkeypatch):
     assert status.state == "done"
 
 
-def test_watching_waits_for_runs(tmp_path, monkeypatch):
+def test_watch_waits_for_runs(tmp_path, monkeypatch):
     folder, waited = tmp_path / "runs", []
 
     def sleep(seconds):

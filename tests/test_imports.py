@@ -1,4 +1,4 @@
-"""Imports go one way: see "How the code is organized" in CONTRIBUTING.md."""
+"""Imports follow the layers: see "How the code is organized" in CONTRIBUTING.md."""
 
 import subprocess
 import sys

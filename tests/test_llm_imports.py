@@ -1,4 +1,4 @@
-"""Nothing of srl imports srl.llm, or a package of its extras, before it is used."""
+"""Other modules of srl do not import srl.llm or its optional packages."""
 
 import subprocess
 import sys
@@ -13,6 +13,6 @@ print([name for name in sys.modules if name.startswith("srl.llm")])
 """
 
 
-def test_the_rest_of_srl_does_not_import_language_models():
+def test_other_modules_do_not_import_language_models():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n[]\n"

@@ -1,4 +1,4 @@
-"""The losses: their formulas, the gradient identities that follow from them, and their numerics."""
+"""The losses: formulas, gradient identities and numerical stability."""
 
 import pytest
 import torch as th
@@ -15,7 +15,7 @@ EPS = 0.2
 
 
 def minibatch(seed: int = 0, size: int = 257, dtype: th.dtype = th.float64):
-    """Logits of a policy and of the one before it, far enough apart that clipping acts on both sides."""
+    """Return a minibatch whose new and old policies differ enough for clipping on both sides."""
     generator = th.Generator().manual_seed(seed)
     logits = th.randn(size, 7, generator=generator, dtype=dtype, requires_grad=True)
     old_logits = logits.detach() + 0.5 * th.randn(size, 7, generator=generator, dtype=dtype)
@@ -39,7 +39,7 @@ def gradient(loss, parameters):
 
 
 @pytest.mark.parametrize(("reverse_loss", "z"), [("rce", -1.0), ("rce", -6.0), ("mae", -1.0), ("mae", -6.0)])
-def test_sppo_losses_are_the_formulas(reverse_loss, z):
+def test_sppo_losses_match_formulas(reverse_loss, z):
     _, log_prob, old_log_prob, advantages = minibatch()
     policy_loss, reverse, passes = sppo_losses(
         log_prob, old_log_prob, advantages, reverse_loss=reverse_loss, z=z
@@ -62,7 +62,7 @@ def test_sppo_losses_are_the_formulas(reverse_loss, z):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("alpha", "beta", "z"), [(0.5, 1.0, -1.0), (0.5, 20.0, -1.0), (0.7, 2.5, -6.0)])
 @pytest.mark.parametrize("reverse_loss", ["rce", "mae"])
-def test_sppo_gradient_is_the_scaled_policy_gradient(seed, alpha, beta, z, reverse_loss):
+def test_sppo_gradient_is_a_multiple_of_the_policy_gradient(seed, alpha, beta, z, reverse_loss):
     logits, log_prob, old_log_prob, advantages = minibatch(seed)
     policy_loss, reverse, _ = sppo_losses(log_prob, old_log_prob, advantages, reverse_loss=reverse_loss, z=z)
     scale = alpha - beta * z if reverse_loss == "rce" else alpha + 2 * beta
@@ -75,7 +75,7 @@ def test_sppo_gradient_is_the_scaled_policy_gradient(seed, alpha, beta, z, rever
 
 
 @pytest.mark.parametrize(("reverse_loss", "slope"), [("rce", 3.0), ("mae", 2.0)])
-def test_sppo_without_importance_weighting_weighs_the_gradient_as_documented(reverse_loss, slope):
+def test_sppo_without_importance_weighting_weights_gradient_as_documented(reverse_loss, slope):
     logits, log_prob, old_log_prob, advantages = minibatch()
     alpha, beta, z = 0.5, 1.5, -3.0
     policy_loss, reverse, passes = sppo_losses(
@@ -92,7 +92,7 @@ def test_sppo_without_importance_weighting_weighs_the_gradient_as_documented(rev
 
 
 @pytest.mark.parametrize(("reverse_loss", "slope"), [("rce", 6.0), ("mae", 2.0)])
-def test_sa2c_gradient_is_weighted_by_the_probability(reverse_loss, slope):
+def test_sa2c_gradient_is_weighted_by_probability(reverse_loss, slope):
     logits, log_prob, _, advantages = minibatch()
     alpha, beta, z = 0.7, 2.5, -6.0
     loss = alpha * policy_gradient_loss(advantages, log_prob)
@@ -103,7 +103,7 @@ def test_sa2c_gradient_is_weighted_by_the_probability(reverse_loss, slope):
     )
 
 
-def test_sa2c_losses_are_the_formulas():
+def test_sa2c_losses_match_formulas():
     _, log_prob, _, advantages = minibatch()
     pi = log_prob.exp()
     th.testing.assert_close(
@@ -118,10 +118,10 @@ def test_sa2c_losses_are_the_formulas():
 @pytest.mark.parametrize("importance_weighting", [True, False])
 @pytest.mark.parametrize("reverse_loss", ["rce", "mae"])
 @pytest.mark.parametrize("level", [-60.0, -95.0, -200.0, -5000.0])
-def test_tiny_probabilities_leave_loss_and_gradient_finite_and_right(
+def test_tiny_probabilities_have_finite_and_correct_loss_and_gradient(
     level, reverse_loss, importance_weighting
 ):
-    """1 / pi_old overflows float32 below log pi_old = -88; the ratio, near 1, is all that has a gradient."""
+    """1 / pi_old overflows float32 below log pi_old = -88; only the ratio, near 1, has a gradient."""
     generator = th.Generator().manual_seed(0)
     offsets = 0.1 * th.randn(64, generator=generator)
     old_log_prob = th.full((64,), level)
@@ -139,7 +139,7 @@ def test_tiny_probabilities_leave_loss_and_gradient_finite_and_right(
     loss = 0.5 * policy_loss + 20.0 * reverse
     assert th.isfinite(loss)
     found = gradient(loss, log_prob)
-    # In log space, in float64: the gradient of -ratio with respect to log pi is -ratio
+    # In float64: the gradient of -ratio with respect to log pi is -ratio
     exact_ratio = th.exp(log_prob.detach().double() - old_log_prob.double())
     pi = log_prob.detach().double().exp()
     scale = 0.5 * exact_ratio + 20.0 * 2.0 * (exact_ratio if importance_weighting else pi)

@@ -1,9 +1,9 @@
-"""The library works with what SB3 brings along; the commands name the extra that they need."""
+"""The library works with SB3's dependencies only; commands name the extra that they need."""
 
 import subprocess
 import sys
 
-#: What only the extras bring.
+#: Packages that only the extras install.
 EXTRAS = (
     "ale_py", "Box2D", "cv2", "mujoco", "pydantic", "rich", "scipy", "tensorboard", "tqdm", "tyro", "yaml",
     "rliable", "pyarrow", "jinja2",
@@ -33,7 +33,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_sppo_trains_with_noise_on_discretized_actions_without_the_extras():
+def test_algorithms_train_without_extras_with_noise_and_discretized_actions():
     ended = python("""
 import gymnasium as gym, srl
 from srl.envs import DiscretizeAction, RewardNoise, VecRewardNoise
@@ -48,7 +48,7 @@ srl.SA2C("MlpPolicy", pendulum, device="cpu").learn(5)
     assert ended.returncode == 0, ended.stderr
 
 
-def test_command_without_the_extras_names_the_command_that_installs_them():
+def test_command_without_extras_names_the_pip_command():
     ended = python("from srl.__main__ import main; sys.argv = ['srl', '--version']; main()")
     assert ended.returncode == 2
     assert ended.stderr.startswith("srl: The command srl needs the package ")
@@ -56,7 +56,7 @@ def test_command_without_the_extras_names_the_command_that_installs_them():
     assert ended.stderr.count("\n") == 1
 
 
-def test_environments_without_the_extras_name_the_command_that_installs_them():
+def test_environments_without_extras_name_the_pip_command():
     ended = python("""
 import srl.envs
 try:

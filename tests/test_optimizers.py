@@ -1,4 +1,4 @@
-"""Optimizer steps as pure functions are those of the optimizers."""
+"""Optimizer steps as pure functions match PyTorch's optimizers."""
 
 import pytest
 import torch as th
@@ -11,7 +11,7 @@ from srl.optimizers import OPTIMIZERS, clip_by_norm
 @pytest.mark.parametrize(
     "optimizer_class", [th.optim.Adam, th.optim.AdamW, th.optim.RMSprop, RMSpropTFLike, th.optim.SGD]
 )
-def test_steps_are_those_of_the_optimizer(optimizer_class, weight_decay):
+def test_functional_steps_match_the_optimizer(optimizer_class, weight_decay):
     generator = th.Generator().manual_seed(0)
     theirs = th.nn.Parameter(th.randn(5, 3, generator=generator))
     optimizer = optimizer_class([theirs], lr=0.01, weight_decay=weight_decay)
@@ -37,7 +37,7 @@ def test_steps_are_those_of_the_optimizer(optimizer_class, weight_decay):
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 100.0])
-def test_clipped_gradients_are_those_of_pytorch(max_norm):
+def test_clipped_gradients_match_pytorch(max_norm):
     generator = th.Generator().manual_seed(0)
     gradients = [th.randn(4, 3, generator=generator), th.randn(2, generator=generator)]
     parameters = [th.nn.Parameter(th.zeros_like(gradient)) for gradient in gradients]

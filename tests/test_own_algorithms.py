@@ -1,4 +1,4 @@
-"""Algorithms of other packages, compared with SPPO."""
+"""Algorithms from other packages, compared with SPPO."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ overrides: {n_steps: 32, batch_size: 32, n_envs: 1, n_epochs: 1, normalize: true
 
 
 @pytest.mark.slow
-def test_trpo_stands_beside_sppo_in_one_table(tmp_path, monkeypatch):
+def test_trpo_and_sppo_appear_in_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.yml").write_text(SWEEP)
     refused = srl("sweep", "mine.yml", "--out", "runs")
@@ -60,7 +60,7 @@ def test_trpo_stands_beside_sppo_in_one_table(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_run(tmp_path):
+def test_same_seed_gives_identical_runs(tmp_path):
     # DQN draws actions, minibatches and exploration from three generators
     words = (
         "train",
@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_run(tmp_path):
         "learning_starts=50",
         "n_envs=1",
     )
-    # Another process, whose global generators begin elsewhere
+    # Another process, with a different state of the global generators
     assert srl(*words, "--out", tmp_path / "a").status == 0
     done = command(*words, "--out", tmp_path / "b")
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ def test_same_seed_gives_the_same_run(tmp_path):
     assert "final_state.npz: missing" in refused.err
 
 
-def test_reading_commands_import_nothing(tmp_path, monkeypatch):
+def test_commands_that_read_results_import_no_custom_code(tmp_path, monkeypatch):
     spec, _ = make_run_spec(TRPO, "CartPole-v1", 0, n_timesteps=64, device="cpu")
     text = spec.model_dump_json().replace("sb3_contrib", "spy")
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_reading_commands_import_nothing(tmp_path, monkeypatch):
         (["--algo", TRPO, "--bins", 3], "bins"),
     ],
 )
-def test_mistake_is_one_line_and_writes_nothing(words, says, tmp_path, monkeypatch):
+def test_mistake_is_one_line_error_and_writes_nothing(words, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = srl("train", "--env", "CartPole-v1", "--timesteps", 64, *words)
     assert outcome.status == 2, outcome.err

@@ -1,4 +1,4 @@
-"""A user's own environments, wrappers, networks and hyperparameter files, and what is never imported."""
+"""Custom environments, wrappers, networks and hyperparameter files, and when they are imported."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ gym.register("MyWalk-v0", entry_point=Walk)
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A folder with a package of the user's, which is the current one."""
+    """A working directory with a package of the user."""
     (tmp_path / "mypkg").mkdir()
     (tmp_path / "mypkg" / "__init__.py").write_text(PACKAGE)
     monkeypatch.chdir(tmp_path)
@@ -88,7 +88,7 @@ def project(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    """Let the next command of this process import the package as the first one does."""
+    """Remove the package from this process so that the next command imports it again."""
     sys.modules.pop("mypkg", None)
     gym.registry.pop("MyWalk-v0", None)
 
@@ -103,7 +103,7 @@ TRAIN = ("train", "--algo", "sppo", "--gym-packages", "mypkg", "--env", "MyWalk-
 
 
 @pytest.mark.slow
-def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(project):
+def test_custom_environment_trains_with_arguments_wrappers_and_time_limit(project):
     done = command(
         *(*TRAIN, "--env-kwargs", "size=5", "--max-episode-steps", 7, "--out", "run"),
         *("--env-wrapper", "mypkg:Shout", "mypkg:Shout: {word: loud}", *SMALL_WORDS),
@@ -122,7 +122,7 @@ def test_environment_of_ones_own_trains_with_arguments_wrappers_and_time_limit(p
 
 
 @pytest.mark.slow
-def test_commands_that_read_results_import_nothing_by_name(project):
+def test_commands_that_read_results_import_no_custom_code(project):
     words = ("train", "--algo", "sppo", "--env", "mypkg:MyWalk-v0", "--env-kwargs", "size=5")
     assert srl(*words, "--timesteps", 64, "--out", "runs/a", *SMALL_WORDS).status == 0
     forget()
@@ -157,7 +157,7 @@ overrides:
 
 
 @pytest.mark.slow
-def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
+def test_sweep_file_accepts_the_same_keys_and_overrides_per_environment(project):
     Path("mine.yml").write_text(SWEEP.replace("[MyWalk-v0, CartPole-v1]", "[MyWalk-v0]"))
     words = ("sweep", "mine.yml", "--env-kwargs", "size=2", "--out", "runs", "--jobs", 1)
     done = srl(*words, "--trust-config")
@@ -176,7 +176,7 @@ def test_sweep_has_the_same_keys_and_overrides_by_environment(project):
         ("", ["line 14", "overrides.MyWalk-v0.env_wrapper", "'mypkg:Shout'", "--trust-config"]),
     ],
 )
-def test_code_that_a_sweep_names_needs_the_command_lines_word(line, says, project):
+def test_custom_code_in_a_sweep_file_requires_trust(line, says, project):
     before = contents(project)
     Path("mine.yml").write_text(SWEEP.replace("gym_packages: [mypkg]", line))
     done = srl("sweep", "mine.yml", "--out", "runs")
@@ -186,7 +186,7 @@ def test_code_that_a_sweep_names_needs_the_command_lines_word(line, says, projec
     assert contents(project).keys() == before.keys() | {"mine.yml"}
 
 
-def test_hyperparameter_file_of_ones_own(project):
+def test_custom_hyperparameter_file_is_used(project):
     Path("mine.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"
     )
@@ -221,7 +221,7 @@ def test_hyperparameter_file_of_ones_own(project):
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )  # fmt: skip
-def test_mistake_is_one_line_before_anything_is_written(words, says, project):
+def test_mistake_is_one_line_error_before_anything_is_written(words, says, project):
     Path("other.yml").write_text("CartPole-v1: {n_timesteps: 5}\n")
     Path("code.yml").write_text("MyWalk-v0:\n  n_timesteps: 5\n  env_wrapper: mypkg:Shout\n")
     given = [str(word) for word in TRAIN if word != "mypkg" or "--gym-packages" not in words]
@@ -234,7 +234,7 @@ def test_mistake_is_one_line_before_anything_is_written(words, says, project):
     assert not Path("run").exists()
 
 
-def test_time_limit_of_an_atari_game_counts_the_agents_steps(tmp_path):
+def test_time_limit_of_an_atari_game_counts_agent_steps(tmp_path):
     from srl.envs import EnvSpec, make_eval_env
 
     for backend in ("gymnasium", "native"):
@@ -247,17 +247,17 @@ def test_time_limit_of_an_atari_game_counts_the_agents_steps(tmp_path):
             if dones[0]:
                 assert infos[0]["TimeLimit.truncated"]
                 lengths.append(step)
-        # Gymnasium's limit counts the frames before the agent's first action too
+        # Gymnasium's limit also counts the frames before the first agent action
         assert 30 <= lengths[0] <= 40
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The code of a page in Markdown, with its languages."""
+    """Return languages and contents of the code blocks of a Markdown page."""
     return re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 @pytest.mark.slow
-def test_tutorial_works_as_it_is_written(tmp_path, monkeypatch):
+def test_own_environment_tutorial_works_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -270,7 +270,7 @@ def test_tutorial_works_as_it_is_written(tmp_path, monkeypatch):
             Path({"python": "corridor.py", "yaml": "corridor.yml"}[language]).write_text(text)
     assert [words[0] for words in commands] == ["train", "enjoy", "sweep", "report"]
 
-    # The run is interrupted once, and resumed by the same command
+    # The run is interrupted once and resumed with the same command
     def stop(display, status):
         if status.timesteps > 1000:
             raise KeyboardInterrupt

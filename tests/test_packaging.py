@@ -1,4 +1,4 @@
-"""The wheel, the pins, and the scripts that set the project up."""
+"""The wheel, the pinned requirements, and the setup scripts."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("run_*.sh"), *ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"])
-# Import names that are not the name of their distribution
+# Import names that differ from the name of their distribution
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "yaml": "pyyaml",
@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
 
 
 def copy_tree(folder: Path) -> Path:
-    """Copy what the packaging reads, with one more config, and return the copy's root."""
+    """Copy the files that packaging reads, with an additional config, and return the root of the copy."""
     for name in ("srl", "configs", "scripts", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "requirements.txt", "MANIFEST.in", "LICENSE"):
@@ -44,7 +44,7 @@ def copy_tree(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source distribution of a copy of the tree, and with the wheel built from that."""
+    """A folder with the source distribution of a copy of the tree and the wheel built from it."""
     tree = copy_tree(tmp_path_factory.mktemp("tree"))
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)]
@@ -63,7 +63,7 @@ def read_dist_info(wheel: zipfile.ZipFile, name: str) -> bytes:
     return wheel.read(next(n for n in wheel.namelist() if n.endswith(f".dist-info/{name}")))
 
 
-def test_the_wheel_holds_every_module_and_config(wheel):
+def test_wheel_contains_every_module_and_config(wheel):
     names = set(wheel.namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "srl").rglob("*.py")}
     configs = {f"srl/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yml")}
@@ -71,7 +71,7 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"srl"}
 
 
-def test_the_wheel_says_what_it_is(wheel):
+def test_wheel_metadata_is_correct(wheel):
     metadata = message_from_bytes(read_dist_info(wheel, "METADATA"))
     version = re.search(r'__version__ = "(.+)"', (ROOT / "srl" / "__init__.py").read_text())
     assert (metadata["Name"], metadata["Version"]) == ("symmetric-rl", version[1])
@@ -82,13 +82,13 @@ def test_the_wheel_says_what_it_is(wheel):
     assert scripts["console_scripts"]["srl"] == "srl.__main__:main"
 
 
-def test_the_source_distribution_holds_the_scripts_and_the_tests(distributions):
+def test_source_distribution_contains_scripts_and_tests(distributions):
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "requirements.txt", "scripts/setup.sh", "tests/test_packaging.py"} <= names
 
 
-def test_every_package_that_srl_imports_is_declared(wheel):
+def test_every_imported_package_is_declared(wheel):
     metadata = message_from_bytes(read_dist_info(wheel, "METADATA"))
     declared = {canonicalize_name(Requirement(line).name) for line in metadata.get_all("Requires-Dist")}
     imported = set()
@@ -115,7 +115,7 @@ def test_every_requirement_is_pinned():
 
 @pytest.mark.parametrize("extra", ["", "experiments", "report"])
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
-def test_the_pins_meet_the_bounds_of_the_wheel_on_every_python(wheel, python, extra):
+def test_pins_satisfy_the_bounds_of_the_wheel_on_every_python(wheel, python, extra):
     environment = {"python_version": python, "python_full_version": f"{python}.5", "extra": extra}
     active = [pin for pin in read_pins() if pin.marker is None or pin.marker.evaluate(environment)]
     pins = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in active}
@@ -133,7 +133,7 @@ def test_scripts_are_executable_bash(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
-# setup.sh, with a stand-in for Python that makes an "environment" of itself and notes what pip is asked to do
+# setup.sh with a fake Python that copies itself as a virtual environment and logs the calls of pip
 STAND_IN = """#!/bin/sh
 for last; do :; done
 case "$*" in
@@ -150,7 +150,7 @@ BUILT = ["venv", "pip requirements.txt", "pip the project"]
 
 
 class Checkout:
-    """A folder, with a space in its path, in which to run scripts/setup.sh."""
+    """A folder with a space in its path in which scripts/setup.sh runs."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "the project"
@@ -183,7 +183,7 @@ class Checkout:
         )
 
     def take_calls(self) -> list[str]:
-        """Return what was asked of the stand-in since the last time."""
+        """Return the calls of the fake Python since the last time."""
         calls = self._calls.read_text().splitlines() if self._calls.exists() else []
         self._calls.unlink(missing_ok=True)
         return calls
@@ -198,7 +198,7 @@ def state_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
 
 
-def test_setup_calls_nothing_and_says_nothing_when_nothing_changed(checkout):
+def test_setup_does_nothing_when_nothing_changed(checkout):
     first = checkout.set_up()
     assert first.returncode == 0, first.stderr
     assert first.stdout == ""
@@ -212,7 +212,7 @@ def test_setup_calls_nothing_and_says_nothing_when_nothing_changed(checkout):
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "setup.py"])
-def test_setup_installs_again_into_the_same_environment_when_the_pins_change(checkout, name):
+def test_setup_reinstalls_into_the_same_environment_when_pins_change(checkout, name):
     checkout.set_up()
     checkout.take_calls()
     (checkout.root / name).write_text("# b\n")
@@ -221,7 +221,7 @@ def test_setup_installs_again_into_the_same_environment_when_the_pins_change(che
     assert checkout.set_up().stderr == ""
 
 
-def test_setup_starts_afresh_after_a_set_up_that_did_not_end(checkout):
+def test_setup_starts_over_after_an_incomplete_setup(checkout):
     failed = checkout.set_up(PIP_SAYS="[Errno 28] No space left on device")
     assert failed.returncode != 0
     assert "The disk is full" in failed.stderr
@@ -233,7 +233,7 @@ def test_setup_starts_afresh_after_a_set_up_that_did_not_end(checkout):
     assert not half_made.exists()
 
 
-def test_setup_starts_afresh_when_the_checkout_was_moved(checkout):
+def test_setup_starts_over_when_the_checkout_was_moved(checkout):
     checkout.set_up()
     checkout.take_calls()
     checkout.root = checkout.root.rename(checkout.root.with_name("moved"))
@@ -241,7 +241,7 @@ def test_setup_starts_afresh_when_the_checkout_was_moved(checkout):
     assert checkout.take_calls() == ["venv", "pip requirements.txt", "pip moved"]
 
 
-def test_setup_starts_afresh_when_the_environment_is_broken(checkout):
+def test_setup_starts_over_when_the_environment_is_broken(checkout):
     checkout.set_up()
     checkout.take_calls()
     (checkout.root / ".venv" / "bin" / "python").unlink()
@@ -250,7 +250,7 @@ def test_setup_starts_afresh_when_the_environment_is_broken(checkout):
 
 
 def make_by_hand(venv: Path, checkout: Checkout) -> Path:
-    """An environment that the user made, and a file of the user's in it."""
+    """Create a virtual environment like a user, and return a file of the user in it."""
     (venv / "bin").mkdir(parents=True)
     shutil.copy(checkout.python, venv / "bin" / "python")
     (venv / "lib").mkdir()
@@ -258,7 +258,7 @@ def make_by_hand(venv: Path, checkout: Checkout) -> Path:
     return venv / "lib" / "mine.py"
 
 
-def test_setup_installs_into_an_environment_that_was_made_by_hand_and_never_empties_it(checkout):
+def test_setup_installs_into_a_custom_environment_without_deleting_files(checkout):
     mine = make_by_hand(checkout.root / ".venv", checkout)
     assert checkout.set_up().returncode == 0
     assert checkout.take_calls() == BUILT[1:]
@@ -275,7 +275,7 @@ def test_setup_installs_into_an_environment_that_was_made_by_hand_and_never_empt
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
-def test_setup_leaves_what_it_did_not_make_as_it_is(checkout, kind):
+def test_setup_does_not_modify_foreign_files(checkout, kind):
     venv = checkout.root / ".venv"
     mine = checkout.root / "mine" / "notes.txt"
     mine.parent.mkdir()
@@ -295,7 +295,7 @@ def test_setup_leaves_what_it_did_not_make_as_it_is(checkout, kind):
     assert mine.read_text() == "years of work"
 
 
-def test_two_set_ups_at_once_do_the_work_once(checkout):
+def test_concurrent_setups_do_the_work_once(checkout):
     both = [
         subprocess.Popen(checkout.command, env=checkout.environment, stderr=subprocess.DEVNULL)
         for _ in range(2)
@@ -311,7 +311,7 @@ def test_two_set_ups_at_once_do_the_work_once(checkout):
         ("ERROR: No matching distribution found for torch==2.13.0", "another Python"),
     ],
 )
-def test_setup_explains_what_pip_could_not_do(checkout, says, advice):
+def test_setup_explains_pip_failures(checkout, says, advice):
     failed = checkout.set_up(PIP_SAYS=says)
     assert failed.returncode != 0
     assert says in failed.stderr
@@ -328,7 +328,7 @@ def test_setup_explains_what_pip_could_not_do(checkout, says, advice):
         ("CPython 3.11.2 no", "apt install python3-venv"),
     ],
 )
-def test_setup_says_what_python_it_needs(checkout, answer, message):
+def test_setup_names_supported_python_versions(checkout, answer, message):
     checkout.write_python(f"#!/bin/sh\necho '{answer}'\n")
     failed = checkout.set_up()
     assert failed.returncode != 0

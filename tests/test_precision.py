@@ -1,4 +1,4 @@
-"""Features extractors in bfloat16, and images with their channels last in memory."""
+"""Features extractors in bfloat16, and images in the channels-last memory format."""
 
 import copy
 from functools import partial
@@ -27,13 +27,13 @@ SHAPES = {SPPO: dict(n_steps=16, batch_size=16, n_epochs=2), SA2C: dict(n_steps=
 
 @pytest.fixture
 def any_cpu(monkeypatch):
-    """PyTorch computes in bfloat16 on CPUs without instructions for it, too, but slowly."""
+    """Allow bfloat16 on CPUs without its instructions, where PyTorch emulates it slowly."""
     monkeypatch.setattr(precision_module, "why_no_bf16", lambda device_type: None)
 
 
 @pytest.fixture
 def no_bf16(monkeypatch):
-    """A CPU without instructions for bfloat16."""
+    """Simulate a CPU without bfloat16 instructions."""
     monkeypatch.setattr(th.cpu, "get_capabilities", lambda: {"avx2": True, "cpu_name": "Old One"})
     why_no_bf16.cache_clear()
     yield
@@ -46,7 +46,7 @@ def frames_model(cls=SPPO, **kwargs):
 
 
 def atari_models(game, **changes):
-    """Models of float32 and of changed policies, with the same parameters and the same rollout of a game."""
+    """Return a float32 model and a changed model with the same parameters and the same rollout."""
     spec = small_spec(
         "sppo", f"{game}NoFrameskip-v4", overrides={"n_envs": 2, "n_steps": 64, "batch_size": 128}
     )
@@ -61,7 +61,7 @@ def atari_models(game, **changes):
 
 
 def loss_and_gradient(model):
-    """The losses of the model's rollout, and their gradient as one vector."""
+    """Return the losses of the model's rollout and their gradient as one vector."""
     np.random.seed(0)
     (data,) = model.rollout_buffer.get(128)
     losses, _ = model._losses(model._evaluate(data), data, None, model._coefficients())
@@ -72,7 +72,7 @@ def loss_and_gradient(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("game", ["Pong", "Breakout"])
-def test_bf16_gives_nearly_the_gradient_of_float32(game):
+def test_bf16_gradient_approximates_float32_gradient(game):
     plain, changed = atari_models(game, precision="bf16")
     losses, gradient = loss_and_gradient(plain)
     other_losses, other_gradient = loss_and_gradient(changed)
@@ -83,7 +83,7 @@ def test_bf16_gives_nearly_the_gradient_of_float32(game):
 
 
 @pytest.mark.slow
-def test_channels_last_change_gradients_by_rounding_alone():
+def test_channels_last_changes_gradients_only_by_rounding():
     plain, changed = atari_models("Pong", channels_last=True)
     layouts = []
     changed.policy.features_extractor.register_forward_pre_hook(
@@ -117,7 +117,7 @@ def test_parameters_and_optimizer_stay_in_float32(cls, any_cpu):
     assert not th.equal(model.policy.action_net.weight, plain.policy.action_net.weight)
 
 
-def test_acting_evaluating_and_updating_have_one_policy(any_cpu):
+def test_acting_evaluating_and_updating_use_the_same_policy(any_cpu):
     policy = frames_model(precision="bf16").policy
     observations = th.randint(0, 256, (8, 1, 36, 36), dtype=th.uint8)
     with th.no_grad():
@@ -132,7 +132,7 @@ def test_acting_evaluating_and_updating_have_one_policy(any_cpu):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(SPPO, PPO), (SA2C, A2C)])
-def test_alpha_1_beta_0_on_images_is_sb3_to_the_bit(ours, theirs):
+def test_alpha_1_beta_0_on_images_is_bitwise_identical_to_sb3(ours, theirs):
     def train(cls, **kwargs):
         env = make_train_env(small_spec("sppo", FRAMES, overrides={"policy": "CnnPolicy"}).env_spec())
         return cls("CnnPolicy", env, seed=0, device="cpu", **SHAPES[ours], **kwargs).learn(64)
@@ -142,7 +142,7 @@ def test_alpha_1_beta_0_on_images_is_sb3_to_the_bit(ours, theirs):
         assert th.equal(own, other)
 
 
-def test_saved_model_keeps_its_precision_and_predicts_where_it_cannot_train(any_cpu, tmp_path, monkeypatch):
+def test_saved_model_keeps_precision_and_predicts_without_bf16_support(any_cpu, tmp_path, monkeypatch):
     model = frames_model(precision="bf16")
     model.save(tmp_path / "model")
     monkeypatch.setattr(precision_module, "why_no_bf16", lambda device_type: "it has no bfloat16")
@@ -155,7 +155,7 @@ def test_saved_model_keeps_its_precision_and_predicts_where_it_cannot_train(any_
 
 
 @pytest.mark.slow
-def test_interrupted_run_in_bf16_ends_with_the_bytes_of_one_that_was_not(any_cpu, tmp_path):
+def test_interrupted_bf16_run_resumes_with_identical_results(any_cpu, tmp_path):
     spec = small_spec("sppo", FRAMES, n_timesteps=128, precision="bf16", overrides={"policy": "CnnPolicy"})
     train_run(spec, tmp_path / "whole")
     attempt = partial(train_run, spec, tmp_path / "interrupted", checkpoint_every=0)
@@ -173,7 +173,7 @@ def _float32(spec, path):
     return path
 
 
-def test_run_in_bf16_is_not_completed_in_float32(any_cpu, tmp_path):
+def test_bf16_run_is_not_continued_in_float32(any_cpu, tmp_path):
     words = ["--algo", "sppo", "--env", FRAMES, "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS]
     words += ["policy=CnnPolicy"]
     assert srl("train", *words, "--precision", "bf16").status == 0
@@ -182,14 +182,14 @@ def test_run_in_bf16_is_not_completed_in_float32(any_cpu, tmp_path):
     assert "precision is 'bf16' there and 'float32' here" in outcome_.err
 
 
-def test_runs_in_bf16_train_alone(any_cpu):
+def test_bf16_runs_train_alone(any_cpu):
     spec = small_spec("sppo", FRAMES, overrides={"policy": "CnnPolicy"})
     assert population_key(spec) is not None
     assert population_key(spec.model_copy(update={"precision": "bf16"})) is None
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-def test_bf16_without_instructions_for_it_is_refused_before_anything_is_written(command, no_bf16, tmp_path):
+def test_bf16_without_cpu_support_is_rejected_before_anything_is_written(command, no_bf16, tmp_path):
     what = ["--algo", "sppo", "--env", FRAMES] if command == "train" else ["discrete_srl", "--seeds", "0"]
     refused = srl(command, *what, "--precision", "bf16", "--device", "cpu", "--out", tmp_path / "run")
     assert refused.status == 2
@@ -207,14 +207,14 @@ def test_bf16_without_instructions_for_it_is_refused_before_anything_is_written(
         (["--env", "CartPole-v1", "--precision", "bf61"], "not one of float32, bf16. Did you mean bf16?"),
     ],
 )
-def test_wrong_precision_is_refused_before_anything_is_written(words, message, any_cpu, tmp_path):
+def test_invalid_precision_is_rejected_before_anything_is_written(words, message, any_cpu, tmp_path):
     refused = srl("train", "--algo", "sppo", *words, "--out", tmp_path / "run")
     assert refused.status == 2
     assert message in refused.err
     assert not (tmp_path / "run").exists()
 
 
-def test_library_refuses_a_precision_without_an_effect(any_cpu):
+def test_library_rejects_precision_without_effect(any_cpu):
     with pytest.raises(UserError, match="FlattenExtractor has no parameters"):
         SPPO("MlpPolicy", "CartPole-v1", device="cpu", precision="bf16")
     env = make_train_env(small_spec("sppo", FRAMES, overrides={"policy": "CnnPolicy"}).env_spec())

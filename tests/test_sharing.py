@@ -1,4 +1,4 @@
-"""Runs on the Hugging Face Hub: what is published, with a local stand-in of the Hub's HTTP API."""
+"""Publishing and downloading runs with a local fake of the Hugging Face Hub's HTTP API."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ COMMIT = "c" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hub's API as a client needs to publish and to download."""
+    """The part of the Hub's API that a client needs to publish and download."""
 
     files: dict[str, bytes]
     requests: list[str]
@@ -97,7 +97,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch, tmp_path):
-    """The stand-in, which the client takes for the Hub."""
+    """A fake Hub that the client connects to."""
     handler = type("OwnHub", (Hub,), {"files": {}, "requests": []})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -124,14 +124,14 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
-    """An empty folder to be in."""
+    """An empty working directory."""
     folder = tmp_path / "somewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
 
 
-def test_a_dry_run_writes_what_huggingface_sb3_reads_and_a_card(run, somewhere):
+def test_dry_run_writes_model_card_and_files_for_huggingface_sb3(run, somewhere):
     (somewhere / "film.mp4").write_bytes(b"film")
     before = contents(run)
     outcome = srl("push", run, REPO, "--dry-run", "files", "--video", "film.mp4")
@@ -166,7 +166,7 @@ def test_a_dry_run_writes_what_huggingface_sb3_reads_and_a_card(run, somewhere):
     assert results["mean_reward"] == returns.mean()
 
 
-def test_a_run_that_is_pushed_and_pulled_is_the_same_run(run, server, somewhere, monkeypatch):
+def test_pushed_and_pulled_run_is_unchanged(run, server, somewhere, monkeypatch):
     outcome = srl("push", run, REPO)
     assert outcome.status == 0, outcome.err
     outcome = srl("pull", REPO)
@@ -177,7 +177,7 @@ def test_a_run_that_is_pushed_and_pulled_is_the_same_run(run, server, somewhere,
     directory = RunDirectory(path)
     assert directory.is_finished()
     assert directory.damage() == directory.minor_damage() == []
-    # As huggingface_sb3.load_from_hub does it
+    # Equivalent to huggingface_sb3.load_from_hub
     file = hub.hf_hub_download(REPO, "sppo-CartPole-v1.zip")
     assert SPPO.load(file).beta == 7.5
     again = srl("pull", REPO)
@@ -185,7 +185,7 @@ def test_a_run_that_is_pushed_and_pulled_is_the_same_run(run, server, somewhere,
     assert "exists. Name another folder with --out." in again.err
 
 
-def test_what_was_changed_on_the_hub_is_refused(run, server, somewhere):
+def test_run_modified_on_the_hub_is_rejected(run, server, somewhere):
     assert srl("push", run, REPO).status == 0
     server.files["sppo-CartPole-v1.zip"] += b"more"
     outcome = srl("pull", REPO, "--out", "pulled")
@@ -198,7 +198,7 @@ def test_what_was_changed_on_the_hub_is_refused(run, server, somewhere):
     assert list(somewhere.iterdir()) == []
 
 
-def test_files_of_other_names_and_places_are_not_taken(run, server, somewhere):
+def test_unexpected_files_are_not_downloaded(run, server, somewhere):
     assert srl("push", run, REPO).status == 0
     server.files["run/sitecustomize.py"] = b"raise SystemExit"
     server.files["run/monitor/other.sh"] = b"exit"
@@ -207,7 +207,7 @@ def test_files_of_other_names_and_places_are_not_taken(run, server, somewhere):
     assert not names & {"sitecustomize.py", "other.sh"}
 
 
-def test_an_unknown_repository_and_a_wrong_login_are_errors_in_one_line(run, server, somewhere, monkeypatch):
+def test_unknown_repository_and_wrong_login_are_one_line_errors(run, server, somewhere, monkeypatch):
     outcome = srl("pull", "me/nothing")
     assert outcome.status == 2
     assert outcome.err.startswith("srl: me/nothing: the Hub refused this (404)")
@@ -219,7 +219,7 @@ def test_an_unknown_repository_and_a_wrong_login_are_errors_in_one_line(run, ser
     assert list(somewhere.iterdir()) == []
 
 
-def test_mistakes_end_with_status_2_and_nothing_written(run, somewhere, monkeypatch, tmp_path):
+def test_mistake_exits_2_and_writes_nothing(run, somewhere, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     unfinished = tmp_path / "unfinished"
@@ -244,7 +244,7 @@ def test_mistakes_end_with_status_2_and_nothing_written(run, somewhere, monkeypa
     assert list(somewhere.iterdir()) == []
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
+def test_missing_package_is_named_with_its_pip_command(run, monkeypatch):
     monkeypatch.setattr("srl.cli.share.find_spec", lambda name: None)
     outcome = srl("push", run, REPO)
     assert outcome.status == 2

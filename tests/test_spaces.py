@@ -1,4 +1,4 @@
-"""Spaces that do not start at 0, spaces that are not supported, and rewards that are arrays."""
+"""Spaces with a nonzero start, unsupported spaces, and array rewards."""
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +24,7 @@ def policy_of(env):
 
 
 def shifted(space):
-    """The same space from 0."""
+    """Return the same space with start 0."""
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: shifted(part) for key, part in space.items()})
     if isinstance(space, spaces.Discrete):
@@ -34,8 +34,8 @@ def shifted(space):
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
 @pytest.mark.parametrize("name", STARTS)
-def test_training_is_that_on_the_same_spaces_from_0(name, cls):
-    """The environment itself checks that actions are in its space."""
+def test_training_is_identical_to_training_on_spaces_that_start_at_0(name, cls):
+    """The environment checks that actions are in its action space."""
     env = ENVIRONMENTS[name]()
     plain = ENVIRONMENTS[name]()
     plain.observation_space, plain.action_space = map(shifted, (env.observation_space, env.action_space))
@@ -46,7 +46,7 @@ def test_training_is_that_on_the_same_spaces_from_0(name, cls):
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_predicted_actions_are_in_the_environments_space(name, tmp_path):
+def test_predicted_actions_are_in_the_action_space(name, tmp_path):
     env = ENVIRONMENTS[name]()
     model = SPPO(policy_of(env), env, seed=0, device="cpu", **small(SPPO)).learn(32)
     assert (model.observation_space, model.action_space) == (env.observation_space, env.action_space)
@@ -63,7 +63,7 @@ def test_predicted_actions_are_in_the_environments_space(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["DialsStart", "DictStart"])
-def test_starts_go_with_normalisation_and_evaluation_callback(name):
+def test_nonzero_starts_work_with_normalization_and_eval_callback(name):
     def make(**options):
         keys = {"norm_obs_keys": ["place"]} if name == "DictStart" else {}
         return VecNormalize(make_vec_env(ENVIRONMENTS[name], n_envs=2), **keys, **options)
@@ -77,7 +77,7 @@ def test_starts_go_with_normalisation_and_evaluation_callback(name):
 
 
 @pytest.mark.slow
-def test_starts_go_with_environments_in_processes():
+def test_nonzero_starts_work_with_subproc_environments():
     env = SubprocVecEnv([ENVIRONMENTS["DialsStart"]] * 2)
     try:
         SA2C("MlpPolicy", env, seed=0, device="cpu").learn(40)
@@ -85,17 +85,17 @@ def test_starts_go_with_environments_in_processes():
         env.close()
 
 
-def test_sampled_actions_follow_the_same_law_from_another_start():
+def test_sampled_actions_with_nonzero_start_follow_the_policy():
     env = ENVIRONMENTS["DialsStart"]()
     model = SPPO("MlpPolicy", env, seed=0, device="cpu", **small(SPPO))
     actions = model.predict(np.zeros((5_000, 3), np.float32))[0] - env.action_space.start
-    # A new policy is nearly uniform
+    # An untrained policy is nearly uniform
     for dimension, size in enumerate(env.action_space.nvec):
         shares = np.bincount(actions[:, dimension], minlength=size) / len(actions)
         assert np.abs(shares - 1 / size).max() < 0.05
 
 
-def test_policy_that_counts_from_0_is_refused_where_the_spaces_do_not():
+def test_sb3_policy_is_rejected_for_spaces_with_nonzero_start():
     with pytest.raises(UserError, match=r"ActorCriticPolicy counts .* srl\.policies"):
         SPPO(ActorCriticPolicy, ENVIRONMENTS["DiscreteStart"]())
     SPPO(ActorCriticPolicy, "CartPole-v1", device="cpu", **small(SPPO)).learn(32)
@@ -115,44 +115,44 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_unsupported_space_is_named_with_what_to_do(name, cls):
+def test_unsupported_space_error_names_the_fix(name, cls):
     env = ENVIRONMENTS[name]()
     with pytest.raises(UserError, match=UNSUPPORTED[name]) as error:
         cls(policy_of(env), env, beta=0.0)
     assert "\n" not in str(error.value)
 
 
-def test_unsupported_space_of_a_vectorised_environment_is_named():
+def test_unsupported_space_of_a_vectorized_environment_is_rejected():
     with pytest.raises(UserError, match="FlattenObservation"):
         SPPO("MlpPolicy", DummyVecEnv([ENVIRONMENTS["Tuple"]]))
 
 
-def test_flattening_makes_a_tuple_usable():
+def test_flattened_tuple_space_is_supported():
     env = gym.wrappers.FlattenObservation(ENVIRONMENTS["Tuple"]())
     SPPO("MlpPolicy", env, device="cpu", **small(SPPO)).learn(32)
 
 
-def test_two_dimensional_switches_are_fine_as_observations():
+def test_two_dimensional_multibinary_observations_are_supported():
     check_supported(spaces.MultiBinary([2, 3]), spaces.Discrete(2))
 
 
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
-def test_images_too_small_for_the_network_are_named(cls):
+def test_small_images_are_rejected_with_the_minimum_size(cls):
     with pytest.raises(UserError, match="at least 36 x 36"):
         cls("CnnPolicy", ENVIRONMENTS["TinyImage"]())
     with pytest.raises(UserError, match="channels first"):
         cls("CnnPolicy", ENVIRONMENTS["FloatImageLast"](), policy_kwargs={"normalize_images": False})
 
 
-def test_squashed_actions_need_gsde():
+def test_squashed_actions_require_gsde():
     with pytest.raises(UserError, match="use_sde=True"):
         SPPO("MlpPolicy", "Pendulum-v1", beta=0.0, policy_kwargs={"squash_output": True})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", ["raw", "monitored", "in_processes"])
-def test_array_as_reward_is_named(make):
-    """SB3's Monitor, its DummyVecEnv and its rollout buffer each fail at another place."""
+def test_array_reward_is_named_in_error(make):
+    """Monitor, DummyVecEnv and the rollout buffer of SB3 fail at different places."""
     env = {
         "raw": lambda: DummyVecEnv([ENVIRONMENTS["ArrayReward"]] * 2),
         "monitored": ENVIRONMENTS["ArrayReward"],

@@ -1,4 +1,4 @@
-"""Tracking, with what each service writes without a network."""
+"""Tracking services in offline mode."""
 
 import json
 import sqlite3
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
-    """An empty folder to be in, and the services' settings for working without a network."""
+    """An empty working directory, and offline settings of the services."""
     folder = tmp_path / "somewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -32,25 +32,25 @@ def somewhere(tmp_path, monkeypatch):
 
 
 def wandb_records(file):
-    """The records of a file of W&B's, which is a log of LevelDB after seven bytes."""
+    """Yield the records of a W&B file, which is a LevelDB log after seven bytes."""
     content, record = file.read_bytes(), b""
     position = 7
     while position + 7 <= len(content):
         left = 32768 - position % 32768
         if left < 7:
-            position += left  # no header fits into the rest of a block
+            position += left  # the rest of a block is too small for a header
             continue
         length = int.from_bytes(content[position + 4 : position + 6], "little")
         kind = content[position + 6]
         record += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a full record, or its last part
             yield record
             record = b""
 
 
 def of_wandb(root, run_id):
-    """Config, evaluations by step, artifact's files and sessions of a run in W&B's offline files."""
+    """Return config, evaluations by step, artifact files and number of sessions from W&B's offline files."""
     from wandb.proto import wandb_internal_pb2
 
     config, evaluations, files = {}, {}, set()
@@ -74,7 +74,7 @@ def of_wandb(root, run_id):
 
 
 def of_mlflow(root, run_id):
-    """The same of MLflow's file store."""
+    """Return the same values from MLflow's file store."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"file://{root / 'mlruns'}")
@@ -89,7 +89,7 @@ def of_mlflow(root, run_id):
 
 
 def of_trackio(root, run_id):
-    """The same of Trackio's database."""
+    """Return the same values from Trackio's database."""
     (file,) = root.glob("trackio/*.db")
     config, evaluations = {}, {}
     with sqlite3.connect(file) as database:
@@ -117,7 +117,7 @@ services = pytest.mark.parametrize(
 
 
 def results(path):
-    """What of a run must not depend on tracking."""
+    """Return the results of a run that must not depend on tracking."""
     names = [EVALUATIONS, MODEL, SPEC]
     rows = [(step, values) for step, values in read_progress(path)]
     monitor = [
@@ -128,7 +128,7 @@ def results(path):
 
 
 @services
-def test_every_evaluation_the_spec_and_the_model_are_in_the_offline_store(somewhere, service):
+def test_offline_store_contains_evaluations_spec_and_model(somewhere, service):
     assert srl(*TRAIN, "--out", "alone").status == 0
     outcome = srl(*TRAIN, "--out", "tracked", "--track", service, "--track-project", "mine")
     assert outcome.status == 0, outcome.err
@@ -144,14 +144,14 @@ def test_every_evaluation_the_spec_and_the_model_are_in_the_offline_store(somewh
     beta = config.get("hyperparams.beta", config.get("hyperparams", {}).get("beta"))
     assert beta == RunDirectory(path).read_spec().hyperparams.beta
     assert MODEL in files
-    # What is sent is not sent again
+    # Sent data is not sent again
     again = srl(*TRAIN, "--out", "tracked", "--track", service, "--track-project", "mine")
     assert again.status == 0, again.err
     assert json.loads((path / TRACKING).read_text())[service] == sent
 
 
 @services
-def test_a_resumed_run_continues_the_same_tracked_run(somewhere, service, monkeypatch):
+def test_resumed_run_continues_the_same_tracked_run(somewhere, service, monkeypatch):
     from srl.training.callbacks import EvaluationLog
 
     add = EvaluationLog.add
@@ -177,7 +177,7 @@ def test_a_resumed_run_continues_the_same_tracked_run(somewhere, service, monkey
 
 
 @services
-def test_the_runs_of_a_sweep_are_tracked_with_their_cells_as_groups(somewhere, service):
+def test_sweep_runs_are_tracked_in_groups_by_cell(somewhere, service):
     outcome = srl(
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
         *("--seeds", 0, 1, "--timesteps", 64, *SMALL_WORDS, "--out", "sweep", "--track", service),
@@ -192,7 +192,7 @@ def test_the_runs_of_a_sweep_are_tracked_with_their_cells_as_groups(somewhere, s
 
 
 class Failing:
-    """A service that fails at a method's first call."""
+    """A service that fails in the first call of a method."""
 
     def __init__(self, method):
         self.fails = method
@@ -217,7 +217,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("method", ["start", "log", "finish"])
-def test_what_could_not_be_sent_is_said_and_sent_later(somewhere, method):
+def test_failed_uploads_are_reported_and_sent_later(somewhere, method):
     assert srl(*TRAIN, "--out", "run").status == 0
     service = Failing(method)
     follower = Follower("wandb", "mine", [somewhere / "run"], service)
@@ -226,7 +226,7 @@ def test_what_could_not_be_sent_is_said_and_sent_later(somewhere, method):
     assert follower.look(last=True) == []
     assert [step for step, values in service.rows if "eval/mean_reward" in values] == [32, 64, 96, 128]
     assert service.finished == [("done", [MODEL, "versions.json"])]
-    # A process that comes later finds that everything is sent
+    # A later process finds that everything was sent
     later = Failing("")
     assert Follower("wandb", "mine", [somewhere / "run"], later).look(last=True) == []
     assert later.rows == later.finished == []
@@ -239,7 +239,7 @@ def test_what_could_not_be_sent_is_said_and_sent_later(somewhere, method):
         ("os.kill(os.getpid(), 9)", "the process that tracks ended with status -9"),
     ],
 )
-def test_a_failure_of_tracking_fails_no_run_and_is_reported(somewhere, monkeypatch, end, message):
+def test_tracking_failure_is_reported_without_failing_the_run(somewhere, monkeypatch, end, message):
     program = f"import os, sys; print('ready', flush=True); sys.stdin.read(); {end}"
     monkeypatch.setattr("srl.tracking._COMMAND", [sys.executable, "-c", program])
     monkeypatch.setattr("srl.tracking.check_backend", lambda backend: None)
@@ -253,7 +253,7 @@ def test_a_failure_of_tracking_fails_no_run_and_is_reported(somewhere, monkeypat
     assert RunDirectory(somewhere / "run").is_finished()
 
 
-def test_lines_that_are_not_complete_are_not_sent(tmp_path):
+def test_incomplete_lines_are_not_sent(tmp_path):
     header = "eval/mean_reward,time/total_timesteps,time/fps,train/loss\n"
     (tmp_path / PROGRESS).write_text(f"{header}1.5,32,100,\n,64,100,nan\n2.5,96,1")
     assert read_progress(tmp_path) == [(32, {"eval/mean_reward": 1.5}), (64, {})]
@@ -266,14 +266,14 @@ def test_lines_that_are_not_complete_are_not_sent(tmp_path):
         (["--track-project", "mine"], "--track-project mine: needs --track."),
     ],
 )
-def test_a_mistake_ends_with_status_2_and_nothing_written(somewhere, words, message):
+def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
     outcome = srl(*TRAIN, *words)
     assert outcome.status == 2
     assert message in outcome.err
     assert list(somewhere.iterdir()) == []
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(somewhere, monkeypatch):
+def test_missing_package_is_named_with_its_pip_command(somewhere, monkeypatch):
     monkeypatch.setattr("srl.tracking.find_spec", lambda name: None)
     outcome = srl(*TRAIN, "--track", "mlflow")
     assert outcome.status == 2
@@ -282,7 +282,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(somewhere,
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
-def test_a_missing_login_is_an_error_before_training(somewhere, monkeypatch):
+def test_missing_login_is_an_error_before_training(somewhere, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(somewhere.parent))

@@ -1,4 +1,4 @@
-"""Tuning: the search spaces, trials that train together, and studies that are resumed."""
+"""Tuning: search spaces, trials that train together, and resumed studies."""
 
 import csv
 import sys
@@ -30,7 +30,7 @@ WORDS = [
 
 @pytest.fixture(autouse=True)
 def somewhere(tmp_path, monkeypatch):
-    """An empty folder to be in."""
+    """An empty working directory."""
     folder = tmp_path / "somewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -38,12 +38,12 @@ def somewhere(tmp_path, monkeypatch):
 
 
 def load(folder):
-    """The study in a folder."""
+    """Load the study in a folder."""
     return optuna.load_study(study_name="sppo-CartPole-v1", storage=f"sqlite:///{folder / 'tune.db'}")
 
 
 @pytest.mark.parametrize("name", ["ppo", "a2c", "sppo", "sa2c"])
-def test_the_search_spaces_are_those_of_the_zoo_and_the_weights_of_the_losses(name):
+def test_search_spaces_match_the_zoo_plus_loss_weights(name):
     zoo = pytest.importorskip("rl_zoo3.hyperparams_opt", reason="rl_zoo3 is not installed")
     from srl.config.hyperparams import PolicyOptions
     from srl.training.policy_options import policy_kwargs
@@ -64,7 +64,7 @@ def test_the_search_spaces_are_those_of_the_zoo_and_the_weights_of_the_losses(na
 
 
 @pytest.mark.parametrize("name", [name for name in ALGORITHMS if not name.startswith("llm-")])
-def test_a_hyperparameter_that_is_given_is_not_searched(name):
+def test_given_hyperparameter_is_not_searched(name):
     algorithm = get_algorithm(name)
     given = {"gamma": 0.9, "n_steps": 64, "policy_kwargs": {"net_arch": [8]}}
     names = {each.target for each in search_space(algorithm)}
@@ -72,7 +72,7 @@ def test_a_hyperparameter_that_is_given_is_not_searched(name):
     assert names - left == {"gamma", "n_steps", "policy_kwargs.net_arch"}
 
 
-def test_what_may_differ_in_a_group_of_trials_does_not_prevent_a_population():
+def test_trials_that_share_a_shape_form_one_population():
     for name in ("sppo", "sa2c"):
         space = search_space(get_algorithm(name))
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -89,7 +89,7 @@ def test_what_may_differ_in_a_group_of_trials_does_not_prevent_a_population():
 
 
 @pytest.mark.slow
-def test_tune_writes_a_file_that_trains_the_best_trial_and_is_resumed_by_the_same_command(somewhere):
+def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(somewhere):
     outcome = srl(*WORDS, "--n-trials", 5)
     assert outcome.status == 0, outcome.err
     root = somewhere / "runs" / "tune" / "sppo-CartPole-v1"
@@ -131,7 +131,7 @@ def test_tune_writes_a_file_that_trains_the_best_trial_and_is_resumed_by_the_sam
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_continues_as_it_would_have(somewhere, monkeypatch):
+def test_interrupted_study_resumes_with_identical_trials(somewhere, monkeypatch):
     assert srl(*WORDS, "--n-trials", 6, "--out", "whole").status == 0
     train = Tuner._train
 
@@ -151,11 +151,11 @@ def test_an_interrupted_study_continues_as_it_would_have(somewhere, monkeypatch)
 
 
 @pytest.mark.slow
-def test_processes_share_a_study_through_its_storage_and_leave_each_other_s_trials_alone(somewhere):
+def test_processes_share_a_study_without_touching_each_others_trials(somewhere):
     storage = ["--storage", f"sqlite:///{somewhere / 'shared.db'}"]
     assert srl(*WORDS, *storage, "--n-trials", 2, "--out", "one").status == 0
     study = optuna.load_study(study_name="sppo-CartPole-v1", storage=storage[1])
-    study.ask()  # a trial that another process trains
+    study.ask()  # a trial of another process
     outcome = srl(*WORDS, *storage, "--n-trials", 4, "--out", "two")
     assert outcome.status == 0, outcome.err
     states = [trial.state.name for trial in study.trials]
@@ -165,7 +165,7 @@ def test_processes_share_a_study_through_its_storage_and_leave_each_other_s_tria
 
 
 @pytest.mark.slow
-def test_a_pruned_trial_ends_early_and_the_others_go_on(somewhere):
+def test_pruned_trial_stops_early_without_affecting_others(somewhere):
     words = [str(word) for word in WORDS]
     words[words.index("--n-timesteps") + 1] = "12000"
     words[words.index("--n-evaluations") + 1] = "12"
@@ -188,7 +188,7 @@ def test_a_pruned_trial_ends_early_and_the_others_go_on(somewhere):
 
 
 @pytest.mark.slow
-def test_a_trial_whose_numbers_are_lost_counts_as_a_bad_one(somewhere):
+def test_trial_with_non_finite_rewards_is_pruned(somewhere):
     words = [str(word) for word in WORDS]
     words[words.index("CartPole-v1")] = f"{BROKEN}NanReward-v0"
     outcome = srl(*words, "--n-trials", 1, "--study-name", "broken", "--out", "broken")
@@ -212,7 +212,7 @@ def test_a_trial_whose_numbers_are_lost_counts_as_a_bad_one(somewhere):
         (["--jobs", 0], "--jobs 0: at least one run at a time is needed."),
     ],
 )
-def test_a_mistake_ends_with_status_2_and_nothing_written(somewhere, words, message):
+def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
     given = [str(word) for word in WORDS]
     for option in words[::2]:
         if option in given:
@@ -224,7 +224,7 @@ def test_a_mistake_ends_with_status_2_and_nothing_written(somewhere, words, mess
     assert list(somewhere.iterdir()) == []
 
 
-def test_too_many_evaluations_for_the_steps_are_refused(somewhere):
+def test_too_many_evaluations_for_the_steps_are_rejected(somewhere):
     given = [str(word) for word in WORDS]
     given[given.index("--n-evaluations") + 1] = "65"
     outcome = srl(*given)
@@ -233,7 +233,7 @@ def test_too_many_evaluations_for_the_steps_are_refused(somewhere):
     assert list(somewhere.iterdir()) == []
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, somewhere):
+def test_missing_package_is_named_with_its_pip_command(monkeypatch, somewhere):
     monkeypatch.setitem(sys.modules, "optuna", None)
     for name in [name for name in sys.modules if name == "srl.tuning"]:
         monkeypatch.delitem(sys.modules, name)
@@ -242,7 +242,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     assert outcome.err == "srl: srl tune needs the package optuna: pip install 'symmetric-rl[tune]'.\n"
 
 
-def test_long_populations_are_divided_among_processes_that_would_be_idle():
+def test_long_populations_are_divided_among_idle_processes():
     from srl.sweep.engines import Job, Task
 
     def task(n_runs, **overrides):

@@ -19,7 +19,7 @@ WORDS = ["--algo", "sppo", "--env", "CartPole-v1", "--seed", "1", "--device", "c
 
 
 def zoo(folder, *words):
-    """Run ``python -m srl.zoo`` in a folder; return what it printed."""
+    """Run ``python -m srl.zoo`` in a folder; return its output."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), MPLBACKEND="agg", OMP_NUM_THREADS="1")
     command = [sys.executable, "-m", "srl.zoo", *map(str, words)]
     done = subprocess.run(
@@ -31,7 +31,7 @@ def zoo(folder, *words):
 
 @needs_zoo
 @pytest.mark.slow
-def test_the_zoo_trains_continues_plays_and_plots_with_sppo(tmp_path):
+def test_zoo_trains_resumes_plays_and_plots_sppo(tmp_path):
     file = tmp_path / "mine.yml"
     file.write_text(
         "CartPole-v1:\n  n_timesteps: 128\n  policy: MlpPolicy\n  n_steps: 64\n  beta: 7.5\n  profiles: {}\n"
@@ -63,7 +63,7 @@ def test_the_zoo_trains_continues_plays_and_plots_with_sppo(tmp_path):
 
 @needs_zoo
 @pytest.mark.slow
-def test_the_zoo_tunes_sa2c(tmp_path):
+def test_zoo_tunes_sa2c(tmp_path):
     optuna = pytest.importorskip("optuna", reason="optuna is not installed")
     storage = f"sqlite:///{tmp_path / 'zoo.db'}"
     words = ["--algo", "sa2c", "--env", "CartPole-v1", "-n", 64, "-optimize", "--n-trials", 2]
@@ -75,7 +75,7 @@ def test_the_zoo_tunes_sa2c(tmp_path):
 
 
 @pytest.mark.parametrize("algo", ["sppo", "sa2c"])
-def test_srl_s_own_files_are_those_that_train_without_another(algo):
+def test_shipped_hyperparameter_files_are_the_default(algo):
     options = with_hyperparams(["--algo", algo, "--env", "CartPole-v1"])
     assert options[-2] == "--conf-file"
     entries = sys.modules[options[-1]].hyperparams
@@ -85,12 +85,12 @@ def test_srl_s_own_files_are_those_that_train_without_another(algo):
     assert not any("profiles" in entry for entry in entries.values())
 
 
-def test_other_algorithms_and_python_files_are_left_to_the_zoo():
+def test_other_algorithms_and_python_files_are_passed_to_the_zoo():
     for words in (["--algo", "ppo"], ["--algo=sppo", "--conf-file", "mine.py"], []):
         assert with_hyperparams(words) == words
 
 
-def test_entries_of_the_zoo_s_format_stay_as_they_are():
+def test_entries_in_zoo_format_are_unchanged():
     entry = {"policy_kwargs": "dict(net_arch=[8])", "env_wrapper": "a.B", "normalize": True}
     assert zoo_hyperparams({"X-v0": entry}) == {"X-v0": entry}
     ours = {"env_wrapper": ["my.pkg:Wrap", {"my.pkg:Other": {"a": 1}}]}
@@ -101,12 +101,12 @@ def test_entries_of_the_zoo_s_format_stay_as_they_are():
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["--algo", "sppo"]])
-def test_a_script_that_there_is_not_is_refused(words):
+def test_unknown_zoo_script_is_rejected(words):
     with pytest.raises(UserError, match="name a script of rl_zoo3 first: train, enjoy, plot"):
         main(words)
 
 
-def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
+def test_missing_package_is_named_with_its_pip_command(monkeypatch):
     monkeypatch.setattr("srl.zoo.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"rl_zoo3: pip install 'symmetric-rl\[zoo\]'"):
         main(["train"])

@@ -48,8 +48,8 @@ class Train:
     """The finite negative number that replaces log 0."""
     reverse_loss: Unset[str] = None
     """rce (reverse cross-entropy) or mae (mean absolute error)."""
-    importance_weighting: Unset[bool] = None
-    """Whether the reverse loss is divided by pi_old, as published."""
+    importance_weighting: tyro.conf.FlagConversionOff[Unset[bool]] = None
+    """Whether the reverse loss is divided by pi_old, as published. By default True."""
     hyperparams: Annotated[tuple[str, ...], several("NAME=VALUE [...]")] = ()
     """Other hyperparameters, as NAME=VALUE, for example kl_coef=0.1 n_epochs=2."""
     noise: str = "none"

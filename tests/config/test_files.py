@@ -1,4 +1,4 @@
-"""YAML files and the places of their mistakes."""
+"""Reading of YAML files and the lines that their errors name."""
 
 import contextlib
 import os
@@ -55,7 +55,7 @@ both:
     ],
     ids=str,
 )
-def test_knows_the_line_of_each_key_also_of_a_merged_one(tmp_path, keys, line):
+def test_config_file_finds_line_of_direct_and_merged_keys(tmp_path, keys, line):
     assert config(tmp_path, MERGED).line(keys) == line
 
 
@@ -64,7 +64,7 @@ def test_error_names_file_line_and_key(tmp_path):
     assert str(error) == f"{tmp_path / 'mine.yml'}, line 2, key child.gamma: is wrong."
 
 
-def test_anchors_and_merges_are_read_as_yaml_reads_them(tmp_path):
+def test_anchors_and_merges_follow_yaml_semantics(tmp_path):
     data = config(tmp_path, MERGED).data
     assert data["child"] == {"gamma": 0.9, "nested": {"deep": 1}, "n_steps": 5}
     assert data["both"] == {"gamma": 0.9, "nested": {"deep": 1}, "other": 2}
@@ -90,7 +90,7 @@ def test_anchors_and_merges_are_read_as_yaml_reads_them(tmp_path):
     ],
     ids=lambda value: repr(value)[:40] if isinstance(value, str) else "",
 )
-def test_malformed_file_is_named_with_the_line(tmp_path, text, says):
+def test_malformed_file_error_names_file_and_line(tmp_path, text, says):
     message = mistake(tmp_path, text)
     assert message.startswith(str(tmp_path / "mine.yml"))
     for part in says:
@@ -108,13 +108,13 @@ def test_malformed_file_is_named_with_the_line(tmp_path, text, says):
     ],
     ids=["list as key", "mapping as key", "list in itself", "mapping in itself", "very deep"],
 )
-def test_odd_but_wellformed_yaml_is_a_user_error_or_read_and_never_another(tmp_path, text):
-    # What these hold, the models refuse; reading them must not end in an error of Python's
+def test_unusual_yaml_raises_only_user_errors(tmp_path, text):
+    # The models reject this content; parsing it must not raise a Python error
     with contextlib.suppress(UserError):
         config(tmp_path, text)
 
 
-def test_aliases_of_aliases_are_read_once_each(tmp_path):
+def test_nested_aliases_are_parsed_in_linear_time(tmp_path):
     def give_up(number, frame):
         raise TimeoutError("reading grows exponentially with the depth of aliases")
 
@@ -128,20 +128,20 @@ def test_aliases_of_aliases_are_read_once_each(tmp_path):
         signal.signal(signal.SIGALRM, handler)
 
 
-def test_missing_file_names_its_neighbours(tmp_path):
+def test_missing_file_error_lists_files_in_same_folder(tmp_path):
     (tmp_path / "there.yml").write_text("a: 1\n")
     with pytest.raises(UserError, match=r"no such file\. .* holds there\.yml"):
         ConfigFile(tmp_path / "mine.yml")
 
 
-def test_unreadable_files_are_user_errors(tmp_path):
+def test_unreadable_files_raise_user_errors(tmp_path):
     (tmp_path / "latin.yml").write_bytes(b"a: \xe9\n")
     for path in (tmp_path, tmp_path / "latin.yml"):
         with pytest.raises(UserError, match="cannot be read"):
             ConfigFile(path)
 
 
-def test_changed_file_is_read_anew(tmp_path):
+def test_changed_file_is_reloaded(tmp_path):
     file = tmp_path / "mine.yml"
     file.write_text("a: 1\n")
     assert read_config(file).data == {"a": 1}
@@ -158,13 +158,13 @@ def test_shipped_sweep_is_found_from_any_folder(name, tmp_path, monkeypatch):
     assert find_sweep(Path(name)) == configs_dir() / "sweeps" / "continuous_srl.yml"
 
 
-def test_ones_own_file_goes_before_a_shipped_one(tmp_path, monkeypatch):
+def test_local_file_takes_precedence_over_shipped_sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "continuous_srl.yml").write_text("a: 1\n")
     assert find_sweep(Path("continuous_srl.yml")).samefile(tmp_path / "continuous_srl.yml")
 
 
-def test_unknown_sweep_names_the_nearest():
+def test_unknown_sweep_error_names_nearest_match():
     with pytest.raises(UserError, match="Did you mean continuous_srl"):
         find_sweep(Path("continuos_srl"))
     with pytest.raises(UserError, match="no such sweep"):

@@ -1,4 +1,4 @@
-"""Hyperparameter files, profiles, overrides, and the sweeps that are shipped."""
+"""Hyperparameter files, profiles, overrides and shipped sweeps."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def resolve(algo, env="CartPole-v1", profile="controlled", **overrides):
 
 @pytest.fixture(scope="module")
 def expanded():
-    """All runs of all shipped sweeps; each environment is made once."""
+    """All runs of all shipped sweeps; each environment is built once."""
     return {
         name: expand(load_sweep(configs_dir() / "sweeps" / f"{name}.yml"), device="cpu")[0] for name in SWEEPS
     }
@@ -44,7 +44,7 @@ def expanded():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
-def test_shipped_sweep_expands_to_the_protocols_runs(expanded, name):
+def test_shipped_sweep_expands_to_runs_of_the_protocol(expanded, name):
     n_runs, algos, noises = SWEEPS[name]
     specs = expanded[name]
     assert len(specs) == n_runs == len({spec.path for spec in specs})
@@ -60,7 +60,7 @@ def test_shipped_sweep_expands_to_the_protocols_runs(expanded, name):
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_small_version_of_a_shipped_sweep_has_the_same_algorithms_and_noise(name):
+def test_quick_version_of_shipped_sweep_keeps_algorithms_and_noise(name):
     small, _ = expand(load_sweep(configs_dir() / "sweeps" / f"{name}.yml", quick=True), device="cpu")
     _, algos, noises = SWEEPS[name]
     assert {spec.algo for spec in small} == algos
@@ -70,7 +70,7 @@ def test_small_version_of_a_shipped_sweep_has_the_same_algorithms_and_noise(name
 
 
 @pytest.mark.slow
-def test_every_spec_of_a_shipped_sweep_survives_json(expanded):
+def test_every_spec_of_shipped_sweeps_round_trips_through_json(expanded):
     one_of_each = {(spec.env, spec.algo): spec for specs in expanded.values() for spec in specs}
     assert len(one_of_each) == ATARI * 4 + CONTINUOUS * 6
     for spec in one_of_each.values():
@@ -81,7 +81,7 @@ def test_every_spec_of_a_shipped_sweep_survives_json(expanded):
 
 
 @pytest.mark.parametrize("algo", ["a2c", "ppo", "sa2c", "sppo"])
-def test_every_entry_of_a_hyperparameter_file_is_valid_in_every_profile(algo):
+def test_every_hyperparameter_file_entry_is_valid_in_every_profile(algo):
     data = yaml.safe_load((configs_dir() / "hyperparams" / f"{algo}.yml").read_text())
     assert {"atari", "default", "CartPole-v1", "LunarLander-v3"} <= data.keys()
     for env in data.keys() - {"atari", "default"}:
@@ -100,7 +100,7 @@ def test_every_entry_of_a_hyperparameter_file_is_valid_in_every_profile(algo):
         ("dsppo", "Acrobot-v1", dict(n_steps=2048, alpha=0.5)),  # no entry
     ],
 )
-def test_hyperparameters_are_those_of_the_file(algo, env, expected):
+def test_hyperparameters_match_file(algo, env, expected):
     resolved = resolve(algo, env)
     assert {name: getattr(resolved, name) for name in expected} == expected
 
@@ -115,11 +115,11 @@ def test_hyperparameters_are_those_of_the_file(algo, env, expected):
         ("ppo", "CartPole-v1", 100_000),
     ],
 )
-def test_steps_are_those_of_the_file(algo, env, n_timesteps):
+def test_n_timesteps_match_file(algo, env, n_timesteps):
     assert make_run_spec(algo, env, 0, device="cpu")[0].n_timesteps == n_timesteps
 
 
-def test_environment_without_an_entry_is_said_to_take_the_default():
+def test_environment_without_entry_uses_default_with_note():
     notes = make_run_spec("ppo", "Acrobot-v1", 0)[1]
     assert len(notes) == 1
     assert "Acrobot-v1 has no entry in ppo.yml" in notes[0]
@@ -135,7 +135,7 @@ def test_environment_without_an_entry_is_said_to_take_the_default():
         ("sppo", "controlled", True),
     ],
 )
-def test_authors_profile_trains_atari_ppo_without_normalised_advantages(algo, profile, normalized):
+def test_authors_profile_trains_atari_ppo_without_normalized_advantages(algo, profile, normalized):
     assert resolve(algo, "PongNoFrameskip-v4", profile).normalize_advantage is normalized
     assert resolve(algo, "CartPole-v1", profile).normalize_advantage
 
@@ -183,7 +183,7 @@ def test_authors_profile_trains_atari_ppo_without_normalised_advantages(algo, pr
     ],
     ids=str,
 )
-def test_wrong_hyperparameter_is_named_with_its_value(algo, overrides, says):
+def test_invalid_hyperparameter_error_names_key_and_value(algo, overrides, says):
     with pytest.raises(UserError) as error:
         resolve(algo, **overrides)
     assert says in str(error.value)
@@ -193,7 +193,7 @@ def test_wrong_hyperparameter_is_named_with_its_value(algo, overrides, says):
 @pytest.mark.parametrize(
     ("overrides", "name", "value"),
     [
-        (dict(learning_rate="1e-3"), "learning_rate", 1e-3),  # so YAML reads 1e-3
+        (dict(learning_rate="1e-3"), "learning_rate", 1e-3),  # YAML parses 1e-3 as text
         (dict(learning_rate="lin_1e-3"), "learning_rate", "lin_0.001"),
         (dict(learning_rate=0), "learning_rate", 0.0),
         (dict(n_steps="1e3"), "n_steps", 1000),
@@ -204,18 +204,18 @@ def test_wrong_hyperparameter_is_named_with_its_value(algo, overrides, says):
     ],
     ids=str,
 )
-def test_numbers_are_read_as_people_write_them(overrides, name, value):
+def test_numbers_are_parsed_from_common_notations(overrides, name, value):
     assert getattr(resolve("sppo", **overrides), name) == value
 
 
-def test_policy_kwargs_of_the_zoo_can_be_written_as_plain_yaml():
+def test_zoo_policy_kwargs_are_accepted_as_plain_yaml():
     written = {"net_arch": {"pi": [8], "vf": [16, 16]}, "activation_fn": "nn.ReLU", "ortho_init": False}
     options = resolve("sppo", policy_kwargs=written).policy_kwargs
     assert (options.activation_fn, options.ortho_init) == ("relu", False)
     assert options.net_arch == {"pi": [8], "vf": [16, 16]}
 
 
-def test_old_form_of_net_arch_is_answered_with_the_new_one():
+def test_old_net_arch_format_error_suggests_new_format():
     with pytest.raises(UserError) as error:
         resolve("sppo", policy_kwargs={"net_arch": [{"pi": [32], "vf": [64, 64]}]})
     assert str(error.value).startswith("Hyperparameter policy_kwargs.net_arch: [{'pi'")
@@ -244,7 +244,7 @@ WRONG += [float("nan"), 10**400]
 
 
 def mistakes():
-    """The message of each wrong value of each hyperparameter."""
+    """Yield the error message of each invalid value of each hyperparameter."""
     cases = [(algo, {name: value}) for algo in ("sppo", "sa2c") for name in FAMILIES[algo[1:]].model_fields
              for value in WRONG]  # fmt: skip
     for part, model in (("policy_kwargs", PolicyOptions), ("normalize", NormalizeOptions)):
@@ -257,7 +257,7 @@ def mistakes():
             yield str(error)
 
 
-def test_no_message_shows_how_values_are_checked():
+def test_error_messages_do_not_expose_pydantic_internals():
     messages = list(mistakes())
     assert len(messages) > 500
     for message in messages:
@@ -269,7 +269,7 @@ def test_no_message_shows_how_values_are_checked():
 
 @pytest.fixture
 def sppo_file(tmp_path, monkeypatch):
-    """A folder of configurations with a file of sppo's that a test writes."""
+    """The path of sppo.yml in a temporary configuration folder; the test writes the file."""
     (tmp_path / "hyperparams").mkdir()
     monkeypatch.setattr(resolve_module, "configs_dir", lambda: tmp_path)
     return tmp_path / "hyperparams" / "sppo.yml"
@@ -302,7 +302,7 @@ def sppo_file(tmp_path, monkeypatch):
         ("Other-v0:\n  n_timesteps: 10\n", None, "key default"),
     ],
 )
-def test_mistake_in_a_hyperparameter_file_is_placed(sppo_file, text, line, says):
+def test_hyperparameter_file_error_names_line_and_key(sppo_file, text, line, says):
     sppo_file.write_text(text)
     with pytest.raises(UserError) as error:
         resolve("sppo")
@@ -311,18 +311,18 @@ def test_mistake_in_a_hyperparameter_file_is_placed(sppo_file, text, line, says)
     assert says in message
 
 
-def test_missing_hyperparameter_file_is_named(sppo_file):
+def test_missing_hyperparameter_file_is_named_in_error(sppo_file):
     with pytest.raises(UserError, match=r"sppo\.yml: there is no such file"):
         resolve("sppo")
 
 
 @pytest.mark.parametrize("name", ["spo", "SPP0", "dsapo", "a3c"])
-def test_unknown_algorithm_names_the_nearest(name):
+def test_unknown_algorithm_error_suggests_nearest_match(name):
     with pytest.raises(UserError, match="Did you mean"):
         get_algorithm(name)
 
 
-def test_algorithms_are_the_eight_of_the_paper():
+def test_registered_algorithms_match_the_paper():
     names = [name for name, algorithm in ALGORITHMS.items() if not algorithm.on_language_models]
     assert sorted(names) == ["a2c", "da2c", "dppo", "dsa2c", "dsppo", "ppo", "sa2c", "sppo"]
     assert sorted(set(ALGORITHMS) - set(names)) == ["llm-grpo", "llm-ppo", "llm-sgrpo", "llm-sppo"]

@@ -1,4 +1,4 @@
-"""What a run is, and mistakes that are found before it trains."""
+"""Run specs and the errors that are raised before training."""
 
 import json
 
@@ -41,7 +41,7 @@ from tests.small_runs import BROKEN, small_spec
     ],
     ids=str,
 )
-def test_wrong_value_is_named(changes, says):
+def test_invalid_value_is_named_in_error(changes, says):
     with pytest.raises(UserError) as error:
         small_spec(**changes)
     assert says in str(error.value)
@@ -49,29 +49,29 @@ def test_wrong_value_is_named(changes, says):
 
 @pytest.mark.skipif(th.cuda.is_available(), reason="there is CUDA here")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
-def test_cuda_where_there_is_none_is_refused(device):
+def test_cuda_device_is_rejected_without_cuda(device):
     with pytest.raises(UserError, match=f"device='{device}': .* sees 0 CUDA devices"):
         resolve_device(device, "MlpPolicy")
 
 
-def test_auto_keeps_small_networks_on_the_cpu():
+def test_auto_device_keeps_mlp_policy_on_cpu():
     assert resolve_device("auto", "MlpPolicy") == "cpu"
     assert resolve_device("auto", "CnnPolicy") == ("cuda" if th.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("algo", ["sppo", "sa2c"])
-def test_box_actions_with_a_reverse_loss_are_refused_and_told_how_to_discretise(algo):
+def test_box_actions_with_reverse_loss_error_suggests_discretization(algo):
     with pytest.raises(UserError) as error:
         check_run(small_spec(algo, "Pendulum-v1"))
     assert "Discretize the actions with --algo d" + algo in str(error.value)
 
 
 @pytest.mark.parametrize(("algo", "overrides"), [("ppo", {}), ("dsppo", {}), ("sppo", {"beta": 0})])
-def test_box_actions_go_without_a_reverse_loss_or_discretised(algo, overrides):
+def test_box_actions_are_accepted_without_reverse_loss_or_discretized(algo, overrides):
     check_run(small_spec(algo, "Pendulum-v1", overrides=overrides))
 
 
-def test_discrete_actions_are_not_discretised():
+def test_discretizing_discrete_actions_is_rejected():
     with pytest.raises(UserError, match="cannot be discretised"):
         check_run(small_spec("dsppo", "CartPole-v1"))
 
@@ -88,31 +88,31 @@ def test_discrete_actions_are_not_discretised():
     ],
     ids=str,
 )
-def test_hyperparameters_that_do_not_go_with_the_environment_are_found_before_training(env, overrides):
+def test_incompatible_hyperparameters_are_rejected_before_training(env, overrides):
     with pytest.raises(UserError):
         check_run(small_spec(env=env, overrides=overrides))
 
 
-def test_environment_that_cannot_be_made_is_a_user_error():
+def test_environment_that_cannot_be_created_raises_user_error():
     with pytest.raises(UserError, match="no simulator here"):
         check_run(small_spec(env=BROKEN + "CannotBeMade-v0"))
 
 
 @pytest.mark.parametrize("code", ["this is no Python", "1 / 0"], ids=["syntax", "exception"])
-def test_environments_module_that_breaks_at_import_is_a_user_error(code, tmp_path, monkeypatch):
+def test_environment_module_that_fails_at_import_raises_user_error(code, tmp_path, monkeypatch):
     (tmp_path / "breaking_module.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="breaking_module"):
         small_spec(env="breaking_module:Name-v0")
 
 
-def test_renamed_environment_is_resolved_and_said():
+def test_renamed_environment_is_resolved_with_note():
     spec, notes = make_run_spec("ppo", "LunarLander-v2", 0)
     assert spec.env == "LunarLander-v3"
     assert "renamed" in notes[0]
 
 
-def test_spec_is_complete_and_survives_json():
+def test_spec_is_complete_and_round_trips_through_json():
     for algo, env in (("sppo", "CartPole-v1"), ("dsa2c", "Pendulum-v1"), ("a2c", "CartPole-v1")):
         spec = small_spec(algo, env, noise="flip:0.10", overrides={"normalize": {"clip_obs": 5}})
         text = spec.model_dump_json()
@@ -134,19 +134,19 @@ def test_spec_is_complete_and_survives_json():
     ],
     ids=str,
 )
-def test_spec_of_another_shape_is_refused(change, says):
+def test_invalid_spec_fields_are_rejected(change, says):
     values = json.loads(small_spec().model_dump_json())
     with pytest.raises(ValueError, match=says):
         RunSpec(**(values | change))
 
 
-def test_spec_of_before_evaluation_episodes_had_a_limit_is_that_of_the_same_run():
+def test_spec_without_evaluation_limit_loads_with_default_limit():
     values = json.loads(small_spec().model_dump_json())
     assert values.pop("eval_max_episode_steps") == 50_000
     assert RunSpec(**values) == small_spec()
 
 
-def test_evaluation_episodes_may_last_as_long_as_the_environments_time_limit():
+def test_evaluation_limit_defaults_to_longer_time_limit_of_environment():
     gym.register("VeryLong-v0", entry_point=f"{BROKEN}Fine", max_episode_steps=80_000)
     assert small_spec(env="VeryLong-v0").eval_max_episode_steps == 80_000
     assert small_spec(env="VeryLong-v0", eval_max_episode_steps=10).eval_max_episode_steps == 10
@@ -161,12 +161,12 @@ def test_evaluation_episodes_may_last_as_long_as_the_environments_time_limit():
         ("ALE/Pong-v5", "none", "ALE-Pong-v5/sppo/none/seed-0"),
     ],
 )
-def test_path_is_made_of_plain_names(env, noise, path):
+def test_path_contains_only_safe_names(env, noise, path):
     assert make_run_spec("sppo", env, 0, noise=noise, device="cpu")[0].path == path
 
 
 @pytest.mark.parametrize("text", ["../../etc", "a/b", "..", "a b;c$d", "a\x00b"])
-def test_safe_name_stays_in_its_folder(text):
+def test_safe_name_cannot_leave_its_folder(text):
     name = safe_name(text)
     assert "/" not in name
     assert "\x00" not in name

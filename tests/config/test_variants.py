@@ -1,4 +1,4 @@
-"""Columns of a sweep: named variants, grids and comparisons."""
+"""Sweep columns: named variants, grids and comparisons."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def columns(*args, **kwargs) -> dict[str, dict]:
     return {Path(spec.path).parts[1]: spec for spec in specs}
 
 
-def test_variant_is_its_algorithm_with_other_hyperparameters_in_a_folder_of_its_own(file):
+def test_variant_overrides_hyperparameters_of_its_algorithm_in_its_own_folder(file):
     found = columns(file)
     assert list(found) == ["ppo", "sppo", "ppo-rescaled", "sppo-unweighted"]
     rescaled = found["ppo-rescaled"]
@@ -52,7 +52,7 @@ def test_variant_is_its_algorithm_with_other_hyperparameters_in_a_folder_of_its_
     assert found["ppo"].model_copy(update=changed) == rescaled
 
 
-def test_grid_makes_a_column_of_each_combination_and_one_population_of_each_family(file):
+def test_grid_expands_to_one_column_per_combination_and_one_population_per_family(file):
     found = columns(file, algos=["sppo", "sa2c"], grid={"beta": [0, 1, 5, 20]})
     assert list(found) == [f"{algo}-beta-{beta}" for algo in ("sppo", "sa2c") for beta in (0, 1, 5, 20)]
     assert [spec.hyperparams.beta for spec in found.values()] == [0, 1, 5, 20] * 2
@@ -63,7 +63,7 @@ def test_grid_makes_a_column_of_each_combination_and_one_population_of_each_fami
 
 
 @pytest.mark.slow
-def test_grid_over_beta_is_one_command_one_table_and_one_population_of_each_family(tmp_path):
+def test_beta_grid_trains_one_population_per_family_and_writes_one_table(tmp_path):
     words = ["--envs", "CartPole-v1", "--algos", "sppo", "sa2c", "--noise", "none", "--seeds", "0:2"]
     words += ["--grid", "beta=0,1,5,20", "--timesteps", "64", "--jobs", "2", "--out", tmp_path]
     small = ["--eval-freq", "32", "--eval-episodes", "2", "--hyperparams", "n_steps=32", "n_envs=1"]
@@ -76,7 +76,7 @@ def test_grid_over_beta_is_one_command_one_table_and_one_population_of_each_fami
     assert row.count("(n=2)") == 8
 
 
-def test_variants_of_a_family_are_one_population(file):
+def test_variants_of_one_family_form_one_population(file):
     found = columns(
         file, algos=["sppo"], grid={"reverse_loss": ["rce", "mae"], "advantage_transform": ["none", "sign"]}
     )
@@ -84,7 +84,7 @@ def test_variants_of_a_family_are_one_population(file):
     assert len({population_key(spec) for spec in [*found.values(), *columns(file).values()]}) == 1
 
 
-def test_command_line_chooses_columns_and_the_comparisons_that_are_left(file):
+def test_command_line_selects_columns_and_their_comparisons(file):
     options = load_sweep(file, algos=["ppo-rescaled", "sppo"])
     assert [column.name for column in options.columns()] == ["sppo", "ppo-rescaled"]
     assert options.compare == [["sppo", "ppo-rescaled"]]
@@ -112,7 +112,7 @@ def test_command_line_chooses_columns_and_the_comparisons_that_are_left(file):
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [-1]}", ["line 3", "grid.beta", "-1"]),
     ],
 )  # fmt: skip
-def test_mistake_in_variants_is_named_with_its_line(old, new, says, file):
+def test_variant_error_names_line_and_key(old, new, says, file):
     file.write_text(FILE.replace(old, new))
     before = contents(file.parent)
     outcome = srl("sweep", "mine.yml", "--out", "runs")
@@ -130,7 +130,7 @@ def test_mistake_in_variants_is_named_with_its_line(old, new, says, file):
         (["--algos", "ppo-rescale"], "ppo-rescale"),
     ],
 )
-def test_mistake_on_the_command_line_is_named(words, says, file):
+def test_command_line_error_names_option(words, says, file):
     outcome = srl("sweep", "mine.yml", "--out", "runs", *words)
     assert outcome.status == 2
     assert says in outcome.err

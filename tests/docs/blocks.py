@@ -1,6 +1,6 @@
-"""Run the code blocks of a page, in small settings.
+"""Run the code blocks of a page with small settings.
 
-Blocks run in order, in one folder. A block that begins with a comment ``# NAME.py`` or ``# NAME.yml`` is
+Blocks run in order in one folder. A block that begins with a comment ``# NAME.py`` or ``# NAME.yml`` is
 saved under that name.
 """
 
@@ -20,20 +20,21 @@ from markdown_it import MarkdownIt
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from srl.cli import main
+from srl.precision import why_no_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
-#: ``text`` is shown and not run: it needs a GPU, a model or data that are not at hand.
+#: ``text`` blocks are not run: they need a GPU, a model or data that the tests do not have.
 LANGUAGES = {"python", "yaml", "bash", "bibtex", "text"}
 _NAME = re.compile(r"# (\w+\.(?:py|yml))\b")
-#: Programs that are not part of this project.
+#: Programs from other projects.
 _EXTERNAL = {"hf", "ray", "tensorboard", "wandb"}
 _EXTERNAL_MODULES = {"rl_zoo3"}
-#: One environment in place of all of a sweep that belongs to srl.
+#: One environment that replaces all environments of a shipped sweep.
 _ENV = {"continuous": "HalfCheetah-v4", "discrete": "PongNoFrameskip-v4"}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """The language and the content of each fenced block that is not a directive of the site."""
+    """Return language and content of each fenced block that is not a site directive."""
     fences = [
         token for token in MarkdownIt("commonmark").parse(text) if token.type in ("fence", "code_block")
     ]
@@ -42,20 +43,31 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[list[str]]:
-    """The words of each command in a block of shell code."""
-    lines = block.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """The words of each command in a block of shell code; loops have only their first iteration."""
+    variables: dict[str, str] = {}
+    found = []
+    for line in block.replace("\\\n", " ").splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        loops = re.findall(r"\bfor (\w+) in (\S+)[^;]*; do", line)
+        if assigned := re.fullmatch(r'\s*(\w+)="(.*)"', line):
+            loops.append((assigned[1], assigned[2]))
+        variables |= loops
+        words = shlex.split(line, comments=True)
+        if words and not loops and words[0].rstrip(";") != "done":
+            found.append(words)
+    return found
 
 
 class Parsed(Exception):
-    """A command line that was read without a mistake."""
+    """Raised after a command line is parsed without errors."""
 
 
 class Runner:
-    """Runs the blocks of pages in one folder.
+    """Runs the code blocks of pages in one folder.
 
-    :param folder: Where commands run and files are saved.
-    :param execute: Whether sweeps are trained, not only checked, and reports written.
+    :param folder: Working directory of commands and saved files.
+    :param execute: Train sweeps and write reports instead of only checking them.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, execute: bool = False) -> None:
@@ -63,6 +75,8 @@ class Runner:
         self.monkeypatch = monkeypatch
         self.execute = execute
         self.modules: list[str] = []
+        #: Why blocks were not run.
+        self.not_run: list[str] = []
         monkeypatch.chdir(folder)
         monkeypatch.syspath_prepend(folder)
         monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
@@ -72,6 +86,9 @@ class Runner:
         """Run all blocks of a page."""
         names: dict[str, object] = {"__name__": "page"}
         for language, content in blocks(page.read_text()):
+            if "bf16" in content and (reason := why_no_bf16("cpu")):
+                self.not_run.append(reason)
+                continue
             saved = _NAME.match(content)
             if saved and saved[1].endswith(".py"):
                 self._save(saved[1], content)
@@ -89,7 +106,7 @@ class Runner:
                 assert language in LANGUAGES, f"{page}: a block has the language {language!r}"
 
     def run_command(self, words: list[str]) -> None:
-        """Run a command in small settings, or check it."""
+        """Run a command with small settings, or check it."""
         program = words[0].removeprefix(".venv/bin/")
         if program == "srl":
             self._run_srl(*words[1:])
@@ -127,7 +144,7 @@ class Runner:
         assert status == 0, f"srl {command} {' '.join(options)}"
 
     def _writes_report(self, command: str, words: list[str]) -> bool:
-        """Whether a command about runs is executed: it is short, and a command above has trained them."""
+        """Return whether to execute a command on runs: it is short, and its runs are already trained."""
         short = command in ("report", "status") and not {"--watch", "--last"} & set(words)
         return self.execute and short and Path(words[0]).exists()
 
@@ -139,7 +156,7 @@ class Runner:
         raise AssertionError("main() returned")
 
     def _parse(self, *words: str) -> int:
-        """Read a command line and do nothing."""
+        """Parse a command line without executing it."""
         read = tyro.cli
 
         def read_only(*args: object, **kwargs: object) -> None:
@@ -162,12 +179,12 @@ class Runner:
             self.modules.append(module)
 
     def forget(self) -> None:
-        """Forget the modules of the pages."""
+        """Remove the modules of the pages from ``sys.modules``."""
         for module in self.modules:
             sys.modules.pop(module, None)
 
     def _limit_training(self) -> None:
-        """Let the Python blocks train for some steps only."""
+        """Limit training in Python blocks to a few steps."""
         learn, set_up = OnPolicyAlgorithm.learn, OnPolicyAlgorithm._setup_model
 
         def learn_little(model, total_timesteps, *args, **kwargs):
@@ -182,7 +199,7 @@ class Runner:
 
 
 def small_run(words: list[str]) -> list[str]:
-    """The options of ``srl train`` for a run of some seconds."""
+    """Return options of ``srl train`` that make the run take a few seconds."""
     words = _without(words, "--timesteps")
     small = ["n_steps=32"]
     if "ppo" in words[words.index("--algo") + 1]:
@@ -201,12 +218,12 @@ def small_run(words: list[str]) -> list[str]:
 
 
 def small_report(words: list[str]) -> list[str]:
-    """More options of ``srl report``: few bootstrap samples, and one file of each figure."""
+    """Return more options of ``srl report``: few bootstrap samples and one file format."""
     return ["--reps", "100", *([] if {"--figures", "--format"} & {*words} else ["--figures", "png"])]
 
 
 def dry_run(words: list[str]) -> list[str]:
-    """A sweep's dry run that checks the run of ``srl train``."""
+    """Return the sweep dry run that checks a ``srl train`` command."""
     names = {"--algo": "--algos", "--env": "--envs", "--seed": "--seeds"}
     words = [names.get(word, word) for word in _without(_without(words, "--out"), "--threads")]
     for option, value in (("--noise", "none"), ("--seeds", "0")):
@@ -215,7 +232,7 @@ def dry_run(words: list[str]) -> list[str]:
 
 
 def small_sweep(words: list[str]) -> list[str]:
-    """The options of ``srl sweep`` for a dry run with one environment, on this machine."""
+    """Return options of ``srl sweep`` for a local dry run with one environment."""
     words = [
         "local" if word == "auto" and words[at - 1] == "--address" else word for at, word in enumerate(words)
     ]
@@ -233,7 +250,7 @@ def _without(words: list[str], option: str) -> list[str]:
 
 
 def check_requirements(words: list[str]) -> None:
-    """Check a ``pip install`` of this project: its extras are those of setup.py."""
+    """Check that a ``pip install`` of this project names extras of setup.py."""
     assert words[:2] == ["pip", "install"]
     setup = (ROOT / "setup.py").read_text()
     for word in words[2:]:
@@ -244,7 +261,7 @@ def check_requirements(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """Check that a module or script exists, and that the script has the options."""
+    """Check that a module or script exists and that the script has the options."""
     if words[0] == "-m":
         module = words[1].partition(".")[0]
         assert module in _EXTERNAL_MODULES or importlib.util.find_spec(words[1])

@@ -1,4 +1,4 @@
-"""Every code block of README.md, CONTRIBUTING.md and docs/ runs in small settings, or is checked."""
+"""Every code block of README.md, CONTRIBUTING.md and docs/ runs with small settings or is checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from srl.rundir.find import find_runs
 from tests.docs.blocks import ROOT, Runner, blocks, commands
 
-#: The second page reads the runs that the first one trains.
+#: The second page reads the runs that the first page trains.
 TRAINED = [ROOT / "docs/tutorials/table-and-report.md", ROOT / "docs/reports.md"]
 ENGINE = ROOT / "docs/how-to/engine.md"
 PAGES = [
@@ -22,7 +22,7 @@ PAGES = [
 
 @pytest.fixture
 def make_runner(tmp_path, monkeypatch):
-    """Makes a runner; what it changes in this process is restored."""
+    """Factory of runners; restores signal handlers and environment variables afterwards."""
     runners = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     environment = dict(os.environ)
@@ -43,11 +43,16 @@ def make_runner(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_code_blocks_run(page, make_runner):
-    make_runner().run(page)
+    if page.name == "llm.md":
+        pytest.importorskip("trl")
+    runner = make_runner()
+    runner.run(page)
+    if runner.not_run:
+        pytest.skip(f"blocks not run: {', '.join(set(runner.not_run))}")
 
 
 @pytest.mark.slow
-def test_tutorial_trains_and_reports(make_runner, tmp_path):
+def test_tutorial_trains_runs_and_writes_reports(make_runner, tmp_path):
     runner = make_runner(execute=True)
     for page in TRAINED:
         runner.run(page)
@@ -56,14 +61,14 @@ def test_tutorial_trains_and_reports(make_runner, tmp_path):
 
 
 @pytest.mark.slow
-def test_engine_of_the_how_to_page_executes_a_sweep(make_runner, tmp_path):
+def test_engine_from_how_to_page_executes_sweep(make_runner, tmp_path):
     make_runner(execute=True).run(ENGINE)
     events = [line.split(maxsplit=2)[1] for line in (tmp_path / "two.log").read_text().splitlines()]
     assert sorted(events) == ["end", "end", "start", "start"]
     assert [run.read_status().state for run in find_runs(tmp_path / "runs/two")] == ["done"] * 4
 
 
-def test_own_modules_and_mistakes_are_found(make_runner, tmp_path):
+def test_runner_imports_saved_modules_and_detects_errors(make_runner, tmp_path):
     runner = make_runner()
     page = tmp_path / "page.md"
     page.write_text("```python\n# one.py\nx = 1\n```\n\n```python\nimport one\nassert one.x == 1\n```\n")
@@ -82,5 +87,7 @@ def test_own_modules_and_mistakes_are_found(make_runner, tmp_path):
             runner.run(page)
 
 
-def test_commands_are_split_as_a_shell_does():
+def test_commands_are_split_like_in_a_shell():
     assert commands("a 'b c' \\\n    d  # e\n\n# f\ng\n") == [["a", "b c", "d"], ["g"]]
+    loop = 'for x in 1 2; do for y in a:1 b; do\n    own="--seed $x"\n    c $own $y\ndone; done\nd\n'
+    assert commands(loop) == [["c", "--seed", "1", "a:1"], ["d"]]

@@ -1,4 +1,4 @@
-"""The documentation site builds without warnings, and documents what there is."""
+"""The documentation site builds without warnings and covers all options and public names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.docs.blocks import ROOT
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """The site, built with warnings as errors."""
+    """The site built with warnings as errors."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-d", str(folder / "doctrees")]
     built = subprocess.run(
@@ -47,7 +47,7 @@ def test_site_has_no_dead_internal_links(site):
 
 
 @pytest.mark.slow
-def test_reference_has_every_option_and_public_name(site, capsys):
+def test_reference_covers_every_option_and_public_name(site, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = re.search(r"\{([a-z,]+)\}", capsys.readouterr().out)[1].split(",")
@@ -66,7 +66,7 @@ def test_reference_has_every_option_and_public_name(site, capsys):
     assert names <= documented
 
 
-def test_citation_names_the_paper_and_the_version():
+def test_citation_names_paper_and_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == srl.__version__
     assert citation["preferred-citation"]["title"].startswith("Symmetric Reinforcement Learning Loss")

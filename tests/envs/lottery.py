@@ -1,4 +1,4 @@
-"""An environment whose returns name the random stream that they come from."""
+"""An environment whose returns identify the random stream that produced them."""
 
 import gymnasium as gym
 import numpy as np
@@ -6,9 +6,9 @@ from gymnasium import spaces
 
 
 class Lottery(gym.Env):
-    """Episodes of 20 steps, each reward of one being the first number drawn at its reset.
+    """Episodes of 20 steps; every reward of an episode is the first number drawn at its reset.
 
-    :param legacy: Draw from a ``RandomState`` under the name of Gymnasium's generator, seeded by ``reset``.
+    :param legacy: Replace Gymnasium's generator with a ``RandomState`` that ``reset`` seeds.
     """
 
     observation_space = spaces.Box(-1, 1, (3,), np.float32)

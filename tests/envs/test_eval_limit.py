@@ -1,4 +1,4 @@
-"""Episodes of evaluations that ``eval_max_episode_steps`` truncates."""
+"""Truncation of evaluation episodes by ``eval_max_episode_steps``."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.envs.unusual_envs import UNUSUAL
 
 
 def play(venv, n_steps):
-    """Random play: observations, rewards and, of episodes that ended, the environment, step and info."""
+    """Play random actions; return rollout arrays, and environment, step and info of episode ends."""
     generator = np.random.default_rng(0)
     seen, ends = [venv.reset().copy()], []
     for step in range(1, n_steps + 1):
@@ -36,18 +36,18 @@ def play(venv, n_steps):
         ("CartPole-v1", None, None),
     ],
 )
-def test_limit_applies_below_the_environments_own(env, limit, expected):
+def test_limit_applies_if_below_the_environments_own_limit(env, limit, expected):
     assert eval_episode_limit(EnvSpec(env, seed=0, eval_max_episode_steps=limit)) == expected
 
 
-def test_limit_of_gymnasium_make_counts_as_the_environments_own():
+def test_max_episode_steps_of_gym_make_counts_as_the_environments_limit():
     for steps, expected in ((20, None), (40, 30), (-1, 30)):
         kwargs = {"max_episode_steps": steps}
         spec = EnvSpec("CartPole-v1", seed=0, env_kwargs=kwargs, eval_max_episode_steps=30)
         assert eval_episode_limit(spec) == expected
 
 
-def test_evaluation_is_truncated_and_training_is_not():
+def test_evaluation_is_truncated_but_training_is_not():
     spec = EnvSpec(f"{UNUSUAL}NeverEnds-v0", seed=3, eval_max_episode_steps=8)
     _, ends = play(make_eval_env(spec, 2), 17)
     assert [(index, step) for index, step, _ in ends] == [(0, 8), (1, 8), (0, 16), (1, 16)]
@@ -57,7 +57,7 @@ def test_evaluation_is_truncated_and_training_is_not():
     assert play(make_train_env(spec), 17)[1] == []
 
 
-def test_limit_that_is_not_reached_changes_neither_observations_nor_infos():
+def test_unreached_limit_does_not_change_observations_or_infos():
     played = []
     for limit in (None, 21):
         spec = EnvSpec(f"{UNUSUAL}Success-v0", seed=3, eval_max_episode_steps=limit)
@@ -69,23 +69,23 @@ def test_limit_that_is_not_reached_changes_neither_observations_nor_infos():
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "native"])
-def test_game_with_lives_is_truncated_and_a_new_one_begins(backend):
+def test_atari_game_with_lives_is_truncated_and_restarted(backend):
     spec = EnvSpec("BreakoutNoFrameskip-v4", seed=3, backend=backend, eval_max_episode_steps=60)
     limit = eval_episode_limit(spec)
     _, ends = play(make_eval_env(spec, 1), 200)
     games = [(step, info) for _, step, info in ends if "episode" in info]
     assert len(games) >= 3
-    assert len(ends) > len(games)  # at lost lives, which do not restart the count
+    assert len(ends) > len(games)  # lost lives end an episode without restarting the count
     for _, info in games:
         assert info["TimeLimit.truncated"]
         assert limit <= info["episode"]["l"] < limit + 40
-    # In Gymnasium, frames count in which the agent does not act: no-ops, and FIRE after lost lives
+    # Gymnasium also counts frames without an agent action: no-ops, and FIRE after lost lives
     lengths = np.diff([0, *(step for step, _ in games)])
     assert np.all(lengths <= 60)
     assert np.all(lengths >= 40)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, True])
-def test_limit_that_is_no_positive_number_is_refused(limit):
+def test_non_positive_or_non_integer_limit_is_rejected(limit):
     with pytest.raises(UserError, match="eval_max_episode_steps"):
         EnvSpec("CartPole-v1", seed=0, eval_max_episode_steps=limit)

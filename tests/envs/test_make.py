@@ -1,4 +1,4 @@
-"""The stack of wrappers of training and of evaluation, on real environments of each kind."""
+"""Wrapper stacks of training and evaluation on real environments of each kind."""
 
 import inspect
 from pathlib import Path
@@ -29,7 +29,7 @@ from srl.envs.spec import NORMALIZE_KEYS, EnvSpec
 from srl.envs.vec_reward_noise import VecRewardNoise
 from srl.errors import UserError
 
-# The protocol asks for these versions of the MuJoCo tasks
+# The protocol uses these versions of the MuJoCo tasks
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
 
 CARTPOLE = EnvSpec("CartPole-v1", seed=0, n_envs=2, noise="gaussian:0.05")
@@ -46,7 +46,7 @@ def replaced(spec: EnvSpec, **changes: Any) -> EnvSpec:
 
 
 def layers(venv: VecEnv) -> list[str]:
-    """Name the classes from the outermost in."""
+    """Return the class names from the outermost to the innermost wrapper."""
     names = [type(venv).__name__]
     while isinstance(venv, VecEnvWrapper):
         venv = venv.venv
@@ -55,7 +55,7 @@ def layers(venv: VecEnv) -> list[str]:
 
 
 def rollout(venv: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Step with sampled actions, the same each time; observations, rewards and infos."""
+    """Step with the same sampled actions each time; return observations, rewards and infos."""
     venv.action_space.seed(0)
     observations, rewards, infos = [venv.reset()], [], []
     for _ in range(steps):
@@ -77,7 +77,7 @@ def rollout(venv: VecEnv, steps: int) -> tuple[np.ndarray, np.ndarray, list[dict
     ],
     ids=lambda value: getattr(value, "env_id", ""),
 )
-def test_wrappers_stand_in_their_order_and_evaluation_has_them_all_but_noise(spec, expected):
+def test_wrapper_order_is_fixed_and_evaluation_omits_only_noise(spec, expected):
     train, evaluation = make_train_env(spec), make_eval_env(spec, n_envs=3)
     assert layers(train) == expected
     assert layers(evaluation) == expected[1:]
@@ -89,7 +89,7 @@ def test_wrappers_stand_in_their_order_and_evaluation_has_them_all_but_noise(spe
 
 
 @every_kind
-def test_without_noise_there_is_no_noise_wrapper(spec):
+def test_no_noise_wrapper_without_noise(spec):
     venv = make_train_env(replaced(spec, noise="none"))
     assert not isinstance(venv, VecRewardNoise)
     assert without_reward_noise(venv) is venv
@@ -105,13 +105,13 @@ def test_without_noise_there_is_no_noise_wrapper(spec):
     ],
     ids=lambda value: getattr(value, "env_id", ""),
 )
-def test_check_returns_the_action_space_that_training_has(spec, space):
+def test_check_env_returns_action_space_of_training(spec, space):
     assert check_env(spec) == space
     assert make_train_env(spec).action_space == space
 
 
 @every_kind
-def test_same_spec_gives_the_same_observations_and_rewards_and_another_seed_others(spec):
+def test_same_seed_reproduces_rollout_and_another_seed_differs(spec):
     first, again, other = (rollout(make_train_env(replaced(spec, seed=seed)), 12) for seed in (4, 4, 5))
     assert (first[0] == again[0]).all()
     assert (first[1] == again[1]).all()
@@ -120,7 +120,7 @@ def test_same_spec_gives_the_same_observations_and_rewards_and_another_seed_othe
 
 
 @pytest.mark.parametrize("spec", [CARTPOLE, LANDER, PENDULUM], ids=lambda spec: spec.env_id)
-def test_environments_of_one_run_and_of_its_evaluation_are_different(spec):
+def test_training_and_evaluation_environments_start_in_different_states(spec):
     starts = [*make_train_env(spec).unwrapped.reset(), *make_eval_env(spec, 3).unwrapped.reset()]
     assert len(np.unique(starts, axis=0)) == 5
 
@@ -130,7 +130,7 @@ def test_environments_of_one_run_and_of_its_evaluation_are_different(spec):
     [(CARTPOLE, 80), (replaced(PENDULUM, noise="gaussian:0.05"), 40)],
     ids=lambda value: getattr(value, "env_id", ""),
 )
-def test_monitor_records_clean_returns_under_noise(spec, steps, tmp_path):
+def test_monitor_records_clean_returns_with_reward_noise(spec, steps, tmp_path):
     clean_rewards, infos = rollout(make_train_env(replaced(spec, noise="none")), steps)[1:]
     noisy_rewards, noisy_infos = rollout(make_train_env(spec, monitor_dir=str(tmp_path)), steps)[1:]
     assert (clean_rewards != noisy_rewards).all()
@@ -142,19 +142,19 @@ def test_monitor_records_clean_returns_under_noise(spec, steps, tmp_path):
 
 
 @pytest.mark.parametrize("spec", [CARTPOLE, LANDER, PENDULUM], ids=lambda spec: spec.env_id)
-def test_evaluation_gives_the_raw_rewards_that_monitor_records(spec):
+def test_evaluation_returns_raw_rewards_recorded_by_monitor(spec):
     _, rewards, infos = rollout(make_eval_env(spec, n_envs=1), 200)
     episode = next(info["episode"] for info in infos if "episode" in info)
     assert rewards[: episode["l"]].sum() == pytest.approx(episode["r"], rel=1e-4)
 
 
-def test_evaluation_of_atari_gives_clipped_rewards_without_flips():
+def test_atari_evaluation_returns_rewards_without_flips():
     _, rewards, _ = rollout(make_eval_env(PONG, n_envs=1), 30)
-    assert (rewards == 1.0).mean() < 0.1  # a random player hardly scores; half would be flipped
+    assert (rewards == 1.0).mean() < 0.1  # a random policy rarely scores; flips would change half
 
 
 @pytest.mark.parametrize("spec", [LANDER, PENDULUM], ids=lambda spec: spec.env_id)
-def test_evaluation_leaves_its_statistics_alone_and_training_learns_them(spec):
+def test_only_training_updates_normalization_statistics(spec):
     train, evaluation = make_train_env(spec), make_eval_env(spec, n_envs=2)
     for venv in (train, evaluation):
         rollout(venv, 10)
@@ -164,7 +164,7 @@ def test_evaluation_leaves_its_statistics_alone_and_training_learns_them(spec):
     assert unwrap_vec_normalize(train).ret_rms.mean != 0
 
 
-def test_observation_statistics_sync_from_a_noisy_training_environment():
+def test_observation_statistics_sync_from_noisy_training_environment():
     train, evaluation = make_train_env(LANDER), make_eval_env(LANDER, 2)
     rollout(train, 10)
     sync_envs_normalization(without_reward_noise(train), evaluation)
@@ -174,33 +174,33 @@ def test_observation_statistics_sync_from_a_noisy_training_environment():
 
 
 @pytest.mark.parametrize(("normalize", "expected"), [({}, 0.9), ({"gamma": 0.5}, 0.5)])
-def test_reward_normalisation_has_the_specs_gamma_unless_it_has_its_own(normalize, expected):
+def test_reward_normalization_uses_gamma_of_spec_by_default(normalize, expected):
     spec = replaced(LANDER, gamma=0.9, normalize={"clip_obs": 5.0, **normalize})
     for venv in (make_train_env(spec), make_eval_env(spec, 1)):
         assert unwrap_vec_normalize(venv).gamma == expected
         assert unwrap_vec_normalize(venv).clip_obs == 5.0
 
 
-def test_training_normalises_rewards_unless_told_not_to():
+def test_training_normalizes_rewards_by_default():
     assert unwrap_vec_normalize(make_train_env(LANDER)).norm_reward
     raw = replaced(LANDER, normalize={"norm_reward": False})
     assert not unwrap_vec_normalize(make_train_env(raw)).norm_reward
 
 
-def test_noise_is_added_after_normalisation():
+def test_noise_is_added_after_normalization():
     clean = rollout(make_train_env(replaced(LANDER, noise="none")), 10)[1]
     noisy = rollout(make_train_env(LANDER), 10)[1]
     assert 0.02 < (noisy - clean).std() < 0.1
 
 
-def test_noise_is_added_after_atari_clips_rewards_and_turns_zero_into_one():
+def test_flip_noise_is_applied_after_atari_reward_clipping():
     rewards = rollout(make_train_env(PONG), 30)[1]
     assert set(np.unique(rewards)) <= {-1.0, 0.0, 1.0, 2.0}
     assert 0.2 < (rewards == 1.0).mean() < 0.8
 
 
 @pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "Pong-v4", "ALE/Pong-v5"])
-def test_atari_sees_four_stacked_frames_and_skips_four_whatever_the_id(env_id):
+def test_atari_uses_four_stacked_frames_and_frame_skip_four_for_every_id(env_id):
     venv = make_train_env(replaced(PONG, env_id=env_id, n_envs=1, noise="none"))
     assert venv.observation_space.shape == (4, 84, 84)
     assert venv.observation_space.dtype == np.uint8
@@ -211,12 +211,12 @@ def test_atari_sees_four_stacked_frames_and_skips_four_whatever_the_id(env_id):
     assert venv.unwrapped.envs[0].unwrapped.ale.getEpisodeFrameNumber() == before + 4
 
 
-def test_env_kwargs_reach_the_environment():
+def test_env_kwargs_are_passed_to_environment():
     venv = make_train_env(replaced(LANDER, env_kwargs={"gravity": -5.0}))
     assert venv.unwrapped.envs[0].unwrapped.gravity == -5.0
 
 
-def test_discretised_environment_carries_out_the_chosen_values():
+def test_discretized_environment_receives_bin_values():
     venv = make_train_env(PENDULUM)
     assert all(is_wrapped(env, DiscretizeAction) for env in venv.unwrapped.envs)
     venv.reset()
@@ -231,7 +231,7 @@ def test_discretised_environment_carries_out_the_chosen_values():
     [(CARTPOLE, "MlpPolicy"), (LANDER, "MlpPolicy"), (PENDULUM, "MlpPolicy"), (PONG, "CnnPolicy")],
     ids=lambda value: getattr(value, "env_id", ""),
 )
-def test_algorithm_takes_the_environment_as_it_is(spec, policy):
+def test_a2c_uses_environment_without_rewrapping(spec, policy):
     venv = make_train_env(spec)
     model = A2C(policy, venv, n_steps=5, seed=spec.seed, device="cpu")
     assert model.get_env() is venv
@@ -239,7 +239,7 @@ def test_algorithm_takes_the_environment_as_it_is(spec, policy):
         model.learn(10)
 
 
-def test_check_makes_one_environment_and_closes_it(monkeypatch):
+def test_check_env_creates_one_environment_and_closes_it(monkeypatch):
     made: list[VecEnv] = []
     closed: list[VecEnv] = []
     make_vec_env = make_module.make_vec_env
@@ -265,13 +265,13 @@ def test_check_makes_one_environment_and_closes_it(monkeypatch):
     ],
 )
 @pytest.mark.parametrize("make", [check_env, make_train_env, make_eval_env])
-def test_mistake_is_a_user_error_before_a_run_starts(make, changes, says):
+def test_mistake_raises_user_error_before_training(make, changes, says):
     with pytest.raises(UserError) as error:
         make(replaced(CARTPOLE, **changes))
     assert says in str(error.value)
 
 
-def test_missing_rom_is_a_user_error_before_a_run_starts(tmp_path, monkeypatch):
+def test_missing_rom_raises_user_error_before_training(tmp_path, monkeypatch):
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
     with pytest.raises(UserError, match="ROM of the Atari game 'pong'"):
         check_env(PONG)
@@ -291,14 +291,14 @@ def test_missing_rom_is_a_user_error_before_a_run_starts(tmp_path, monkeypatch):
         ({"normalize": {"training": False}}, "unknown key 'training'"),
     ],
 )
-def test_spec_refuses_a_value_out_of_its_range(changes, says):
+def test_out_of_range_spec_value_is_rejected(changes, says):
     with pytest.raises(UserError) as error:
         replaced(CARTPOLE, **changes)
     assert says in str(error.value)
 
 
 class Breaking(gym.Env):
-    """Gives the wrong number at a chosen place on its third step."""
+    """Returns an invalid number at a chosen place in its third step."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space = spaces.Box(-10.0, 10.0, (2,))
@@ -347,14 +347,14 @@ def step_three_times(venv: VecEnv) -> None:
         ("truncated", "last observation"),
     ],
 )
-def test_number_that_is_not_finite_stops_the_run_and_names_the_environment(place, what, number, kind):
+def test_non_finite_number_stops_run_and_names_environment(place, what, number, kind):
     venv = VecCheckFinite(DummyVecEnv([Breaking, lambda: Breaking(place, number)]))
     with pytest.raises(NonFiniteError) as error:
         step_three_times(venv)
     assert str(error.value) == f"The environment gave a non-finite {what} ({kind}) in environment 1."
 
 
-def test_action_that_is_not_finite_stops_the_run_and_blames_the_policy():
+def test_non_finite_action_stops_run_and_names_policy():
     venv = VecCheckFinite(DummyVecEnv([Breaking, Breaking]))
     venv.reset()
     with pytest.raises(
@@ -363,12 +363,12 @@ def test_action_that_is_not_finite_stops_the_run_and_blames_the_policy():
         venv.step(np.array([[0.0], [np.nan]]))
 
 
-def test_finite_numbers_and_the_unused_observation_of_a_terminal_state_pass():
+def test_finite_numbers_and_unused_terminal_observation_pass():
     step_three_times(VecCheckFinite(DummyVecEnv([Breaking, lambda: Breaking("terminated", np.nan)])))
 
 
 @pytest.mark.parametrize("normalize", [None, {}])
-def test_training_environment_checks_below_normalisation(normalize):
+def test_training_environment_checks_rewards_before_normalization(normalize):
     gym.register("Breaking-v0", entry_point=Breaking)
     try:
         spec = EnvSpec(
@@ -381,14 +381,14 @@ def test_training_environment_checks_below_normalisation(normalize):
         del gym.registry["Breaking-v0"]
 
 
-def test_mujocos_deprecation_message_is_neither_printed_nor_logged(tmp_path, monkeypatch, capfd):
+def test_mujoco_deprecation_message_is_suppressed(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     make_train_env(EnvSpec("HalfCheetah-v4", seed=0))
     assert "settotalmass" not in "".join(capfd.readouterr())
     assert list(Path.cwd().iterdir()) == []
 
 
-def test_mujocos_other_messages_are_printed_and_logged_as_always(tmp_path, monkeypatch, capfd):
+def test_other_mujoco_messages_are_printed_and_logged(tmp_path, monkeypatch, capfd):
     import mujoco
 
     from srl.envs.mujoco_log import without_deprecation_messages
@@ -406,6 +406,6 @@ def test_mujocos_other_messages_are_printed_and_logged_as_always(tmp_path, monke
     assert mujoco.get_mju_user_warning() is None
 
 
-def test_arguments_of_normalization_are_those_of_sb3():
+def test_normalization_arguments_match_sb3():
     arguments = set(inspect.signature(VecNormalize).parameters) - {"venv", "training"}
     assert arguments == NORMALIZE_KEYS

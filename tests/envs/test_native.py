@@ -1,4 +1,4 @@
-"""Native environments against Gymnasium's: step by step where the start can be made the same."""
+"""Comparison of native environments with Gymnasium's, step by step from the same start if possible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def native(env_id: str, n_envs: int = 2, seed: int = 0, **changes: Any) -> VecEn
 
 
 def play(venv: VecEnv, n_steps: int, seed: int = 0) -> list[Step]:
-    """Play drawn actions, the same for the same number of environments."""
+    """Step with sampled actions that depend only on the seed and the number of environments."""
     venv.action_space.seed(seed)
     return [
         venv.step(np.array([venv.action_space.sample() for _ in range(venv.num_envs)]))
@@ -44,7 +44,7 @@ def play(venv: VecEnv, n_steps: int, seed: int = 0) -> list[Step]:
 
 
 def same(first: list[Step], second: list[Step]) -> bool:
-    """Whether two histories are equal to the bit, but for the times in the infos."""
+    """Return whether two histories are bitwise identical, ignoring times in infos."""
     for one, other in zip(first, second, strict=True):
         if any((a != b).any() for a, b in zip(one[:3], other[:3], strict=True)):
             return False
@@ -62,7 +62,7 @@ def episode(info: dict[str, Any]) -> tuple[float, int] | None:
 
 
 class Start(gym.Wrapper):
-    """Begins games as ale-py does: FIRE is one of the frames before the first action. Limits frames."""
+    """Starts games like ale-py: FIRE is one of the frames before the first action. Limits frames."""
 
     def __init__(self, env: gym.Env[Any, Any], frames: list[int], max_frames: int) -> None:
         super().__init__(env)
@@ -87,7 +87,7 @@ class Start(gym.Wrapper):
 
 
 class LifeEnds(gym.Wrapper):
-    """Ends episodes where SB3's EpisodicLifeEnv does, and goes on without a further step."""
+    """Ends episodes like SB3's EpisodicLifeEnv but continues without an extra step."""
 
     def reset(self, **options: Any) -> Any:
         if getattr(self, "lost", False):
@@ -108,9 +108,9 @@ class LifeEnds(gym.Wrapper):
 def atari_pair(
     game: str, n_envs: int, seed: int, max_frames: int = 108_000
 ) -> tuple[AtariNativeVecEnv, VecEnv]:
-    """A native environment, and SB3's wrappers, whose games begin with the native one's numbers of frames.
+    """Return a native environment and SB3's wrappers, whose games start with the same numbers of frames.
 
-    The native one has to be reset and stepped first.
+    Reset and step the native environment first.
     """
     env_id = f"{game}NoFrameskip-v4"
     venv = AtariNativeVecEnv(env_id, n_envs, 4, n_threads=2, max_frames=max_frames)
@@ -118,7 +118,7 @@ def atari_pair(
     frames: list[list[int]] = [[] for _ in range(n_envs)]
 
     class Recorder:
-        """The emulator, which notes the frames before the first action of each game."""
+        """Wraps the emulator and records the number of frames before the first action of each game."""
 
         def __init__(self, emulator: Any) -> None:
             self.emulator = emulator
@@ -147,8 +147,8 @@ def atari_pair(
     return venv, VecTransposeImage(VecFrameStack(reference, 4))
 
 
-#: Share of pixels that may differ from SB3's, and by how much: frames are made grey before the brighter of
-#: two is taken, the other way round than in SB3.
+#: Allowed share of pixels that differ from SB3 and allowed difference: frames are converted to grayscale
+#: before the maximum of two frames is taken, in the opposite order to SB3.
 PIXELS = {
     "Pong": (0.001, 16),
     "Breakout": (0, 0),
@@ -165,12 +165,12 @@ PIXELS = {
         ("Breakout", 500, 15, 4, 108_000),
         ("SpaceInvaders", 600, 4, 2, 108_000),
         ("MsPacman", 600, 4, 2, 108_000),
-        # Neither is a multiple of the four frames of a step
+        # Neither limit is a multiple of the frame skip of 4
         ("Breakout", 300, 4, 6, 302),
         ("MsPacman", 300, 0, 6, 361),
     ],
 )
-def test_atari_game_is_that_of_sb3s_wrappers_from_the_same_start(game, n_steps, n_lives, n_games, max_frames):
+def test_atari_game_matches_sb3_wrappers_from_the_same_start(game, n_steps, n_lives, n_games, max_frames):
     venv, reference = atari_pair(game, 2, seed=5, max_frames=max_frames)
     assert venv.observation_space == reference.observation_space
     assert venv.action_space == reference.action_space
@@ -208,7 +208,7 @@ def test_atari_game_is_that_of_sb3s_wrappers_from_the_same_start(game, n_steps, 
                 truncations += info["TimeLimit.truncated"]
                 assert info["episode"]["r"] == other["episode"]["r"]
                 assert info["episode"]["l"] == other["episode"]["l"] + other["n_before"]
-                # A game may end in the middle of a step, and the two then show different ones of its frames
+                # If a game ends within a step, the two show different frames of it
                 assert (difference[3] > 0).mean() < 0.3
             else:
                 lives += 1
@@ -223,7 +223,7 @@ def test_atari_game_is_that_of_sb3s_wrappers_from_the_same_start(game, n_steps, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("game", "fewest"), [("Breakout", 1), ("Freeway", 0)])
-def test_atari_games_begin_with_up_to_30_frames_drawn_from_the_seed_of_which_fire_is_one(game, fewest):
+def test_atari_games_start_with_seeded_1_to_30_frames_including_fire(game, fewest):
     venv = AtariNativeVecEnv(f"{game}NoFrameskip-v4", 8, n_threads=2)
 
     def frames(seed: int) -> list[int]:
@@ -238,17 +238,17 @@ def test_atari_games_begin_with_up_to_30_frames_drawn_from_the_seed_of_which_fir
     assert len(set(first + other)) > 20
 
 
-def test_atari_breakout_goes_on_after_a_lost_life_only_when_the_agent_presses_fire():
+def test_atari_breakout_resumes_after_lost_life_only_if_agent_fires():
     venv = native("BreakoutNoFrameskip-v4", 1, frame_stack=4)
     venv.reset()
-    # The press at the start has thrown the first ball
+    # The FIRE action at the start launches the first ball
     dones = [venv.step(np.array([0]))[2][0] for _ in range(300)]
     assert sum(dones) == 1
     dones = [venv.step(np.array([int(step == 0)]))[2][0] for step in range(300)]
     assert sum(dones) == 1
 
 
-def test_atari_seed_and_reset_start_anew_and_reset_alone_begins_further_games():
+def test_atari_seed_restarts_sequence_of_games_and_reset_continues_it():
     venv = native("BreakoutNoFrameskip-v4", 2, frame_stack=4)
     venv.seed(8)
     start = venv.reset().copy()
@@ -257,7 +257,7 @@ def test_atari_seed_and_reset_start_anew_and_reset_alone_begins_further_games():
     after = play(venv, 120)
     assert not further[:, :3].any()
     venv.seed(8)
-    # In the middle of a step too
+    # Also between step_async and step_wait
     venv.step_async(np.zeros(2, dtype=int))
     assert (venv.reset() == start).all()
     assert same(play(venv, 120), history)
@@ -267,7 +267,7 @@ def test_atari_seed_and_reset_start_anew_and_reset_alone_begins_further_games():
 
 
 @pytest.mark.slow
-def test_atari_results_do_not_depend_on_the_number_of_threads():
+def test_atari_results_do_not_depend_on_number_of_threads():
     histories = []
     for n_threads in (1, 2, 5):
         venv = native("BreakoutNoFrameskip-v4", 5, seed=1, frame_stack=4, n_threads=n_threads)
@@ -279,7 +279,7 @@ def test_atari_results_do_not_depend_on_the_number_of_threads():
     assert any(done.any() for _, _, done, _ in histories[0])
 
 
-def test_atari_environments_step_side_by_side():
+def test_atari_environments_step_concurrently():
     venvs = [native("PongNoFrameskip-v4", 2, seed=seed, frame_stack=4) for seed in (0, 2)]
     alone = native("PongNoFrameskip-v4", 2, seed=2, frame_stack=4)
     for venv in (*venvs, alone):
@@ -292,7 +292,7 @@ def test_atari_environments_step_side_by_side():
         assert (results[0][0] == alone.step(chosen)[0]).all()
 
 
-def test_atari_observations_once_given_do_not_change():
+def test_atari_observations_are_not_overwritten():
     venv = native("PongNoFrameskip-v4", 2, frame_stack=4)
     given = [venv.reset(), *(step[0] for step in play(venv, 5))]
     copies = [array.copy() for array in given]
@@ -300,7 +300,7 @@ def test_atari_observations_once_given_do_not_change():
     assert all((array == copy).all() for array, copy in zip(given, copies, strict=True))
 
 
-def test_atari_wrappers_around_it_neither_stack_nor_transpose_again():
+def test_atari_native_observations_are_not_stacked_or_transposed_twice():
     for frame_stack in (1, 4):
         spec = EnvSpec("PongNoFrameskip-v4", seed=0, frame_stack=frame_stack, backend="native")
         venv = make_train_env(spec)
@@ -308,7 +308,7 @@ def test_atari_wrappers_around_it_neither_stack_nor_transpose_again():
         assert venv.action_space.n == 6
 
 
-def test_atari_records_whole_games_with_raw_rewards_and_frames(tmp_path):
+def test_atari_monitor_records_whole_games_with_raw_rewards_and_frames(tmp_path):
     spec = EnvSpec("BreakoutNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, backend="native")
     venv = make_train_env(spec, monitor_dir=str(tmp_path))
     venv.reset()
@@ -324,7 +324,7 @@ def test_atari_records_whole_games_with_raw_rewards_and_frames(tmp_path):
 
 
 @pytest.mark.parametrize("action", [-1, 6])
-def test_atari_action_that_there_is_not_is_an_error_and_no_endless_wait(action):
+def test_atari_invalid_action_raises_index_error_instead_of_blocking(action):
     venv = native("PongNoFrameskip-v4", 1)
     venv.reset()
     with pytest.raises(IndexError, match=r"must be in \[0, 6\)"):
@@ -333,7 +333,7 @@ def test_atari_action_that_there_is_not_is_an_error_and_no_endless_wait(action):
 
 
 @pytest.mark.slow
-def test_atari_is_evaluated_by_whole_games_and_trains():
+def test_atari_native_env_trains_and_evaluates_whole_games():
     spec = EnvSpec("BreakoutNoFrameskip-v4", seed=0, n_envs=2, frame_stack=4, backend="native", n_threads=2)
     model = A2C("CnnPolicy", make_train_env(spec), n_steps=5, seed=0, device="cpu").learn(10)
     returns, lengths = evaluate_policy(
@@ -344,7 +344,7 @@ def test_atari_is_evaluated_by_whole_games_and_trains():
     assert min(lengths) > 150
 
 
-def test_atari_closes_in_the_middle_of_a_step():
+def test_atari_native_env_closes_during_a_step():
     venv = native("PongNoFrameskip-v4", 3)
     venv.reset()
     venv.step_async(np.zeros(3, dtype=int))
@@ -363,23 +363,23 @@ def test_atari_closes_in_the_middle_of_a_step():
     ],
     ids=str,
 )
-def test_mistake_is_a_user_error_before_a_run_starts(changes, says):
+def test_mistake_raises_user_error_before_training(changes, says):
     with pytest.raises(UserError) as error:
         check_env(EnvSpec(**{"seed": 0, "backend": "native", **changes}))
     assert says in str(error.value)
 
 
-def test_environment_without_native_version_is_a_user_error():
+def test_environment_without_native_version_raises_user_error():
     with pytest.raises(UserError, match=r"Hopper-v4 has no native version.*gymnasium"):
         check_run(small_spec("ppo", "Hopper-v4", env_backend="native"))
 
 
-def test_unknown_backend_is_a_user_error():
+def test_unknown_backend_raises_user_error():
     with pytest.raises(UserError, match="Did you mean native"):
         small_spec(env_backend="nativ")
 
 
-def test_run_hands_its_backend_and_threads_to_its_environments():
+def test_run_spec_passes_backend_and_threads_to_env_spec():
     spec = small_spec(env_backend="native", threads=3).env_spec()
     assert (spec.backend, spec.n_threads) == ("native", 3)
     assert small_spec().env_spec().backend == "gymnasium"

@@ -1,4 +1,4 @@
-"""VecNormalize with faster averages is SB3's."""
+"""VecNormalize with faster running averages matches SB3."""
 
 import pickle
 
@@ -23,7 +23,7 @@ def play(venv, n_steps=50):
 
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("options", [{}, dict(norm_obs=False), dict(norm_reward=False, gamma=0.9)])
-def test_normalised_numbers_and_saved_statistics_are_those_of_sb3(n_envs, options, tmp_path):
+def test_normalized_values_and_saved_statistics_match_sb3(n_envs, options, tmp_path):
     stacks = [
         make(DummyVecEnv([lambda: RandomEnv(spaces.Discrete(2))] * n_envs), **options)
         for make in (make_normalize, VecNormalize)

@@ -1,4 +1,4 @@
-"""Environment ids: today's names, and messages that help."""
+"""Environment ids: renamed versions and helpful error messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarn
     "env_id",
     ["CartPole-v1", "HalfCheetah-v4", "BipedalWalker-v3", "PongNoFrameskip-v4", "ALE/Pong-v5", "Pong-v4"],
 )
-def test_current_id_stays_and_is_silent(env_id):
+def test_current_id_is_unchanged_without_notice(env_id):
     assert resolve_env_id(env_id) == (env_id, None)
 
 
@@ -30,7 +30,7 @@ def test_current_id_stays_and_is_silent(env_id):
         ("CartPole", "CartPole-v1"),
     ],
 )
-def test_renamed_or_unversioned_id_becomes_the_current_one_and_says_so_in_one_line(old, new):
+def test_renamed_or_unversioned_id_resolves_to_current_id_with_notice(old, new):
     current, notice = resolve_env_id(old)
     assert current == new
     assert current in gym.registry
@@ -55,13 +55,13 @@ def test_renamed_or_unversioned_id_becomes_the_current_one_and_says_so_in_one_li
         (None, "not an environment id"),
     ],
 )
-def test_unknown_or_malformed_id_is_a_user_error_that_helps(env_id, says):
+def test_unknown_or_malformed_id_raises_helpful_user_error(env_id, says):
     with pytest.raises(UserError) as error:
         resolve_env_id(env_id)
     assert says in str(error.value)
 
 
-def test_id_with_a_module_imports_it(tmp_path, monkeypatch):
+def test_id_with_module_prefix_imports_the_module(tmp_path, monkeypatch):
     (tmp_path / "srl_test_module.py").write_text(
         "import gymnasium\n"
         "gymnasium.register('FromModule-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
@@ -86,12 +86,12 @@ def test_id_with_a_module_imports_it(tmp_path, monkeypatch):
         ("LunarLanderContinuous-v2", False, False),
     ],
 )
-def test_kind_of_environment_is_told_from_where_gymnasium_finds_it(env_id, atari, mujoco):
+def test_kind_of_environment_is_derived_from_entry_point(env_id, atari, mujoco):
     assert is_atari(env_id) is atari
     assert is_mujoco(env_id) is mujoco
 
 
-def test_kind_of_an_environment_registered_with_a_function_is_told_too():
+def test_kind_of_environment_with_callable_entry_point_is_detected():
     gym.register("Function-v0", entry_point=lambda: None)
     try:
         assert not is_atari("Function-v0")
@@ -100,30 +100,30 @@ def test_kind_of_an_environment_registered_with_a_function_is_told_too():
 
 
 @pytest.mark.parametrize("env_id", ["PongNoFrameskip-v4", "ALE/MsPacman-v5", "CartPole-v1"])
-def test_rom_that_is_there_or_not_needed_passes(env_id):
+def test_rom_check_passes_if_rom_exists_or_is_not_needed(env_id):
     check_rom(env_id)
 
 
-def test_missing_rom_is_a_user_error_that_names_the_game(tmp_path, monkeypatch):
+def test_missing_rom_raises_user_error_with_game_name(tmp_path, monkeypatch):
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"(?s)'ms_pacman'.*No such file.*unset ALE_ROMS_DIR"):
         check_rom("MsPacmanNoFrameskip-v4")
 
 
-def test_missing_rom_folder_is_a_user_error(tmp_path, monkeypatch):
+def test_missing_rom_folder_raises_user_error(tmp_path, monkeypatch):
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="doesn't exist"):
         check_rom("PongNoFrameskip-v4")
 
 
-def test_damaged_rom_is_a_user_error(tmp_path, monkeypatch):
+def test_damaged_rom_raises_user_error(tmp_path, monkeypatch):
     (tmp_path / "pong.bin").write_bytes(b"not a game")
     monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
     with pytest.raises(UserError, match="hash of pong"):
         check_rom("PongNoFrameskip-v4")
 
 
-def test_game_that_ale_does_not_support_is_a_user_error(monkeypatch):
+def test_game_that_ale_does_not_support_raises_user_error(monkeypatch):
     monkeypatch.setattr(roms, "get_rom_path", lambda game: None)
     with pytest.raises(UserError, match="does not support"):
         check_rom("PongNoFrameskip-v4")
@@ -134,7 +134,7 @@ def make(env_id: str, **kwargs: object) -> gym.Env:
         return gym.make(env_id, **kwargs)
 
 
-def test_missing_package_is_a_user_error_that_names_it(monkeypatch):
+def test_missing_package_raises_user_error_with_its_name(monkeypatch):
     for module in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "Box2D", None)
@@ -142,16 +142,16 @@ def test_missing_package_is_a_user_error_that_names_it(monkeypatch):
         make("LunarLander-v3")
 
 
-def test_environment_moved_to_another_package_is_a_user_error_that_names_it():
+def test_environment_moved_to_another_package_raises_user_error_with_its_name():
     with pytest.raises(UserError, match="gymnasium-robotics"):
         make("HalfCheetah-v2")
 
 
-def test_argument_that_the_environment_does_not_take_is_a_user_error_that_names_it():
+def test_unexpected_env_kwarg_raises_user_error_with_its_name():
     with pytest.raises(UserError, match=r"env_kwargs: .*unexpected keyword argument 'wings'"):
         make("CartPole-v1", wings=2)
 
 
-def test_error_of_another_kind_passes_as_it_is():
+def test_unrelated_error_passes_unchanged():
     with pytest.raises(TypeError, match="a bug"), explained_failures("CartPole-v1"):
         raise TypeError("a bug")

@@ -1,4 +1,4 @@
-"""Environments brought back to where they were, in an environment that was made anew."""
+"""Restoring the state of environments in newly created environments."""
 
 import tracemalloc
 from itertools import product
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def play(venv, generator, n_steps):
-    """Everything that random actions give, the bits of observations and rewards included."""
+    """Return all results of random actions, with observations and rewards as bytes."""
     seen = []
     for _ in range(n_steps):
         actions = np.array([draw(venv.action_space, generator) for _ in range(venv.num_envs)])
@@ -48,7 +48,7 @@ def draw(space, generator):
     ("kind", "n_steps"),
     [*((kind, 1100) for kind in KINDS), *product(("HalfCheetah", "Pong", "CartPole"), (0, 37))],
 )
-def test_restored_environment_goes_on_to_the_bit(kind, n_steps):
+def test_restored_environment_continues_bitwise_identically(kind, n_steps):
     first, second = make_train_env(KINDS[kind]), make_train_env(KINDS[kind])
     first.reset()
     play(first, np.random.default_rng(1), n_steps)
@@ -58,7 +58,7 @@ def test_restored_environment_goes_on_to_the_bit(kind, n_steps):
     restore_env(second, state)
     again = env_state(second)
     assert play(second, np.random.default_rng(3), 200) == play(first, np.random.default_rng(3), 200)
-    # And from there it can be restored again
+    # A restored environment can be saved and restored again
     third = make_train_env(KINDS[kind])
     third.reset()
     restore_env(third, again)
@@ -68,7 +68,7 @@ def test_restored_environment_goes_on_to_the_bit(kind, n_steps):
     assert play(third, np.random.default_rng(3), 50) == play(fourth, np.random.default_rng(3), 50)
 
 
-def test_walker_goes_on_to_the_bit_after_many_episodes():
+def test_walker_continues_bitwise_identically_after_many_episodes():
     spec = KINDS["BipedalWalker"]
     first, second = make_train_env(spec), make_train_env(spec)
     first.reset()
@@ -79,19 +79,19 @@ def test_walker_goes_on_to_the_bit_after_many_episodes():
 
 
 @pytest.mark.slow
-def test_evaluation_environments_are_restored_in_the_middle_of_a_game():
+def test_evaluation_environments_are_restored_within_a_game():
     spec = KINDS["game with lives"]
     first, second = make_eval_env(spec, 2), make_eval_env(spec, 2)
     first.reset()
     play(first, np.random.default_rng(1), 900)
     second.reset()
     restore_env(second, env_state(first))
-    # A reset after a lost life goes on with the game
+    # A reset after a lost life continues the game
     assert first.reset().tobytes() == second.reset().tobytes()
     assert play(second, np.random.default_rng(3), 100) == play(first, np.random.default_rng(3), 100)
 
 
-def test_replaying_writes_no_episodes(tmp_path):
+def test_replay_does_not_write_episodes_to_monitor(tmp_path):
     spec = KINDS["CartPole"]
     first = make_train_env(spec)
     first.reset()
@@ -104,7 +104,7 @@ def test_replaying_writes_no_episodes(tmp_path):
 
 
 class Elsewhere(gym.Env):
-    """Draws from a generator that nobody knows of."""
+    """Draws from a generator that the replay cannot see."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Discrete(2)
@@ -117,7 +117,7 @@ class Elsewhere(gym.Env):
         return np.random.default_rng().random(1).astype(np.float32), 0.0, False, False, {}
 
 
-def test_environment_that_draws_from_elsewhere_is_found_out():
+def test_environment_with_hidden_generator_is_detected():
     first, second = Replayable(Elsewhere()), Replayable(Elsewhere())
     first.reset(seed=0)
     first.step(0)
@@ -126,14 +126,14 @@ def test_environment_that_draws_from_elsewhere_is_found_out():
         second.replay(first.history())
 
 
-def test_record_of_a_step_takes_a_few_bytes_and_ends_at_its_limit(monkeypatch):
+def test_step_record_is_small_and_bounded(monkeypatch):
     monkeypatch.setattr(replay, "MAX_RECORDED_STEPS", 20_000)
     env = Replayable(NeverEnds())
     env.reset(seed=0)
     actions = np.zeros(1_000, int)
 
     def growth(n_steps):
-        """Bytes that so many steps leave behind."""
+        """Return the bytes of memory that ``n_steps`` steps allocate."""
         tracemalloc.start()
         for _ in range(n_steps // len(actions)):
             for action in actions:
@@ -151,7 +151,7 @@ def test_record_of_a_step_takes_a_few_bytes_and_ends_at_its_limit(monkeypatch):
     assert len(env.history()["actions"]) == 0
 
 
-def test_environment_with_another_kind_of_generator_is_not_restored():
+def test_restoring_another_kind_of_generator_is_rejected():
     first, second = Replayable(LegacyRandom()), Replayable(PythonRandom())
     first.reset()
     second.reset()
@@ -159,7 +159,7 @@ def test_environment_with_another_kind_of_generator_is_not_restored():
         second.replay(first.history())
 
 
-def test_native_environments_say_that_they_cannot_be_kept():
+def test_native_environments_cannot_be_restored():
     venv = make_train_env(EnvSpec("PongNoFrameskip-v4", seed=7, backend="native", frame_stack=4))
     venv.reset()
     with pytest.raises(NotRestorable, match="keeps the state of its environments to itself"):

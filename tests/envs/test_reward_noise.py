@@ -1,4 +1,4 @@
-"""Reward noise: its text form, its statistics, and that it reaches the learner's rewards alone."""
+"""Reward noise: text format, statistics, and that only the learner's rewards change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from srl.envs.reward_noise import (
 from srl.envs.vec_reward_noise import VecRewardNoise
 from srl.errors import UserError
 
-# Versions that the protocol asks for, and what gymnasium's check says of any wrapper or unbounded space
+# The protocol uses old versions, and Gymnasium's checker warns about any wrapper or unbounded space
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*(different from the unwrapped version|is probably too):UserWarning"),
@@ -46,7 +46,7 @@ def cartpoles(n_envs: int = 2, seed: int = 0) -> VecEnv:
 
 
 def rollout(venv: VecEnv, steps: int = 40) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict]]:
-    """Step with always the same actions from a reset; observations, rewards, dones, last infos."""
+    """Reset and step with fixed actions; return observations, rewards, dones and infos."""
     observations, rewards, dones, infos = [venv.reset()], [], [], []
     for step in range(steps):
         observation, reward, done, info = venv.step(np.full(venv.num_envs, (step // 3) % 2))
@@ -60,7 +60,7 @@ def rollout(venv: VecEnv, steps: int = 40) -> tuple[np.ndarray, np.ndarray, np.n
 @pytest.mark.parametrize("process", ALL, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(3,), (4, 2)])
-def test_noise_keeps_shape_and_dtype_and_leaves_its_input_alone(process, dtype, shape):
+def test_noise_keeps_shape_and_dtype_and_does_not_modify_input(process, dtype, shape):
     rewards = np.ones(shape, dtype=dtype)
     noisy = process.apply(rewards, rng())
     assert noisy.shape == shape
@@ -70,20 +70,20 @@ def test_noise_keeps_shape_and_dtype_and_leaves_its_input_alone(process, dtype, 
 
 
 @pytest.mark.parametrize("process", ALL, ids=str)
-def test_noise_is_a_function_of_rewards_and_generator(process):
+def test_noise_is_determined_by_rewards_and_generator(process):
     rewards = np.linspace(-1, 1, 50)
     assert (process.apply(rewards, rng(3)) == process.apply(rewards, rng(3))).all()
     assert (process.apply(rewards, rng(3)) != process.apply(rewards, rng(4))).any()
 
 
-def test_gaussian_noise_has_mean_zero_and_the_given_standard_deviation():
+def test_gaussian_noise_has_zero_mean_and_given_standard_deviation():
     noise = GaussianNoise(0.05).apply(np.full(MANY, 3.0), rng()) - 3.0
     assert noise.mean() == pytest.approx(0.0, abs=0.002)
     assert noise.std() == pytest.approx(0.05, rel=0.03)
-    assert np.abs(noise).max() > 0.15  # a Gaussian has tails
+    assert np.abs(noise).max() > 0.15  # tails of the Gaussian
 
 
-def test_uniform_noise_fills_the_interval_and_stays_within_it():
+def test_uniform_noise_covers_its_interval():
     noise = UniformNoise(0.2).apply(np.full(MANY, 3.0), rng()) - 3.0
     assert -0.2 <= noise.min() < -0.199
     assert 0.199 < noise.max() <= 0.2
@@ -91,32 +91,32 @@ def test_uniform_noise_fills_the_interval_and_stays_within_it():
 
 
 @pytest.mark.parametrize(("reward", "flipped"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 2.0)])
-def test_flip_turns_a_reward_into_one_minus_itself_with_the_given_probability(reward, flipped):
+def test_flip_maps_reward_to_one_minus_reward_with_given_probability(reward, flipped):
     noisy = RewardFlip(0.1).apply(np.full(MANY, reward), rng())
     assert set(np.unique(noisy)) == {reward, flipped}
     assert (noisy == flipped).mean() == pytest.approx(0.1, abs=0.01)
 
 
-def test_flip_with_probability_one_flips_always():
+def test_flip_with_probability_one_always_flips():
     assert (RewardFlip(1).apply(np.zeros(100), rng()) == 1).all()
 
 
 @pytest.mark.parametrize("process", [GaussianNoise(0.5), UniformNoise(0.5)], ids=str)
-def test_additive_noise_refuses_integer_rewards_instead_of_truncating(process):
+def test_additive_noise_rejects_integer_rewards(process):
     with pytest.raises(TypeError):
         process.apply(np.array([1, 2]), rng())
 
 
 @pytest.mark.parametrize("process_class", [GaussianNoise, UniformNoise, RewardFlip])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), True, "0.1", None])
-def test_parameter_out_of_range_is_a_user_error_with_the_value(process_class, value):
+def test_out_of_range_parameter_raises_user_error_with_value(process_class, value):
     with pytest.raises(UserError) as error:
         process_class(value)
     assert repr(value) in str(error.value)
     assert process_class.form() in str(error.value)
 
 
-def test_flip_probability_above_one_is_a_user_error_with_the_range():
+def test_flip_probability_above_one_raises_user_error_with_range():
     with pytest.raises(UserError, match=r"1\.5 but must be a number in \[0, 1\]"):
         RewardFlip(1.5)
 
@@ -130,13 +130,13 @@ def test_flip_probability_above_one_is_a_user_error_with_the_range():
         ("flip:1", RewardFlip(1), "flip:1.0"),
     ],
 )
-def test_text_becomes_a_process_and_its_canonical_text(text, process, canonical):
+def test_text_parses_to_process_and_back_to_canonical_text(text, process, canonical):
     assert parse_noise(text) == process
     assert str(process) == canonical
     assert parse_noise(canonical) == process
 
 
-def test_text_none_is_no_process():
+def test_text_none_parses_to_no_process():
     assert parse_noise("none") is None
 
 
@@ -156,13 +156,13 @@ def test_text_none_is_no_process():
         (None, "must be a text"),
     ],
 )
-def test_text_that_is_no_process_is_a_user_error_that_helps(text, says):
+def test_invalid_noise_text_raises_helpful_user_error(text, says):
     with pytest.raises(UserError) as error:
         parse_noise(text)
     assert says in str(error.value)
 
 
-def test_a_new_process_is_one_class():
+def test_new_process_needs_only_one_class():
     @dataclass(frozen=True)
     class Shift(RewardNoiseProcess):
         by: float
@@ -178,7 +178,7 @@ def test_a_new_process_is_one_class():
         del NOISE_PROCESSES["shift"]
 
 
-def test_vec_noise_changes_rewards_and_nothing_else():
+def test_vec_noise_changes_only_rewards():
     observations, rewards, dones, infos = rollout(cartpoles())
     noisy = rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=0))
     assert (noisy[0] == observations).all()
@@ -186,7 +186,7 @@ def test_vec_noise_changes_rewards_and_nothing_else():
     assert (noisy[1] != rewards).all()
     assert np.abs(noisy[1] - rewards).max() < 0.5
     assert noisy[1].dtype == rewards.dtype
-    assert dones.any()  # else the next lines compare nothing
+    assert dones.any()  # otherwise the loop below compares nothing
     for clean_info, noisy_info in zip(infos, noisy[3], strict=True):
         assert clean_info.keys() == noisy_info.keys()
         if "episode" in clean_info:
@@ -194,7 +194,7 @@ def test_vec_noise_changes_rewards_and_nothing_else():
             assert (clean_info["terminal_observation"] == noisy_info["terminal_observation"]).all()
 
 
-def test_vec_noise_of_the_same_seed_is_the_same_and_of_another_is_not():
+def test_vec_noise_depends_on_seed():
     first, again, other = (
         rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=seed))[1] for seed in (7, 7, 8)
     )
@@ -202,7 +202,7 @@ def test_vec_noise_of_the_same_seed_is_the_same_and_of_another_is_not():
     assert (first != other).all()
 
 
-def test_vec_noise_draws_apart_for_each_environment_and_step():
+def test_vec_noise_is_independent_across_environments_and_steps():
     noise = rollout(VecRewardNoise(cartpoles(), "gaussian:0.05", seed=0))[1] - 1.0
     assert len(np.unique(noise)) == noise.size
     generator = rng()
@@ -210,12 +210,12 @@ def test_vec_noise_draws_apart_for_each_environment_and_step():
     assert abs(np.corrcoef(many.T)[0, 1]) < 0.05
 
 
-def test_vec_noise_shares_no_stream_with_a_plain_generator_of_the_same_seed():
+def test_vec_noise_does_not_share_stream_with_default_rng_of_same_seed():
     venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=5)
     assert venv.rng.random() != np.random.default_rng(5).random()
 
 
-def test_vec_noise_goes_on_over_a_reset_and_starts_anew_with_a_seed():
+def test_vec_noise_continues_after_reset_and_restarts_with_seed():
     venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
     first, second = rollout(venv, 5)[1], rollout(venv, 5)[1]
     assert (first != second).all()
@@ -223,12 +223,12 @@ def test_vec_noise_goes_on_over_a_reset_and_starts_anew_with_a_seed():
     assert (rollout(venv, 5)[1] == first).all()
 
 
-def test_vec_noise_without_a_seed_is_different_each_time():
+def test_vec_noise_without_seed_differs_each_time():
     first, second = (VecRewardNoise(cartpoles(1), "flip:0.1").rng.random() for _ in range(2))
     assert first != second
 
 
-def test_vec_noise_continues_where_a_saved_generator_state_was():
+def test_vec_noise_continues_from_saved_generator_state():
     venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
     venv.reset()
     state = venv.rng.bit_generator.state
@@ -239,12 +239,12 @@ def test_vec_noise_continues_where_a_saved_generator_state_was():
     assert (other.step(np.zeros(2, dtype=int))[1] == ahead).all()
 
 
-def test_vec_noise_pickles_with_its_generator_and_takes_a_new_environment():
+def test_vec_noise_pickles_generator_and_accepts_new_environment():
     venv = VecRewardNoise(cartpoles(), "gaussian:0.05", seed=3)
     rollout(venv, 5)
     copy = pickle.loads(pickle.dumps(venv))
     copy.set_venv(cartpoles())
-    venv.seed(None)  # the environments' next reset alone
+    venv.seed(None)  # affects only the next reset of the environments
     assert copy.noise == venv.noise
     assert (rollout(copy, 1)[1] == rollout(venv, 1)[1]).all()
     with pytest.raises(ValueError, match="already"):
@@ -261,7 +261,7 @@ def vec_noise(env: gym.Env, noise: object) -> VecRewardNoise:
 
 @pytest.mark.parametrize("wrap", [single_noise, vec_noise])
 @pytest.mark.parametrize("noise", [None, "none", GaussianNoise(0), UniformNoise(0), "flip:0"])
-def test_no_noise_passes_rewards_through(wrap: Callable, noise):
+def test_zero_noise_passes_rewards_unchanged(wrap: Callable, noise):
     env = wrap(gym.make("LunarLander-v3"), noise)
     plain = gym.make("LunarLander-v3")
     vectorised = isinstance(env, VecRewardNoise)
@@ -275,18 +275,18 @@ def test_no_noise_passes_rewards_through(wrap: Callable, noise):
 
 
 @pytest.mark.parametrize("seed", [-1, True, 1.5])
-def test_invalid_noise_seed_is_a_user_error(seed):
+def test_invalid_noise_seed_raises_user_error(seed):
     with pytest.raises(UserError, match="seed of the reward noise"):
         VecRewardNoise(cartpoles(1), "flip:0.1", seed=seed)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLanderContinuous-v3", "InvertedDoublePendulum-v4"])
 @pytest.mark.parametrize("process", ALL, ids=str)
-def test_wrapped_environment_passes_gymnasiums_check(env_id, process):
+def test_wrapped_environment_passes_gymnasium_checker(env_id, process):
     gymnasium_check_env(RewardNoise(gym.make(env_id), process), skip_render_check=True)
 
 
-def test_single_noise_starts_anew_with_a_reset_seed_and_goes_on_without():
+def test_single_noise_restarts_with_reset_seed_and_continues_without():
     env = RewardNoise(gym.make("CartPole-v1"), "gaussian:0.05")
 
     def rewards(**reset: int) -> list[float]:
@@ -300,7 +300,7 @@ def test_single_noise_starts_anew_with_a_reset_seed_and_goes_on_without():
     assert rewards() != first
 
 
-def test_single_and_vectorised_noise_of_one_environment_are_the_same():
+def test_single_and_vectorized_noise_of_one_environment_match():
     env = RewardNoise(gym.make("CartPole-v1"), "gaussian:0.05", seed=5)
     env.reset()
     venv = VecRewardNoise(cartpoles(1), "gaussian:0.05", seed=5)
@@ -308,7 +308,7 @@ def test_single_and_vectorised_noise_of_one_environment_are_the_same():
     assert env.step(0)[1] == pytest.approx(venv.step(np.zeros(1, dtype=int))[1][0], abs=1e-6)
 
 
-def test_single_noise_is_made_again_from_its_spec():
+def test_single_noise_is_recreated_from_its_spec():
     env = RewardNoise(gym.make("CartPole-v1"), GaussianNoise(0.05), seed=5)
     spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
     copy = gym.make(spec)
@@ -320,7 +320,7 @@ def test_single_noise_is_made_again_from_its_spec():
 
 
 class IntegerRewards(VecEnvWrapper):
-    """Whole numbers as rewards, as processes give them in a step in which none is a fraction."""
+    """Returns rewards with an integer dtype, like SubprocVecEnv if no reward is fractional."""
 
     def __init__(self, venv: VecEnv, dtype: type) -> None:
         super().__init__(venv)
@@ -336,7 +336,7 @@ class IntegerRewards(VecEnvWrapper):
 
 @pytest.mark.parametrize("process", ALL, ids=str)
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_, np.uint8])
-def test_integer_rewards_become_float_before_they_get_noise(process, dtype):
+def test_integer_rewards_are_converted_to_float_before_noise(process, dtype):
     ours, theirs = (
         VecRewardNoise(IntegerRewards(cartpoles(), dtype), process, 0),
         VecRewardNoise(cartpoles(), process, 0),
@@ -347,7 +347,7 @@ def test_integer_rewards_become_float_before_they_get_noise(process, dtype):
 
 
 @pytest.mark.slow
-def test_environments_in_processes_with_integer_rewards_are_learned_from():
+def test_subproc_environments_with_integer_rewards_train():
     env = SubprocVecEnv([lambda: gym.make("FrozenLake-v1")] * 2)
     try:
         SA2C("MlpPolicy", VecRewardNoise(env, "gaussian:0.1", 0), device="cpu").learn(40)
@@ -358,7 +358,7 @@ def test_environments_in_processes_with_integer_rewards_are_learned_from():
 @pytest.mark.parametrize(
     "reward", [1, np.int64(1), True, np.array([1.0]), np.array(1.0), np.float32(1)], ids=repr
 )
-def test_reward_of_one_environment_is_a_number_with_noise(reward):
+def test_noisy_reward_of_single_environment_is_a_float(reward):
     env = gym.wrappers.TransformReward(gym.make("CartPole-v1").unwrapped, lambda _: reward)
     noisy = RewardNoise(env, UniformNoise(0.25), 0)
     noisy.reset(seed=0)
@@ -367,7 +367,7 @@ def test_reward_of_one_environment_is_a_number_with_noise(reward):
     assert 0.75 <= value <= 1.25
 
 
-def test_several_rewards_in_one_step_are_refused():
+def test_array_reward_of_single_environment_is_rejected():
     noisy = RewardNoise(
         gym.wrappers.TransformReward(gym.make("CartPole-v1").unwrapped, lambda _: np.zeros(2)), ALL[0]
     )

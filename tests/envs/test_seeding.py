@@ -1,4 +1,4 @@
-"""Random streams: none is shared between seeds, environments or purposes."""
+"""Random streams are not shared between seeds, environments or purposes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lottery_spec(seed: int, **changes):
 
 
 @pytest.mark.parametrize("population", [False, True], ids=["alone", "population"])
-def test_no_return_of_adjacent_seeds_occurs_twice_in_training_and_evaluation(population, tmp_path):
+def test_training_and_evaluation_returns_of_adjacent_seeds_are_all_distinct(population, tmp_path):
     specs = [lottery_spec(seed, n_eval_episodes=10) for seed in SEEDS]
     paths = [tmp_path / str(spec.seed) for spec in specs]
     if population:
@@ -59,7 +59,7 @@ def test_no_return_of_adjacent_seeds_occurs_twice_in_training_and_evaluation(pop
     assert len(np.unique(np.round(returns, 9))) == len(returns)
 
 
-def test_environment_with_a_random_state_of_its_own_is_seeded_apart_too():
+def test_environment_with_its_own_random_state_gets_distinct_streams():
     def first_prizes(seed: int, stream: Stream, index: int) -> list[float]:
         env = gym.make("Lottery-v0", legacy=True)
         seed_env(env, seed_sequence(seed, stream, index))
@@ -75,7 +75,7 @@ def test_environment_with_a_random_state_of_its_own_is_seeded_apart_too():
     assert first_prizes(*places[3]) == prizes[6:8]
 
 
-def test_streams_of_any_two_seeds_names_and_indices_differ():
+def test_streams_differ_across_seeds_names_and_indices():
     seeds = [*range(300), 2**20, 2**31 - 1, *SEEDS]
     starts = {
         seed_sequence(seed, stream, index).generate_state(4).tobytes()
@@ -86,18 +86,18 @@ def test_streams_of_any_two_seeds_names_and_indices_differ():
     assert len(starts) == len(set(seeds)) * len(Stream) * 20
 
 
-def test_torch_generators_hold_a_whole_stream_and_not_32_bits_of_it():
+def test_torch_generators_use_full_stream_state_instead_of_32_bits():
     sequence = seed_sequence(7, Stream.ACTIONS)
     generator = th.Generator()
     seed_torch(generator, sequence)
     words = generator.get_state().numpy().view(np.uint64)[3:627]
     assert (words == np.random.MT19937(sequence).state["state"]["key"]).all()
     drawn = th.empty(8, dtype=th.int64).random_(0, 2**32, generator=generator)
-    # A word is left of NumPy's state; PyTorch takes the lower of two words for an integer
+    # NumPy's state has one word left; PyTorch uses the lower of two words for an integer
     assert drawn.tolist() == np.random.MT19937(sequence).random_raw(17)[2::2].tolist()
 
 
-def test_global_generators_start_anew_and_apart():
+def test_global_generators_are_reproducible_and_distinct():
     def draws(seed: int) -> list[float]:
         seed_globals(seed_sequence(seed, Stream.SETUP))
         return [random.random(), float(np.random.random()), th.rand(1, dtype=th.float64).item()]
@@ -106,7 +106,7 @@ def test_global_generators_start_anew_and_apart():
     assert len({*draws(3), *draws(4)}) == 6
 
 
-def test_reward_noise_of_a_run_is_the_stream_of_its_name():
+def test_reward_noise_of_a_run_uses_its_named_stream():
     venv = make_train_env(EnvSpec("Lottery-v0", seed=7, n_envs=2, noise="gaussian:0.5"))
     venv.reset()
     prizes = np.array(venv.get_attr("prize"), dtype=np.float32)
@@ -116,14 +116,14 @@ def test_reward_noise_of_a_run_is_the_stream_of_its_name():
 
 
 @pytest.mark.parametrize("algorithm", [SPPO, PPO])
-def test_library_users_who_give_a_seed_get_the_seeding_of_sb3(algorithm):
-    """Environment ``i`` is reset with ``seed + i``, whatever streams it had."""
+def test_seed_argument_of_algorithms_seeds_environments_like_sb3(algorithm):
+    """Environment ``i`` is reset with ``seed + i``, regardless of its previous streams."""
     venv = make_train_env(EnvSpec("Lottery-v0", seed=7, n_envs=2))
     algorithm("MlpPolicy", venv, n_steps=8, batch_size=8, seed=5).learn(16)
     assert venv.get_attr("prize") == [np.random.default_rng(5 + index).uniform() for index in range(2)]
 
 
-def test_seeds_for_cpp_environments_fit_into_a_c_int():
+def test_seeds_for_cpp_environments_fit_in_a_c_int():
     seeds = [small_seed(seed_sequence(seed, Stream.TRAIN_ENV)) for seed in range(1000)]
     assert 0 <= min(seeds) <= max(seeds) < 2**31
     assert len(set(seeds)) == 1000

@@ -1,4 +1,4 @@
-"""Small environments, each with one property that a user's environment may have; importing registers them."""
+"""Small environments, each with one unusual property; importing this module registers them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-#: Environments of this module, by their ids.
+#: Prefix of the ids of this module's environments.
 UNUSUAL = "tests.envs.unusual_envs:"
 
 
@@ -24,7 +24,7 @@ class Base(gym.Env):
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        # A space remembers what it was asked, and models are saved with theirs
+        # A space stores its random state, and models are saved with their spaces
         self.observation_space = copy.deepcopy(self.observation_space)
         self.action_space = copy.deepcopy(self.action_space)
 
@@ -50,7 +50,7 @@ class Long(Base):
 
 
 class RarelyEnds(Base):
-    """Each step is the last of its episode with a probability of 5%."""
+    """Each step ends the episode with a probability of 5%."""
 
     def step(self, action):
         return self.observe(), 1.0, bool(self.np_random.random() < 0.05), False, {}
@@ -74,7 +74,7 @@ class NumpySuccess(Success):
 
 
 class Tidy(Base):
-    """Observations and rewards follow the actions. Episodes end after 7 steps by a time limit."""
+    """Observations and rewards depend on the actions. A time limit ends episodes after 7 steps."""
 
     action_space: spaces.Space[Any] = spaces.MultiDiscrete([2, 5, 3])
     scale: Any = 1
@@ -104,9 +104,9 @@ class Tidy(Base):
 
 
 class Untidy(Tidy):
-    """Like :class:`Tidy`, but writes to its actions, and returns one array and one info again and again."""
+    """Like :class:`Tidy`, but writes to its actions, and always returns the same array and info."""
 
-    shared = np.zeros(3, np.float32)  # by all environments
+    shared = np.zeros(3, np.float32)  # shared by all environments
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
@@ -134,7 +134,7 @@ class UntidyBox(Untidy):
 
 
 class TidyParts(Tidy):
-    """Observations in two parts."""
+    """Dict observations with two parts."""
 
     observation_space = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Box(-1, 1, (3,))})
 
@@ -153,7 +153,7 @@ class UntidyParts(Untidy):
 
 
 class LegacyRandom(Base):
-    """Has a RandomState under the name that Gymnasium uses for its Generator."""
+    """Replaces ``np_random``, Gymnasium's Generator, with a RandomState."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(render_mode)
@@ -183,7 +183,7 @@ class SystemRandom(PythonRandom):
 
 
 class GlobalState(LegacyRandom):
-    """Draws from the generator behind ``numpy.random``, as scikit-learn's ``check_random_state`` gives it."""
+    """Draws from the global generator of ``numpy.random``, like scikit-learn's ``check_random_state``."""
 
     def generator(self, seed: int) -> Any:
         return np.random.mtrand._rand

@@ -13,7 +13,7 @@ THREE = spaces.Discrete(3)
 
 
 def draw(space: spaces.Space[Any], rng: np.random.Generator) -> Any:
-    """An element of a space, from a generator."""
+    """Sample an element of a space with a generator."""
     if isinstance(space, spaces.Dict):
         return {key: draw(part, rng) for key, part in space.items()}
     if isinstance(space, spaces.Tuple):
@@ -28,8 +28,8 @@ def draw(space: spaces.Space[Any], rng: np.random.Generator) -> Any:
 
 
 class Unusual(gym.Env):
-    """Episodes of 10 steps with random observations, a reward that depends on the action, and a check that
-    the action is one of the action space."""
+    """Episodes of 10 steps with random observations and a reward that depends on the action. Each step checks
+    that the action is in the action space."""
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     observation_space: ClassVar[spaces.Space[Any]] = VECTOR
@@ -54,7 +54,7 @@ class Unusual(gym.Env):
 
 
 def with_spaces(observation: spaces.Space[Any] = VECTOR, action: spaces.Space[Any] = THREE):
-    """A class of environments with these spaces."""
+    """Return an environment class with these spaces."""
     return type("Unusual", (Unusual,), {"observation_space": observation, "action_space": action})
 
 
@@ -98,5 +98,5 @@ ENVIRONMENTS = {
 for _name, _class in ENVIRONMENTS.items():
     gym.register(f"Unusual{_name}-v0", entry_point=_class)
 
-#: The prefix of their ids where this module is to be imported.
+#: Prefix of the environment ids that imports this module.
 UNUSUAL = f"{__name__}:Unusual"

@@ -1,10 +1,10 @@
-"""Tests of what needs the extras say so if these are missing."""
+"""Tests that need missing extras are skipped with a reason."""
 
 from importlib.util import find_spec
 
 import pytest
 
-#: What each test module needs besides torch.
+#: Packages that each test module needs besides torch.
 NEEDS = {
     "test_offline": ("transformers",),
     "test_sppo_trainer": ("transformers", "accelerate", "peft"),
@@ -16,7 +16,7 @@ NEEDS = {
 
 
 class Missing(pytest.Module):
-    """A module whose packages are not installed: skipped as a whole."""
+    """A skipped test module whose packages are not installed."""
 
     def _getobj(self):
         missing = [name for name in NEEDS[self.path.stem] if find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""A folder with a task of its own: a tiny policy, a tiny classifier, texts, and the task's file."""
+"""A folder with a custom task: a tiny policy, a tiny classifier, texts and the task file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def few(prompts, completions, **columns):
 
 
 def make_project(folder: Path) -> None:
-    """Write the task's file, and what it names below ``files``."""
+    """Write the task file, and the models and texts that it names to ``files``."""
     files = folder / "files"
     for name in ("policy", "classifier", "texts"):
         (files / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The commands ``srl llm``: what they print, and how they refuse what cannot be."""
+"""Output and errors of the ``srl llm`` commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _inside(project, tmp_path, monkeypatch):
 
 
 def command(capsys, *words):
-    """The exit status, standard output and standard error of a command."""
+    """Return exit status, stdout and stderr of a command."""
     with pytest.raises(SystemExit) as ended:
         main(["llm", *map(str, words)])
     out, err = capsys.readouterr()
@@ -76,7 +76,7 @@ def test_train_eval_and_sample(project, capsys):
         (("sample", "nowhere", "a"), "nowhere holds no run"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_written(project, tmp_path, capsys, words, message):
+def test_mistake_is_one_line_error_before_anything_is_written(project, tmp_path, capsys, words, message):
     words = [str(word).replace("PROJECT", str(project)) for word in words]
     status, _, err = command(capsys, *words)
     assert status == 2
@@ -89,7 +89,7 @@ def test_mistakes_are_one_line_before_anything_is_written(project, tmp_path, cap
     ("function", "message"),
     [("nothing", "nothing returned nan"), ("few", "few returned 1 scores for 2 responses")],
 )
-def test_rewards_are_tried_before_training(project, tmp_path, capsys, function, message):
+def test_reward_function_is_tested_before_training(project, tmp_path, capsys, function, message):
     task = (project / "tiny.yml").read_text()
     text = task.replace("path: owner/classifier, label: 1", f"function: 'my_rewards:{function}'")
     (tmp_path / "own.yml").write_text(text)
@@ -100,7 +100,7 @@ def test_rewards_are_tried_before_training(project, tmp_path, capsys, function, 
     assert [file.name for file in tmp_path.iterdir()] == ["own.yml"]
 
 
-def test_old_python_and_missing_extras_are_named(capsys, monkeypatch):
+def test_old_python_and_missing_extras_are_named_in_error(capsys, monkeypatch):
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "trl" else object())
     status, _, err = command(capsys, "train", "offline", "--algo", "grpo")
     assert (status, err) == (2, "srl: Missing: trl. Install them: pip install 'symmetric-rl[trl]'\n")
@@ -114,8 +114,8 @@ def test_old_python_and_missing_extras_are_named(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_hub_that_does_not_answer_is_named(tmp_path):
-    """In a process of its own: the libraries look at their environment once."""
+def test_unreachable_hub_is_named_in_error(tmp_path):
+    """Runs in a subprocess: the libraries read environment variables only once."""
     own = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | own
     words = [sys.executable, "-m", "srl", "llm", "train", "imdb", "--device", "cpu"]
@@ -126,7 +126,7 @@ def test_hub_that_does_not_answer_is_named(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_other_commands_do_not_train_language_models(capsys):
+def test_train_command_rejects_language_model_algorithms(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--algo", "llm-sppo", "--env", "CartPole-v1"])
     assert "llm-sppo trains language models: srl llm train TASK --algo sppo" in capsys.readouterr().err

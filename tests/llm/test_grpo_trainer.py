@@ -1,4 +1,4 @@
-"""The symmetric loss in TRL's GRPOTrainer. What fails here first when TRL's internals change."""
+"""The symmetric loss in TRL's GRPOTrainer. These tests detect changes to TRL's internals."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def equal(one, other):
     return all(value.equal(other[name]) for name, value in one.items())
 
 
-def test_alpha_one_beta_zero_is_trl_bit_for_bit(tmp_path):
+def test_alpha_1_beta_0_is_bitwise_identical_to_trl(tmp_path):
     plain = trained(make(tmp_path, GRPOTrainer))
     assert equal(plain, trained(make(tmp_path, srl_alpha=1.0, srl_beta=0.0)))
     assert not equal(plain, trained(make(tmp_path, srl_alpha=0.5, srl_beta=1.0)))
 
 
 def batch():
-    """What TRL hands to its loss, in float64, with an old policy that clipping acts on."""
+    """Return float64 inputs of TRL's loss with an old policy whose ratios are clipped."""
     generator = th.Generator().manual_seed(0)
     encoded = TOKENIZER([row["prompt"] for row in rows(8)], padding=True, return_tensors="pt")
     completion_ids = th.randint(3, len(TOKENIZER), (8, 8), generator=generator)
@@ -84,10 +84,8 @@ def batch():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("importance_weighting", [True, False])
 @pytest.mark.parametrize("on_policy", [True, False])
-def test_gradient_is_that_of_the_losses_on_masked_tokens(
-    tmp_path, loss_type, importance_weighting, on_policy
-):
-    """The canary: log probabilities are computed once, before advantages are read."""
+def test_gradient_matches_loss_on_masked_tokens(tmp_path, loss_type, importance_weighting, on_policy):
+    """Also checks the assumption that TRL computes log probabilities once, before reading advantages."""
     symmetric = {"alpha": 0.5, "beta": 0.7, "z": -1.5, "importance_weighting": importance_weighting}
     trainer = make(
         tmp_path, loss_type=loss_type, **{f"srl_{name}": value for name, value in symmetric.items()}
@@ -106,7 +104,7 @@ def test_gradient_is_that_of_the_losses_on_masked_tokens(
     loss = trainer._compute_loss(model, inputs)
     hook.remove()
     assert len(calls) == 1
-    assert inputs["advantages"].dim() == 1  # what TRL keeps is not changed
+    assert inputs["advantages"].dim() == 1  # the inputs of TRL are not modified
     found = th.autograd.grad(loss, list(model.parameters()))
     aggregation = {"grpo": "seq-mean-token-mean", "dr_grpo": "seq-mean-token-sum-norm"}.get(loss_type)
     mask = inputs["completion_mask"].bool()
@@ -123,7 +121,7 @@ def test_gradient_is_that_of_the_losses_on_masked_tokens(
     assert float((got - want).norm() / want.norm()) < 1e-6
 
 
-def test_adapters_train(tmp_path):
+def test_only_lora_adapters_train(tmp_path):
     from peft import LoraConfig
 
     config = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")
@@ -135,7 +133,7 @@ def test_adapters_train(tmp_path):
     assert all("lora" in name for name in changed)
 
 
-def test_noise_is_in_training_only(tmp_path):
+def test_noise_affects_only_training_rewards(tmp_path):
     trainer = make(tmp_path, srl_noise="flip:1.0", max_steps=1)
     trainer.train()
     (logged,) = [entry for entry in trainer.state.log_history if "reward" in entry]
@@ -145,7 +143,7 @@ def test_noise_is_in_training_only(tmp_path):
     assert scores.tolist() == [[pytest.approx(0.4)]]
 
 
-def test_resumed_training_ends_with_the_same_weights(tmp_path):
+def test_resumed_training_ends_with_identical_weights(tmp_path):
     options = {"srl_noise": "gaussian:0.5", "num_iterations": 1, "max_steps": 4}
     whole = trained(make(tmp_path / "whole", **options))
     trained(make(tmp_path, **options, save_strategy="steps", save_steps=2))
@@ -169,18 +167,18 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path):
         ({"srl_noise": "flip"}, "exactly one parameter"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(tmp_path, options, message):
+def test_incompatible_options_are_rejected(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         make(tmp_path, **options)
 
 
-def test_other_loss_types_are_trls_with_alpha_one_beta_zero():
+def test_other_loss_types_of_trl_are_accepted_with_alpha_1_beta_0():
     SymmetricGRPOConfig(
         loss_type="cispo", srl_alpha=1.0, srl_beta=0.0, use_cpu=True, bf16=False, report_to=[]
     ).check()
 
 
-def test_untested_versions_of_trl_are_refused():
+def test_untested_trl_versions_are_rejected():
     for version in ("1.12.0", "1.16.3"):
         check_trl(version)
     for version in ("1.11.0", "1.15.0", "1.17.0", "2.0.0"):

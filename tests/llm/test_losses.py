@@ -1,4 +1,4 @@
-"""The losses on masked tokens: formulas, gradient identities, numerics at padding."""
+"""Losses on masked tokens: formulas, gradient identities, numerical safety at padding."""
 
 import pytest
 import torch as th
@@ -14,12 +14,12 @@ from srl.llm.losses import (
     value_loss,
 )
 
-#: Of the responses of a batch.
+#: Response lengths in a batch.
 LENGTHS = (9, 4, 1, 7)
 
 
 def batch(dtype=th.float64, n_words=11, seed=0):
-    """Logits of a policy, log probabilities of it and of an older one, advantages and mask."""
+    """Return logits, log probabilities of the policy and of an older policy, advantages and mask."""
     generator = th.Generator().manual_seed(seed)
     shape = (len(LENGTHS), max(LENGTHS))
     logits = th.randn(*shape, n_words, generator=generator, dtype=dtype, requires_grad=True)
@@ -38,7 +38,7 @@ def gradient(loss, logits):
 @pytest.mark.parametrize(("reverse_loss", "c"), [("rce", 0.5 + 0.4 * 1.5), ("mae", 0.5 + 0.4 * 2)])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_gradient_is_that_of_ppo_times_a_constant(reverse_loss, c, masked, aggregation):
+def test_gradient_is_a_multiple_of_the_ppo_gradient(reverse_loss, c, masked, aggregation):
     logits, log_prob, old, advantages, mask = batch()
     advantages = normalize_masked(advantages, mask, masked=masked)
     weights = token_weights(mask, aggregation, dtype=th.float64)
@@ -53,9 +53,9 @@ def test_gradient_is_that_of_ppo_times_a_constant(reverse_loss, c, masked, aggre
 
 
 @pytest.mark.parametrize(("reverse_loss", "factor"), [("rce", 1.5), ("mae", 2.0)])
-def test_without_importance_weighting_advantages_are_weighed_by_the_probability(reverse_loss, factor):
+def test_loss_without_importance_weighting_weights_advantages_by_probability(reverse_loss, factor):
     logits, log_prob, _, advantages, mask = batch()
-    old = log_prob.detach()  # where nothing is clipped
+    old = log_prob.detach()  # so that nothing is clipped
     symmetric = policy_losses(
         *(log_prob, old, advantages, mask),
         alpha=0.5,
@@ -73,7 +73,7 @@ def test_without_importance_weighting_advantages_are_weighed_by_the_probability(
 
 @pytest.mark.parametrize("reverse_loss", ["rce", "mae"])
 @pytest.mark.parametrize("importance_weighting", [True, False])
-def test_weighted_advantages_in_ppo_have_the_same_gradient(reverse_loss, importance_weighting):
+def test_ppo_with_weighted_advantages_has_the_same_gradient(reverse_loss, importance_weighting):
     logits, log_prob, old, advantages, mask = batch()
     options = {"alpha": 0.5, "beta": 0.4, "z": -1.5, "reverse_loss": reverse_loss}
     options["importance_weighting"] = importance_weighting
@@ -86,7 +86,7 @@ def test_weighted_advantages_in_ppo_have_the_same_gradient(reverse_loss, importa
     )
 
 
-def test_losses_are_the_formulas():
+def test_losses_match_formulas():
     _, log_prob, old, advantages, mask = batch()
     found = policy_losses(log_prob, old, advantages, mask, alpha=0.5, beta=0.4, z=-1.0)
     pi, pi_old = log_prob.exp(), old.exp()
@@ -100,7 +100,7 @@ def test_losses_are_the_formulas():
     th.testing.assert_close(found.loss, 0.5 * policy + 0.4 * reverse, rtol=1e-12, atol=0)
 
 
-def test_range_above_one_may_differ():
+def test_upper_clip_range_can_differ():
     _, log_prob, old, advantages, mask = batch()
     found = policy_losses(log_prob, old, advantages, mask, clip_range=0.2, clip_range_high=0.4, beta=0.0)
     ratio = (log_prob - old).exp()
@@ -108,7 +108,7 @@ def test_range_above_one_may_differ():
     th.testing.assert_close(found.policy_loss, expected)
 
 
-def test_alpha_one_beta_zero_is_ppo_to_the_bit():
+def test_alpha_1_beta_0_is_bitwise_identical_to_ppo():
     logits, log_prob, old, advantages, mask = batch(th.float32)
     ppo = policy_losses(log_prob, old, advantages, mask, alpha=1.0, beta=0.0)
     assert ppo.loss.equal(ppo.policy_loss)
@@ -117,7 +117,7 @@ def test_alpha_one_beta_zero_is_ppo_to_the_bit():
 
 @pytest.mark.parametrize("padding", [-200.0, float("nan"), float("-inf"), float("inf")])
 @pytest.mark.parametrize("options", [{}, {"reverse_loss": "mae"}, {"importance_weighting": False}])
-def test_padding_changes_neither_loss_nor_gradient(padding, options):
+def test_padding_does_not_change_loss_or_gradient(padding, options):
     logits, log_prob, old, advantages, mask = batch(th.float32)
     clean = policy_losses(log_prob, old, advantages, mask, **options)
     spoilt = policy_losses(
@@ -133,7 +133,7 @@ def test_padding_changes_neither_loss_nor_gradient(padding, options):
     assert normalize_masked(advantages.where(mask, padding), mask, masked=False).isfinite().all()
 
 
-def test_unlikely_tokens_that_count_leave_loss_and_gradient_finite():
+def test_unlikely_unmasked_tokens_have_finite_loss_and_gradient():
     _, _, _, advantages, mask = batch(th.float32)
     log_prob = th.full(mask.shape, -200.0, requires_grad=True)
     found = policy_losses(log_prob, th.full(mask.shape, -200.1), advantages, mask)
@@ -143,20 +143,20 @@ def test_unlikely_tokens_that_count_leave_loss_and_gradient_finite():
     th.testing.assert_close(got, 1.5 * th.autograd.grad(ppo.loss, log_prob)[0])
 
 
-def test_value_loss_is_half_the_larger_square():
+def test_value_loss_is_half_the_larger_squared_error():
     mask = th.tensor([[True, True, False]])
     values, old, returns = (
         th.tensor([[1.0, 0.1, 9.0]]),
         th.tensor([[0.0, 0.0, 0.0]]),
         th.tensor([[2.0, 0.0, 0]]),
     )
-    # V is cut to 0.2 in the first token: (0.2 - 2)^2 is larger than (1 - 2)^2
+    # V is clipped to 0.2 at the first token: (0.2 - 2)^2 is larger than (1 - 2)^2
     th.testing.assert_close(value_loss(values, old, returns, mask), th.tensor(0.5 * (1.8**2 + 0.1**2) / 2))
     unclipped = value_loss(values, old, returns, mask, clip_range=None)
     th.testing.assert_close(unclipped, th.tensor(0.5 * (1.0 + 0.1**2) / 2))
 
 
-def test_normalisation_counts_padding_as_zeros_only_in_the_authors_form():
+def test_unmasked_normalization_counts_padding_as_zeros():
     _, _, _, advantages, mask = batch()
     ours = normalize_masked(advantages, mask)
     assert abs(ours[mask].mean()) < 1e-12
@@ -167,7 +167,7 @@ def test_normalisation_counts_padding_as_zeros_only_in_the_authors_form():
     assert not ours[~mask].any()
 
 
-def test_advantages_of_a_response_do_not_depend_on_padding():
+def test_advantages_do_not_depend_on_padding():
     _, _, _, rewards, mask = batch()
     values = th.randn_like(rewards)
     advantages, returns = generalized_advantages(rewards, values, mask, gamma=0.9, gae_lambda=0.8)
@@ -181,7 +181,7 @@ def test_advantages_of_a_response_do_not_depend_on_padding():
     th.testing.assert_close(returns, advantages + values.where(mask, 0.0))
 
 
-def test_aggregations_weigh_tokens_as_their_names_say():
+def test_aggregations_weight_tokens_according_to_their_names():
     mask = th.tensor([[True, True, True, False], [True, False, False, False]])
     losses = th.tensor([[1.0, 2.0, 3.0, 50.0], [10.0, 50.0, 50.0, 50.0]])
     found = {name: float((token_weights(mask, name) * losses).sum()) for name in AGGREGATIONS}

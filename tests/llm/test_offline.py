@@ -1,4 +1,4 @@
-"""The offline task's grammar, tokenizer and classifiers."""
+"""Grammar, tokenizer and classifiers of the offline task."""
 
 import torch as th
 from transformers import AutoTokenizer
@@ -7,14 +7,14 @@ from srl.llm import offline
 from srl.llm.offline import GARBLED, NEGATIVE, POSITIVE, OrderClassifier, WordClassifier
 
 
-def test_reviews_come_from_their_stream_alone():
+def test_reviews_depend_only_on_their_stream():
     assert offline.make_reviews(5, 0) == offline.make_reviews(9, 0)[:5]
     assert offline.make_reviews(5, 0) != offline.make_reviews(5, 1)
     labels = [review.label for review in offline.make_reviews(600, 2)]
     assert all(150 < labels.count(label) < 250 for label in range(3))
 
 
-def test_tokenizer_knows_all_words_and_returns_the_same_text(tmp_path):
+def test_tokenizer_covers_vocabulary_and_round_trips_text(tmp_path):
     made = offline.make_tokenizer()
     made.save_pretrained(tmp_path)
     for tokenizer in (made, AutoTokenizer.from_pretrained(tmp_path)):
@@ -26,7 +26,7 @@ def test_tokenizer_knows_all_words_and_returns_the_same_text(tmp_path):
         assert tokenizer.padding_side == "left"
 
 
-def test_pretraining_lowers_the_loss_and_repeats():
+def test_pretraining_reduces_loss_and_is_reproducible():
     tokenizer = offline.make_tokenizer()
     models = [offline.pretrain(tokenizer, n_reviews=256, n_epochs=epochs) for epochs in (1, 6, 6)]
     tokens = th.tensor([tokenizer("this movie was very good and funny .")["input_ids"]])
@@ -34,7 +34,7 @@ def test_pretraining_lowers_the_loss_and_repeats():
     assert losses[1] == losses[2] < losses[0] - 0.3
 
 
-def test_classifiers_tell_sentiments_apart_and_the_judge_garbled_text():
+def test_classifiers_separate_sentiments_and_judge_rejects_garbled_text():
     tokenizer = offline.make_tokenizer()
     for kind, garbled, n_steps in ((WordClassifier, False, 60), (OrderClassifier, True, 150)):
         with th.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Runs on language models: their directories, resuming, status and report."""
+"""Runs of language models: run directory, resuming, status and report."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def spec_and_task(project, algo="sppo", **options):
 
 @pytest.fixture(scope="module")
 def finished(project, tmp_path_factory):
-    """A finished run, and its spec."""
+    """A finished run and its spec."""
     spec, task = spec_and_task(project, noise="flip:0.2")
     root = tmp_path_factory.mktemp("runs")
     train_llm_run(spec, root / spec.path, task, command="srl llm train tiny.yml")
     return root / spec.path, spec
 
 
-def test_run_directory_is_whole(finished):
+def test_run_directory_is_complete(finished):
     path, spec = finished
     directory = RunDirectory(path)
     assert directory.is_finished()
@@ -57,10 +57,10 @@ def test_run_directory_is_whole(finished):
     assert {"rollout/reward", "rollout/noisy_reward", "eval/perplexity", "eval/kl"} <= set(header.split(","))
     assert len(rows) == 3 + 2
     assert len(read_samples(path)) == 6
-    assert train_llm_run(spec, path, None) == status  # nothing is left to do
+    assert train_llm_run(spec, path, None) == status  # the finished run is skipped
 
 
-def test_status_and_report_read_it(finished, tmp_path):
+def test_status_and_report_read_the_run(finished, tmp_path):
     pytest.importorskip("matplotlib")
     from srl.report.report import make_report
     from srl.report.write import write_report
@@ -81,7 +81,7 @@ def test_status_and_report_read_it(finished, tmp_path):
     assert figures == {"reward", "kl", "perplexity"}
 
 
-def test_archive_makes_the_same_page(finished, tmp_path):
+def test_archive_contains_samples_and_training_logs(finished, tmp_path):
     pytest.importorskip("pyarrow")
     from srl.report.archive import read_archive, write_archive
     from srl.report.scores import read_scores
@@ -93,7 +93,7 @@ def test_archive_makes_the_same_page(finished, tmp_path):
     assert archive.training(archive.runs[0]).keys() == scores.source.training(scores.runs[0]).keys()
 
 
-def test_damaged_model_is_found_and_the_run_retrained(finished, project, tmp_path):
+def test_damaged_model_is_detected_and_run_retrained(finished, project, tmp_path):
     import shutil
 
     path, spec = finished
@@ -110,7 +110,7 @@ def test_damaged_model_is_found_and_the_run_retrained(finished, project, tmp_pat
     assert (copy / "damaged-1" / "model" / "model.safetensors").exists()
 
 
-def test_interrupted_run_ends_as_if_it_had_not_been(finished, project, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_with_identical_results(finished, project, tmp_path, monkeypatch):
     path, spec = finished
     original = run.SPPOTrainer.iterate
 
@@ -132,7 +132,7 @@ def test_interrupted_run_ends_as_if_it_had_not_been(finished, project, tmp_path,
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_reward_that_fails_in_training_fails_the_run(project, tmp_path):
+def test_invalid_reward_during_training_fails_the_run(project, tmp_path):
     spec, task = spec_and_task(project)
     task.reward = lambda prompts, completions, **columns: [float("inf")] * len(completions)
     with pytest.raises(RunFailed, match=r"returned inf for the response .* \(at step 0\)"):
@@ -140,21 +140,21 @@ def test_reward_that_fails_in_training_fails_the_run(project, tmp_path):
     assert RunDirectory(tmp_path / "run").read_status().state == "failed"
 
 
-def test_adapter_is_saved_and_loaded(project, tmp_path):
+def test_lora_adapter_is_saved(project, tmp_path):
     overrides = {"model": {"path": "owner/policy", "lora": {"r": 2, "target_modules": ["c_attn"]}}}
     spec, task = spec_and_task(project, overrides=overrides, n_timesteps=16)
     train_llm_run(spec, tmp_path / "run", task)
     assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
 
 
-def test_trained_model_writes(finished, project):
+def test_trained_model_generates_reproducible_text(finished, project):
     path, spec = finished
     sampler = load_trained(spec, path, load_task(spec, project / "files"))
     assert sampler.respond("the movie was", 2, seed=1) == sampler.respond("the movie was", 2, seed=1)
     assert len(sampler.respond("the movie was", 3)) == 3
 
 
-def test_grpo_runs(project, tmp_path):
+def test_grpo_run_trains_and_is_recorded(project, tmp_path):
     pytest.importorskip("trl")
     spec, task = spec_and_task(project, "sgrpo", noise="flip:0.5")
     train_llm_run(spec, tmp_path / "run", task)

@@ -1,4 +1,4 @@
-"""The trainer with a critic: what an update computes, resuming, and what it refuses."""
+"""The PPO trainer with a critic: updates, resuming and rejected options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from srl.training.checkpoint import read_checkpoint, write_checkpoint
 from tests.llm.tiny import TOKENIZER, count_the, distance, make_trainer, rows, tiny_model, weights
 
 
-def test_reward_rises():
+def test_training_increases_reward():
     trainer = make_trainer(n_iterations=12, learning_rate=1e-2, n_rollouts=32, target_coef=0.0)
     before = trainer.evaluate().metrics["eval/reward"]
     for _ in range(12):
@@ -26,7 +26,7 @@ def test_reward_rises():
 
 
 @pytest.mark.parametrize(("reverse_loss", "c"), [("rce", 0.5 + 0.4), ("mae", 0.5 + 2 * 0.4)])
-def test_sppo_is_ppo_with_alpha_c(reverse_loss, c):
+def test_sppo_matches_ppo_with_alpha_c(reverse_loss, c):
     losses = [{"alpha": 0.5, "beta": 0.4, "reverse_loss": reverse_loss}, {"alpha": c, "beta": 0.0}]
     sppo, ppo, plain = (make_trainer(learning_rate=0.02, **loss) for loss in (*losses, {"beta": 0.0}))
     for _ in range(3):
@@ -38,19 +38,19 @@ def test_sppo_is_ppo_with_alpha_c(reverse_loss, c):
     assert distance(weights(plain), weights(ppo)) > 1e-2
 
 
-def test_without_importance_weighting_training_differs():
+def test_importance_weighting_changes_training():
     trainers = [make_trainer(importance_weighting=weighting) for weighting in (True, False)]
     for trainer in trainers:
         trainer.iterate()
     assert distance(*map(weights, trainers)) > 1e-3
 
 
-def test_an_update_is_that_of_ppo_written_out():
+def test_ppo_loss_matches_explicit_formula():
     trainer = make_trainer(alpha=1.0, beta=0.0, ent_coef=0.01, target_coef=0.2, learning_rate=0.05)
     chosen = rows(8)
     batch, _ = trainer._rollout(chosen)
     references = trainer.sampler.references(chosen)
-    # Elsewhere than where the rollout was made, so that clipping acts
+    # Move the policy away from the rollout policy so that ratios are clipped
     trainer._update(batch.select(slice(0, 8)), references)
     trainer.args.learning_rate = 0.0
     batch.advantages = normalize_masked(batch.advantages, batch.mask)
@@ -76,7 +76,7 @@ def test_an_update_is_that_of_ppo_written_out():
     th.testing.assert_close(loss, expected)
 
 
-def test_one_forward_pass_of_the_policy_for_each_minibatch():
+def test_each_minibatch_takes_one_policy_forward_pass():
     trainer = make_trainer(target_coef=0.1)
     calls = []
     trainer.policy.register_forward_hook(lambda *_: calls.append(th.is_grad_enabled()))
@@ -84,7 +84,7 @@ def test_one_forward_pass_of_the_policy_for_each_minibatch():
     assert sum(calls) == 16 // 8 * 2
 
 
-def test_reward_of_a_token_is_the_kl_penalty_and_the_score_at_the_last():
+def test_token_rewards_are_kl_penalty_plus_final_score():
     trainer = make_trainer(gamma=1.0, gae_lambda=1.0, kl_coef=0.3)
     trainer.iterate()  # so that policy and reference differ
     chosen = rows(8)
@@ -98,7 +98,7 @@ def test_reward_of_a_token_is_the_kl_penalty_and_the_score_at_the_last():
     assert figures["rollout/kl"] == pytest.approx(float(kl.sum(1).mean()))
 
 
-def test_log_probabilities_of_the_losses_are_those_that_tokens_were_drawn_with():
+def test_log_probabilities_match_the_sampling_distribution():
     trainer = make_trainer(temperature=0.7)
     batch = trainer.sampler.generate(rows(6))
     found = trainer.sampler.log_probs(batch)
@@ -112,7 +112,7 @@ def test_log_probabilities_of_the_losses_are_those_that_tokens_were_drawn_with()
         th.testing.assert_close(found[row, :length], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_parts_of_a_minibatch_give_the_same_gradient():
+def test_gradient_accumulation_does_not_change_gradient():
     norms = []
     for steps in (1, 4):
         trainer = make_trainer(gradient_accumulation_steps=steps, n_epochs=1, batch_size=16)
@@ -121,7 +121,7 @@ def test_parts_of_a_minibatch_give_the_same_gradient():
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_resumed_training_ends_with_the_same_weights(tmp_path, at):
+def test_resumed_training_ends_with_identical_weights(tmp_path, at):
     options = {"noise": "flip:0.3", "checkpoint_every": 0.0, "eval_every": 1}
     whole = make_trainer(output_dir=str(tmp_path / "whole"), **options)
     whole.train()
@@ -130,13 +130,13 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, at):
     assert last_checkpoint(tmp_path / "first") == at
     th.manual_seed(12345)
     second = make_trainer(tiny_model(seed=9), output_dir=str(tmp_path / "first"), **options)
-    # What a run begins with is given to the constructor again
+    # The constructor receives the initial models again
     second.sampler.reference.load_state_dict(whole.sampler.reference.state_dict())
     second.train(resume=True)
     assert distance(weights(whole), weights(second)) == 0.0
 
 
-def test_state_survives_a_file(tmp_path):
+def test_state_dict_round_trips_through_checkpoint(tmp_path):
     trainer = make_trainer()
     trainer.iterate()
     write_checkpoint(tmp_path, 1, trainer.state_dict())
@@ -147,7 +147,7 @@ def test_state_survives_a_file(tmp_path):
     assert distance(weights(trainer), weights(other)) == 0.0
 
 
-def test_evaluation_changes_nothing():
+def test_evaluation_does_not_affect_training():
     plain, evaluated = make_trainer(), make_trainer()
     before = th.get_rng_state()
     first = evaluated.evaluate()
@@ -161,7 +161,7 @@ def test_evaluation_changes_nothing():
     assert len(first.scores) == len(first.responses) == 8
 
 
-def test_noise_is_in_training_only_and_comes_from_the_seed():
+def test_noise_affects_only_training_and_depends_on_seed():
     def trainer(noise, seed=0):
         return make_trainer(noise=noise, seed=seed)
 
@@ -174,7 +174,7 @@ def test_noise_is_in_training_only_and_comes_from_the_seed():
     assert gaussian[0] == gaussian[1] != figures["rollout/reward"]
 
 
-def test_saved_model_is_a_model_of_transformers(tmp_path):
+def test_saved_model_loads_with_transformers(tmp_path):
     trainer = make_trainer()
     trainer.iterate()
     trainer.save_model(tmp_path)
@@ -188,14 +188,14 @@ def test_saved_model_is_a_model_of_transformers(tmp_path):
     )
 
 
-def test_dropout_is_off():
+def test_dropout_is_disabled_during_training():
     trainer = make_trainer(tiny_model(dropout=0.5))
     batch = trainer.sampler.generate(rows(4))
     assert trainer.policy.training
     assert trainer.sampler.log_probs(batch).equal(trainer.sampler.log_probs(batch))
 
 
-def test_adapters_train_in_place_of_weights(tmp_path):
+def test_lora_adapters_train_and_base_weights_stay_fixed(tmp_path):
     from peft import AutoPeftModelForCausalLM, LoraConfig
 
     config = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")
@@ -225,7 +225,7 @@ def test_adapters_train_in_place_of_weights(tmp_path):
     th.testing.assert_close(trainer.sampler.log_probs(batch), trainer_log_prob)
 
 
-def test_own_critic_is_trained():
+def test_custom_critic_is_trained():
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -239,7 +239,7 @@ def test_own_critic_is_trained():
     assert critic.value != 0
 
 
-def test_trackers_of_accelerate_get_the_figures(tmp_path):
+def test_accelerate_trackers_receive_metrics(tmp_path):
     trainer = make_trainer(output_dir=str(tmp_path), n_iterations=1, log_with=("tensorboard",), eval_every=1)
     trainer.train()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -270,7 +270,7 @@ def returns(value):
         (lambda texts: ["good"] * len(texts), "not a list of numbers"),
     ],
 )
-def test_rewards_that_are_none_are_refused(value, message):
+def test_invalid_rewards_are_rejected(value, message):
     with pytest.raises(UserError, match=message):
         make_trainer(reward=returns(value)).iterate()
 
@@ -288,12 +288,12 @@ def test_rewards_that_are_none_are_refused(value, message):
         ({"mixed_precision": "fp8"}, "is not one of no, bf16"),
     ],
 )
-def test_values_that_do_not_fit_are_refused(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(UserError, match=message):
         make_trainer(**options)
 
 
-def test_tokenizer_without_padding_token_and_missing_columns_are_refused():
+def test_tokenizer_without_padding_token_and_missing_columns_are_rejected():
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.pad_token = None
     args = SPPOConfig(n_rollouts=8, batch_size=8, log_with=())
@@ -306,7 +306,7 @@ def test_tokenizer_without_padding_token_and_missing_columns_are_refused():
         SPPOTrainer(tiny_model(), count_the, args, [{"text": ""}] * 8, processing_class=TOKENIZER)
 
 
-def test_loss_that_is_not_finite_ends_training():
+def test_non_finite_loss_stops_training():
     trainer = make_trainer()
     with th.no_grad():
         trainer.critic.head.bias.fill_(float("inf"))

@@ -1,4 +1,4 @@
-"""Task files, and what they name: models, texts and rewards in local folders."""
+"""Task files and the models, texts and rewards that they load from local folders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture
 def task_file(project, tmp_path, monkeypatch):
-    """Writes a variant of the task's file."""
+    """Write a variant of the task file."""
     monkeypatch.syspath_prepend(str(project))
 
     def write(*replacements: tuple[str, str]) -> str:
@@ -42,7 +42,7 @@ def task_file(project, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["offline", "imdb", "tldr"])
 @pytest.mark.parametrize("algo", ["ppo", "sppo", "grpo", "sgrpo"])
-def test_tasks_of_srl_are_complete(name, algo):
+def test_shipped_tasks_are_complete(name, algo):
     spec = make_llm_spec(name, algo, 3, device="cpu")
     hyperparams = options(spec)
     assert (spec.env, spec.algo, spec.seed) == (name, f"llm-{algo}", 3)
@@ -53,7 +53,7 @@ def test_tasks_of_srl_are_complete(name, algo):
         assert (hyperparams.alpha, hyperparams.beta) == (1.0, 0.0)
 
 
-def test_published_hyperparameters_of_imdb():
+def test_imdb_task_has_published_hyperparameters():
     assert set(task_names()) == {path.stem for path in (configs_dir() / "llm").glob("*.yml")}
     spec = make_llm_spec("imdb", "sppo", 42, device="cpu")
     h = options(spec)
@@ -63,7 +63,7 @@ def test_published_hyperparameters_of_imdb():
     assert (h.batch_size, h.n_epochs, h.max_prompt_length, h.max_new_tokens, h.top_k) == (28, 5, 64, 48, 50)
 
 
-def test_models_texts_and_rewards_come_from_a_local_folder(project, task_file):
+def test_models_texts_and_rewards_load_from_local_folder(project, task_file):
     spec = make_llm_spec(task_file(), "sppo", 0, device="cpu")
     task = load_task(spec, project / "files")
     assert len(task.train_rows) == 40
@@ -74,12 +74,12 @@ def test_models_texts_and_rewards_come_from_a_local_folder(project, task_file):
     for prompt, response, score in zip(prompts, responses, task.reward(prompts, responses), strict=True):
         tokens = th.tensor([TOKENIZER(prompt + response)["input_ids"]])
         assert score == pytest.approx(float(model(tokens).logits.softmax(-1)[0, 1]), rel=1e-4)
-    # The prompts of evaluations are the same for all seeds
+    # Evaluation prompts are the same for all seeds
     other = load_task(make_llm_spec(task_file(), "ppo", 7, device="cpu"), project / "files")
     assert list(task.eval_rows) == list(other.eval_rows)
 
 
-def test_class_may_be_named(project):
+def test_reward_class_can_be_given_by_name_or_number(project):
     reward = RewardModel(path="classifier", label="positive", with_prompt=False)
     by_name, by_number = (
         ClassifierReward(one, Files(project / "files"), "cpu")
@@ -88,7 +88,7 @@ def test_class_may_be_named(project):
     assert by_name(["a"], ["very good ."]) == by_number(["b"], ["very good ."])
 
 
-def test_texts_without_references_of_their_own_are_divided():
+def test_texts_without_references_are_split_into_prompt_and_response():
     data = TextData(path="x", prompt="text", response="text")
     texts = [{"text": "the movie was very good .", "label": 1}]
     (row,) = TextRows(texts, data, TOKENIZER, 3)
@@ -111,7 +111,7 @@ def test_texts_without_references_of_their_own_are_divided():
         (("owner/policy}", "owner/policy, pad_token: null, tokenizer: no_padding}"), "has no padding token"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(project, task_file, replacement, message):
+def test_loading_error_names_invalid_entry(project, task_file, replacement, message):
     without = project / "files" / "no_padding"
     if not without.exists():
         tokenizer = type(TOKENIZER).from_pretrained(project / "files" / "policy")
@@ -133,12 +133,12 @@ def test_what_cannot_be_loaded_is_named(project, task_file, replacement, message
         (("path: owner/classifier, label: 1", "function: 'a:b'"), "only with --trust-config"),
     ],
 )
-def test_mistakes_in_a_task_file_are_named_with_their_line(task_file, replacement, message):
+def test_task_file_error_names_line_and_key(task_file, replacement, message):
     with pytest.raises(UserError, match=message):
         make_llm_spec(task_file(replacement), "sppo", 0, device="cpu")
 
 
-def test_unknown_tasks_and_algorithms_are_named():
+def test_unknown_task_and_algorithm_errors_list_known_names():
     with pytest.raises(UserError, match=r"no such task\. Known: imdb, offline, tldr, or a file"):
         make_llm_spec("ofline", "sppo", 0)
     with pytest.raises(UserError, match=r"no algorithm 'spo'\. Known: ppo, sppo, grpo, sgrpo"):
@@ -149,7 +149,7 @@ def test_unknown_tasks_and_algorithms_are_named():
         Files(None).find("./nowhere")
 
 
-def test_keys_of_environments_are_not_in_the_spec():
+def test_spec_omits_environment_hyperparameters():
     hyperparams = options(make_llm_spec("offline", "sppo", 0)).model_dump()
     assert not {"policy", "n_envs", "normalize", "frame_stack", "n_steps", "use_sde"} & set(hyperparams)
     assert LanguageModelHyperparams(**hyperparams) == options(make_llm_spec("offline", "sppo", 0))

@@ -1,4 +1,4 @@
-"""The policy loss for verl: as a function, and against verl itself where that is installed."""
+"""The policy loss for verl, and its comparison with verl if that is installed."""
 
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ CONFIG = SimpleNamespace(clip_ratio=0.2, clip_ratio_low=None, clip_ratio_high=0.
 
 @pytest.mark.parametrize("mode", AGGREGATIONS)
 @pytest.mark.parametrize("importance_weighting", [True, False])
-def test_loss_is_that_on_masked_tokens(mode, importance_weighting):
+def test_loss_matches_loss_on_masked_tokens(mode, importance_weighting):
     logits, log_prob, old, advantages, mask = batch()
     weights = SymmetricWeights(0.5, 0.4, -1.5, importance_weighting=importance_weighting)
     loss, metrics = make_policy_loss(weights)(old, log_prob, advantages, mask.long(), mode, CONFIG)
@@ -31,7 +31,7 @@ def test_loss_is_that_on_masked_tokens(mode, importance_weighting):
     assert metrics["actor/pg_clipfrac"] > 0
 
 
-def test_importance_ratios_of_rollouts_weigh_tokens():
+def test_rollout_importance_ratios_weight_tokens():
     logits, log_prob, old, advantages, mask = batch()
     function = make_policy_loss()
     plain, _ = function(old, log_prob, advantages, mask, config=CONFIG)
@@ -41,20 +41,20 @@ def test_importance_ratios_of_rollouts_weigh_tokens():
     th.testing.assert_close(gradient(doubled, logits), 2 * gradient(plain, logits))
 
 
-def test_unknown_aggregation_is_refused():
+def test_unknown_aggregation_is_rejected():
     with pytest.raises(UserError, match="loss_agg_mode='mean' is not one of token-sum, token-mean"):
         aggregation_weights(batch()[-1], "mean")
 
 
 @pytest.mark.skipif(find_spec("verl") is not None, reason="verl is installed")
-def test_registering_without_verl_says_so():
+def test_registering_without_verl_raises_user_error():
     with pytest.raises(UserError, match="verl is not installed"):
         register()
 
 
 @pytest.mark.skipif(find_spec("verl") is None, reason="verl: not installed")
 class TestWithVerl:
-    def test_it_is_in_the_registry(self):
+    def test_loss_is_in_verl_registry(self):
         from verl.trainer.ppo.core_algos import get_policy_loss_fn
 
         assert get_policy_loss_fn("srl_sppo").__name__ == "symmetric_policy_loss"
@@ -69,7 +69,7 @@ class TestWithVerl:
             {"dp_size": 2, "batch_num_tokens": 50, "global_batch_size": 12, "loss_scale_factor": 7},
         ],
     )
-    def test_alpha_one_beta_zero_is_its_own_loss(self, mode, info):
+    def test_alpha_1_beta_0_matches_verl_ppo_loss(self, mode, info):
         from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
         from verl.workers.config import ActorConfig
 

@@ -1,4 +1,4 @@
-"""A language model small enough for tests: random weights, the offline task's words."""
+"""A small language model for tests: random weights and the vocabulary of the offline task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENIZER = make_tokenizer()
 
 
 def tiny_model(seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadModel:
-    """A GPT-2 of one layer."""
+    """Return a GPT-2 with one layer."""
     with th.random.fork_rng(devices=[]):
         th.manual_seed(seed)
         config = GPT2Config(
@@ -34,17 +34,17 @@ def tiny_model(seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadModel:
 
 
 def rows(n: int, index: int = 3) -> list[dict[str, Any]]:
-    """Prompts and references."""
+    """Return prompts and reference responses."""
     return [{"prompt": review.prompt, "response": review.response} for review in make_reviews(n, index)]
 
 
 def count_the(completions, **columns) -> list[float]:
-    """A reward: one for each "the", "was" and "it" among the words, over five."""
+    """Reward: number of words that are "the", "was" or "it", divided by 5."""
     return [sum(word in ("the", "was", "it") for word in text.split()) / 5 for text in completions]
 
 
 def make_trainer(model: Any = None, reward: Any = count_the, **options: Any) -> SPPOTrainer:
-    """A trainer of a tiny model."""
+    """Return a trainer of a tiny model."""
     peft_config, value_model = options.pop("peft_config", None), options.pop("value_model", None)
     args = SPPOConfig(
         **{
@@ -70,7 +70,7 @@ def make_trainer(model: Any = None, reward: Any = count_the, **options: Any) -> 
 
 
 def weights(trainer: SPPOTrainer) -> dict[str, th.Tensor]:
-    """All weights of policy and critic."""
+    """Return all weights of policy and critic."""
     return {
         f"{part}.{name}": value
         for part in ("policy", "critic")
@@ -79,6 +79,6 @@ def weights(trainer: SPPOTrainer) -> dict[str, th.Tensor]:
 
 
 def distance(one: dict[str, th.Tensor], other: dict[str, th.Tensor]) -> float:
-    """The largest absolute difference of weights."""
+    """Return the largest absolute difference of weights."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)

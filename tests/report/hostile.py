@@ -1,11 +1,11 @@
-"""Names that mean something to HTML, Markdown, LaTeX, Jinja and Matplotlib, and are to be shown as text."""
+"""Names with special characters of HTML, Markdown, LaTeX, Jinja and Matplotlib, which must appear as text."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
 SCRIPT = "<script>alert(1)</script>&\"'$x_1$"
-#: Every character that LaTeX or Markdown could take for something else.
+#: Every character with a special meaning in LaTeX or Markdown.
 PUNCTUATION = r"""all of & % $ # _ { } ~ ^ \ < > | " ' ` - [ ] * ! ( ) @ = + ; : / ?"""
 
 NAMES = {
@@ -34,7 +34,7 @@ NAMES = {
 
 
 class Element:
-    """A tag of a page, with the text in it, that of tags below it included."""
+    """An HTML element with its text, including the text of its descendants."""
 
     def __init__(self, tag: str, attributes: dict[str, str | None]):
         self.tag = tag
@@ -43,7 +43,7 @@ class Element:
         self.children: list[Element] = []
 
     def all(self, tag: str) -> list[Element]:
-        """The tags of a kind below this one, in their order."""
+        """Return all descendants with a tag name, in document order."""
         return [
             found
             for child in self.children
@@ -51,11 +51,11 @@ class Element:
         ]
 
     def everything(self) -> list[Element]:
-        """All tags below this one, in their order."""
+        """Return all descendants, in document order."""
         return [found for child in self.children for found in (child, *child.everything())]
 
     def by_id(self, id_: str) -> Element:
-        """The tag below this one that has an id."""
+        """Return the descendant with an id."""
         (found,) = [one for one in self.everything() if one.attributes.get("id") == id_]
         return found
 
@@ -88,7 +88,7 @@ class _Parser(HTMLParser):
 
 
 def parse(html: str) -> Element:
-    """A page, or a part of one, whose tags must all be closed and in order."""
+    """Parse a page or a fragment; all tags must be closed and properly nested."""
     parser = _Parser()
     parser.feed(html)
     parser.close()

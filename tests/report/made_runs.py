@@ -1,6 +1,6 @@
-"""Run directories as finished training leaves them, made without training.
+"""Synthetic run directories with the files of finished training.
 
-``python -m tests.report.made_runs DIR`` makes a whole sweep of configs/sweeps/continuous_srl.yml, 2,160 runs.
+``python -m tests.report.made_runs DIR`` writes all 2,160 runs of configs/sweeps/continuous_srl.yml.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from srl.sweep.plan import Plan, write_plan
 from srl.training.run import RECORDED_PACKAGES
 from tests.small_runs import small_spec
 
-#: What every made run says that it ran on, in the format of `srl.training.run.versions`.
+#: Recorded versions of every synthetic run, in the format of `srl.training.run.versions`.
 MADE_VERSIONS = {
     "command": "srl sweep made.yml --out runs/made",
     "commit": "0123456789abcdef0123456789abcdef01234567",
@@ -36,13 +36,13 @@ MADE_VERSIONS = {
     "platform": "Linux-6.1.0-x86_64-with-glibc2.36",
     "packages": {name: f"1.{number}.0" for number, name in enumerate(RECORDED_PACKAGES)},
 }
-#: Seconds since 1970 at which every made run started, and its speed.
+#: Start time of every synthetic run in seconds since 1970, and its speed.
 STARTED = 1_700_000_000.0
 STEPS_PER_SECOND = 2_000.0
 
-#: Updates in the log of PPO with 2,048 steps each over 2e6 steps.
+#: Number of logged PPO updates of 2,048 steps in 2e6 steps.
 _MOST_ITERATIONS = 977
-#: Mean returns of an untrained and of a good policy, roughly.
+#: Approximate mean returns of an untrained and a good policy.
 _SCALES = {
     "Ant-v4": (0.0, 3_000.0),
     "HumanoidStandup-v4": (35_000.0, 150_000.0),
@@ -57,7 +57,7 @@ _SCALES = {
     "Acrobot-v1": (-500.0, -80.0),
     "Pendulum-v1": (-1_400.0, -180.0),
 }
-#: How much of that an algorithm reaches, without its ``d`` for discretized actions.
+#: Share of that range that each algorithm reaches, without the prefix ``d`` for discretized actions.
 _LEVELS = {"a2c": 0.55, "sa2c": 0.65, "ppo": 0.8, "sppo": 0.9}
 
 
@@ -71,19 +71,19 @@ def lay_down(
     training: Mapping[str, Sequence[object]] | None = None,
     **spec_changes,
 ) -> RunDirectory:
-    """A run's folder with what a report reads: no model and no TensorBoard file.
+    """Write a run directory with the files that a report reads, without model and TensorBoard files.
 
-    :param root: The folder of the sweep.
-    :param returns: Returns of the evaluations' episodes, (n_evaluations, n_episodes); None for a run that
-        ended before its first evaluation. Without ``n_timesteps`` they are ``eval_freq`` or else 32 steps
-        apart, and training ends with the last; name both for a run that did not come that far.
-    :param at: The run's folder below ``root``; None takes the spec's path.
-    :param state: What the status says.
-    :param reason: Why the run failed.
-    :param training: Logged values over the updates by their keys, such as ``train/entropy_loss``; None makes
-        plausible ones of all keys, the same whenever the spec is the same.
-    :param spec_changes: Fields of the spec, and ``overrides`` of its hyperparameters; what they are is not
-        checked, and an environment that does not exist has the hyperparameters of CartPole's.
+    :param root: Folder of the sweep.
+    :param returns: Returns of evaluation episodes, (n_evaluations, n_episodes); None for a run that
+        ended before its first evaluation. Without ``n_timesteps``, evaluations are ``eval_freq`` (default 32)
+        steps apart and training ends with the last one; pass both for an unfinished run.
+    :param at: Run directory below ``root``; None uses the path of the spec.
+    :param state: State in the status file.
+    :param reason: Reason of the failure.
+    :param training: Logged values of the updates by key, such as ``train/entropy_loss``; None generates
+        plausible values of all keys, which depend only on the spec.
+    :param spec_changes: Fields of the spec, and ``overrides`` of its hyperparameters; they are not
+        checked. An unknown environment has the hyperparameters of CartPole.
     """
     results = None if returns is None else np.asarray(returns, dtype=float)
     n_evaluations, n_episodes = (2, 2) if results is None else results.shape
@@ -133,12 +133,12 @@ def make_sweep(
     n_timesteps: int = 2_000_000,
     generator: np.random.Generator,
 ) -> list[RunDirectory]:
-    """A whole finished sweep with its plan.
+    """Write a finished sweep with its plan.
 
-    :param root: Its folder.
-    :param generator: Makes learning curves that rise and saturate, on the scale of the environment, with
+    :param root: Folder of the sweep.
+    :param generator: Generates learning curves that rise and saturate on the scale of the environment, with
         differences between algorithms, seeds and episodes.
-    :return: Its runs, seed by seed.
+    :return: Runs of the sweep, ordered by seed.
     """
     eval_freq = -(-n_timesteps // n_evaluations)
     cells = [
@@ -176,12 +176,12 @@ def _write_run(
     reason: str = "",
     training: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
-    """The files of one run, as fast as they can be written.
+    """Write the files of one run.
 
-    :param path: The run's folder.
+    :param path: Run directory.
     :param timesteps: Training steps at each evaluation.
     :param returns: (n_evaluations, n_episodes), or None.
-    :param generator: Makes what is not given.
+    :param generator: Generates the values that are not given.
     """
     (path / MONITOR).mkdir(parents=True, exist_ok=True)
     (path / LOCK).touch()
@@ -214,7 +214,7 @@ def _write_run(
         n_iterations = max(map(len, training.values()), default=0)
         ends = -(-last * np.arange(1, n_iterations + 1) // max(n_iterations, 1))
     else:
-        # Rollouts of the same length, the last beyond the last step if need be
+        # Rollouts of equal length; the last one may exceed the last step
         ends = np.arange(1, _MOST_ITERATIONS + 1) * max(-(-last // _MOST_ITERATIONS), 32)
         ends = ends[: np.searchsorted(ends, last) + 1] if last else ends[:0]
         training = _plausible_training(spec, len(ends), generator)
@@ -235,16 +235,16 @@ def _base_spec(algo: str, env: str, noise: str, profile: str, overrides: str) ->
 def _learning_curve(
     spec: RunSpec, progress: np.ndarray, n_episodes: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Returns that rise from an untrained policy's and saturate.
+    """Return episode returns that rise from those of an untrained policy and saturate.
 
-    :param progress: Share of training done at each evaluation.
+    :param progress: Fraction of training at each evaluation.
     """
     n = len(progress)
     first, good = _SCALES.get(spec.env, (0.0, 10.0 ** (1 + crc32(spec.env.encode()) % 4)))
     level = _LEVELS[spec.algo.removeprefix("d")] * (1.0 if spec.noise == "none" else 0.9)
     level *= generator.lognormal(0.0, 0.15)
     rate = 6.0 * generator.lognormal(0.0, 0.4)
-    # What one evaluation is off remains in part for the next ones
+    # Deviations of an evaluation partly carry over to the next ones
     shocks = generator.normal(0.0, 0.04, n)
     weights = 0.8 ** np.arange(min(n, 40))
     share = level * (1.0 - np.exp(-rate * progress)) + np.convolve(shocks, weights)[:n]
@@ -253,7 +253,7 @@ def _learning_curve(
 
 
 def _plausible_training(spec: RunSpec, n: int, generator: np.random.Generator) -> dict[str, Sequence[object]]:
-    """What the algorithm logs of ``n`` updates."""
+    """Return the values that the algorithm logs in ``n`` updates."""
     progress = np.arange(1, n + 1) / max(n, 1)
     policy_loss = "train/policy_gradient_loss" if spec.algorithm.family == "ppo" else "train/policy_loss"
 
@@ -296,10 +296,10 @@ def _write_progress(
     rollout_ends: np.ndarray,
     training: Mapping[str, Sequence[object]],
 ) -> None:
-    """The log of a run as SB3's CSVOutputFormat leaves it.
+    """Write the log of a run in the format of SB3's CSVOutputFormat.
 
-    A row is a rollout's or an evaluation's, and the values of an update are in the next row after its
-    rollout's, whichever that is. The evaluation at the end of the last rollout comes after its update.
+    Each row belongs to a rollout or an evaluation. The values of an update are in the row after its
+    rollout. The evaluation at the end of the last rollout comes after its update.
     """
     keys = [
         *("time/total_timesteps", "time/iterations", "time/time_elapsed", "time/fps"),
@@ -327,7 +327,7 @@ def _write_progress(
     ]
     no_update = "," * max(len(training) - 1, 0)
     separator = "," if training else ""
-    # At one step an evaluation comes first, but for the one that training ends with
+    # At the same step, an evaluation precedes the rollout, except at the end of training
     events = [(step, 1, number) for number, step in enumerate(steps)]
     for number, step in enumerate(timesteps.tolist()):
         at_end = number == len(timesteps) - 1 and step == (steps or [None])[-1]
@@ -345,7 +345,7 @@ def _write_progress(
 
 
 def _write_monitor(path: Path, spec: RunSpec, returns: np.ndarray, lengths: np.ndarray) -> None:
-    """The first training episodes, as SB3's Monitor logs them."""
+    """Write the first training episodes in the format of SB3's Monitor."""
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write("#" + json.dumps({"t_start": STARTED, "env_id": spec.env}) + "\n")
         writer = csv.writer(file, lineterminator="\n")
@@ -356,7 +356,7 @@ def _write_monitor(path: Path, spec: RunSpec, returns: np.ndarray, lengths: np.n
 
 
 def main() -> None:
-    """The 2,160 runs of the largest sweep, into the folder that is the argument."""
+    """Write the 2,160 runs of the largest sweep to the folder given as argument."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m tests.report.made_runs DIR")
     configs = Path(__file__).resolve().parent.parent.parent / "configs" / "sweeps"

@@ -1,4 +1,4 @@
-"""Scores against a hyperparameter."""
+"""Plots of scores against a hyperparameter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BETAS = (0.0, 1.0, 5.0, 20.0)
 
 
 def put(root, score, seed=0, **spec):
-    """A run with that score."""
+    """Write a run with that score."""
     lay_down(root, [[0.0], [score]], seed=seed, **spec)
 
 
@@ -38,7 +38,7 @@ def ablations(root):
     return find_ablations(group(read_runs(root)[0]))
 
 
-def test_grid_over_a_number_is_a_line_for_each_algorithm_under_each_noise(tmp_path):
+def test_grid_over_one_number_has_one_line_per_algorithm_and_noise(tmp_path):
     put_grid(tmp_path, ("sppo", "sa2c"), ("none", "flip:0.1"))
     (ablation,) = ablations(tmp_path)
     assert (ablation.task, ablation.name) == (("CartPole-v1", 64), "beta")
@@ -54,7 +54,7 @@ def test_grid_over_a_number_is_a_line_for_each_algorithm_under_each_noise(tmp_pa
             assert line.n_seeds == (3,) * 4
 
 
-def test_variants_that_differ_in_one_number_are_a_line_with_their_algorithm(tmp_path):
+def test_variants_that_differ_in_one_number_form_a_line_with_their_algorithm(tmp_path):
     put(tmp_path, 1.0, algo="sppo")
     put(tmp_path, 2.0, algo="sppo", variant="sppo-strong", overrides={"beta": 5.0})
     put(tmp_path, 3.0, algo="sppo", variant="sppo-other", overrides={"beta": 9.0, "vf_coef": 0.1})
@@ -66,7 +66,7 @@ def test_variants_that_differ_in_one_number_are_a_line_with_their_algorithm(tmp_
     assert np.isnan([line.lows, line.highs]).all()
 
 
-def test_grid_over_two_numbers_is_drawn_against_each_with_lines_for_the_other(tmp_path):
+def test_grid_over_two_numbers_has_one_plot_per_number(tmp_path):
     put_grid(tmp_path, alphas=(0.5, 1.0), seeds=(0,))
     of_alpha, of_beta = ablations(tmp_path)
     assert (of_alpha.name, of_beta.name) == ("alpha", "beta")
@@ -79,21 +79,21 @@ def test_grid_over_two_numbers_is_drawn_against_each_with_lines_for_the_other(tm
     [{}, {"reverse_loss": "mae"}, {"learning_rate": "lin_1e-3"}, {"vf_coef": 0.1, "beta": 3.0}],
     ids=str,
 )
-def test_columns_that_differ_otherwise_are_no_line(changes, tmp_path):
+def test_columns_that_differ_in_other_ways_form_no_line(changes, tmp_path):
     put(tmp_path, 1.0, algo="sppo")
     if changes:
         put(tmp_path, 2.0, algo="sppo", variant="other", overrides=changes)
     assert ablations(tmp_path) == []
 
 
-def test_value_without_a_finished_run_is_left_out(tmp_path):
+def test_value_without_finished_run_is_omitted(tmp_path):
     put_grid(tmp_path)
     put(tmp_path, 1.0, algo="sppo", variant="sppo-beta=9", overrides={"beta": 9.0}, state="failed")
     ((line,),) = ablations(tmp_path)[0].lines.values()
     assert line.values == BETAS
 
 
-def test_figure_shows_each_value_and_what_a_line_is(tmp_path):
+def test_figure_labels_values_and_lines(tmp_path):
     put_grid(tmp_path, ("sppo", "sa2c"), ("none", "flip:0.1"))
     cells = group(read_runs(tmp_path)[0])
     figure = draw_ablation(find_ablations(cells)[0], column_order(cells), title="a title")

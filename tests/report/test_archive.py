@@ -1,4 +1,4 @@
-"""Archives: one file from which a report is made without the run directories, with the same bytes."""
+"""Archives: single files that reproduce a report without the run directories, byte for byte."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def archive(root, tmp_path_factory):
 
 
 def written(folder):
-    """What a report wrote, without its own record."""
+    """Return the files that a report wrote, except its record."""
     files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
@@ -66,7 +66,7 @@ def written(folder):
 @pytest.mark.parametrize(
     "options", [(), ("--last", 2, "--normalize", "none", "--figures", "png")], ids=["plain", "options"]
 )
-def test_report_of_an_archive_is_that_of_its_runs_byte_for_byte(options, root, archive, tmp_path):
+def test_report_from_archive_is_byte_identical_to_report_from_runs(options, root, archive, tmp_path):
     for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
         outcome = srl("report", source, "--out", out, *WORDS, *options)
         assert outcome.status == 0, outcome.err
@@ -79,7 +79,7 @@ def test_report_of_an_archive_is_that_of_its_runs_byte_for_byte(options, root, a
     assert pairs == {("SPPO", "PPO"), ("SPPO", "ppo-rescaled")}
 
 
-def test_each_number_can_be_traced(root, archive):
+def test_archive_traces_every_score_to_its_run(root, archive):
     rows = parquet.read_table(archive).to_pylist()
     done = [row for row in rows if row["state"] == "done"]
     assert len(done) == 37
@@ -94,14 +94,14 @@ def test_each_number_can_be_traced(root, archive):
             assert row["returns"] == arrays["results"].ravel().tolist()
 
 
-def test_archive_is_exported_as_its_runs_are(root, archive, tmp_path):
+def test_export_from_archive_is_byte_identical_to_export_from_runs(root, archive, tmp_path):
     for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
         for kind in ("json", "parquet"):
             assert srl("report", source, "--format", kind, "--out", out).status == 0
     assert written(tmp_path / "archive") == written(tmp_path / "runs")
 
 
-def test_report_of_an_archive_goes_into_a_folder_of_its_name(archive, tmp_path):
+def test_report_from_archive_is_written_to_folder_named_after_it(archive, tmp_path):
     copy = tmp_path / "study.parquet"
     copy.write_bytes(archive.read_bytes())
     assert srl("report", copy, "--format", "json").status == 0
@@ -119,7 +119,7 @@ def test_report_of_an_archive_goes_into_a_folder_of_its_name(archive, tmp_path):
     ],
     ids=["damaged", "empty", "another table", "newer", "zoo"],
 )
-def test_what_is_no_archive_is_named(content, words, says, archive, tmp_path):
+def test_invalid_archive_is_named_in_error(content, words, says, archive, tmp_path):
     file = tmp_path / "study.parquet"
     table = parquet.read_table(archive)
     if content == "another table":
@@ -136,14 +136,14 @@ def test_what_is_no_archive_is_named(content, words, says, archive, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["study.parquet"]
 
 
-def test_file_that_is_neither_folder_nor_archive_is_named(tmp_path):
+def test_file_that_is_neither_folder_nor_archive_is_named_in_error(tmp_path):
     (tmp_path / "table.csv").write_text("a,b\n")
     outcome = srl("report", tmp_path / "table.csv")
     assert outcome.status == 2
     assert "neither a folder nor an archive" in outcome.err
 
 
-def test_missing_pyarrow_is_named(archive, tmp_path, monkeypatch):
+def test_missing_pyarrow_is_named_in_error(archive, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for words in (
         [archive],

@@ -1,4 +1,4 @@
-"""Which runs are compared with which, what that shows, and scores of several environments on one scale."""
+"""Comparisons of runs: matching, significance, and normalized scores over several environments."""
 
 import json
 import re
@@ -29,13 +29,13 @@ def cells_of(root, last=1):
 
 
 def compare(root, noise="none", last=1):
-    """All comparisons under a noise by their names."""
+    """Return all comparisons with one noise, by name."""
     found = compare_pairs(cells_of(root, last), reps=REPS)
     return {comparison.name: comparison for comparison in found if comparison.noise == noise}
 
 
 def made_run(env, algo, seed, score):
-    """A finished run without a folder."""
+    """Return a finished run without a folder."""
     return Run(
         f"{env}/{algo}/{seed}", env, algo, algo, "none", seed, 32, "done", score, settings=(("algo", algo),)
     )
@@ -53,7 +53,7 @@ def matrix(*rows):
 
 
 def by_hand(x, y):
-    """The probability of improvement that rliable finds by itself."""
+    """Return the probability of improvement and its interval, computed by rliable."""
     np.random.seed(0)
     values, intervals = library.get_interval_estimates(
         {"it": [x, y]}, lambda x, y: np.array([metrics.probability_of_improvement(x, y)]), reps=REPS
@@ -65,10 +65,10 @@ def figures(estimate):
     return [estimate.value, estimate.low, estimate.high]
 
 
-# What is matched
+# Matching
 
 
-def test_seeds_missing_on_one_side_are_left_out_on_the_other_and_said(tmp_path):
+def test_seeds_missing_on_one_side_are_excluded_and_reported(tmp_path):
     finish(tmp_path, "sppo", {seed: 10 * seed for seed in range(6)})
     finish(tmp_path, "ppo", {0: 5, 1: 15, 2: 12, 3: 1, 9: 1000})
     found = compare(tmp_path)["SPPO over PPO"]
@@ -80,11 +80,11 @@ def test_seeds_missing_on_one_side_are_left_out_on_the_other_and_said(tmp_path):
     assert (found.overall.n_seeds, found.overall.tasks) == (4, (("A", 32),))
     expected = by_hand(matrix([0], [10], [20], [30]), matrix([5], [15], [12], [1]))
     assert figures(found.overall.estimate) == pytest.approx(expected, rel=1e-12)
-    # In a single environment both are about the same runs
+    # With a single environment, both estimates use the same runs
     assert found.per_task == {("A", 32): found.overall}
 
 
-def test_environment_missing_on_one_side_is_left_out_and_said(tmp_path):
+def test_environment_missing_on_one_side_is_excluded_and_reported(tmp_path):
     for env in "AB":
         finish(tmp_path, "sppo", range(4), env)
     finish(tmp_path, "ppo", range(4), "B")
@@ -95,7 +95,7 @@ def test_environment_missing_on_one_side_is_left_out_and_said(tmp_path):
     assert found.left_out == ("A: all seeds, none finished with PPO", "C: all seeds, none finished with SPPO")
 
 
-def test_runs_of_other_steps_are_not_compared(tmp_path):
+def test_runs_of_different_lengths_are_not_compared(tmp_path):
     finish(tmp_path, "sppo", range(4), n_timesteps=32)
     finish(tmp_path, "ppo", range(4), n_timesteps=64)
     found = compare(tmp_path)["SPPO over PPO"]
@@ -106,7 +106,7 @@ def test_runs_of_other_steps_are_not_compared(tmp_path):
     )
 
 
-def test_same_environment_with_other_steps_is_another_one(tmp_path):
+def test_same_environment_with_another_length_is_a_separate_task(tmp_path):
     for steps, better in ((32, 1), (64, -1)):
         finish(tmp_path / str(steps), "sppo", dict.fromkeys(range(4), better), n_timesteps=steps)
         finish(tmp_path / str(steps), "ppo", dict.fromkeys(range(4), 0), n_timesteps=steps)
@@ -116,7 +116,7 @@ def test_same_environment_with_other_steps_is_another_one(tmp_path):
     assert {task: own.estimate.value for task, own in found.per_task.items()} == {("A", 32): 1, ("A", 64): 0}
 
 
-def test_runs_with_other_noise_are_not_compared(tmp_path):
+def test_runs_with_different_noise_are_not_compared(tmp_path):
     finish(tmp_path, "sppo", range(4), noise="flip:0.1")
     finish(tmp_path, "ppo", range(4), noise="flip:0.2")
     finish(tmp_path, "ppo", range(4))
@@ -124,7 +124,7 @@ def test_runs_with_other_noise_are_not_compared(tmp_path):
         assert compare(tmp_path, noise) == {}
 
 
-def test_each_noise_is_compared_by_itself(tmp_path):
+def test_each_noise_is_compared_separately(tmp_path):
     for noise, better in (("none", 1), ("flip:0.1", -1)):
         finish(tmp_path, "sppo", dict.fromkeys(range(4), better), noise=noise)
         finish(tmp_path, "ppo", dict.fromkeys(range(4), 0), noise=noise)
@@ -155,7 +155,7 @@ UNFINISHED = {
 
 
 @pytest.mark.parametrize("state", UNFINISHED)
-def test_runs_without_a_score_are_not_compared(state, tmp_path):
+def test_runs_without_score_are_not_compared(state, tmp_path):
     for algo, seeds in (("sppo", (0, 1, 2)), ("ppo", (0, 2))):
         for seed in seeds:
             lay_down(tmp_path, [[0, 0], [seed, seed]], algo=algo, env="A", seed=seed, eval_freq=32)
@@ -168,7 +168,7 @@ def test_runs_without_a_score_are_not_compared(state, tmp_path):
     assert found.left_out == ("A: seed 1, not finished with PPO",)
 
 
-def test_run_that_trains_now_is_not_compared(tmp_path):
+def test_running_run_is_not_compared(tmp_path):
     finish(tmp_path, "sppo", range(2))
     finish(tmp_path, "ppo", range(1))
     directory = lay_down(tmp_path, [[0, 0]], algo="ppo", env="A", seed=1, state="running")
@@ -179,7 +179,7 @@ def test_run_that_trains_now_is_not_compared(tmp_path):
     assert found.left_out == ("A: seed 1, not finished with PPO",)
 
 
-def test_nothing_in_common_is_no_figure_and_said(tmp_path):
+def test_disjoint_seeds_give_no_estimate_and_a_note(tmp_path):
     finish(tmp_path, "sppo", {0: 1, 1: 1})
     finish(tmp_path, "ppo", {2: 1, 3: 1})
     found = compare(tmp_path)["SPPO over PPO"]
@@ -196,7 +196,7 @@ def test_nothing_in_common_is_no_figure_and_said(tmp_path):
     )
 
 
-def test_missing_run_costs_a_seed_and_no_environment(tmp_path):
+def test_missing_run_excludes_a_seed_instead_of_an_environment(tmp_path):
     for env, n in (("A", 10), ("B", 9), ("C", 10)):
         finish(tmp_path, "sppo", range(10), env)
         finish(tmp_path, "ppo", range(n), env)
@@ -208,7 +208,7 @@ def test_missing_run_costs_a_seed_and_no_environment(tmp_path):
         "B: seed 9, not finished with PPO",
         "C: seed 9, not finished in all environments that are compared",
     )
-    # By itself an environment has all the seeds that both have finished there
+    # The estimate of one environment uses all seeds that both have finished there
     assert {env: own.n_seeds for (env, _), own in found.per_task.items()} == {"A": 10, "B": 9, "C": 10}
 
 
@@ -217,9 +217,7 @@ def test_missing_run_costs_a_seed_and_no_environment(tmp_path):
     [(range(5), "ABC", 5), (range(4), "AB", 10), (range(5, 15), "ABC", 5), (range(6, 16), "AB", 10)],
     ids=str,
 )
-def test_environment_that_would_leave_fewer_than_half_of_the_seeds_is_left_out(
-    begun, envs, n_seeds, tmp_path
-):
+def test_environment_that_would_exclude_most_seeds_is_excluded(begun, envs, n_seeds, tmp_path):
     for algo in ("sppo", "ppo"):
         for env in "AB":
             finish(tmp_path, algo, range(10), env)
@@ -228,12 +226,12 @@ def test_environment_that_would_leave_fewer_than_half_of_the_seeds_is_left_out(
     assert [env for env, _ in found.overall.tasks] == list(envs)
     assert len(found.seeds) == found.overall.n_seeds == n_seeds
     assert found.per_task["C", 32].n_seeds == len(begun)
-    # What is not compared is said: all of C, or what goes beyond the common seeds
+    # Excluded runs are reported: all of C, or the seeds that are not shared
     lacking = {"A": 10 - n_seeds, "B": 10 - n_seeds, "C": len(begun) - (n_seeds if "C" in envs else 0)}
     assert [line.partition(":")[0] for line in found.left_out] == [env for env in "ABC" if lacking[env]]
 
 
-def test_why_a_hardly_begun_environment_is_left_out_is_true(tmp_path):
+def test_reason_for_excluding_barely_started_environment_is_correct(tmp_path):
     for algo in ("sppo", "ppo"):
         finish(tmp_path, algo, range(10), "A")
         finish(tmp_path, algo, range(2), "B")
@@ -241,12 +239,12 @@ def test_why_a_hardly_begun_environment_is_left_out_is_true(tmp_path):
     assert found.seeds == tuple(range(10))
     (line,) = found.left_out
     assert line.startswith("B: seeds 0, 1")
-    # Seeds 0 and 1 are finished in A, which is all that is compared, and in B
+    # Seeds 0 and 1 are finished in B and in A, the only environment that is compared
     assert "not finished in all environments that are compared" not in line
 
 
 def seeds_in(line):
-    """The seeds that a line names."""
+    """Return the seeds that a line names."""
     found = set()
     for first, last in re.findall(r"(\d+)(?: to (\d+))?", line.partition(":")[2].partition(", not ")[0]):
         found |= set(range(int(first), int(last or first) + 1))
@@ -254,7 +252,7 @@ def seeds_in(line):
 
 
 @pytest.mark.parametrize("number", range(30))
-def test_in_uneven_sweeps_every_finished_run_is_compared_or_said_to_be_left_out(number):
+def test_every_finished_run_of_uneven_sweep_is_compared_or_reported(number):
     generator = np.random.default_rng(number)
     share = generator.uniform(0.3, 1.0, (3, 4))
     runs = [
@@ -277,26 +275,26 @@ def test_in_uneven_sweeps_every_finished_run_is_compared_or_said_to_be_left_out(
     envs = [env for env, _ in matched.tasks]
     assert envs == sorted(envs)
     assert bool(matched) == bool(envs) == (most > 0)
-    # All seeds that these environments share, in order, with their scores
+    # All seeds that these environments share, sorted, with their scores
     assert (
         matched.seeds
         == tuple(sorted(set(range(8)).intersection(*(shared[env] for env in envs))))[: 8 * len(envs)]
     )
     for column, scores in matched.scores.items():
         assert scores.tolist() == [[done[column, env, seed] for env in envs] for seed in matched.seeds]
-    # Not fewer than half of the median, and no environment is left out that would do no harm
+    # At least half of the median number of seeds, and no environment is excluded without need
     enough = np.median([len(seeds) for seeds in shared.values() if seeds] or [1]) / 2
     if matched:
         assert len(matched.seeds) >= enough
     for env in set("ABCD") - set(envs):
         assert len(shared[env] & set(matched.seeds)) < max(enough, 1)
-    # What is finished and not compared is named
+    # Finished runs that are not compared are reported
     for _, env, seed in done:
         if env in envs and seed in matched.seeds:
             continue
         lines = [line for line in matched.left_out if line.startswith(f"{env}: ")]
         assert any("all seeds, none finished with" in line or seed in seeds_in(line) for line in lines)
-    # It does not matter which side comes first
+    # The order of the sides does not matter
     turned = match(dict(reversed(sides.items())))
     assert (turned.tasks, turned.seeds) == (matched.tasks, matched.seeds)
     assert set(turned.left_out) == set(matched.left_out)
@@ -313,14 +311,14 @@ def test_in_uneven_sweeps_every_finished_run_is_compared_or_said_to_be_left_out(
         ({10000, 10001, 10002, 20000}, "seeds 10000 to 10002, 20000"),
     ],
 )
-def test_seeds_in_words(seeds, text):
+def test_seeds_are_formatted_as_ranges(seeds, text):
     assert name_seeds(seeds) == text
 
 
 # Pairs
 
 
-def test_every_symmetric_algorithm_is_compared_with_the_baseline_that_has_its_updates_and_actions(tmp_path):
+def test_symmetric_algorithm_is_compared_with_its_matching_baseline(tmp_path):
     for algo in ("ppo", "sppo", "dppo", "dsppo", "a2c", "sa2c", "da2c", "dsa2c"):
         finish(tmp_path, algo, range(2))
     names = ["SA2C over A2C", "DSA2C over DA2C", "SPPO over PPO", "DSPPO over DPPO"]
@@ -330,13 +328,13 @@ def test_every_symmetric_algorithm_is_compared_with_the_baseline_that_has_its_up
 
 
 @pytest.mark.parametrize("algos", [("sppo", "dppo"), ("sppo", "a2c"), ("sa2c", "da2c"), ("ppo", "a2c")])
-def test_algorithms_that_differ_in_more_than_the_reverse_loss_are_not_compared(algos, tmp_path):
+def test_algorithms_that_differ_beyond_the_reverse_loss_are_not_compared(algos, tmp_path):
     for algo in algos:
         finish(tmp_path, algo, range(4))
     assert compare(tmp_path) == {}
 
 
-def test_variants_are_compared_each_with_each(tmp_path):
+def test_variants_of_both_sides_are_compared_pairwise(tmp_path):
     for beta in (1.0, 2.0):
         finish(tmp_path / f"{beta}", "sppo", dict.fromkeys(range(4), beta), overrides={"beta": beta})
     for alpha in (1.0, 1.5):
@@ -350,18 +348,18 @@ def test_variants_are_compared_each_with_each(tmp_path):
 
 
 def lay_plan(root, *runs):
-    """A plan of runs of 32 steps, each an algorithm, an environment and a seed."""
+    """Write a plan of runs of 32 steps, given as (algorithm, environment, seed)."""
     planned = [PlannedRun(f"{env}/{algo}/none/seed-{s}", env, algo, "none", s, 32) for algo, env, s in runs]
     (root / "sweep.json").write_text(json.dumps({"format": 1, "runs": [vars(run) for run in planned]}))
 
 
-@pytest.mark.parametrize("planned", [[], [("sppo", "D", 0)]], ids=["complete", "an environment not begun"])
+@pytest.mark.parametrize("planned", [[], [("sppo", "D", 0)]], ids=["complete", "one pending environment"])
 @pytest.mark.parametrize("beta", [0.5, 2.0])
-def test_variant_in_one_environment_does_not_part_the_runs_of_the_others(beta, planned, tmp_path):
+def test_variant_in_one_environment_does_not_split_other_runs(beta, planned, tmp_path):
     for env in "ABC":
         for algo in ("sppo", "ppo"):
             finish(tmp_path, algo, range(4), env)
-    # Its folder comes before the others' or after
+    # Its folder sorts before or after the others
     finish(tmp_path / ("0" if beta < 1 else "z"), "sppo", range(4), "A", overrides={"beta": beta})
     lay_plan(tmp_path, *planned)
     found = compare(tmp_path)
@@ -370,17 +368,17 @@ def test_variant_in_one_environment_does_not_part_the_runs_of_the_others(beta, p
     assert [env for env, _ in found[f"SPPO (beta={beta}) over PPO"].overall.tasks] == ["A"]
 
 
-def test_baseline_without_a_finished_run_is_no_pair(tmp_path):
+def test_baseline_without_finished_run_forms_no_pair(tmp_path):
     finish(tmp_path, "sppo", range(4))
     for seed in range(4):
         lay_down(tmp_path, [[0.0]], algo="ppo", env="A", seed=seed, state="failed", reason="broke")
     assert compare(tmp_path) == {}
 
 
-# What a comparison shows
+# Results of comparisons
 
 
-def test_probability_of_improvement_is_rliables_over_the_matched_runs(tmp_path):
+def test_probability_of_improvement_matches_rliable_on_matched_runs(tmp_path):
     generator = np.random.default_rng(0)
     scores = {
         (algo, env): dict(enumerate(generator.integers(0, 20, 7).tolist()))
@@ -388,7 +386,7 @@ def test_probability_of_improvement_is_rliables_over_the_matched_runs(tmp_path):
         for env in "AB"
     }
     del scores["sppo", "A"][2], scores["ppo", "B"][6]
-    # Neither the folders nor their order tells where a score belongs
+    # The order of folders does not matter
     for (algo, env), by_seed in reversed(scores.items()):
         finish(tmp_path, algo, dict(reversed(by_seed.items())), env)
     found = compare(tmp_path)["SPPO over PPO"]
@@ -408,20 +406,20 @@ def test_probability_of_improvement_is_rliables_over_the_matched_runs(tmp_path):
 @pytest.mark.parametrize(
     ("n_seeds", "envs", "shown"),
     [
-        # All above all has a p-value of 1/3 with 2 seeds, of 1/10 with 3, of 1/35 with 4
+        # If all scores are higher, the p-value is 1/3 with 2 seeds, 1/10 with 3, 1/35 with 4
         (2, "A", 0),
         (3, "A", 0),
         (4, "A", 1),
-        # In two environments of 1/18 and 1/200, in three of 1/108
+        # In two environments 1/18 (2 seeds) and 1/200 (3 seeds), in three 1/108 (2 seeds)
         (2, "AB", 0),
         (3, "AB", 1),
         (2, "ABC", 1),
-        # One seed has no test, in however many environments
+        # One seed cannot be tested, regardless of the number of environments
         (1, "A", 0),
         (1, "ABCDEFG", 0),
     ],
 )
-def test_too_few_seeds_show_nothing_even_if_all_are_better(n_seeds, envs, shown, tmp_path):
+def test_too_few_seeds_are_not_significant_even_if_all_scores_are_higher(n_seeds, envs, shown, tmp_path):
     for env in envs:
         finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(n_seeds)}, env)
         finish(tmp_path, "ppo", range(n_seeds), env)
@@ -436,29 +434,29 @@ def test_too_few_seeds_show_nothing_even_if_all_are_better(n_seeds, envs, shown,
     ("value", "adjusted", "shown"),
     [(0.7, 0.05, 1), (0.3, 0.05, -1), (0.9, 0.0501, 0), (0.1, 1.0, 0), (1.0, float("nan"), 0)],
 )
-def test_difference_is_shown_if_the_adjusted_p_value_is_at_most_5_percent(value, adjusted, shown):
-    # Whatever its interval says
+def test_difference_is_significant_if_adjusted_p_value_is_at_most_5_percent(value, adjusted, shown):
+    # Regardless of the interval
     for interval in ((value,), (value, 0.2, 0.9), (value, value, value)):
         assert Improvement(Estimate(*interval), 10, (("A", 32),), 0.001, adjusted, 0.001).shown == shown
 
 
-def test_as_many_runs_as_show_a_difference_alone_are_too_few_among_many(tmp_path):
+def test_significance_is_corrected_for_number_of_comparisons(tmp_path):
     for env in "AB":
         finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(4)}, env)
         finish(tmp_path, "ppo", range(4), env)
     found = compare(tmp_path)["SPPO over PPO"]
     for own in found.per_task.values():
-        # All above all of 4 and 4 runs is 2 / 70, which is enough once and not twice
+        # The smallest p-value of 4 and 4 runs is 2 / 70: significant for one test but not for two
         assert (own.p_value, own.adjusted_p_value) == pytest.approx((2 / 70, 4 / 70))
         assert (own.smallest_p_value, own.can_show, own.shown) == (pytest.approx(4 / 70), False, 0)
     assert (found.overall.p_value, found.overall.shown) == (pytest.approx(2 / 4900), 1)
 
 
-# One scale
+# Normalized scores
 
 
-def test_aggregate_is_over_the_matched_runs_on_one_scale(tmp_path):
-    # Lowest and highest score are 0 and 20 in A, -100 and 100 in B, seeds without a match among them
+def test_aggregate_uses_normalized_scores_of_matched_runs(tmp_path):
+    # Lowest and highest score, unmatched seeds included, are 0 and 20 in A, -100 and 100 in B
     finish(tmp_path, "ppo", {0: 0, 1: 5, 2: 10}, "A")
     finish(tmp_path, "sppo", {0: 10, 1: 15, 3: 20}, "A")
     finish(tmp_path, "ppo", {1: 0, 0: 50}, "B")
@@ -475,7 +473,7 @@ def test_aggregate_is_over_the_matched_runs_on_one_scale(tmp_path):
         "PPO": aggregates(made.scores["PPO"], reps=REPS),
         "SPPO": aggregates(made.scores["SPPO"], reps=REPS),
     }
-    # Of 0, 0.5, 0.75 and 1: IQM 1.25 / 2, mean 2.25 / 4; task means 0.625 and 0.5; lacking to 1 are 1.75 / 4
+    # Of 0, 0.5, 0.75 and 1: IQM 1.25 / 2, mean 2.25 / 4, optimality gap 1.75 / 4; task means 0.625 and 0.5
     values = {name: estimate.value for name, estimate in made.figures["SPPO"].items()}
     assert values == pytest.approx(dict(median=0.5625, iqm=0.625, mean=0.5625, optimality_gap=0.4375))
     assert made.profiles["SPPO"] == performance_profile(made.scores["SPPO"], made.thresholds, reps=REPS)
@@ -487,7 +485,7 @@ def test_aggregate_is_over_the_matched_runs_on_one_scale(tmp_path):
     }
 
 
-def test_aggregate_compares_all_algorithms_over_the_same_runs(tmp_path):
+def test_aggregate_compares_all_algorithms_on_the_same_runs(tmp_path):
     finish(tmp_path, "ppo", range(4))
     finish(tmp_path, "sppo", range(3))
     finish(tmp_path, "a2c", range(1, 4))
@@ -497,7 +495,7 @@ def test_aggregate_compares_all_algorithms_over_the_same_runs(tmp_path):
 
 
 @pytest.mark.parametrize(("begun", "kept"), [("A", False), ("AB", True), ("ABC", True)])
-def test_algorithm_that_few_environments_have_costs_the_others_nothing(begun, kept, tmp_path):
+def test_algorithm_with_few_environments_does_not_exclude_others(begun, kept, tmp_path):
     for env in "ABCD":
         for algo in ("ppo", "sppo"):
             finish(tmp_path, algo, range(4), env)
@@ -526,14 +524,14 @@ def read_atari():
 
 
 def lone_cells(*envs, scores=(3.0, 8.0)):
-    """A cell of each environment, without folders."""
+    """Return one cell per environment, without folders."""
     runs = [made_run(env, "ppo", seed, score) for env in envs for seed, score in enumerate(scores)]
     return group(runs)
 
 
 @pytest.mark.parametrize("name", ["{}NoFrameskip-v4", "ALE/{}-v5", "{}-v0", "{}Deterministic-v4"])
 @pytest.mark.parametrize("how", ["auto", "human"])
-def test_random_play_of_every_game_is_0_and_a_human_is_1(name, how):
+def test_random_play_normalizes_to_0_and_human_score_to_1_in_every_game(name, how):
     games = read_atari()
     assert len(games) == 57
     scales, notes = find_scales(lone_cells(*map(name.format, games)), how)
@@ -552,11 +550,11 @@ def test_random_play_of_every_game_is_0_and_a_human_is_1(name, how):
         # (401.2 - 1.7) / (30.5 - 1.7) of DQN in the Nature paper, and (18.9 + 20.7) / (14.6 + 20.7)
         ("Breakout", 401.2, 13.8715),
         ("Pong", 18.9, 1.1218),
-        # Its scores are below 0: (-10000 + 17098.1) / (-4336.9 + 17098.1)
+        # Negative scores: (-10000 + 17098.1) / (-4336.9 + 17098.1)
         ("Skiing", -10000.0, 0.55622),
     ],
 )
-def test_human_normalised_score_worked_out_by_hand(game, score, normalized):
+def test_human_normalized_score_matches_manual_calculation(game, score, normalized):
     scales, notes = find_scales(lone_cells(f"{game}NoFrameskip-v4"), "auto")
     (scale,) = scales.values()
     assert scale.normalise(np.array([score])) == pytest.approx([normalized], abs=1e-4)
@@ -565,7 +563,7 @@ def test_human_normalised_score_worked_out_by_hand(game, score, normalized):
     assert "arXiv 1511.06581" in note
 
 
-def test_atari_games_and_others_are_never_in_one_aggregate(tmp_path):
+def test_atari_games_and_other_environments_have_separate_aggregates(tmp_path):
     games = read_atari()
     for env, (low, high) in {
         "AlienNoFrameskip-v4": games["Alien"],
@@ -585,25 +583,25 @@ def test_atari_games_and_others_are_never_in_one_aggregate(tmp_path):
         assert one.figures["SPPO"]["iqm"].value == pytest.approx(1.0)
 
 
-def test_atari_game_without_a_human_score_is_in_no_aggregate_with_others_either(tmp_path):
+def test_atari_game_without_human_score_is_not_aggregated_with_others(tmp_path):
     for env in ("AdventureNoFrameskip-v4", "CartPole-v1"):
         finish(tmp_path, "ppo", range(2), env)
     made, _ = aggregate(tmp_path)
     assert all(len(one.matched.tasks) == 1 for one in made)
 
 
-def test_aggregate_that_cannot_be_made_is_told_from_one_that_is_there(tmp_path):
+def test_note_on_missing_aggregate_names_its_normalization(tmp_path):
     for algo, seed in (("ppo", 0), ("sppo", 1)):
         finish(tmp_path, algo, range(2), "AlienNoFrameskip-v4")
         finish(tmp_path, algo, {seed: seed}, "A")
     made, notes = aggregate(tmp_path)
     assert [(one.noise, one.kind) for one in made] == [("none", "human")]
     assert any("no seed is finished with all of PPO, SPPO" in note for note in notes)
-    # There is one without noise
+    # An aggregate without noise exists
     assert not any(note.startswith("No aggregates, without noise:") for note in notes)
 
 
-def test_min_max_is_over_all_finished_runs_of_an_environment(tmp_path):
+def test_min_max_uses_all_finished_runs_of_an_environment(tmp_path):
     finish(tmp_path, "ppo", {0: 10, 1: 20})
     finish(tmp_path, "sppo", {5: -30})
     finish(tmp_path, "a2c", {0: 70}, noise="flip:0.1")
@@ -617,7 +615,7 @@ def test_min_max_is_over_all_finished_runs_of_an_environment(tmp_path):
     assert any("These values change with the runs" in note for note in notes)
 
 
-def test_environment_whose_scores_are_all_the_same_is_0_and_said(tmp_path):
+def test_equal_scores_normalize_to_0_with_a_note(tmp_path):
     for algo in ("ppo", "sppo"):
         finish(tmp_path, algo, {0: 7, 1: 7})
     (made,), notes = aggregate(tmp_path)
@@ -625,7 +623,7 @@ def test_environment_whose_scores_are_all_the_same_is_0_and_said(tmp_path):
     assert "A: all its scores are 7, which min-max normalization makes 0." in notes
 
 
-def test_scores_that_are_not_normalised_stay_what_they_are(tmp_path):
+def test_scores_are_unchanged_without_normalization(tmp_path):
     for env in ("AlienNoFrameskip-v4", "A"):
         finish(tmp_path, "ppo", {0: -3, 1: 700}, env)
     (made,), notes = aggregate(tmp_path, "none")
@@ -635,14 +633,14 @@ def test_scores_that_are_not_normalised_stay_what_they_are(tmp_path):
     assert notes == []
 
 
-def test_min_max_that_is_asked_for_is_that_of_atari_games_too(tmp_path):
+def test_min_max_option_also_applies_to_atari_games(tmp_path):
     finish(tmp_path, "ppo", {0: 100, 1: 300}, "AlienNoFrameskip-v4")
     (made,), _ = aggregate(tmp_path, "minmax")
     assert made.kind == "minmax"
     assert made.scores["PPO"].ravel() == pytest.approx([0, 1])
 
 
-def test_environment_without_a_human_score_is_left_out_where_it_is_asked_for_and_said(tmp_path):
+def test_human_normalization_excludes_environment_without_human_score(tmp_path):
     for env in ("AlienNoFrameskip-v4", "Alien-ram-v4", "A"):
         finish(tmp_path, "ppo", range(2), env)
     (made,), notes = aggregate(tmp_path, "human")
@@ -651,8 +649,8 @@ def test_environment_without_a_human_score_is_left_out_where_it_is_asked_for_and
         assert f"{env}: in no aggregate, since it has no human score." in notes
 
 
-def test_comparisons_need_no_scale(tmp_path):
-    # What lies on one scale or not, above is above
+def test_probability_of_improvement_needs_no_normalization(tmp_path):
+    # The comparison depends only on the order of scores
     finish(tmp_path, "sppo", {seed: 1e9 + seed for seed in range(4)}, "A")
     finish(tmp_path, "ppo", dict.fromkeys(range(4), -1e-09), "A")
     overall = compare(tmp_path)["SPPO over PPO"].overall
@@ -660,12 +658,12 @@ def test_comparisons_need_no_scale(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["auto", "human", "minmax", "none"])
-def test_known_normalisation_is_taken(how):
+def test_known_normalization_is_accepted(how):
     assert check_normalisation(how) == how
 
 
 @pytest.mark.parametrize("how", ["humans", "", "min-max", "None"])
-def test_unknown_normalisation_is_refused_with_those_that_there_are(how):
+def test_unknown_normalization_error_lists_valid_ones(how):
     with pytest.raises(UserError, match="auto, human, minmax, none"):
         check_normalisation(how)
 
@@ -673,7 +671,7 @@ def test_unknown_normalisation_is_refused_with_those_that_there_are(how):
 @pytest.mark.parametrize(
     "text", ["scores: {}\n", "a: [\n", "source: x\nscores: {Pong: [1]}\n", "source: x\nscores: 3\n", "[]\n"]
 )
-def test_malformed_file_of_human_scores_is_named(text, tmp_path):
+def test_malformed_human_score_file_is_named_in_error(text, tmp_path):
     (tmp_path / "atari.yml").write_text(text)
     with pytest.raises(UserError, match=r"atari\.yml"):
         read_human_scores(tmp_path)
@@ -688,7 +686,7 @@ def test_malformed_file_of_human_scores_is_named(text, tmp_path):
         ({"A": range(5), "B": range(5), "C": range(4)}, "ABC", 4),
     ],
 )
-def test_as_many_environments_as_can_be_are_compared(shared, envs, n_seeds, tmp_path):
+def test_maximum_number_of_environments_is_compared(shared, envs, n_seeds, tmp_path):
     for env, seeds in shared.items():
         for algo in ("sppo", "ppo"):
             finish(tmp_path, algo, seeds, env)

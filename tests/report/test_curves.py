@@ -1,4 +1,4 @@
-"""Curves over training, and scores of the last evaluations, against NumPy by hand."""
+"""Learning and training curves, and scores of the last evaluations, compared with NumPy."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def curve_of(root, last=1):
 
 
 def write_evaluations(directory, timesteps, results):
-    """Put other evaluations in the place of a run's."""
+    """Replace the evaluations of a run."""
     np.savez(
         directory.path / "evaluations.npz",
         timesteps=np.asarray(timesteps),
@@ -44,13 +44,13 @@ def write_evaluations(directory, timesteps, results):
 
 
 def check_band(curve, values, rtol=1e-12):
-    """Compare a curve with the mean and the exact bootstrap distribution of the mean, over all resamples."""
+    """Compare a curve with the mean and its exact bootstrap distribution over all resamples."""
     n = len(values)
     assert n <= 5
     resamples = np.array(list(product(range(n), repeat=n)))
     low, high = np.percentile(values[resamples].mean(axis=1), [2.5, 97.5], axis=0, method="inverted_cdf")
     np.testing.assert_allclose(curve.mean, values.mean(axis=0), rtol=rtol)
-    # Of two and three seeds the ends are the lowest and the highest; of more they are drawn at random
+    # With two or three seeds, the bounds are minimum and maximum; with more, they are sampled
     tolerance = dict(rtol=rtol) if n < 4 else dict(rtol=0, atol=0.1 * (high - low).max())
     np.testing.assert_allclose(curve.low, low, **tolerance)
     np.testing.assert_allclose(curve.high, high, **tolerance)
@@ -59,7 +59,7 @@ def check_band(curve, values, rtol=1e-12):
     assert (curve.high <= values.max(axis=0) + slack).all()
 
 
-# Curves of evaluations
+# Learning curves
 
 
 def test_learning_curve_is_mean_and_bootstrap_interval_over_seeds(tmp_path):
@@ -72,17 +72,17 @@ def test_learning_curve_is_mean_and_bootstrap_interval_over_seeds(tmp_path):
     assert (curve.n_seeds, curve.finished) == (4, True)
 
 
-def test_learning_curve_worked_out_by_hand(tmp_path):
-    # Evaluations of two episodes each: means 1 and 4 of one seed, 3 and 10 of the other
+def test_learning_curve_matches_manual_calculation(tmp_path):
+    # Two episodes per evaluation: means are 1 and 4 for one seed, 3 and 10 for the other
     lay_down(tmp_path, [[0, 2], [4, 4]], seed=0)
     lay_down(tmp_path, [[3, 3], [5, 15]], seed=1)
     curve = curve_of(tmp_path)
     assert curve.mean.tolist() == [2, 7]
-    # A resample is one of the seeds in half of the cases
+    # Half of the resamples contain only one of the seeds
     assert (curve.low.tolist(), curve.high.tolist()) == ([1, 4], [3, 10])
 
 
-def test_curve_ends_with_the_score(tmp_path):
+def test_last_point_of_curve_is_the_score(tmp_path):
     for seed in range(3):
         lay_down(tmp_path, np.random.default_rng(seed).normal(size=(7, 4)), seed=seed, n_timesteps=1000)
     cell = only_cell(tmp_path)
@@ -92,7 +92,7 @@ def test_curve_ends_with_the_score(tmp_path):
     assert (curve.low[-1], curve.high[-1]) == pytest.approx((min(cell.values), max(cell.values)), rel=1e-12)
 
 
-def test_one_seed_has_a_curve_without_a_band(tmp_path):
+def test_single_seed_has_a_curve_without_interval(tmp_path):
     lay_down(tmp_path, [[1, 3], [5, 5]])
     curve = curve_of(tmp_path)
     assert curve.mean.tolist() == [2, 5]
@@ -100,7 +100,7 @@ def test_one_seed_has_a_curve_without_a_band(tmp_path):
     assert curve.n_seeds == 1
 
 
-def test_curve_is_over_the_steps_at_which_all_seeds_were_evaluated(tmp_path):
+def test_curve_uses_steps_shared_by_all_seeds(tmp_path):
     first = lay_down(tmp_path, [[0]] * 4, seed=0)
     second = lay_down(tmp_path, [[0]] * 4, seed=1)
     write_evaluations(first, [32, 64, 90, 96, 128], [[1], [2], [1000], [3], [4]])
@@ -111,7 +111,7 @@ def test_curve_is_over_the_steps_at_which_all_seeds_were_evaluated(tmp_path):
     assert curve.n_seeds == 2
 
 
-def test_seeds_without_a_step_in_common_have_no_curve(tmp_path):
+def test_seeds_without_shared_steps_have_no_curve(tmp_path):
     write_evaluations(lay_down(tmp_path, [[0], [0]], seed=0), [10, 64], [[1], [2]])
     directory = lay_down(tmp_path, [[0], [0]], seed=1)
     write_evaluations(directory, [20, 65], [[1], [2]])
@@ -119,7 +119,7 @@ def test_seeds_without_a_step_in_common_have_no_curve(tmp_path):
 
 
 @pytest.mark.parametrize("n", [1, 2, 99, 100, 101, 110, 199, 200, 250, 400, 777])
-def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
+def test_long_curve_is_downsampled_to_means_of_neighbors(n, tmp_path):
     returns = np.random.default_rng(n).normal(size=(2, n, 1))
     for seed, own in enumerate(returns):
         lay_down(tmp_path, own, seed=seed, eval_freq=10, training={})
@@ -131,8 +131,8 @@ def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
         assert curve.steps.tolist() == steps.tolist()
         check_band(curve, means)
         return
-    # Each point is the mean of neighbors: of n // 100 of them, or one more. Which ones its steps tell,
-    # since they are evenly apart: a point at the mean of steps i to j
+    # Each point is the mean of n // 100 neighbors, or of one more. Since steps are evenly spaced, the
+    # position of a point, the mean of steps i to j, identifies its neighbors
     counts, start = [], 0
     for place, step in enumerate(curve.steps):
         middle = step / 10 - 1
@@ -148,7 +148,7 @@ def test_long_curve_has_few_points_whose_mean_is_that_of_all(n, tmp_path):
     assert weighted == pytest.approx(means.mean(), rel=1e-9)
 
 
-def test_curve_of_twice_as_many_evaluations_is_the_mean_of_each_two(tmp_path):
+def test_curve_with_twice_the_points_is_downsampled_to_pairwise_means(tmp_path):
     returns = np.random.default_rng(0).normal(size=(3, 2 * N_POINTS, 2))
     for seed, own in enumerate(returns):
         lay_down(tmp_path, own, seed=seed, eval_freq=10)
@@ -159,7 +159,7 @@ def test_curve_of_twice_as_many_evaluations_is_the_mean_of_each_two(tmp_path):
     assert curve.mean.mean() == pytest.approx(returns.mean(), rel=1e-9)
 
 
-def test_negated_curve_has_the_same_band(tmp_path):
+def test_negated_curve_has_negated_interval(tmp_path):
     for seed in range(2):
         lay_down(tmp_path, [[seed + 1.0], [seed + 5.0]], seed=seed)
     curve = curve_of(tmp_path)
@@ -169,10 +169,10 @@ def test_negated_curve_has_the_same_band(tmp_path):
     assert (other.steps.tolist(), other.n_seeds) == (curve.steps.tolist(), 2)
 
 
-# Runs that are not finished
+# Unfinished runs
 
 
-def test_curve_of_runs_under_way_ends_where_the_slowest_is(tmp_path):
+def test_curve_of_running_runs_ends_at_the_slowest_run(tmp_path):
     common = dict(eval_freq=32, n_timesteps=320)
     with ExitStack() as trains:
         for seed, n in enumerate((5, 3)):
@@ -180,7 +180,7 @@ def test_curve_of_runs_under_way_ends_where_the_slowest_is(tmp_path):
                 tmp_path, [[seed + k] for k in range(n)], seed=seed, state="running", **common
             )
             trains.enter_context(directory.claimed(directory.read_spec(), keep=True))
-        # One that nobody is at, one before its first evaluation, and one that will not go on
+        # One interrupted run, one without an evaluation, and one failed run
         lay_down(tmp_path, [[2 + k] for k in range(4)], seed=2, state="running", **common)
         directory = lay_down(tmp_path, [[9]], seed=3, state="running", **common)
         (directory.path / "evaluations.npz").unlink()
@@ -191,11 +191,11 @@ def test_curve_of_runs_under_way_ends_where_the_slowest_is(tmp_path):
     assert curve.finished is False
     assert curve.n_seeds == 3
     assert curve.steps.tolist() == [32, 64, 96]
-    # Seeds 0, 1 and 2 have k, 1 + k and 2 + k at the k-th
+    # The k-th evaluation of seeds 0, 1 and 2 is k, 1 + k and 2 + k
     assert curve.mean.tolist() == [1, 2, 3]
 
 
-def test_curve_of_a_cell_with_finished_runs_is_of_these_alone(tmp_path):
+def test_curve_uses_only_finished_runs_if_there_are_any(tmp_path):
     lay_down(tmp_path, [[1], [2], [3]], seed=0)
     lay_down(tmp_path, [[100]], seed=1, state="running", eval_freq=32, n_timesteps=96)
     lay_down(tmp_path, [[100], [100], [100]], seed=2, state="failed", reason="broke")
@@ -204,7 +204,7 @@ def test_curve_of_a_cell_with_finished_runs_is_of_these_alone(tmp_path):
     assert curve.mean.tolist() == [1, 2, 3]
 
 
-def test_runs_without_an_evaluation_have_no_curve(tmp_path):
+def test_runs_without_evaluations_have_no_curve(tmp_path):
     lay_down(tmp_path, None, seed=0, state="running", eval_freq=32, n_timesteps=96)
     lay_down(tmp_path, [[1]], seed=1, state="failed", reason="broke", eval_freq=32, n_timesteps=96)
     cell = only_cell_of_any(tmp_path)
@@ -213,16 +213,16 @@ def test_runs_without_an_evaluation_have_no_curve(tmp_path):
 
 
 def only_cell_of_any(root):
-    """The cell of runs that differ in how many episodes their evaluations have, as one without any does."""
+    """Return the cell with an interrupted run; cells differ in the number of evaluation episodes."""
     cells = group(read_runs(root)[0])
     return next(cell for cell in cells if cell.count("interrupted"))
 
 
-# Curves of training
+# Training curves
 
 
 def log_of(rollouts):
-    """What SB3 logs of these: a figure of an update stands in the row after its rollout's."""
+    """Return SB3's log of these rollouts: the values of an update are in the row after its rollout."""
     names = [STEPS, "rollout/ep_rew_mean", SIGN_CHANGE, ENTROPY_LOSS]
     return "\n".join([",".join(names), *(",".join(map(str, row)) for row in rollouts), ""])
 
@@ -231,7 +231,7 @@ def training_of(root):
     return training_curves(only_cell(root), Folders(root).training)
 
 
-def test_training_curves_are_means_over_seeds_of_what_was_logged(tmp_path):
+def test_training_curves_are_means_of_logged_values_over_seeds(tmp_path):
     logs = np.random.default_rng(0).normal(20.0, 3.0, (3, 2, 5))
     for seed, (signs, entropies) in enumerate(logs):
         lay_down(
@@ -245,15 +245,15 @@ def test_training_curves_are_means_over_seeds_of_what_was_logged(tmp_path):
     assert notes == []
     assert set(curves) == {SIGN_CHANGE, ENTROPY_LOSS}
     for place, name in enumerate((SIGN_CHANGE, ENTROPY_LOSS)):
-        # Updates at 64, 128, ... 320 are logged with the next row: a rollout's, or that of an evaluation,
-        # which are at 160 and 320. At 320 there are two rows, the first of which counts
+        # Updates at 64, 128, ... 320 are logged in the next row of a rollout or of an evaluation at 160 or
+        # 320. The first of the two rows at 320 counts
         assert curves[name].steps.tolist() == [128, 160, 256, 320]
-        # Training figures are kept in single precision
+        # Training values are stored in single precision
         check_band(curves[name], logs[:, place, :4], rtol=1e-6)
         assert (curves[name].n_seeds, curves[name].finished) == (3, True)
 
 
-def test_training_figures_stand_at_the_steps_of_their_rows(tmp_path):
+def test_training_values_belong_to_the_steps_of_their_rows(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]])
     rows = [(32, 1.5, "", ""), (64, 1.5, 10, -0.5), (96, "", 20, -0.25), (96, 2.5, "", ""), (128, "", "", -1)]
     (directory.path / "progress.csv").write_text(log_of(rows))
@@ -267,7 +267,7 @@ def test_training_figures_stand_at_the_steps_of_their_rows(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two seeds that were really trained, for 160 steps."""
+    """Two seeds trained for 160 steps."""
     root = tmp_path_factory.mktemp("trained")
     for seed in (0, 1):
         words = ["--algo", "sppo", "--env", "CartPole-v1", "--seed", seed, "--timesteps", 160]
@@ -276,7 +276,7 @@ def trained(tmp_path_factory):
     return root
 
 
-def test_training_curves_of_real_runs_are_those_of_their_logs(trained):
+def test_training_curves_of_trained_runs_match_their_logs(trained):
     before = contents(trained)
     curves, notes = training_of(trained)
     assert notes == []
@@ -291,14 +291,14 @@ def test_training_curves_of_real_runs_are_those_of_their_logs(trained):
         assert logged[0].keys() == logged[1].keys()
         assert curves[name].steps.tolist() == list(logged[0])
         check_band(curves[name], np.array([list(own.values()) for own in logged]))
-    # A policy for two actions cannot be less certain than log 2, and at first it is about that
+    # The entropy of two actions is at most log 2, and about log 2 at the start of training
     assert (curves[ENTROPY_LOSS].negated().mean <= np.log(2) + 1e-6).all()
     assert curves[ENTROPY_LOSS].negated().mean[0] == pytest.approx(np.log(2), abs=0.05)
     assert ((curves[SIGN_CHANGE].mean >= 0) & (curves[SIGN_CHANGE].mean <= 100)).all()
     assert contents(trained) == before
 
 
-def test_learning_curve_of_real_runs_is_that_of_their_evaluations(trained):
+def test_learning_curve_of_trained_runs_matches_their_evaluations(trained):
     curve = curve_of(trained)
     results = [np.load(trained / str(seed) / "evaluations.npz") for seed in (0, 1)]
     assert curve.steps.tolist() == results[0]["timesteps"].tolist() == [32, 64, 96, 128, 160]
@@ -309,20 +309,20 @@ DAMAGES = {
     "missing": lambda file: file.unlink(),
     "empty": lambda file: file.write_text(""),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "words for figures": lambda file: file.write_text(log_of([(32, 1, "many", 2)])),
+    "text instead of numbers": lambda file: file.write_text(log_of([(32, 1, "many", 2)])),
     "rows longer than the header": lambda file: file.write_text(log_of([(32, 1, 2, 3, 4), (64, 1, 2, 3, 4)])),
     "a row longer than the header": lambda file: file.write_text(
         log_of([(32, 1, 2, 3), (64, 1, 2, 3), (96, 1, 2, 3, 4)])
     ),
-    "a quote that does not end": lambda file: file.write_text(log_of([(32, 1, 2, 3), ('"64', 1, 2, 3)])),
-    "no text": lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 50),
-    "no steps": lambda file: file.write_text(f"{SIGN_CHANGE}\n3\n"),
-    "no column that is known": lambda file: file.write_text("a,b\n1,2\n"),
+    "unterminated quote": lambda file: file.write_text(log_of([(32, 1, 2, 3), ('"64', 1, 2, 3)])),
+    "binary data": lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 50),
+    "no column of steps": lambda file: file.write_text(f"{SIGN_CHANGE}\n3\n"),
+    "no known column": lambda file: file.write_text("a,b\n1,2\n"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_log_is_named_and_left_out_and_the_rest_is_right(damage, tmp_path):
+def test_damaged_log_is_reported_and_excluded(damage, tmp_path):
     for seed in range(3):
         training = {SIGN_CHANGE: [10.0 * seed] * 2, ENTROPY_LOSS: [-1.0 * seed] * 2}
         lay_down(tmp_path, [[seed], [seed]], seed=seed, at=f"seed-{seed}", training=training)
@@ -334,13 +334,13 @@ def test_damaged_log_is_named_and_left_out_and_the_rest_is_right(damage, tmp_pat
     assert note.startswith("seed-1: not in the curves of training figures, progress.csv: ")
     assert "\n" not in note
     assert len(note) < 300
-    # What is said does not depend on where the folder is
+    # The note does not depend on the location of the folder
     assert str(tmp_path) not in note
-    # Its evaluations are as good as they were
+    # Its evaluations are still used
     assert curve_of(tmp_path).n_seeds == 3
 
 
-def test_log_that_ends_in_the_middle_of_a_row_is_read_up_to_it(tmp_path):
+def test_truncated_log_is_read_up_to_its_last_complete_row(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]])
     whole = log_of([(32, 1, 2, 3), (64, 1, 4, 5), (96, 1, 6, 7)])
     (directory.path / "progress.csv").write_text(whole[: whole.index("96,1") + 3])
@@ -351,14 +351,14 @@ def test_log_that_ends_in_the_middle_of_a_row_is_read_up_to_it(tmp_path):
 
 
 @pytest.mark.parametrize(("there", "missing"), [(SIGN_CHANGE, ENTROPY_LOSS), (ENTROPY_LOSS, SIGN_CHANGE)])
-def test_figure_that_was_never_logged_has_no_curve(there, missing, tmp_path):
+def test_never_logged_value_has_no_curve(there, missing, tmp_path):
     for seed in range(2):
         lay_down(tmp_path, [[0], [0]], seed=seed, training={there: [1.0, 2.0]})
     curves, notes = training_of(tmp_path)
     assert (list(curves), notes) == ([there], [])
 
 
-def test_figure_that_some_seeds_logged_is_a_curve_of_these(tmp_path):
+def test_curve_uses_only_seeds_that_logged_the_value(tmp_path):
     lay_down(tmp_path, [[0], [0]], seed=0, training={SIGN_CHANGE: [8, 8], ENTROPY_LOSS: [-2, -2]})
     lay_down(tmp_path, [[0], [0]], seed=1, training={ENTROPY_LOSS: [-4, -4]})
     curves, _ = training_of(tmp_path)
@@ -367,12 +367,12 @@ def test_figure_that_some_seeds_logged_is_a_curve_of_these(tmp_path):
     assert set(curves[ENTROPY_LOSS].mean) == {-3}
 
 
-def test_run_that_ended_before_its_first_update_has_no_training_curves(tmp_path):
+def test_run_without_updates_has_no_training_curves(tmp_path):
     lay_down(tmp_path, [[0], [0]], training={SIGN_CHANGE: [], ENTROPY_LOSS: []})
     assert training_of(tmp_path) == ({}, [])
 
 
-def test_figures_that_are_not_finite_are_no_part_of_a_curve(tmp_path):
+def test_non_finite_values_are_excluded_from_training_curves(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]])
     rows = [(32, 1, "nan", 1), (64, 1, 5, "inf"), ("", 1, 6, 6), (96, 1, 7, 7)]
     (directory.path / "progress.csv").write_text(log_of(rows))
@@ -383,7 +383,7 @@ def test_figures_that_are_not_finite_are_no_part_of_a_curve(tmp_path):
     assert series[ENTROPY_LOSS].values.tolist() == [1, 7]
 
 
-def test_steps_that_were_logged_twice_count_once(tmp_path):
+def test_first_row_of_a_repeated_step_counts(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]], seed=0)
     (directory.path / "progress.csv").write_text(log_of([(32, 1, 2, 2), (32, 1, 4, 4), (64, 1, 6, 6)]))
     series = read_training(directory.path / "progress.csv")[SIGN_CHANGE]
@@ -391,7 +391,7 @@ def test_steps_that_were_logged_twice_count_once(tmp_path):
     assert series.values.tolist() == [2, 6]
 
 
-def test_training_curves_of_runs_under_way_are_marked_and_end_with_the_slowest(tmp_path):
+def test_training_curves_of_running_runs_are_marked_and_end_at_the_slowest(tmp_path):
     for seed, n in enumerate((4, 2)):
         directory = lay_down(
             tmp_path, [[0]] * n, seed=seed, state="running", eval_freq=32, n_timesteps=320, training={}
@@ -404,7 +404,7 @@ def test_training_curves_of_runs_under_way_are_marked_and_end_with_the_slowest(t
     assert curves[SIGN_CHANGE].mean.tolist() == [1.5, 2.5]
 
 
-def test_long_log_has_few_points_whose_mean_is_that_of_all(tmp_path):
+def test_long_log_is_downsampled_to_means_of_neighbors(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]])
     rows = [(10 * k, 1, k % 7, -k) for k in range(1, 301)]
     (directory.path / "progress.csv").write_text(log_of(rows))
@@ -416,21 +416,21 @@ def test_long_log_has_few_points_whose_mean_is_that_of_all(tmp_path):
     np.testing.assert_allclose(curve.mean, mean)
 
 
-# Scores of the last evaluations
+# Scores
 
 
 @pytest.mark.parametrize(("last", "scores"), [(1, [8, 20]), (2, [6, 15]), (3, [14 / 3, 40 / 3])])
-def test_score_is_the_mean_of_the_last_evaluations(last, scores, tmp_path):
-    # Means of evaluations: 2, 4, 8 and 10, 10, 20
+def test_score_is_mean_of_the_last_evaluations(last, scores, tmp_path):
+    # Mean returns of the evaluations: 2, 4, 8 and 10, 10, 20
     lay_down(tmp_path, [[1, 3], [0, 8], [8, 8]], seed=0)
     lay_down(tmp_path, [[10, 10], [0, 20], [19, 21]], seed=1)
     cell = only_cell(tmp_path, last)
     assert cell.values == pytest.approx(scores, rel=1e-12)
-    # The curve does not depend on it
+    # The curve does not depend on the number of averaged evaluations
     assert learning_curve(cell).mean.tolist() == [6, 7, 14]
 
 
-def test_run_with_fewer_evaluations_is_short_and_has_no_score(tmp_path):
+def test_run_with_too_few_evaluations_is_short_and_has_no_score(tmp_path):
     lay_down(tmp_path, [[1], [2], [3]], seed=0)
     short = lay_down(tmp_path, [[1], [2], [3]], seed=1)
     write_evaluations(short, [64, 96], [[5], [7]])
@@ -442,7 +442,7 @@ def test_run_with_fewer_evaluations_is_short_and_has_no_score(tmp_path):
     assert learning_curve(cell).n_seeds == 1
 
 
-def test_command_takes_the_number_of_evaluations(tmp_path):
+def test_last_option_sets_number_of_averaged_evaluations(tmp_path):
     lay_down(tmp_path / "runs", [[1, 3], [0, 8], [8, 8]])
     outcome = srl("report", tmp_path / "runs", "--last", 2, "--reps", 100, "--out", tmp_path / "out")
     assert outcome.status == 0, outcome.err
@@ -454,7 +454,7 @@ def test_command_takes_the_number_of_evaluations(tmp_path):
 
 
 @pytest.mark.parametrize("last", [0, -1])
-def test_no_evaluations_make_no_score(last, tmp_path):
+def test_averaging_no_evaluations_is_rejected(last, tmp_path):
     lay_down(tmp_path, [[1], [2]])
     before = contents(tmp_path)
     outcome = srl("report", tmp_path, "--last", last)
@@ -463,7 +463,7 @@ def test_no_evaluations_make_no_score(last, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_last_row_that_is_half_written_is_not_taken_for_a_whole_one(tmp_path):
+def test_incomplete_last_row_is_ignored(tmp_path):
     directory = lay_down(tmp_path, [[0], [0]])
     whole = log_of([(32, 1, 2, 3), (64, 1, 20, 5)])
     (directory.path / "progress.csv").write_text(whole[: whole.index("64,1,2") + 6])

@@ -1,4 +1,4 @@
-"""Evaluations for other programs."""
+"""Export of evaluations for other programs."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ NAMES_OF_COLUMNS = [
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Runs in every state, and a variant, and runs of another length."""
+    """Runs in every state, a variant, and a run of another length."""
     root = tmp_path_factory.mktemp("sweep")
     generator = np.random.default_rng(0)
 
@@ -53,7 +53,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(sweep, tmp_path_factory):
-    """Where all three formats of the sweep are, written twice."""
+    """Two folders, each with all three export formats of the sweep."""
     folders = [tmp_path_factory.mktemp("exported") for _ in range(2)]
     before = contents(sweep)
     for folder in folders:
@@ -68,13 +68,13 @@ def files(folder):
     return {name: content for name, (_, content) in contents(folder).items()}
 
 
-def test_exports_are_the_same_bytes_each_time(exported):
+def test_exports_are_deterministic(exported):
     first, second = map(files, exported)
     assert first == second
     assert {"evaluations.json", "evaluations.parquet"} < first.keys()
 
 
-def test_json_has_a_row_for_each_run_and_evaluation_with_exactly_its_figures(sweep, exported):
+def test_json_has_a_row_per_run_and_evaluation_with_exact_values(sweep, exported):
     rows = json.loads((exported[0] / "evaluations.json").read_text(encoding="utf-8"))
     assert all(list(row) == NAMES_OF_COLUMNS for row in rows)
     by_run = {}
@@ -100,7 +100,7 @@ def test_json_has_a_row_for_each_run_and_evaluation_with_exactly_its_figures(swe
             assert (row["n_timesteps"], row["state"]) == (spec.n_timesteps, run.state)
 
 
-def test_unfinished_runs_are_in_tidy_data_with_their_states(exported):
+def test_tidy_data_contains_unfinished_runs_with_their_states(exported):
     rows = json.loads((exported[0] / "evaluations.json").read_text(encoding="utf-8"))
     counts = pd.Series([(row["algorithm"], row["seed"], row["state"]) for row in rows]).value_counts()
     assert counts["ppo", 2, "interrupted"] == 2
@@ -110,7 +110,7 @@ def test_unfinished_runs_are_in_tidy_data_with_their_states(exported):
     assert {row["variant"] for row in rows if row["run"] == "more/beta"} == {"beta=2.0"}
 
 
-def test_parquet_has_the_rows_of_json(exported):
+def test_parquet_has_the_same_rows_as_json(exported):
     rows = json.loads((exported[0] / "evaluations.json").read_text(encoding="utf-8"))
     table = pd.read_parquet(exported[0] / "evaluations.parquet")
     assert list(table.columns) == NAMES_OF_COLUMNS
@@ -122,7 +122,7 @@ def test_parquet_has_the_rows_of_json(exported):
     assert table["mean_return"].dtype == np.float64
 
 
-def test_zoo_holds_the_finished_runs_in_the_folders_of_its_scripts(sweep, exported):
+def test_zoo_export_has_finished_runs_in_folder_layout_of_zoo_scripts(sweep, exported):
     zoo = exported[0] / "zoo"
     place = {
         "none_128-steps/sppo/CartPole-v1_0": "CartPole-v1/sppo/none/seed-0",
@@ -141,7 +141,7 @@ def test_zoo_holds_the_finished_runs_in_the_folders_of_its_scripts(sweep, export
             assert arrays["results"].shape[1] == 3
 
 
-def test_zoo_of_a_plain_sweep_is_noise_algorithm_environment_and_seed(tmp_path):
+def test_zoo_folders_of_a_plain_sweep_are_noise_algorithm_environment_and_seed(tmp_path):
     for algo, env, seed in (("ppo", "CartPole-v1", 0), ("sppo", "Acrobot-v1", 3)):
         lay_down(tmp_path, [[1.0], [2.0]], algo=algo, env=env, seed=seed, noise="gaussian:0.05")
     assert srl("report", tmp_path, "--format", "zoo").status == 0
@@ -152,7 +152,7 @@ def test_zoo_of_a_plain_sweep_is_noise_algorithm_environment_and_seed(tmp_path):
 
 
 @pytest.mark.parametrize("name", [*NAMES.values(), "../../../evil-v0", "/etc/evil", "...", "", "x" * 200])
-def test_zoo_stays_in_its_folder_whatever_environments_are_called(name, tmp_path):
+def test_zoo_export_stays_in_its_folder_for_any_environment_name(name, tmp_path):
     lay_down(tmp_path / "runs", [[1.0], [2.0]], env=name, at="run")
     before = set(contents(tmp_path))
     export(tmp_path / "runs", "zoo", tmp_path / "out")
@@ -163,8 +163,8 @@ def test_zoo_stays_in_its_folder_whatever_environments_are_called(name, tmp_path
     assert not set(new) & set("<>&\"'$\\\n{}* ")
 
 
-def test_environments_whose_names_differ_only_in_what_folders_cannot_have_are_all_in_the_zoo(tmp_path):
-    """Such as those of ALE/Pong-v5 and ALE-Pong-v5."""
+def test_environments_with_the_same_safe_name_have_separate_zoo_folders(tmp_path):
+    """For example, ALE/Pong-v5 and ALE-Pong-v5."""
     for number, env in enumerate(("ALE/Pong-v5", "ALE-Pong-v5", "ALE:Pong-v5")):
         lay_down(tmp_path, [[1.0], [float(number)]], env=env, at=str(number))
     (folder,), _ = export(tmp_path, "zoo", tmp_path / "out")
@@ -175,7 +175,7 @@ def test_environments_whose_names_differ_only_in_what_folders_cannot_have_are_al
     assert sorted(finals) == [0.0, 1.0, 2.0]
 
 
-def test_hostile_names_come_back_from_tidy_data(tmp_path):
+def test_tidy_data_preserves_hostile_names(tmp_path):
     for number, name in enumerate(NAMES.values()):
         lay_down(tmp_path / "runs", [[1.0], [2.0]], env=name, at=f"{number} {SCRIPT.replace('/', '|')}")
     for kind in ("json", "parquet"):
@@ -185,7 +185,7 @@ def test_hostile_names_come_back_from_tidy_data(tmp_path):
     assert set(pd.read_parquet(tmp_path / "evaluations.parquet")["environment"]) == set(NAMES.values())
 
 
-def test_runs_that_are_gone_are_gone_from_a_new_export(tmp_path):
+def test_removed_runs_are_missing_from_a_new_export(tmp_path):
     for seed in (0, 1):
         lay_down(tmp_path, [[1.0], [2.0]], seed=seed)
     export(tmp_path, "zoo", tmp_path)
@@ -194,8 +194,8 @@ def test_runs_that_are_gone_are_gone_from_a_new_export(tmp_path):
     assert [path.name for path in sorted((tmp_path / "zoo" / "none" / "sppo").iterdir())] == ["CartPole-v1_1"]
 
 
-@pytest.mark.parametrize("above", [False, True], ids=["the sweep", "the folder above it"])
-def test_report_after_an_export_takes_its_files_for_nothing_of_its_own(above, tmp_path):
+@pytest.mark.parametrize("above", [False, True], ids=["sweep folder", "parent folder"])
+def test_report_ignores_files_of_an_earlier_export(above, tmp_path):
     sweep = tmp_path / "runs" / "sweep"
     for seed in (0, 1):
         lay_down(sweep, [[1.0], [2.0]], seed=seed)
@@ -208,7 +208,7 @@ def test_report_after_an_export_takes_its_files_for_nothing_of_its_own(above, tm
     assert scores.left_out == []
 
 
-def test_export_that_breaks_off_leaves_the_last_one_and_nothing_that_a_report_names(tmp_path, monkeypatch):
+def test_failed_export_keeps_the_previous_one(tmp_path, monkeypatch):
     for seed in (0, 1):
         lay_down(tmp_path, [[1.0], [2.0]], seed=seed)
     export(tmp_path, "zoo", tmp_path)
@@ -229,7 +229,7 @@ def test_export_that_breaks_off_leaves_the_last_one_and_nothing_that_a_report_na
 
 
 @pytest.mark.parametrize("kind", ["json", "parquet", "zoo"])
-def test_export_of_runs_without_an_evaluation_says_so_in_every_format(kind, tmp_path):
+def test_export_of_runs_without_evaluations_is_rejected_in_every_format(kind, tmp_path):
     lay_down(tmp_path, None, state="failed", reason="at once", n_timesteps=64)
     before = contents(tmp_path)
     with pytest.raises(UserError, match="no run"):
@@ -237,7 +237,7 @@ def test_export_of_runs_without_an_evaluation_says_so_in_every_format(kind, tmp_
     assert contents(tmp_path) == before
 
 
-def test_lengths_that_were_not_recorded_are_missing_and_not_made_up(tmp_path):
+def test_unrecorded_episode_lengths_are_exported_as_missing(tmp_path):
     directory = lay_down(tmp_path, [[1.0], [2.0]])
     with np.load(directory.path / EVALUATIONS) as arrays:
         columns = {name: arrays[name] for name in ("timesteps", "results")}

@@ -1,4 +1,4 @@
-"""Figures for papers: formats, resolution, titles, and which figures there are."""
+"""Options of figures: formats, resolution, titles and selection."""
 
 import re
 
@@ -17,7 +17,7 @@ def runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_are_written_in_the_formats_that_are_named(runs, tmp_path):
+def test_figures_are_written_in_the_requested_formats(runs, tmp_path):
     outcome = srl("report", runs, "--out", tmp_path, "--figures", "pdf,png", "--dpi", 300, "--reps", 100)
     assert outcome.status == 0, outcome.err
     files = [file for file in (tmp_path / "figures").rglob("*") if file.is_file()]
@@ -25,13 +25,13 @@ def test_figures_are_written_in_the_formats_that_are_named(runs, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert srl("report", runs, "--out", tmp_path, "--no-titles", "--reps", 100).status == 0
     assert {file.suffix for file in (tmp_path / "figures").rglob("*.*")} == {".png", ".svg"}
-    # The page is for reading: it has its own resolution, and titles
+    # The page has its own resolution, and always has titles
     again = (tmp_path / "report.html").read_text()
     assert re.findall("<img [^>]*>", again) == re.findall("<img [^>]*>", page)
 
 
 @pytest.mark.slow
-def test_profiles_need_enough_runs(runs, tmp_path):
+def test_performance_profiles_need_enough_runs(runs, tmp_path):
     words = ("report", runs, "--normalize", "minmax", "--reps", 100, "--figures", "png", "--out", tmp_path)
     assert srl(*words).status == 0
     assert not list((tmp_path / "figures").glob("profile*"))
@@ -53,7 +53,7 @@ def test_profiles_need_enough_runs(runs, tmp_path):
         (["--format", "json", "--no-titles"], "only a page has figures"),
     ],
 )
-def test_mistake_is_one_line_and_writes_nothing(words, says, runs):
+def test_mistake_is_one_line_error_and_writes_nothing(words, says, runs):
     before = contents(runs)
     outcome = srl("report", runs, *words)
     assert outcome.status == 2

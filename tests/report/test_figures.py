@@ -1,4 +1,4 @@
-"""What figures look like."""
+"""Appearance of figures."""
 
 import io
 from itertools import combinations
@@ -26,9 +26,9 @@ ALL = [algorithm.label for algorithm in ALGORITHMS.values() if not algorithm.on_
 LANGUAGE_MODELS = [algorithm.label for algorithm in ALGORITHMS.values() if algorithm.on_language_models]
 VARIANTS = [f"SPPO (beta={beta})" for beta in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
 
-#: Colors as they are seen without one kind of cone, on linear RGB: Machado, Oliveira and Fernandes, "A
+#: Simulation of color vision deficiency of severity 1.0 on linear RGB: Machado, Oliveira and Fernandes, "A
 #: Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE Transactions on Visualization
-#: and Computer Graphics 15(6), 2009, for severity 1.0.
+#: and Computer Graphics 15(6), 2009.
 SIGHTS = {
     "normal": np.eye(3),
     "protanopia": np.array(
@@ -49,7 +49,7 @@ SIGHTS = {
 
 
 def lab(color, sight="normal"):
-    """A color in CIELAB with the white point D65, as it is seen."""
+    """Return a perceived color in CIELAB with the white point D65."""
     srgb = np.array(to_rgb(color))
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.clip(SIGHTS[sight] @ linear, 0.0, 1.0)
@@ -64,12 +64,12 @@ def lab(color, sight="normal"):
 
 
 def differ_in_shape(left, right):
-    """Whether lines, and points without lines, are told apart whatever their color is."""
+    """Return whether lines, and points without lines, are distinguishable without color."""
     return left.marker != right.marker and (left.marker, left.dashes) != (right.marker, right.dashes)
 
 
 @pytest.mark.parametrize("column", ALL)
-def test_algorithm_looks_the_same_whatever_else_is_in_the_report(column):
+def test_style_of_an_algorithm_does_not_depend_on_other_columns(column):
     variant = f"{column} (beta=2.0)"
     alone = figures.style(column, [column])
     for others in (ALL, ALL[::-1], [column, variant], [*ALL, *VARIANTS[:2]]):
@@ -78,7 +78,7 @@ def test_algorithm_looks_the_same_whatever_else_is_in_the_report(column):
 
 
 @pytest.mark.parametrize("names", [ALL, LANGUAGE_MODELS], ids=len)
-def test_algorithms_have_different_colours_to_normal_sight(names):
+def test_algorithms_have_distinct_colors(names):
     for left, right in combinations(names, 2):
         colors = [lab(figures.style(name, names).color) for name in (left, right)]
         assert np.linalg.norm(colors[0] - colors[1]) > 30, (left, right)
@@ -86,7 +86,7 @@ def test_algorithms_have_different_colours_to_normal_sight(names):
 
 @pytest.mark.parametrize("names", [CONTINUOUS, DISCRETISED], ids=str)
 @pytest.mark.parametrize("sight", ["greyscale", "protanopia", "deuteranopia"])
-def test_usual_sets_are_told_apart_without_full_colour(names, sight):
+def test_common_sets_of_algorithms_are_distinguishable_without_full_color(names, sight):
     for left, right in combinations(names, 2):
         styles = [figures.style(name, names) for name in (left, right)]
         if sight == "greyscale":
@@ -97,8 +97,8 @@ def test_usual_sets_are_told_apart_without_full_colour(names, sight):
 
 
 @pytest.mark.parametrize("name", ["A2C", "PPO", "DA2C", "DPPO", "LLM-PPO", "LLM-GRPO"])
-def test_symmetric_algorithm_and_its_baseline_differ_in_lightness_and_in_dashes(name):
-    """Whoever sees no color tells what a figure is mostly about by either."""
+def test_symmetric_algorithm_differs_from_baseline_in_lightness_and_dashes(name):
+    """Readers without color vision can distinguish the pair by either property."""
     symmetric = name.replace("A2C", "SA2C").replace("PPO", "SPPO").replace("GRPO", "SGRPO")
     names = LANGUAGE_MODELS if name in LANGUAGE_MODELS else ALL
     styles = [figures.style(one, names) for one in (name, symmetric)]
@@ -106,13 +106,13 @@ def test_symmetric_algorithm_and_its_baseline_differ_in_lightness_and_in_dashes(
     assert lab(styles[0].color)[0] - lab(styles[1].color)[0] > 25
 
 
-def test_colours_stand_out_from_the_page():
+def test_colors_contrast_with_the_page():
     for name in ALL:
         assert lab(figures.style(name, ALL).color)[0] < 75, name
 
 
 @pytest.mark.parametrize("first", ["SPPO", "PPO"])
-def test_variants_of_an_algorithm_have_its_colour_and_lines_of_their_own(first):
+def test_variants_of_an_algorithm_share_its_color_and_have_distinct_lines(first):
     columns = [first, *(name.replace("SPPO", first) for name in VARIANTS)]
     styles = [figures.style(column, columns) for column in columns]
     assert len({style.color for style in styles}) == 1
@@ -155,7 +155,7 @@ ENVS = ("HumanoidStandup-v4", "InvertedDoublePendulum-v4", "LunarLanderContinuou
 
 
 def draw(kind, *, noises=NOISES, columns=DISCRETISED, envs=ENVS, title=ENVS[-1], curve=make_curve, suffix=""):
-    """A figure of each kind, with the figures of a usual sweep."""
+    """Draw a figure of one kind with the values of a typical sweep."""
     pairs = [
         (name.replace("A2C", "SA2C").replace("PPO", "SPPO"), name) for name in columns if "S" not in name
     ]
@@ -180,7 +180,7 @@ KINDS = ("curves", "improvements", "improvements by environment", "aggregates", 
 
 
 def check_nothing_is_cut_off(figure):
-    """See that everything that is drawn, names included, lies within the figure."""
+    """Check that all artists, including labels, are inside the figure."""
     figure.canvas.draw()
     box = figure.get_tightbbox(figure.canvas.get_renderer())
     width, height = figure.get_size_inches()
@@ -189,7 +189,7 @@ def check_nothing_is_cut_off(figure):
 
 
 def check_no_names_overlap(figure):
-    """See that no name stands on another."""
+    """Check that labels do not overlap."""
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     texts = [
@@ -204,7 +204,7 @@ def check_no_names_overlap(figure):
         assert min(depth) < 2, f"{left.get_text()!r} and {right.get_text()!r} overlap"
 
 
-#: The smallest figure and the largest one.
+#: The smallest and the largest figure.
 SMALLEST_AND_LARGEST = pytest.mark.parametrize(
     ("columns", "noises"),
     [(("PPO", "SPPO"), ("none",)), (DISCRETISED, NOISES)],
@@ -214,17 +214,17 @@ SMALLEST_AND_LARGEST = pytest.mark.parametrize(
 
 @SMALLEST_AND_LARGEST
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_in_a_figure_is_cut_off(kind, columns, noises):
+def test_no_artist_is_cut_off(kind, columns, noises):
     check_nothing_is_cut_off(draw(kind, columns=columns, noises=noises))
 
 
 @SMALLEST_AND_LARGEST
-def test_legend_that_says_what_is_normalised_is_not_cut_off(columns, noises):
+def test_legend_with_note_on_normalization_is_not_cut_off(columns, noises):
     check_nothing_is_cut_off(draw("curves", columns=columns, noises=noises, suffix=", not normalized"))
 
 
 @pytest.mark.parametrize("kind", ["curves", "improvements by environment", "profiles"])
-def test_legend_of_many_variants_is_not_cut_off(kind):
+def test_legend_with_many_variants_is_not_cut_off(kind):
     columns = ["PPO", *VARIANTS[:5]]
     if kind == "improvements by environment":
         comparisons = [make_comparison(name, "PPO", noise, ENVS) for noise in NOISES for name in columns[1:]]
@@ -235,7 +235,7 @@ def test_legend_of_many_variants_is_not_cut_off(kind):
 
 
 @pytest.mark.parametrize("title", ["InvertedDoublePendulum-v4, 2,000,000 steps", "package.envs:A" + "x" * 40])
-def test_long_names_of_environments_are_not_cut_off(title):
+def test_long_environment_names_are_not_cut_off(title):
     check_nothing_is_cut_off(draw("curves", noises=("none",), title=title))
 
 
@@ -243,16 +243,16 @@ def test_long_names_of_environments_are_not_cut_off(title):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("envs", [ENVS[:1], ENVS[:2], ENVS], ids=len)
 @pytest.mark.parametrize("kind", ["improvements", "improvements by environment", "aggregates"])
-def test_names_in_a_figure_do_not_overlap(kind, envs):
+def test_labels_do_not_overlap(kind, envs):
     check_no_names_overlap(draw(kind, columns=("PPO", "SPPO"), envs=envs))
     check_no_names_overlap(draw(kind, columns=("PPO", "SPPO"), envs=envs, noises=("none",)))
 
 
-def test_intervals_end_where_they_are_drawn_to_end():
+def test_intervals_have_butt_line_caps():
     for kind in ("improvements", "improvements by environment", "aggregates"):
         bars = [line for axes in draw(kind).axes for line in axes.lines if line.get_linewidth() > 3]
         assert bars
-        # Any other end would make a thick line longer than its interval
+        # Any other cap extends a thick line beyond its interval
         assert {bar.get_solid_capstyle() for bar in bars} == {"butt"}, kind
 
 
@@ -261,7 +261,7 @@ def legend_of(figure):
     return list(zip([text.get_text() for text in legend.get_texts()], legend.legend_handles, strict=True))
 
 
-def test_each_pair_has_points_of_its_own_in_improvements_by_environment():
+def test_each_pair_has_distinct_markers_in_improvements_by_environment():
     columns = ["PPO", "A2C", "SA2C", *VARIANTS[:3]]
     pairs = [(name, "PPO") for name in VARIANTS[:3]] + [("SA2C", "A2C")]
     comparisons = [make_comparison(*pair, "none", ENVS) for pair in pairs]
@@ -277,7 +277,7 @@ def test_each_pair_has_points_of_its_own_in_improvements_by_environment():
     assert len(set(looks)) == len(pairs)
 
 
-def test_lines_of_curves_have_the_algorithms_colours_and_the_numbers_of_their_seeds():
+def test_curves_have_algorithm_colors_and_numbers_of_seeds():
     curves = {"none": {"PPO": make_curve(1.0, 3), "SPPO": make_curve(2.0, 5, finished=False)}}
     figure = figures.draw_curves(curves, ALL, title="Ant-v4", label="mean return")
     (axes,) = figure.axes
@@ -288,17 +288,17 @@ def test_lines_of_curves_have_the_algorithms_colours_and_the_numbers_of_their_se
     assert [name for name, _ in legend_of(figure)] == ["PPO (n=3)", "SPPO (n=5, not finished)"]
 
 
-def test_curves_of_different_numbers_of_seeds_say_under_which_noise_they_are():
+def test_curves_with_different_numbers_of_seeds_name_their_noise():
     curves = {"none": {"PPO": make_curve(1.0, 4)}, "gaussian:0.05": {"PPO": make_curve(1.0, 3)}}
     figure = figures.draw_curves(curves, ["PPO"], title="Ant-v4", label="mean return")
     names = [name for name, _ in legend_of(figure)]
-    # The same line twice in the legend would not tell which panel is meant
+    # Two identical lines in the legend would be ambiguous
     assert len(names) == 1 or all("gaussian" in name or "noise" in name for name in names)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["mathematics", "a script", "a line break", "marks of direction"])
-def test_names_in_figures_are_text(what):
+def test_names_in_figures_are_plain_text(what):
     name = NAMES[what]
     figure = draw("curves", title=name, columns=("PPO", f"PPO ({name})"))
     png, svg = figures.render(figure, "png"), figures.render(figure, "svg")
@@ -321,7 +321,7 @@ def test_names_in_figures_are_text(what):
     assert png != figures.render(draw("curves", title="", columns=("PPO", f"PPO ({name})")), "png")
 
 
-def test_mathematics_in_names_is_not_set_as_such():
+def test_mathematics_in_names_is_not_rendered():
     figure = draw("curves", title="$x^2$", columns=("PPO", "PPO ($x^2$)"))
     texts = [text for text in figure.findobj(Text) if "$x^2$" in text.get_text()]
     assert len(texts) == 2
@@ -330,7 +330,7 @@ def test_mathematics_in_names_is_not_set_as_such():
     assert figures.render(figure, "png") != plain
 
 
-def test_figures_are_the_same_bytes_each_time_whatever_the_users_settings_are(monkeypatch):
+def test_figures_are_deterministic_and_ignore_user_settings(monkeypatch):
     first = [figures.render(draw("curves"), kind) for kind in figures.FORMATS]
     monkeypatch.setitem(matplotlib.rcParams, "font.size", 30.0)
     monkeypatch.setitem(matplotlib.rcParams, "lines.linewidth", 9.0)
@@ -338,14 +338,14 @@ def test_figures_are_the_same_bytes_each_time_whatever_the_users_settings_are(mo
     assert [figures.render(draw("curves"), kind) for kind in figures.FORMATS] == first
 
 
-def test_figures_hold_nothing_but_what_they_show():
+def test_figures_contain_no_metadata():
     svg = figures.render(draw("curves"), "svg").decode()
     assert "date" not in svg.lower()
     with Image.open(io.BytesIO(figures.render(draw("curves"), "png"))) as image:
         assert set(image.info) <= {"dpi"}
 
 
-def test_curve_of_a_single_evaluation_is_a_point_with_its_interval():
+def test_curve_of_one_evaluation_is_a_point_with_error_bar():
     curve = Curve(np.array([64.0]), np.array([3.0]), np.array([2.0]), np.array([4.0]), 2)
     figure = figures.draw_curves({"none": {"PPO": curve}}, ["PPO"], title="Ant-v4", label="mean return")
     (axes,) = figure.axes
@@ -356,13 +356,13 @@ def test_curve_of_a_single_evaluation_is_a_point_with_its_interval():
     assert bar.has_yerr
 
 
-def test_small_numbers_on_axes_have_no_prefixes():
+def test_small_axis_values_have_no_unit_prefix():
     numbers = figures._Numbers()
     shown = [numbers(value, 0) for value in (0.5, 0.30000000000000004, 0.0, -0.25, 1.0, 500.0, 1500.0, 2e6)]
     assert shown == ["0.5", "0.3", "0", "\N{MINUS SIGN}0.25", "1", "500", "1.5k", "2M"]
 
 
-def test_figure_without_its_title_keeps_what_tells_panels_apart():
+def test_figure_without_title_keeps_panel_titles():
     def texts(figure):
         return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
@@ -372,7 +372,7 @@ def test_figure_without_its_title_keeps_what_tells_panels_apart():
     assert "without noise" in texts(plain)
 
 
-def test_resolution_is_what_was_asked_for():
+def test_figure_has_the_requested_resolution():
     figure = draw("curves")
     sizes = []
     for dpi in (100, 300):

@@ -1,4 +1,4 @@
-"""A report replaces the files of an earlier one, and nothing that somebody else wrote."""
+"""A report replaces the files of an earlier report but never the files of users."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def runs(tmp_path):
 
 
 def change(runs):
-    """Other scores, as after more training."""
+    """Change scores, like additional training does."""
     for algo in ("ppo", "sppo"):
         lay_down(runs, 10 * RETURNS, algo=algo, seed=1)
 
@@ -46,7 +46,7 @@ def report(runs, out, *words):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """A report, and the runs that it is about."""
+    """A report and its runs."""
     root = tmp_path_factory.mktemp("reported")
     for algo in ("ppo", "sppo"):
         for seed in (0, 1):
@@ -58,7 +58,7 @@ def reported(tmp_path_factory):
 
 @pytest.fixture
 def written(reported, tmp_path):
-    """A copy of these: the runs, and the report's folder."""
+    """A copy of the runs and of the report folder."""
     shutil.copytree(reported, tmp_path, dirs_exist_ok=True)
     return tmp_path / "runs", tmp_path / "out"
 
@@ -105,7 +105,7 @@ IN_THE_WAY = [
 
 
 @pytest.mark.parametrize(("kind", "name", "put"), IN_THE_WAY)
-def test_what_srl_did_not_write_is_named_and_kept_and_nothing_is_written(kind, name, put, runs, tmp_path):
+def test_foreign_file_is_named_and_kept_and_nothing_is_written(kind, name, put, runs, tmp_path):
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     put(out / name)
@@ -128,7 +128,7 @@ def test_what_srl_did_not_write_is_named_and_kept_and_nothing_is_written(kind, n
         ("zoo", "zoo/none/sppo/CartPole-v1_0/evaluations.npz"),
     ],
 )
-def test_file_that_was_edited_since_is_named_and_kept(kind, name, written):
+def test_edited_file_is_named_and_kept(kind, name, written):
     runs, out = written
     (out / name).write_bytes((out / name).read_bytes() + b"\n")
     before = contents(out)
@@ -142,7 +142,7 @@ def test_file_that_was_edited_since_is_named_and_kept(kind, name, written):
 
 
 @pytest.mark.slow
-def test_files_of_others_beside_a_report_stay(written):
+def test_foreign_files_next_to_a_report_are_kept(written):
     runs, out = written
     mine = ["figures/mine.png", "figures/learning_curve/mine.png", "figures/entropy/.hidden", "notes.md"]
     mine += [
@@ -160,14 +160,14 @@ def test_files_of_others_beside_a_report_stay(written):
         assert (outcome.status, outcome.err) == (0, "")
     after = contents(out)
     assert {name: after[name] for name in mine} == {name: before[name] for name in mine}
-    # What srl wrote and does not write any more is gone
+    # Obsolete files of srl are removed
     assert not (out / "figures" / "improvement.png").exists()
     assert [path.name for path in (out / "zoo" / "none").rglob("evaluations.npz")] == ["evaluations.npz"] * 3
     assert (out / "zoo" / "none" / "sppo" / "CartPole-v1_0").is_dir()
     assert not (out / "zoo" / "none" / "sppo" / "CartPole-v1_1").exists()
 
 
-def test_figure_that_was_edited_stays_when_it_is_not_drawn_any_more(written):
+def test_edited_figure_is_kept_when_it_becomes_obsolete(written):
     runs, out = written
     edited = out / "figures" / "improvement.svg"
     edited.write_text(edited.read_text() + "<!-- my colours -->")
@@ -177,7 +177,7 @@ def test_figure_that_was_edited_stays_when_it_is_not_drawn_any_more(written):
     assert not edited.with_suffix(".png").exists()
 
 
-def test_sweep_names_a_table_that_srl_did_not_write_before_it_trains(tmp_path):
+def test_sweep_rejects_foreign_table_before_training(tmp_path):
     (tmp_path / "table.md").write_text("# My notes\n")
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0", "--timesteps", "64", "--device", "cpu", *SMALL_WORDS, "--out", tmp_path]
@@ -193,7 +193,7 @@ def test_sweep_names_a_table_that_srl_did_not_write_before_it_trains(tmp_path):
 
 @pytest.fixture
 def earlier(tmp_path):
-    """A report of 4 runs such as ours by a version that kept no record."""
+    """A report of 4 runs, written by a version without a record file."""
     with tarfile.open(DATA / "earlier_report.tar.gz") as archive:
         archive.extractall(tmp_path / "out", filter="data")
     return tmp_path / "out"
@@ -210,7 +210,7 @@ def test_report_of_an_earlier_version_is_replaced(runs, earlier):
     assert all(after[name] != before[name] for name in before)
 
 
-def test_zoo_of_an_earlier_version_is_replaced_where_nothing_is_lost(runs, tmp_path):
+def test_zoo_export_of_an_earlier_version_is_replaced_if_unchanged(runs, tmp_path):
     assert report(runs, tmp_path / "out", "--format", "zoo").status == 0
     (tmp_path / "out" / ".srl-report.json").unlink()
     assert report(runs, tmp_path / "out", "--format", "zoo").status == 0
@@ -233,7 +233,7 @@ Final evaluation: mean ± standard error over n seeds of the mean return.
 
 
 @pytest.mark.parametrize("addition", ["", "\nMy notes.\n"])
-def test_table_of_the_first_version_is_known_as_a_whole(addition, tmp_path):
+def test_table_of_first_version_is_recognized_only_if_unchanged(addition, tmp_path):
     (tmp_path / "table.md").write_text(FIRST_TABLE + addition)
     if not addition:
         return check_files(tmp_path, FILES)
@@ -241,16 +241,16 @@ def test_table_of_the_first_version_is_known_as_a_whole(addition, tmp_path):
         check_files(tmp_path, FILES)
 
 
-def test_folder_of_an_export_is_no_foreign_folder(runs):
+def test_export_folder_is_not_reported_as_foreign(runs):
     assert report(runs, runs / "exported", "--format", "json").status == 0
     assert read_scores(runs).left_out == []
 
 
-# Interruptions, and several at once
+# Interruptions and concurrent reports
 
 
 def write_text(out, text, n=0):
-    """Write a text and a file for each of its characters in another process, killed at the n-th replacing."""
+    """Write a text and a file per character in a subprocess, which is killed at the n-th replacement."""
     process = multiprocessing.get_context("fork").Process(target=_write_text, args=(out, text, n))
     process.start()
     return process
@@ -280,9 +280,9 @@ def shown(out):
     return {name: text.decode() for name, (_, text) in contents(out).items() if not name.startswith(".srl")}
 
 
-def test_report_that_is_killed_at_any_moment_can_be_written_again(tmp_path):
+def test_report_killed_at_any_moment_can_be_rewritten(tmp_path):
     assert exit_codes(write_text(tmp_path, "abc")) == [0]
-    # The record, four files, the record: killed before each
+    # Killed before each replacement: the record, four files, the record again
     for n, text in enumerate(("bcd", "cde", "def", "efg", "fgh", "ghi"), 1):
         assert exit_codes(write_text(tmp_path, text, n)) == [-signal.SIGKILL]
         check_files(tmp_path, ["a.txt", *(f"figures/{name}.txt" for name in "abcdefghi")])
@@ -291,7 +291,7 @@ def test_report_that_is_killed_at_any_moment_can_be_written_again(tmp_path):
     assert files == {"a.txt": "xyz", **{f"figures/{name}.txt": f"xyz{name}" for name in "xyz"}}
 
 
-def test_reports_at_the_same_time_leave_one_of_them(tmp_path):
+def test_concurrent_reports_leave_the_files_of_exactly_one(tmp_path):
     texts = ["abc", "bcd", "cde", "xyz"] * 4
     assert exit_codes(*[write_text(tmp_path, text) for text in texts]) == [0] * len(texts)
     left = shown(tmp_path)
@@ -301,7 +301,7 @@ def test_reports_at_the_same_time_leave_one_of_them(tmp_path):
     check_files(tmp_path, left)
 
 
-def test_files_are_checked_when_another_report_is_written(tmp_path):
+def test_files_are_checked_after_a_concurrent_report_finishes(tmp_path):
     out, half, go = tmp_path / "out", tmp_path / "half", tmp_path / "go"
     write_files(out, {"a.txt": text_writer("a"), "b.txt": text_writer("a")})
 
@@ -314,7 +314,7 @@ def test_files_are_checked_when_another_report_is_written(tmp_path):
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(write_files, out, files)
         until(half.exists)
-        (out / "a.txt").write_text("b")  # as between two replacements
+        (out / "a.txt").write_text("b")  # the state between two replacements
         checking = pool.submit(check_files, out, files)
         with suppress(TimeoutError, UserError):
             checking.result(timeout=0.2)
@@ -323,7 +323,7 @@ def test_files_are_checked_when_another_report_is_written(tmp_path):
         checking.result()
 
 
-def test_report_that_fails_while_it_is_written_leaves_the_last_one(tmp_path):
+def test_failed_report_keeps_the_previous_one(tmp_path):
     write_files(tmp_path, {"a.txt": text_writer("a"), "old/b.txt": text_writer("b")})
     before = contents(tmp_path)
 
@@ -338,7 +338,7 @@ def test_report_that_fails_while_it_is_written_leaves_the_last_one(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_record_names_each_file_with_its_digest(written):
+def test_record_contains_a_digest_of_each_file(written):
     runs, out = written
     change(runs)
     for kind in ("json", "zoo"):

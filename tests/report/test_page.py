@@ -1,4 +1,4 @@
-"""The page, and the files that a report writes beside it."""
+"""The HTML page of a report and the files written with it."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from tests.report.hostile import NAMES, SCRIPT, parse
 from tests.report.made_runs import MADE_VERSIONS, lay_down, make_sweep
 from tests.small_runs import contents, small_spec, srl
 
-#: Environments of the hostile sweep; the names of their runs' folders are as bad.
+#: Environments of the hostile sweep; its folders also have hostile names.
 HOSTILE_ENVS = (
     SCRIPT,
     NAMES["the end of a script"] + NAMES["an attribute"],
@@ -34,13 +34,13 @@ HOSTILE_ENVS = (
 )
 REASON = f"{SCRIPT}</td></table>{NAMES['a template']}{NAMES['an attribute']}"
 COMMAND = f"srl train '</pre></details>{SCRIPT}{NAMES['an attribute']}\n{{{{ 7*7 }}}}"
-#: The one free text among hyperparameters: it becomes a column's name.
+#: The only free-text hyperparameter: it becomes a column name.
 OPTION = f"{SCRIPT}{NAMES['an attribute']}"
 LONG = "Unbreakable" * 8 + "-v0"
 
 
 def folder_name(text, number):
-    """A folder with a name as bad as a file system takes."""
+    """Return a hostile folder name that file systems accept."""
     return f"{number}{text.replace('/', '∕')[:60]}"  # noqa: RUF001
 
 
@@ -53,7 +53,7 @@ def report(root, out, *words):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A folder of runs whose names mean something to everything."""
+    """A folder of runs with hostile names."""
     root = tmp_path_factory.mktemp("hostile") / folder_name(SCRIPT, 0)
     generator = np.random.default_rng(0)
     for number, (env, algo, seed) in enumerate(product(HOSTILE_ENVS, ("ppo", "sppo"), (0, 1))):
@@ -86,7 +86,7 @@ def hostile_page(hostile, tmp_path_factory):
 
 
 def read(page):
-    # As they are, line ends too
+    # Keep line endings
     return parse(page.read_bytes().decode("utf-8"))
 
 
@@ -95,7 +95,7 @@ def tree(hostile_page):
     return read(hostile_page)
 
 
-#: The tags of a page with their attributes.
+#: Allowed tags of a page with their attributes.
 TAGS = {
     "html": {"lang"},
     "head": set(),
@@ -130,7 +130,7 @@ TAGS = {
 
 
 @pytest.mark.slow
-def test_names_reasons_and_commands_make_no_tags_and_no_attributes(tree):
+def test_names_reasons_and_commands_create_no_html(tree):
     found = {(one.tag, name) for one in tree.everything() for name in (*one.attributes, None)}
     allowed = {(tag, name) for tag, names in TAGS.items() for name in (*names, None)}
     assert found - allowed == set()
@@ -138,13 +138,13 @@ def test_names_reasons_and_commands_make_no_tags_and_no_attributes(tree):
 
 
 def rows(table):
-    """The rows of a table below its head, as the texts of their cells."""
+    """Return the cell texts of each body row of a table."""
     (body,) = table.all("tbody")
     return [[cell.text for cell in row.children] for row in body.all("tr")]
 
 
 @pytest.mark.slow
-def test_names_and_reasons_are_shown_as_they_are(tree):
+def test_names_and_reasons_are_displayed_unchanged(tree):
     table = rows(tree.by_id("run-table"))
     assert {row[0] for row in table} == {*HOSTILE_ENVS, LONG}
     assert any(row[5] == f"failed: {REASON}" for row in table)
@@ -181,7 +181,7 @@ def test_every_run_is_listed_with_status_spec_versions_and_command(hostile, tree
         assert shown["command"] in tree.by_id(f"versions-{row[9]}").all("summary")[0].text
 
 
-def test_anchors_lead_somewhere(tree):
+def test_internal_links_have_targets(tree):
     ids = [one.attributes["id"] for one in tree.everything() if "id" in one.attributes]
     assert len(set(ids)) == len(ids)
     targets = [link.attributes["href"] for link in tree.all("a")]
@@ -190,7 +190,7 @@ def test_anchors_lead_somewhere(tree):
     assert all(target.startswith("#") for target in targets)
 
 
-def test_page_needs_nothing_but_itself(hostile_page, tree):
+def test_page_is_self_contained(hostile_page, tree):
     assert len(tree.all("img")) > 5
     for one in tree.everything():
         for name in ("src", "href", "action", "data", "poster", "background", "srcset", "style"):
@@ -202,7 +202,7 @@ def test_page_needs_nothing_but_itself(hostile_page, tree):
     assert "tabindex" in hostile_page.read_text(encoding="utf-8")
 
 
-def test_page_allows_its_own_script_and_no_other(tree):
+def test_page_allows_only_its_own_script(tree):
     (policy,) = [
         meta.attributes["content"]
         for meta in tree.all("meta")
@@ -218,7 +218,7 @@ def test_page_allows_its_own_script_and_no_other(tree):
 
 
 @pytest.mark.slow
-def test_figures_are_there_for_every_environment_as_png_and_svg(hostile_page):
+def test_every_environment_has_png_and_svg_figures(hostile_page):
     for kind in ("learning_curve", "sign_change", "entropy"):
         files = sorted((hostile_page.parent / "figures" / kind).iterdir())
         assert len({file.stem for file in files}) == len(HOSTILE_ENVS) + 1
@@ -233,7 +233,7 @@ def test_figures_are_there_for_every_environment_as_png_and_svg(hostile_page):
                 assert not tags & {"script", "image", "a", "foreignObject"}
 
 
-def test_images_of_the_page_are_the_figures(hostile_page, tree):
+def test_page_contains_all_figures(hostile_page, tree):
     figures = sorted(hostile_page.parent.glob("figures/**/*.png"))
     assert len(tree.all("img")) == len(figures)
     sizes = []
@@ -273,9 +273,7 @@ def files_of(page):
 
 
 @pytest.mark.slow
-def test_report_is_the_same_bytes_wherever_the_runs_lie_and_whatever_strings_hash_to(
-    plain, plain_page, tmp_path
-):
+def test_report_does_not_depend_on_location_or_hash_seed(plain, plain_page, tmp_path):
     elsewhere = tmp_path / "another & name"
     shutil.copytree(plain, elsewhere)
     code = "import sys; from srl.cli import main; main(sys.argv[1:])"
@@ -293,7 +291,7 @@ def test_report_is_the_same_bytes_wherever_the_runs_lie_and_whatever_strings_has
     assert {"report.html", "statistics.json", "table.tex", "figures/improvement.svg"} <= again.keys()
 
 
-def test_report_says_nothing_of_where_the_runs_lie(tmp_path):
+def test_notes_do_not_contain_absolute_paths(tmp_path):
     directory = lay_down(tmp_path, [[1.0, 2.0], [3.0, 4.0]])
     (directory.path / "progress.csv").unlink()
     (cell,) = read_scores(tmp_path).cells
@@ -306,7 +304,7 @@ def test_report_says_nothing_of_where_the_runs_lie(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_directories_are_left_as_they_are_when_the_report_goes_beside_them(plain, tmp_path):
+def test_report_in_sweep_folder_does_not_modify_runs(plain, tmp_path):
     root = tmp_path / "sweep"
     shutil.copytree(plain, root)
     before = contents(root)
@@ -319,14 +317,14 @@ def test_run_directories_are_left_as_they_are_when_the_report_goes_beside_them(p
     }
     record = {".srl-report.json", ".srl-report.lock"}
     assert new == {"report.html", "statistics.json", "figures", *tables, *record}
-    # What the report wrote is no run, and not foreign to it
+    # The files of the report are not mistaken for runs or foreign files
     assert read_scores(root).left_out == []
     assert len(read_scores(root).runs) == 24
 
 
 @pytest.fixture(scope="module")
 def figures_after_a_change(plain, tmp_path_factory):
-    """The figures of a report on a sweep that had another environment, algorithm and scale before."""
+    """Figures of a report rewritten after removing an environment and an algorithm and changing the scale."""
     root = tmp_path_factory.mktemp("changed") / "sweep"
     shutil.copytree(plain, root)
     words = ("report", root, "--reps", 100, "--figures", "png")
@@ -343,29 +341,29 @@ def figures_after_a_change(plain, tmp_path_factory):
     return figures
 
 
-#: Files in the folder of figures that no report wrote.
+#: Foreign files in the folder of figures.
 FOREIGN = ("mine.png", "notes.txt", "learning_curve/notes.txt")
 
 
 @pytest.mark.slow
-def test_figures_of_environments_that_are_gone_are_removed(figures_after_a_change):
+def test_figures_of_removed_environments_are_deleted(figures_after_a_change):
     kinds = ("learning_curve", "sign_change", "entropy")
     left = {path.stem for kind in kinds for path in (figures_after_a_change / kind).glob("*.png")}
     assert left == {"CartPole-v1"}
 
 
 @pytest.mark.slow
-def test_figures_of_comparisons_and_scales_that_are_gone_are_removed(figures_after_a_change):
+def test_figures_of_removed_comparisons_and_scales_are_deleted(figures_after_a_change):
     left = {path.name for path in figures_after_a_change.glob("*.png")} - {*FOREIGN}
     # Profiles need more runs
     assert left == {"aggregate_minmax.png"}
 
 
-def test_foreign_files_among_the_figures_are_kept(figures_after_a_change):
+def test_foreign_files_among_figures_are_kept(figures_after_a_change):
     assert [(figures_after_a_change / file).read_bytes() for file in FOREIGN] == [b"mine"] * len(FOREIGN)
 
 
-def test_report_on_one_run_names_where_it_can_be_written_and_is_written_there(tmp_path):
+def test_report_on_one_run_requires_out_folder_outside_the_run(tmp_path):
     directory = lay_down(tmp_path / "runs", [[1.0, 2.0], [3.0, 4.0]])
     before = contents(tmp_path)
     for words in ((), ("--out", directory.path / "new"), ("--out", directory.path / "monitor")):
@@ -382,7 +380,7 @@ def test_report_on_one_run_names_where_it_can_be_written_and_is_written_there(tm
     assert {name: content for name, content in contents(tmp_path).items() if name in before} == before
 
 
-def test_folder_beside_a_run_may_be_named_by_a_way_through_the_run(tmp_path, monkeypatch):
+def test_out_path_may_pass_through_a_run_directory(tmp_path, monkeypatch):
     directory = lay_down(tmp_path / "runs", None, state="failed", n_timesteps=64)
     monkeypatch.chdir(directory.path)
     outcome = srl("report", ".", "--out", "../../../../../out", "--reps", 100)
@@ -390,7 +388,7 @@ def test_folder_beside_a_run_may_be_named_by_a_way_through_the_run(tmp_path, mon
     assert (tmp_path / "out" / "report.html").exists()
 
 
-def test_link_that_leads_into_a_run_is_no_way_to_write_there(tmp_path):
+def test_out_link_into_a_run_directory_is_rejected(tmp_path):
     directory = lay_down(tmp_path / "runs", None, state="failed", n_timesteps=64)
     (tmp_path / "link").symlink_to(directory.path / "monitor")
     before = contents(tmp_path)
@@ -400,7 +398,7 @@ def test_link_that_leads_into_a_run_is_no_way_to_write_there(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_folder_whose_name_is_no_text_is_reported_on_too(tmp_path):
+def test_run_folder_with_undecodable_name_is_reported(tmp_path):
     lay_down(tmp_path, [[1.0, 2.0], [3.0, 4.0]])
     lay_down(tmp_path, [[1.0, 2.0], [3.0, 5.0]], seed=1, at=os.fsdecode(b"latin \xe9"))
     tree = read(report(tmp_path, tmp_path / "out"))
@@ -423,7 +421,7 @@ def browser():
 
 
 def dump(browser, page, folder):
-    """The page as it is after its scripts have run, and what its console says."""
+    """Return the page after its scripts have run, and the console messages."""
     done = subprocess.run(
         [
             browser,
@@ -441,7 +439,7 @@ def dump(browser, page, folder):
 
 
 def with_script(page, copy, script, before=""):
-    """A copy of a page without its security policy, and with other scripts at its beginning and its end."""
+    """Copy a page without its security policy and with additional scripts at its start and end."""
     html = page.read_text(encoding="utf-8")
     html, n_policies = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     assert n_policies == 1
@@ -452,16 +450,16 @@ def with_script(page, copy, script, before=""):
 
 
 def answer(html):
-    """What a script left in the body's ``data-answer``."""
+    """Return the content of the body's ``data-answer`` attribute, which a script writes."""
     found = re.search(r'<body[^>]* data-answer="([^"]*)"', html)
     assert found, html[-2000:]
     return json.loads(unescape(found[1]))
 
 
-def test_page_runs_in_a_browser_without_complaints(browser, hostile_page, tmp_path):
+def test_page_has_no_console_errors_in_a_browser(browser, hostile_page, tmp_path):
     html, complaints = dump(browser, hostile_page, tmp_path)
     assert complaints == []
-    # Its script has run: headings are buttons
+    # The script has run: headings are buttons
     assert html.count("<th") == html.count("<button") + html.count('<th scope="row"') + html.count("<thead")
 
 
@@ -506,7 +504,7 @@ def probed(browser, hostile, hostile_page, tmp_path_factory):
     return answer(html)
 
 
-def test_click_on_a_heading_sorts_numbers_as_numbers_with_what_is_missing_last(hostile, probed):
+def test_clicking_a_heading_sorts_numerically_with_missing_values_last(hostile, probed):
     numbers = sorted(run.score for run in read_scores(hostile).runs if run.state == "done")
     texts = [f"{number:.6g}" for number in numbers]
     assert len(texts) == 13
@@ -517,13 +515,13 @@ def test_click_on_a_heading_sorts_numbers_as_numbers_with_what_is_missing_last(h
     assert probed["sorted"]["3 down"] == seeds[::-1]
 
 
-def test_second_click_on_a_heading_turns_the_order_round(probed):
+def test_second_click_on_a_heading_reverses_the_order(probed):
     names = probed["sorted"]["0 up"]
     assert set(names) == {name.replace("\r\n", "\n") for name in (*HOSTILE_ENVS, LONG)}
     assert list(dict.fromkeys(probed["sorted"]["0 down"])) == list(dict.fromkeys(names))[::-1]
 
 
-def test_table_of_scores_sorts_with_empty_places_last(probed):
+def test_score_table_sorts_missing_values_last(probed):
     up, down = probed["bests"]["up"], probed["bests"]["down"]
     assert "-" in up
     n_missing = up.count("-")
@@ -531,16 +529,16 @@ def test_table_of_scores_sorts_with_empty_places_last(probed):
     assert up[:-n_missing] == down[:-n_missing][::-1]
 
 
-def test_filter_shows_the_rows_with_all_its_words(probed):
+def test_filter_shows_rows_that_contain_all_words(probed):
     assert probed["shown"] == {"": 15, "failed": 1, "PPO none": 13, "sppo  DONE": 7, "nothing like that": 0}
 
 
-def test_images_of_the_page_are_shown(probed):
+def test_images_of_the_page_are_displayed(probed):
     assert len(probed["widths"]) > 5
     assert min(probed["widths"]) > 100
 
 
-def test_no_name_runs_as_a_script_even_without_the_policy(probed):
+def test_names_never_run_as_scripts_even_without_the_policy(probed):
     assert probed["alerts"] == 0
 
 
@@ -562,7 +560,7 @@ window.addEventListener("load", () => {
 
 
 @pytest.mark.parametrize("which", ["plain_page", "hostile_page"])
-def test_page_is_no_wider_than_a_phone(which, browser, request, tmp_path):
+def test_page_fits_the_width_of_a_phone(which, browser, request, tmp_path):
     page = request.getfixturevalue(which)
     frames = "".join(
         f'<iframe name="{width}" src="{page.as_uri()}" style="width:{width}px;height:800px"></iframe>'

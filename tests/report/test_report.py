@@ -1,4 +1,4 @@
-"""Tables from run directories, also from broken ones."""
+"""Tables of intact and damaged run directories."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ from tests.small_runs import contents, small_spec, srl
 
 
 def lay_down(root, score=None, *, at=None, state="done", reason="", **changes):
-    """A run directory as a run leaves it, whose final evaluation has this mean return."""
+    """Write a run directory whose final evaluation has this mean return."""
     stacked = changes.pop("stacked", False)
     spec = small_spec(**changes).model_copy(update={"stacked": stacked})
     directory = RunDirectory(root / (at or spec.path))
@@ -55,11 +55,11 @@ def markdown(scores):
     return to_markdown(scores.table, scores.left_out)
 
 
-def test_mean_and_standard_error_are_those_computed_by_hand(tmp_path):
+def test_mean_and_standard_error_match_manual_calculation(tmp_path):
     for seed, score in enumerate((10.0, 20.0, 60.0)):
         lay_down(tmp_path, score, seed=seed)
     (row,) = rows(read_scores(tmp_path))
-    # Mean 90 / 3; deviations -20, -10, 30; variance 1400 / 2; error sqrt(700 / 3)
+    # Mean 90 / 3; deviations -20, -10, 30; variance 1400 / 2; standard error sqrt(700 / 3)
     assert float(row["mean"]) == pytest.approx(30.0)
     assert float(row["standard_error"]) == pytest.approx(15.2752523165)
     assert (row["n_seeds"], row["environment"], row["noise"]) == ("3", "CartPole-v1", "none")
@@ -67,7 +67,7 @@ def test_mean_and_standard_error_are_those_computed_by_hand(tmp_path):
     assert "30.0 ± 15.3 (n=3)" in markdown(read_scores(tmp_path))
 
 
-def test_one_seed_has_a_mean_and_no_error(tmp_path):
+def test_single_seed_has_a_mean_without_standard_error(tmp_path):
     lay_down(tmp_path, 10.0)
     scores = read_scores(tmp_path)
     (row,) = rows(scores)
@@ -76,13 +76,13 @@ def test_one_seed_has_a_mean_and_no_error(tmp_path):
     assert "nan" not in markdown(scores) + to_csv(scores.table)
 
 
-def test_small_scores_keep_their_digits(tmp_path):
+def test_small_scores_keep_significant_digits(tmp_path):
     for seed, score in enumerate((0.001, 0.003)):
         lay_down(tmp_path, score, seed=seed)
     assert "0.0020 ± 0.0010 (n=2)" in markdown(read_scores(tmp_path))
 
 
-def test_table_has_a_row_for_each_environment_and_noise_and_a_column_for_each_algorithm(tmp_path):
+def test_table_has_a_row_per_environment_and_noise_and_a_column_per_algorithm(tmp_path):
     for score, (env, noise, algo) in enumerate(
         (env, noise, algo)
         for env in ("CartPole-v1", "Acrobot-v1")
@@ -102,7 +102,7 @@ def test_table_has_a_row_for_each_environment_and_noise_and_a_column_for_each_al
     assert len(rows(scores)) == 12
 
 
-def test_runs_of_another_length_are_a_row_of_their_own(tmp_path):
+def test_runs_of_different_lengths_have_separate_rows(tmp_path):
     lay_down(tmp_path, 10.0, at="short")
     lay_down(tmp_path, 20.0, at="long", n_timesteps=128)
     assert [(row["n_timesteps"], row["mean"]) for row in rows(read_scores(tmp_path))] == [
@@ -125,11 +125,11 @@ BREAKAGES = {
         ),
         "damaged",
     ),
-    "evaluated too early": (
+    "missing final evaluation": (
         lambda directory: np.savez(directory.path / "evaluations.npz", timesteps=[32], results=[[1.0, 1.0]]),
         "damaged",
     ),
-    "text for figures": (
+    "text instead of numbers": (
         lambda directory: np.savez(directory.path / "evaluations.npz", timesteps=[64], results=[["a"]]),
         "damaged",
     ),
@@ -144,7 +144,7 @@ BREAKAGES = {
         lambda directory: directory.write_status(Status("failed", reason="it | broke")),
         "failed",
     ),
-    "gone while running": (
+    "process ended while running": (
         lambda directory: directory.write_status(Status("running", 10, 64)),
         "interrupted",
     ),
@@ -152,7 +152,7 @@ BREAKAGES = {
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
-def test_broken_run_is_left_out_and_counted_and_the_rest_is_right(breakage, tmp_path):
+def test_unfinished_or_damaged_run_is_excluded_and_counted(breakage, tmp_path):
     break_, state = BREAKAGES[breakage]
     for seed in range(3):
         lay_down(tmp_path, 10.0 * (seed + 1), seed=seed)
@@ -170,7 +170,7 @@ def test_broken_run_is_left_out_and_counted_and_the_rest_is_right(breakage, tmp_
     assert contents(tmp_path) == before
 
 
-def test_run_that_trains_now_is_running(tmp_path):
+def test_running_run_is_counted_as_running(tmp_path):
     lay_down(tmp_path, 10.0)
     directory = lay_down(tmp_path, state="running", seed=1)
     with directory.claimed(small_spec(seed=1)):
@@ -178,7 +178,7 @@ def test_run_that_trains_now_is_running(tmp_path):
     assert (row["n_running"], row["n_seeds"]) == ("1", "1")
 
 
-def test_planned_runs_that_are_not_there_are_missing(tmp_path):
+def test_absent_planned_runs_are_counted_as_missing(tmp_path):
     lay_down(tmp_path, 10.0)
     plan(tmp_path, *(small_spec(seed=seed) for seed in range(3)), small_spec("ppo"))
     scores = read_scores(tmp_path)
@@ -188,7 +188,7 @@ def test_planned_runs_that_are_not_there_are_missing(tmp_path):
     assert "2 missing" in markdown(scores)
 
 
-def test_missing_runs_are_marked_in_a_report_on_several_sweeps(tmp_path):
+def test_missing_runs_are_counted_in_a_report_on_several_sweeps(tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     lay_down(sweep, 10.0)
@@ -200,7 +200,7 @@ def test_missing_runs_are_marked_in_a_report_on_several_sweeps(tmp_path):
 @pytest.mark.parametrize(
     "change", [dict(algo="sapo"), dict(n_timesteps="many"), dict(seed=None), dict(env=3)], ids=str
 )
-def test_plan_with_entries_of_another_kind_is_named_and_left_out(change, tmp_path):
+def test_plan_with_invalid_entries_is_reported_and_ignored(change, tmp_path):
     lay_down(tmp_path, 10.0)
     lay_down(tmp_path, 10.0, seed=1)
     entry = vars(PlannedRun.of(small_spec(seed=2))) | change
@@ -211,7 +211,7 @@ def test_plan_with_entries_of_another_kind_is_named_and_left_out(change, tmp_pat
     assert (row["n_seeds"], row["n_missing"]) == ("2", "0")
 
 
-def test_same_run_in_two_folders_is_one_seed(tmp_path):
+def test_same_run_in_two_folders_counts_once(tmp_path):
     for folder in ("first", "copy"):
         lay_down(tmp_path / folder, 10.0, seed=0)
     lay_down(tmp_path / "first", 30.0, seed=1)
@@ -222,7 +222,7 @@ def test_same_run_in_two_folders_is_one_seed(tmp_path):
     assert any("seed-0" in note for note in scores.left_out)
 
 
-def test_variants_of_one_algorithm_are_kept_apart_and_named(tmp_path):
+def test_variants_of_one_algorithm_have_separate_named_columns(tmp_path):
     for beta, score in ((1.0, 10.0), (2.0, 20.0)):
         for seed in (0, 1):
             lay_down(tmp_path, score, at=f"beta-{beta}/{seed}", seed=seed, overrides={"beta": beta})
@@ -234,7 +234,7 @@ def test_variants_of_one_algorithm_are_kept_apart_and_named(tmp_path):
     ]
 
 
-def test_variants_that_nest_their_settings_differently_are_all_in_the_table(tmp_path):
+def test_variants_with_nested_settings_have_separate_columns(tmp_path):
     variants = [None, {"clip_obs": 10.0}, {"clip_obs": 5.0}]
     for score, normalize in enumerate(variants):
         lay_down(tmp_path, 10.0 * score, at=str(score), overrides={"normalize": normalize})
@@ -244,7 +244,7 @@ def test_variants_that_nest_their_settings_differently_are_all_in_the_table(tmp_
     assert all(row["n_seeds"] == "1" for row in rows(scores))
 
 
-def test_how_a_run_was_executed_does_not_tell_it_apart(tmp_path):
+def test_execution_settings_do_not_distinguish_runs(tmp_path):
     lay_down(tmp_path, 10.0, seed=0)
     lay_down(tmp_path, 20.0, seed=1, threads=2)
     lay_down(tmp_path, 15.0, seed=2, stacked=True)
@@ -253,7 +253,7 @@ def test_how_a_run_was_executed_does_not_tell_it_apart(tmp_path):
     assert cell.variant == ""
 
 
-def test_environments_of_another_backend_are_another_row_or_column(tmp_path):
+def test_environments_of_different_backends_are_separate(tmp_path):
     lay_down(tmp_path, 10.0, env=GAME, at="gymnasium")
     lay_down(tmp_path, 20.0, env=GAME, at="native", env_backend="native")
     cells = read_scores(tmp_path).cells
@@ -266,7 +266,7 @@ GAME = "AlienNoFrameskip-v4"
 PUBLISHED_PROTOCOL = dict(env=GAME, n_timesteps=5_000_000, n_eval_episodes=10)
 
 
-def test_published_figure_stands_beside_ours(tmp_path):
+def test_published_score_is_shown_next_to_own_score(tmp_path):
     for seed in range(5):
         lay_down(tmp_path, 1000.0 + seed, seed=seed, **PUBLISHED_PROTOCOL)
     scores = read_scores(tmp_path)
@@ -285,7 +285,7 @@ def test_published_figure_stands_beside_ours(tmp_path):
         ("ppo", {}, 5, "published with normalize_advantage=false, ours has true"),
     ],
 )
-def test_published_figure_has_a_mark_where_its_protocol_differs(algo, change, seeds, note, tmp_path):
+def test_published_score_is_marked_where_its_protocol_differs(algo, change, seeds, note, tmp_path):
     for seed in range(seeds):
         lay_down(tmp_path, 900.0, algo=algo, seed=seed, **PUBLISHED_PROTOCOL | change)
     text = markdown(read_scores(tmp_path))
@@ -294,7 +294,7 @@ def test_published_figure_has_a_mark_where_its_protocol_differs(algo, change, se
     assert "‡" not in text
 
 
-def test_every_difference_of_a_published_protocol_has_a_mark_of_its_own(tmp_path):
+def test_each_protocol_difference_has_its_own_mark(tmp_path):
     lay_down(tmp_path, 1000.0, env=GAME)
     text = to_markdown(read_scores(tmp_path, last=2).table)
     marks = re.search(r"published 1081 ± 79 ([^\\]+)", text)[1]
@@ -304,14 +304,14 @@ def test_every_difference_of_a_published_protocol_has_a_mark_of_its_own(tmp_path
     )
 
 
-def test_published_figures_are_not_set_beside_noise_or_other_algorithms(tmp_path):
+def test_published_scores_are_not_shown_for_noise_or_other_algorithms(tmp_path):
     lay_down(tmp_path, 1000.0, env=GAME, noise="flip:0.1")
     lay_down(tmp_path, 1000.0, env=GAME, algo="a2c")
     lay_down(tmp_path, 1000.0)
     assert "published" not in markdown(read_scores(tmp_path))
 
 
-def test_published_figures_are_eight_games_of_two_algorithms():
+def test_published_scores_cover_eight_games_and_two_algorithms():
     published = read_published()
     assert len(published) == 16
     assert {algo for _, _, algo in published} == {"ppo", "sppo"}
@@ -326,7 +326,7 @@ def test_published_figures_are_eight_games_of_two_algorithms():
         "protocol: {noise: none}\n",
     ],
 )
-def test_malformed_published_file_is_named(text, tmp_path):
+def test_published_file_error_names_file(text, tmp_path):
     (tmp_path / "mine.yml").write_text(text)
     with pytest.raises(UserError, match=r"mine\.yml"):
         read_published(tmp_path)
@@ -335,7 +335,7 @@ def test_malformed_published_file_is_named(text, tmp_path):
 @pytest.mark.parametrize(
     "reason", ["a | pipe", "<b>bold</b>", "*stars* and _lines_", "[link](x)", "`code`", "a\nb", r"back\slash"]
 )
-def test_reasons_are_text_in_markdown(reason, tmp_path):
+def test_reasons_are_escaped_in_markdown(reason, tmp_path):
     lay_down(tmp_path, state="failed", reason=reason)
     text = markdown(read_scores(tmp_path))
     (note,) = [line for line in text.splitlines() if line.startswith("- ")]
@@ -345,7 +345,7 @@ def test_reasons_are_text_in_markdown(reason, tmp_path):
     assert text.count("\n| ") == 3
 
 
-def test_variants_names_are_text_in_the_markdown_table(tmp_path):
+def test_variant_names_are_escaped_in_markdown_table(tmp_path):
     for score, net_arch in enumerate(([8], [16, 16])):
         lay_down(tmp_path, 10.0, at=str(score), overrides={"policy_kwargs": {"net_arch": net_arch}})
     header = next(line for line in markdown(read_scores(tmp_path)).splitlines() if "environment" in line)
@@ -353,7 +353,7 @@ def test_variants_names_are_text_in_the_markdown_table(tmp_path):
     assert r"net\_arch=\[8\]" in header
 
 
-def test_tables_are_written_and_no_run_is_touched(tmp_path):
+def test_tables_are_written_without_modifying_runs(tmp_path):
     lay_down(tmp_path, 10.0)
     lay_down(tmp_path, 20.0, seed=1)
     before = contents(tmp_path)
@@ -365,7 +365,7 @@ def test_tables_are_written_and_no_run_is_touched(tmp_path):
     assert {name: after[name] for name in before} == before
 
 
-def test_report_of_failed_runs_alone_is_a_table_too(tmp_path):
+def test_report_of_only_failed_runs_has_a_table(tmp_path):
     lay_down(tmp_path, state="failed", reason="it broke")
     outcome = srl("report", tmp_path)
     assert outcome.status == 0, outcome.err
@@ -373,7 +373,7 @@ def test_report_of_failed_runs_alone_is_a_table_too(tmp_path):
     assert "seed-0: failed: it broke" in outcome.out
 
 
-def test_report_of_unreadable_runs_alone_names_them(tmp_path):
+def test_report_of_only_unreadable_runs_names_them(tmp_path):
     directory = lay_down(tmp_path, 10.0)
     (directory.path / "spec.json").write_text("{")
     outcome = srl("report", tmp_path)
@@ -381,7 +381,7 @@ def test_report_of_unreadable_runs_alone_names_them(tmp_path):
     assert "spec.json" in outcome.err
 
 
-def test_table_of_a_folder_that_cannot_be_written_names_it(tmp_path):
+def test_unwritable_table_folder_is_named_in_error(tmp_path):
     lay_down(tmp_path, 10.0)
     scores = read_scores(tmp_path)
     (tmp_path / "file").write_text("")
@@ -389,7 +389,7 @@ def test_table_of_a_folder_that_cannot_be_written_names_it(tmp_path):
         write_tables([scores.table], tmp_path / "file", [])
 
 
-def test_empty_cell_is_a_dash(tmp_path):
+def test_empty_cell_is_shown_as_a_dash(tmp_path):
     lay_down(tmp_path, 10.0)
     lay_down(tmp_path, 10.0, algo="ppo", env="Acrobot-v1")
     scores = read_scores(tmp_path)
@@ -397,7 +397,7 @@ def test_empty_cell_is_a_dash(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_of_a_sweep_needs_nothing_of_the_report_extra():
+def test_sweep_table_does_not_import_the_report_extra():
     code = (
         "import sys, srl.report.files, srl.report.scores\n"
         "print(*{'rliable', 'jinja2', 'pyarrow', 'arch'} & set(sys.modules))"

@@ -1,4 +1,4 @@
-"""``srl report`` with what cannot be, and of sweeps that are not finished."""
+"""``srl report`` with invalid options and unfinished sweeps."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ def runs(tmp_path):
 
 
 def refused(outcome, *words):
-    """See that a command was refused in words that a user understands, and nothing was printed as done."""
+    """Check that a command failed with a clear error and without other output."""
     assert outcome.status == 2
     assert outcome.out == ""
     assert "Traceback" not in outcome.err
@@ -54,30 +54,30 @@ def refused(outcome, *words):
     ],
     ids=str,
 )
-def test_option_that_cannot_be_is_named_and_nothing_is_written(words, expected, runs):
+def test_invalid_option_is_named_and_nothing_is_written(words, expected, runs):
     before = contents(runs)
     refused(srl("report", runs, *words), *expected)
     assert contents(runs) == before
 
 
-def test_missing_folder_is_named(tmp_path):
+def test_missing_folder_is_named_in_error(tmp_path):
     refused(srl("report", tmp_path / "nowhere"), str(tmp_path / "nowhere"), "no such folder")
 
 
-def test_file_in_place_of_a_folder_of_runs_is_named(tmp_path):
+def test_file_instead_of_a_folder_of_runs_is_named_in_error(tmp_path):
     (tmp_path / "file").write_text("")
     refused(srl("report", tmp_path / "file"), str(tmp_path / "file"), "neither a folder nor an archive")
 
 
 @pytest.mark.parametrize("kind", ["page", "json", "parquet", "zoo"])
-def test_empty_folder_holds_no_runs_and_stays_empty(kind, tmp_path):
+def test_empty_folder_is_rejected_and_stays_empty(kind, tmp_path):
     refused(srl("report", tmp_path, "--format", kind), str(tmp_path), "contains no runs")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["page", "json"])
-@pytest.mark.parametrize("below", ["", "new/folder"], ids=["the file", "below the file"])
-def test_file_in_place_of_the_folder_to_write_to_is_named(below, kind, runs, tmp_path):
+@pytest.mark.parametrize("below", ["", "new/folder"], ids=["file", "path below file"])
+def test_file_instead_of_the_out_folder_is_named_in_error(below, kind, runs, tmp_path):
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / below
     refused(srl("report", runs, "--format", kind, "--out", out), str(tmp_path / "file"), "is a file", "--out")
@@ -85,7 +85,7 @@ def test_file_in_place_of_the_folder_to_write_to_is_named(below, kind, runs, tmp
 
 
 @pytest.mark.parametrize("name", ["figures", "report.html", "table.md"])
-def test_what_stands_in_the_way_of_a_file_is_named(name, runs, tmp_path):
+def test_conflicting_entry_in_out_folder_is_named_in_error(name, runs, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     if name == "figures":
@@ -99,7 +99,7 @@ def test_what_stands_in_the_way_of_a_file_is_named(name, runs, tmp_path):
     assert (out / name).exists()
 
 
-def test_only_specs_that_cannot_be_read_are_named_one_by_one(runs):
+def test_unreadable_specs_are_named_individually(runs):
     for number, file in enumerate(sorted(runs.rglob("spec.json"))):
         file.write_text(["{", "[]", '{"format": 2}', "null"][number])
     refused(
@@ -110,14 +110,14 @@ def test_only_specs_that_cannot_be_read_are_named_one_by_one(runs):
 
 
 def page_of(root):
-    """The rows of a page's runs, the lines on what it leaves out, and its text."""
+    """Return the rows of the run table of a page, its lines on excluded runs and its findings."""
     tree = parse((root / "report.html").read_bytes().decode())
     (body,) = tree.by_id("run-table").all("tbody")
     rows = [[cell.text for cell in row.children] for row in body.all("tr")]
     return rows, [line.text for line in tree.by_id("left-out").all("li")], tree.by_id("findings").text
 
 
-def test_runs_with_fewer_evaluations_than_are_averaged_are_named_and_left_out(runs):
+def test_runs_with_too_few_evaluations_are_named_and_excluded(runs):
     lay_down(runs, [[7.0]] * 4 + [[9.0]], algo="a2c")
     outcome = srl("report", runs, "--last", 5, "--reps", 100)
     assert outcome.status == 0, outcome.err
@@ -156,7 +156,7 @@ def only_damaged(root):
 
 
 @pytest.mark.parametrize("lay", [only_failed, only_missing, only_damaged])
-def test_report_on_runs_without_a_score_says_so_and_has_all_its_parts(lay, tmp_path):
+def test_report_on_runs_without_scores_is_complete(lay, tmp_path):
     root = tmp_path / "runs"
     lay(root)
     outcome = srl("report", root, "--reps", 100)
@@ -180,7 +180,7 @@ NOISES = ("none", "flip:0.1")
 
 @pytest.fixture(scope="module")
 def half_finished(tmp_path_factory):
-    """A sweep of 24 runs of which some are done, and others in every other state."""
+    """A sweep of 24 runs, some finished and the others in every other state."""
     root = tmp_path_factory.mktemp("half")
     generator = np.random.default_rng(0)
     specs = [
@@ -215,13 +215,13 @@ def half_finished(tmp_path_factory):
 
 
 def names_seed(line, name):
-    """Whether a line such as ``...: missing: seed-0 to seed-2, seed-7.`` names a seed, as ``seed-1``."""
+    """Return whether a line like ``...: missing: seed-0 to seed-2, seed-7.`` names a seed like ``seed-1``."""
     ranges = re.findall(r"seed-(\d+)(?: to seed-(\d+))?", line.rpartition(": ")[2])
     return any(int(first) <= int(name.removeprefix("seed-")) <= int(last or first) for first, last in ranges)
 
 
 @pytest.mark.slow
-def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_path):
+def test_half_finished_sweep_is_reported_with_its_finished_runs(half_finished, tmp_path):
     before = contents(half_finished)
     outcome = srl("report", half_finished, "--out", tmp_path, "--reps", 100, "--figures", "png")
     assert (outcome.status, outcome.err) == (0, "")
@@ -234,7 +234,7 @@ def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_pa
     assert len(rows) == 24
     assert {state: sum(row[5].startswith(state) for row in rows) for state in counts} == counts
     assert "may change" in findings
-    # Every run without a score is named
+    # Every run without a score is reported
     for row in rows:
         if row[5] != "done":
             folder, _, seed = row[-1].rpartition("/")
@@ -253,12 +253,12 @@ def test_half_finished_sweep_is_reported_with_what_is_done(half_finished, tmp_pa
 
 
 @pytest.mark.slow
-def test_run_under_way_counts_as_running_and_is_not_touched(tmp_path):
+def test_running_run_is_counted_as_running_and_not_modified(tmp_path):
     root = tmp_path / "runs"
     lay_down(root, RETURNS, algo="ppo")
     directory = lay_down(root, RETURNS[:1], algo="ppo", seed=1, state="running", n_timesteps=64, eval_freq=32)
     with (directory.path / "progress.csv").open("a") as log:
-        log.write("64,")  # a line that is being written
+        log.write("64,")  # an incomplete line
     with (directory.path / "run.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = contents(root)
@@ -268,7 +268,7 @@ def test_run_under_way_counts_as_running_and_is_not_touched(tmp_path):
     assert "1 of 2 runs are finished (1 running)" in outcome.out
 
 
-def test_run_of_a_variant_takes_no_environment_from_the_others(tmp_path):
+def test_variant_in_one_environment_does_not_affect_other_comparisons(tmp_path):
     for env in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"):
         for number, algo in enumerate(("ppo", "sppo")):
             for seed in range(4):
@@ -282,14 +282,14 @@ def test_run_of_a_variant_takes_no_environment_from_the_others(tmp_path):
     assert [len(aggregate.matched.tasks) for aggregate in after.aggregates] == [3]
 
 
-def test_warning_about_a_single_seed_says_what_its_figures_are(tmp_path):
+def test_warning_about_a_single_seed_counts_cases(tmp_path):
     lay_down(tmp_path, RETURNS)
     (line,) = [line for line in make_report(tmp_path, reps=100).summary if "only 1 seed." in line]
-    # In how many cases of how many
+    # The rate is given as cases out of cases
     assert "93" not in line or "of 100 cases" in line
 
 
-def test_runs_without_a_score_are_named_together(tmp_path):
+def test_runs_without_scores_are_reported_in_groups(tmp_path):
     for seed in range(3):
         lay_down(tmp_path, RETURNS, algo="ppo", seed=seed)
     places = product(("CartPole-v1", "Acrobot-v1"), ("ppo", "sppo"), range(4))

@@ -1,4 +1,4 @@
-"""The exact test against enumeration and SciPy: at most 5% of equal algorithms are shown to differ."""
+"""The exact test compared with enumeration and SciPy, and its rate of false positives."""
 
 import re
 import sys
@@ -20,14 +20,14 @@ NAN = float("nan")
 
 
 def draw(n_runs, n_tasks, generator, *, levels=None):
-    """Scores without ties, or with few levels."""
+    """Draw scores without ties, or with few levels."""
     if levels:
         return generator.integers(0, levels, (n_runs, n_tasks)).astype(float)
     return generator.normal(size=(n_runs, n_tasks))
 
 
 def assignments(pooled, n_x):
-    """All ways in which the pooled scores of each environment can be those of X and of Y."""
+    """Yield all assignments of the pooled scores of each environment to X and Y."""
     n_runs, n_tasks = pooled.shape
     choices = [list(choice) for choice in combinations(range(n_runs), n_x)]
     for chosen in product(choices, repeat=n_tasks):
@@ -43,12 +43,12 @@ def enumerated_p_value(x, y):
     return min(1.0, 2 * min(one_sided))
 
 
-# The p-value
+# p-values
 
 
 @pytest.mark.parametrize("levels", [None, 2, 4])
 @pytest.mark.parametrize(("n_x", "n_y"), [(2, 2), (3, 3), (5, 5), (2, 6), (4, 3)])
-def test_in_one_environment_it_is_the_permutation_test_of_scipy(n_x, n_y, levels):
+def test_p_value_in_one_environment_matches_scipy_permutation_test(n_x, n_y, levels):
     generator = np.random.default_rng([n_x, n_y, levels or 0])
     x, y = draw(n_x, 1, generator, levels=levels), draw(n_y, 1, generator, levels=levels)
 
@@ -60,7 +60,7 @@ def test_in_one_environment_it_is_the_permutation_test_of_scipy(n_x, n_y, levels
 
 
 @pytest.mark.parametrize(("n_x", "n_y"), [(10, 10), (30, 30), (7, 40)])
-def test_without_ties_in_one_environment_it_is_mann_and_whitneys(n_x, n_y):
+def test_p_value_without_ties_in_one_environment_matches_mann_whitney(n_x, n_y):
     generator = np.random.default_rng(n_y)
     x, y = generator.normal(0.3, size=(n_x, 1)), generator.normal(size=(n_y, 1))
     expected = scipy.stats.mannwhitneyu(x[:, 0], y[:, 0], method="exact").pvalue
@@ -69,14 +69,14 @@ def test_without_ties_in_one_environment_it_is_mann_and_whitneys(n_x, n_y):
 
 @pytest.mark.parametrize("levels", [None, 2, 3])
 @pytest.mark.parametrize(("n_x", "n_y", "n_tasks"), [(2, 2, 3), (3, 3, 2), (2, 3, 2)])
-def test_in_several_environments_it_is_that_of_all_assignments(n_x, n_y, n_tasks, levels):
+def test_p_value_in_several_environments_matches_enumeration(n_x, n_y, n_tasks, levels):
     generator = np.random.default_rng([n_x, n_y, n_tasks, levels or 0])
     for _ in range(5):
         x, y = draw(n_x, n_tasks, generator, levels=levels), draw(n_y, n_tasks, generator, levels=levels)
         assert p_value(x, y) == pytest.approx(enumerated_p_value(x, y), abs=1e-12)
 
 
-def test_it_depends_on_neither_sides_nor_order_nor_scale():
+def test_p_value_does_not_depend_on_sides_order_or_scale():
     generator = np.random.default_rng(0)
     x, y = draw(6, 3, generator, levels=5), draw(6, 3, generator, levels=5) + 1
     p = p_value(x, y)
@@ -101,7 +101,7 @@ def test_fewer_than_two_runs_have_no_p_value(n_x, n_y):
     assert np.isnan(smallest_p_value(n_x, n_y, 9))
 
 
-def test_many_runs_are_sampled_with_the_same_samples_each_time(monkeypatch):
+def test_sampled_p_value_is_deterministic_and_close_to_exact(monkeypatch):
     generator = np.random.default_rng(1)
     x, y = draw(20, 3, generator, levels=9), draw(20, 3, generator, levels=9) + 0.8
     exact = p_value(x, y)
@@ -114,7 +114,7 @@ def test_many_runs_are_sampled_with_the_same_samples_each_time(monkeypatch):
     assert p_value(x + 100, y) == 2 / 10_000
 
 
-def test_hundreds_of_seeds_are_compared():
+def test_p_value_of_hundreds_of_seeds_matches_normal_approximation():
     generator = np.random.default_rng(2)
     x, y = generator.normal(0.1, size=(400, 2)), generator.normal(size=(400, 2))
     separate = [scipy.stats.mannwhitneyu(x[:, task], y[:, task]).statistic - 80_000 for task in range(2)]
@@ -122,7 +122,7 @@ def test_hundreds_of_seeds_are_compared():
     assert p_value(x, y) == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), abs=0.02)
 
 
-# The rate of false positives
+# Rate of false positives
 
 PATTERNS = {
     "different": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9],
@@ -137,7 +137,7 @@ PATTERNS = {
 @pytest.mark.parametrize(
     ("n_x", "n_y", "n_tasks"), [(2, 2, 1), (2, 2, 3), (3, 3, 2), (4, 4, 1), (5, 5, 1), (3, 6, 1)]
 )
-def test_no_level_is_reached_more_often_than_it_says(n_x, n_y, n_tasks, pattern):
+def test_p_value_is_at_most_a_level_no_more_often_than_the_level(n_x, n_y, n_tasks, pattern):
     pooled = np.array(PATTERNS[pattern][-(n_x + n_y) :], dtype=float)[:, None].repeat(n_tasks, axis=1)
     found = np.array([p_value(x, y) for x, y in assignments(pooled, n_x)])
     for level in (*np.unique(found), 0.01, ALPHA, 0.1):
@@ -145,7 +145,7 @@ def test_no_level_is_reached_more_often_than_it_says(n_x, n_y, n_tasks, pattern)
 
 
 def compared(x, y):
-    """The comparisons of SPPO with PPO that a report makes of these scores, shape (n_seeds, n_envs)."""
+    """Return the comparison of SPPO with PPO for these scores of shape (n_seeds, n_envs)."""
     runs = [
         Run(
             f"{env}/{algo}/{seed}",
@@ -168,16 +168,16 @@ def compared(x, y):
 
 
 @pytest.mark.parametrize("n_seeds", [2, 3, 4, 5])
-def test_of_all_assignments_of_equal_scores_a_report_shows_a_difference_in_at_most_5_percent(n_seeds):
+def test_report_finds_differences_in_at_most_5_percent_of_assignments(n_seeds):
     pooled = np.arange(2.0 * n_seeds)[:, None]
     shown = [compared(x, y).overall.shown for x, y in assignments(pooled, n_seeds)]
     assert np.mean(np.abs(shown)) <= ALPHA
     assert sum(shown) == 0
-    # Where a difference can be shown, it is: with all runs of one side above all of the other
+    # If significance is attainable, it is reached when all runs of one side are higher
     assert any(shown) == (n_seeds >= 4)
 
 
-# Many comparisons
+# Multiple comparisons
 
 
 @pytest.mark.parametrize(
@@ -185,19 +185,19 @@ def test_of_all_assignments_of_equal_scores_a_report_shows_a_difference_in_at_mo
     [
         ([], []),
         ([0.03], [0.03]),
-        # Times 4, 3, 2 and 1 in ascending order, and never below an earlier one
+        # Multiplied by 4, 3, 2 and 1 in ascending order, and never below an earlier one
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
         ([0.5, 0.9], [1.0, 1.0]),
-        # What has no test does not count
+        # Comparisons without a test do not count
         ([0.02, NAN, 0.03], [0.04, NAN, 0.04]),
         ([NAN], [NAN]),
     ],
 )
-def test_holms_correction_worked_out_by_hand(given, adjusted):
+def test_holm_correction_matches_manual_calculation(given, adjusted):
     assert holm(given) == pytest.approx(adjusted, nan_ok=True)
 
 
-def test_over_environments_and_in_each_are_two_families():
+def test_overall_and_per_environment_comparisons_are_separate_families():
     generator = np.random.default_rng(0)
     runs = [
         Run(
@@ -218,7 +218,7 @@ def test_over_environments_and_in_each_are_two_families():
         for seed, score in enumerate(generator.normal(algo == "sppo", size=6))
     ]
     found = compare_pairs(group(runs), reps=2)
-    # SPPO over PPO under two noises; in three environments each, and SA2C over A2C in one
+    # SPPO over PPO with two noises in three environments each, and SA2C over A2C in one
     assert family_sizes(found) == (2, 8)
     overall = [one.overall for one in found if len(one.overall.tasks) > 1]
     single = [own for one in found for own in one.per_task.values()]
@@ -226,34 +226,34 @@ def test_over_environments_and_in_each_are_two_families():
         adjusted = holm([one.p_value for one in family])
         assert [one.adjusted_p_value for one in family] == adjusted
         assert [one.shown != 0 for one in family] == [p <= ALPHA for p in adjusted]
-    # What is compared in one environment alone is one comparison, not two
+    # A comparison in only one environment counts once
     for one in found:
         if len(one.overall.tasks) == 1:
             assert one.overall == one.per_task[one.overall.tasks[0]]
 
 
-def test_best_of_a_row_is_shown_against_every_other_and_corrected_for_rows():
+def test_best_column_is_significant_against_all_others_and_corrected_for_rows():
     low, high, higher = (np.arange(5.0)[:, None] + shift for shift in (0, 10, 20))
     row = {"a": (2.0, low), "b": (12.0, high), "c": (22.0, higher)}
-    # All above all of 5 and 5 runs has a p-value of 2 / 252; in 6 rows it is enough, in 7 it is not
+    # The smallest p-value of 5 and 5 runs is 2 / 252: significant with 6 rows but not with 7
     assert best_of_rows([row]) == ["c"]
     assert best_of_rows([row] * 6) == ["c"] * 6
     assert best_of_rows([row] * 7) == [None] * 7
-    # Rows without a test do not count: of one column, or with a single run
+    # Rows without a test do not count: those with one column or a single run
     assert best_of_rows([row] * 6 + [{"a": (2.0, low)}, {}, {"a": (2.0, low), "b": (10.0, high[:1])}]) == [
         *["c"] * 6,
         *[None] * 3,
     ]
-    # One of the others is not below it
+    # One other column is not significantly lower
     assert best_of_rows([row | {"d": (21.0, higher - 1)}]) == [None]
-    # The best figure, but most of its runs are below those of the other
+    # The highest mean, but most runs are lower than those of the other column
     assert best_of_rows([{"a": (1e6, np.array([[0.0]] * 9 + [[1e7]])), "b": (1.0, np.ones((10, 1)))}]) == [
         None
     ]
 
 
 @pytest.mark.parametrize("n_runs", [2, 3, 4, 5])
-def test_of_equal_columns_one_is_best_in_at_most_5_percent(n_runs):
+def test_equal_columns_have_a_best_one_in_at_most_5_percent(n_runs):
     pooled = np.arange(2.0 * n_runs)[:, None]
     found = [
         best_of_rows([{"a": (x.mean(), x), "b": (y.mean(), y)}]) != [None]
@@ -262,31 +262,31 @@ def test_of_equal_columns_one_is_best_in_at_most_5_percent(n_runs):
     assert np.mean(found) <= ALPHA
 
 
-# How few runs can show a difference
+# Smallest attainable p-value
 
 
 @pytest.mark.parametrize(("n_x", "n_y"), [(2, 2), (3, 3), (4, 4), (3, 6), (10, 10)])
-def test_smallest_p_value_is_that_of_all_above_all(n_x, n_y):
+def test_smallest_p_value_is_reached_if_all_scores_of_one_side_are_higher(n_x, n_y):
     x, y = np.arange(n_x) + 100.0, np.arange(n_y) + 0.0
     expected = scipy.stats.mannwhitneyu(x, y, alternative="two-sided", method="exact").pvalue
     assert smallest_p_value(n_x, n_y, 1) == pytest.approx(expected, rel=1e-12)
     assert p_value(x[:, None], y[:, None]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_smallest_p_value_of_several_tasks_is_worked_out_by_hand():
-    # 3 of 6 can be chosen in 20 ways, one of which is the most extreme on each side: 2 / 20; in two tasks
-    # both must fall so, on the same side: 2 / (20 * 20)
+def test_smallest_p_value_of_several_tasks_matches_manual_calculation():
+    # 3 of 6 can be chosen in 20 ways, one of which is the most extreme on each side: 2 / 20. In two tasks,
+    # both must be extreme on the same side: 2 / (20 * 20)
     assert smallest_p_value(3, 3, 1) == pytest.approx(0.1)
     assert smallest_p_value(3, 3, 2) == pytest.approx(2 / 400)
-    # 2 of 4 can be chosen in 6 ways: 2 / 36 is too much for 5%, 2 / 216 is not
+    # 2 of 4 can be chosen in 6 ways: 2 / 36 exceeds 5%, 2 / 216 does not
     assert smallest_p_value(2, 2, 1) == pytest.approx(1 / 3)
     assert smallest_p_value(2, 2, 2) == pytest.approx(1 / 18)
     assert smallest_p_value(2, 2, 3) == pytest.approx(1 / 108)
-    # More runs than a float can count the ways of
+    # The number of assignments exceeds the range of floats
     assert smallest_p_value(2000, 2000, 9) == 0
 
 
-# The simulation
+# Simulation
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +305,7 @@ def simulation():
 def test_simulated_equal_algorithms_differ_in_at_most_5_percent(scores, n_seeds, n_envs, simulation):
     n = 300
     rates = simulation.simulate(getattr(simulation, scores), n_seeds, n_envs, n)
-    # Seeded; three standard errors of 1,200 comparisons and of 300 families
+    # Tolerance: three standard errors of 1,200 comparisons and of 300 families
     assert rates.simulated <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / (4 * n))
     assert rates.simulated_family <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / n)
     assert max(rates.exact, rates.exact_family) <= ALPHA
@@ -314,7 +314,7 @@ def test_simulated_equal_algorithms_differ_in_at_most_5_percent(scores, n_seeds,
 
 
 def documented(title):
-    """The cells of the table below a line of docs/reports.md, by seeds and environments."""
+    """Return the cells of a table in docs/reports.md by (seeds, environments)."""
     text = (ROOT / "docs" / "reports.md").read_text()
     head, _, *rows = re.search(re.escape(title) + r"[^|]*\n\n((?:\|.*\n)+)", text)[1].splitlines()
     envs = [int(number) for number in re.findall(r"(\d+) env", head)]
@@ -322,11 +322,11 @@ def documented(title):
     return {(int(row[0]), n): cell for row in cells for n, cell in zip(envs, row[1:], strict=True)}
 
 
-def test_documented_rates_are_those_of_the_script_and_at_most_5_percent(simulation, capsys):
+def test_documented_false_positive_rates_match_script_and_stay_below_5_percent(simulation, capsys):
     simulation.main(["--families", "1"])
     printed = capsys.readouterr().out
     text = (ROOT / "docs" / "reports.md").read_text()
-    # Without ties they are exact, however few families are simulated
+    # Rates without ties are exact for any number of simulated families
     exact, *_, smallest = re.findall(r"(?:\|.*\n)+", printed)
     assert exact in text
     for cell, figures in documented("The smallest p-value").items():

@@ -1,4 +1,4 @@
-"""Estimates and their intervals against rliable called by hand, SciPy, and figures worked out on paper."""
+"""Estimates and intervals compared with rliable, SciPy and manual calculations."""
 
 import math
 
@@ -17,7 +17,7 @@ from srl.report.statistics import (
     probability_of_improvement,
 )
 
-#: Bootstrap samples where it does not matter how many.
+#: Number of bootstrap samples where it does not matter.
 REPS = 200
 
 RLIABLE_AGGREGATES = {
@@ -29,7 +29,7 @@ RLIABLE_AGGREGATES = {
 
 
 def draw(kind, n_runs, n_tasks, generator):
-    """A matrix of scores: all different, many of them equal, or far from 0 and 1."""
+    """Draw a score matrix: all different, many equal, or far from 0 and 1."""
     if kind == "tied":
         return generator.integers(0, 4, (n_runs, n_tasks)) / 2
     if kind == "returns":
@@ -41,7 +41,7 @@ MATRICES = [
     pytest.param(draw(kind, *shape, np.random.default_rng([number, *shape])), id=f"{kind}-{shape}")
     for number, (kind, shapes) in enumerate(
         {
-            # Numbers of scores with each remainder of 4, as the IQM cuts quarters
+            # Numbers of scores with each remainder modulo 4, since the IQM trims quarters
             "different": ((2, 1), (3, 1), (5, 1), (10, 1), (2, 2), (3, 3), (5, 3), (7, 2), (30, 9)),
             "tied": ((5, 1), (7, 2)),
             "returns": ((5, 1), (7, 2)),
@@ -69,7 +69,7 @@ PAIRS = [
 
 
 def by_hand(given, function, reps):
-    """What rliable returns for one algorithm or pair: values, lower ends, upper ends."""
+    """Return values, lower and upper bounds of rliable for one algorithm or pair."""
     np.random.seed(0)
     values, intervals = library.get_interval_estimates({"it": given}, function, reps=reps)
     low, high = intervals["it"]
@@ -82,7 +82,7 @@ def assert_same(estimates, expected):
 
 
 @pytest.mark.parametrize("scores", MATRICES)
-def test_aggregates_are_rliables(scores):
+def test_aggregates_match_rliable(scores):
     ours = aggregates(scores, reps=REPS)
     assert tuple(ours) == AGGREGATES == tuple(RLIABLE_AGGREGATES)
     expected = by_hand(scores, lambda x: np.array([f(x) for f in RLIABLE_AGGREGATES.values()]), REPS)
@@ -90,15 +90,15 @@ def test_aggregates_are_rliables(scores):
 
 
 @pytest.mark.parametrize("scores", MATRICES)
-def test_interquartile_mean_is_rliables(scores):
+def test_interquartile_mean_matches_rliable(scores):
     expected = by_hand(scores, lambda x: np.array([metrics.aggregate_iqm(x)]), REPS)
     assert_same([interquartile_mean(scores, reps=REPS)], expected)
     assert interquartile_mean(scores, reps=REPS) == aggregates(scores, reps=REPS)["iqm"]
 
 
 @pytest.mark.parametrize("scores", MATRICES)
-def test_performance_profile_is_rliables(scores):
-    # Thresholds that are scores too: a score is not above itself
+def test_performance_profile_matches_rliable(scores):
+    # Some thresholds equal scores: a score is not above itself
     thresholds = np.union1d(np.linspace(-0.5, 2.0, 11), scores[:2].ravel())
     np.random.seed(0)
     values, intervals = library.create_performance_profile({"it": scores}, thresholds, reps=REPS)
@@ -106,12 +106,12 @@ def test_performance_profile_is_rliables(scores):
 
 
 @pytest.mark.parametrize(("x", "y"), PAIRS)
-def test_probability_of_improvement_is_rliables(x, y):
+def test_probability_of_improvement_matches_rliable(x, y):
     expected = by_hand([x, y], lambda *xy: np.array([metrics.probability_of_improvement(*xy)]), REPS)
     assert_same([probability_of_improvement(x, y, reps=REPS)], expected)
 
 
-def test_unless_told_otherwise_there_are_as_many_samples_as_promised():
+def test_default_number_of_bootstrap_samples_is_2000():
     scores, other = draw("different", 5, 2, np.random.default_rng(0)), np.full((5, 2), 0.5)
     assert DEFAULT_REPS == 2000
     expected = by_hand(scores, lambda x: np.array([metrics.aggregate_iqm(x)]), 2000)
@@ -126,46 +126,46 @@ def test_unless_told_otherwise_there_are_as_many_samples_as_promised():
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        # 8 scores without 2 at each end: (3 + 4 + 5 + 6) / 4
+        # 8 scores without 2 at each tail: (3 + 4 + 5 + 6) / 4
         ([1, 2, 3, 4, 5, 6, 7, 8], 4.5),
-        # In another order, and an end that is far off: (2 + 3 + 5 + 6) / 4
+        # Unsorted, with an outlier: (2 + 3 + 5 + 6) / 4
         ([8, 1, 7, 2, 6, 3, 5, -1e9], 4.0),
-        # A quarter of 5, 6, 7 is cut down to 1: (2 + 3 + 4) / 3, (2 + 3 + 4 + 5) / 4, (1 + 2 + 3 + 4 + 5) / 5
+        # A quarter of 5, 6, 7 rounds down to 1: (2 + 3 + 4) / 3, (2 + 3 + 4 + 5) / 4, (1 + 2 + 3 + 4 + 5) / 5
         ([1, 2, 3, 4, 100], 3.0),
         ([1, 2, 3, 4, 5, 100], 3.5),
         ([-100, 1, 2, 3, 4, 5, 100], 3.0),
-        # Of 3 scores nothing is cut: (1 + 2 + 9) / 3
+        # 3 scores are not trimmed: (1 + 2 + 9) / 3
         ([1, 2, 9], 4.0),
     ],
 )
-def test_interquartile_mean_worked_out_by_hand(scores, expected):
+def test_interquartile_mean_matches_manual_calculation(scores, expected):
     assert interquartile_mean(np.array(scores, dtype=float)[:, None], reps=REPS).value == expected
 
 
-def test_interquartile_mean_is_over_runs_and_tasks_together():
-    # Of 1, 2, 3, 4, 6, 7, 8, 100 the middle half: (3 + 4 + 6 + 7) / 4; of each task by itself, and then their
-    # mean, it would be ((2 + 3) / 2 + (6 + 7) / 2) / 2 = 4.5
+def test_interquartile_mean_pools_runs_and_tasks():
+    # Middle half of 1, 2, 3, 4, 6, 7, 8, 100: (3 + 4 + 6 + 7) / 4. The mean of the IQM of each task would be
+    # ((2 + 3) / 2 + (6 + 7) / 2) / 2 = 4.5
     assert interquartile_mean(np.array([[1.0, 4], [2, 6], [3, 7], [100, 8]]), reps=REPS).value == 5.0
 
 
-def test_median_is_that_of_the_means_of_tasks():
-    # Means of tasks are 2, 10 and 3; the median of all scores would be 2.5
+def test_median_is_over_task_means():
+    # Task means are 2, 10 and 3; the median of all scores would be 2.5
     scores = np.array([[1.0, 0, 2], [3, 20, 4]])
     figures = aggregates(scores, reps=REPS)
     assert figures["median"].value == 3.0
     assert figures["mean"].value == 5.0
-    # Of an even number of tasks the middle of two: means 2 and 10
+    # An even number of tasks: the average of the two means 2 and 10
     assert aggregates(scores[:, :2], reps=REPS)["median"].value == 6.0
 
 
-def test_optimality_gap_counts_nothing_above_1():
-    # What is lacking to 1: 0.5, 0 (a score of 3), 1, 0 (exactly 1), and 1.5 (a score of -0.5), 0: 3 / 6
+def test_optimality_gap_ignores_scores_above_1():
+    # Gaps to 1: 0.5, 0 (score of 3), 1, 0 (score of 1), 1.5 (score of -0.5) and 0: 3 / 6
     scores = np.array([[0.5, 3.0, 0.0], [1.0, -0.5, 1.0]])
     assert aggregates(scores, reps=REPS)["optimality_gap"].value == pytest.approx(0.5)
 
 
-def test_profile_is_the_share_of_runs_above_a_threshold():
-    # Of 0, 1, 2, 2: above -1 all, above 0 three, above 1 two, above 2 none; a score is not above itself
+def test_profile_is_fraction_of_runs_above_threshold():
+    # Of 0, 1, 2, 2, four scores are above -1, three above 0, two above 1, none above 2
     shares = performance_profile(np.array([[0.0, 1], [2, 2]]), np.array([-1.0, 0, 1, 1.5, 2]), reps=REPS)
     assert [share.value for share in shares] == [1.0, 0.75, 0.5, 0.5, 0.0]
 
@@ -177,21 +177,21 @@ def test_profile_is_the_share_of_runs_above_a_threshold():
         ([[1], [2]], [[0], [1]], 0.875),
         # All tied
         ([[1], [1]], [[1], [1], [1]], 0.5),
-        # 3 beats 1 and 2, 0 beats none: 2 / 4
+        # 3 beats 1 and 2, 0 beats neither: 2 / 4
         ([[3], [0]], [[1], [2]], 0.5),
-        # First task 0.875 as above; second, 0 and 5 against 5 and 7: (0 + 0 + 0.5 + 0) / 4; their mean
+        # Mean of two tasks: 0.875 as above, and 0 and 5 against 5 and 7: (0 + 0 + 0.5 + 0) / 4
         ([[1, 0], [2, 5]], [[0, 5], [1, 7]], (0.875 + 0.125) / 2),
-        # Each with each, not seed with seed: 2 beats 1, 3 beats 1, 4 beats 1 of 9 pairs
+        # All 9 pairs, not only equal seeds: 2 beats 1, 3 beats 1, 4 beats 1
         ([[2], [3], [4]], [[1], [5], [6]], 3 / 9),
     ],
 )
-def test_probability_of_improvement_worked_out_by_hand(x, y, expected):
+def test_probability_of_improvement_matches_manual_calculation(x, y, expected):
     x, y = np.array(x, dtype=float), np.array(y, dtype=float)
     assert probability_of_improvement(x, y, reps=REPS).value == pytest.approx(expected)
     assert probability_of_improvement(y, x, reps=REPS).value == pytest.approx(1 - expected)
 
 
-def test_scores_that_differ_by_nothing_have_an_interval_without_width():
+def test_constant_scores_have_an_interval_of_zero_width():
     figures = aggregates(np.full((4, 2), 0.25), reps=REPS)
     assert figures == {name: Estimate(0.25, 0.25, 0.25) for name in ("median", "iqm", "mean")} | {
         "optimality_gap": Estimate(0.75, 0.75, 0.75)
@@ -204,7 +204,7 @@ def test_scores_that_differ_by_nothing_have_an_interval_without_width():
 SCORES = draw("different", 6, 3, np.random.default_rng(3))
 OTHER = draw("different", 4, 3, np.random.default_rng(4))
 
-#: All that draws bootstrap samples.
+#: All functions that draw bootstrap samples.
 CALLS = {
     "aggregates": lambda reps=REPS: list(aggregates(SCORES, reps=reps).values()),
     "interquartile mean": lambda reps=REPS: [interquartile_mean(SCORES, reps=reps)],
@@ -220,17 +220,17 @@ def global_state():
 
 @pytest.fixture
 def drawn_from():
-    """The global generator in the middle of something, put back in the end."""
+    """Set the global generator to an arbitrary state, and restore it afterwards."""
     state = np.random.get_state()
     np.random.seed(12345)
-    # Of normal numbers it keeps every second one for later
+    # The generator stores every second normal number
     np.random.standard_normal(3)
     yield
     np.random.set_state(state)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_global_generator_is_left_as_it_was(call, drawn_from):
+def test_global_generator_state_is_restored(call, drawn_from):
     before = global_state()
     CALLS[call]()
     assert global_state() == before
@@ -238,7 +238,7 @@ def test_global_generator_is_left_as_it_was(call, drawn_from):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_global_generator_is_left_as_it_was_after_an_exception(call, drawn_from, monkeypatch):
+def test_global_generator_state_is_restored_after_an_exception(call, drawn_from, monkeypatch):
     def breaks(*given, **options):
         np.random.standard_normal(5)
         raise ArithmeticError("in the middle of a bootstrap")
@@ -251,7 +251,7 @@ def test_global_generator_is_left_as_it_was_after_an_exception(call, drawn_from,
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_same_scores_have_the_same_interval_whatever_was_drawn_before(call, drawn_from):
+def test_interval_does_not_depend_on_earlier_draws(call, drawn_from):
     first = CALLS[call]()
     np.random.standard_normal(7)
     for other in CALLS.values():
@@ -274,16 +274,16 @@ def test_single_run_has_no_interval():
         assert not estimate.has_interval
         assert math.isnan(estimate.low)
         assert math.isnan(estimate.high)
-    # The figure itself is there: median 0.4, IQM and mean 0.4, gap 0.6; two thirds above 0.2, one above 0.5
+    # Estimates exist: median 0.4, IQM and mean 0.4, gap 0.6; two thirds above 0.2, one third above 0.5
     values = [estimate.value for estimate in estimates]
     assert values[:8] == pytest.approx([0.4, 0.4, 0.4, 0.6, 0.4, 2 / 3, 1 / 3, 0.5])
 
 
-def test_band_along_a_curve_stays_within_what_is_possible():
+def test_interval_of_a_curve_stays_within_the_range_of_returns():
     returns = np.array([[500.0, 480.0], [500.0, 500.0], [500.0, 30.0], [500.0, 500.0]])
     mean, low, high = mean_band(returns)
     assert (mean.tolist(), low[0], high[0]) == ([500.0, 377.5], 500.0, 500.0)
-    # Student's interval would end at 751
+    # The t-interval would extend to 751
     assert 30 <= low[1] < 377.5 < high[1] <= 500
     assert mean_band(returns)[1].tolist() == low.tolist()
     assert np.isnan(mean_band(returns[:1])[1:]).all()

@@ -1,4 +1,4 @@
-"""How far runs are: what the screen says of folders in all states, and that looking changes nothing."""
+"""``srl status``: output for folders in all states, without modifying them."""
 
 import fcntl
 import json
@@ -39,7 +39,7 @@ STEPS = 64
 
 
 def lay(root, state="done", *, reason="", at=None, status=None, **changes):
-    """A run of 64 steps; ``status`` are fields of its status that differ."""
+    """Write a run of 64 steps; ``status`` overrides fields of its status."""
     directory = lay_down(root, RETURNS, at=at, state=state, reason=reason, n_timesteps=STEPS, **changes)
     if status is not None:
         directory.write_status(replace(directory.read_status(), **status))
@@ -53,7 +53,7 @@ def plan(root, *specs, **changes):
 
 
 def look(root):
-    """What ``srl status`` prints; that it changes nothing is seen to."""
+    """Return the output of ``srl status`` and check that it modifies nothing."""
     before = contents(root)
     outcome = srl("status", root)
     assert (outcome.status, outcome.err) == (0, "")
@@ -62,30 +62,30 @@ def look(root):
 
 
 def drawn(root, width, height=None):
-    """The lines of a terminal of this size."""
+    """Return the lines on a terminal of this size."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
     console.print(screen(Folder(root).read(), root, width, height))
     return console.export_text().splitlines()
 
 
 def part(text, heading):
-    """The lines of a part of the screen, below its heading."""
+    """Return the lines below a heading."""
     blocks = [block.splitlines() for block in text.split("\n\n")]
     (lines,) = [lines[1:] for lines in blocks if lines[0].split()[:1] == [heading]]
     return lines
 
 
 def words(text, heading):
-    """The lines of a part, a space between words."""
+    """Return the lines below a heading with single spaces between words."""
     return [" ".join(line.split()) for line in part(text, heading)]
 
 
 def claimed(directory):
-    """The run as one in progress, in this process."""
+    """Claim a run in this process, so that it is in progress."""
     return directory.claimed(directory.read_spec())
 
 
-def test_finished_sweep_is_told_in_whole(tmp_path):
+def test_finished_sweep_is_summarized(tmp_path):
     specs = [small_spec(algo, seed=seed) for algo in ("ppo", "sppo") for seed in range(3)]
     plan(tmp_path, *specs)
     for spec in specs:
@@ -100,7 +100,7 @@ def test_finished_sweep_is_told_in_whole(tmp_path):
         assert word not in text
 
 
-def test_each_state_is_counted(tmp_path):
+def test_runs_are_counted_by_state(tmp_path):
     plan(tmp_path, *(small_spec(seed=seed) for seed in range(8)))
     lay(tmp_path, seed=0)
     lay(tmp_path, seed=1)
@@ -108,11 +108,11 @@ def test_each_state_is_counted(tmp_path):
     lay(tmp_path, "running", seed=3)
     directory = lay(tmp_path, "running", seed=4, status=dict(timesteps=32, steps_per_second=8.0))
     (lay(tmp_path, seed=5).path / "evaluations.npz").write_bytes(b"PK")
-    lay(tmp_path, seed=9)  # no plan names it
+    lay(tmp_path, seed=9)  # not in the plan
     with claimed(directory):
         text = look(tmp_path)
     assert ": 9 runs\n3 done, 1 running, 1 interrupted, 1 failed, 1 damaged, 2 not started\n" in text
-    # 3 whole runs and half of one: what has no checkpoint begins again
+    # 3 finished runs and half of one: runs without checkpoints restart
     assert f"38%  {3 * STEPS + 32} of {9 * STEPS} steps" in text
     assert words(text, "environment") == ["CartPole-v1 3/9 38%"]
     # 32 + 64 + 2 * 64 steps at 8 per second
@@ -122,7 +122,7 @@ def test_each_state_is_counted(tmp_path):
     assert line.startswith("CartPole-v1/sppo/none/seed-5/evaluations.npz: damaged")
 
 
-def test_only_all_of_it_is_100_percent(tmp_path):
+def test_progress_is_100_percent_only_when_all_steps_are_done(tmp_path):
     for seed in range(2):
         directory = lay(tmp_path, "running", seed=seed, status=dict(timesteps=STEPS))
     lay_down(tmp_path, RETURNS, seed=2, n_timesteps=1_000_000)
@@ -131,7 +131,7 @@ def test_only_all_of_it_is_100_percent(tmp_path):
     assert "99%  1,000,064 of 1,000,128 steps" in text
 
 
-def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_path):
+def test_time_left_is_unknown_if_nothing_runs_or_a_run_just_started(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     assert "No runs are training; time left unknown." in look(tmp_path)
     directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0))
@@ -143,7 +143,7 @@ def test_time_left_is_not_known_while_nothing_runs_or_a_run_has_just_begun(tmp_p
         assert words(look(tmp_path), "running") == words(text, "running")
 
 
-def test_members_of_a_population_stand_together_and_others_alone(tmp_path, monkeypatch):
+def test_members_of_a_population_share_a_line(tmp_path, monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     status = dict(timesteps=16, steps_per_second=1.0)
@@ -156,13 +156,13 @@ def test_members_of_a_population_stand_together_and_others_alone(tmp_path, monke
             stack.enter_context(claimed(directory))
         text = look(tmp_path)
     assert words(text, "running") == [
-        "CartPole-v1 SPPO flip:0.1 3 25% 1 no heartbeat for 12 min",  # what may be stuck comes first
+        "CartPole-v1 SPPO flip:0.1 3 25% 1 no heartbeat for 12 min",  # possibly stuck processes come first
         "CartPole-v1 PPO none 3 25% 1 48 s",
         "CartPole-v1 SPPO none 12 seeds 25% 12 48 s",
     ]
 
 
-def test_run_in_an_evaluation_says_so(tmp_path):
+def test_run_in_evaluation_shows_evaluation_progress(tmp_path):
     text = "3/10 episodes, 12,300 steps"
     status = dict(timesteps=32, steps_per_second=1.0, evaluation=text, updated=time.time())
     directory = lay(tmp_path, "running", status=status)
@@ -171,7 +171,7 @@ def test_run_in_an_evaluation_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("jump", [-86_400, 86_400])
-def test_silence_is_not_taken_from_wall_clocks(jump, tmp_path, monkeypatch):
+def test_time_since_heartbeat_ignores_wall_clock_jumps(jump, tmp_path, monkeypatch):
     now, monotonic = time.time(), time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: monotonic)
     here = dict(updated=now, boot=boot_id(), clock=monotonic)
@@ -183,7 +183,7 @@ def test_silence_is_not_taken_from_wall_clocks(jump, tmp_path, monkeypatch):
             stack.enter_context(claimed(directory))
         monkeypatch.setattr(time, "time", lambda: now + jump)
         assert [line[-4:] for line in words(look(tmp_path), "running")] == ["48 s", "48 s"]
-        # Whoever looks again later knows more
+        # Later snapshots detect missing heartbeats
         folder = Folder(tmp_path)
         assert [run.silence for run in folder.read().runs] == [0, 0]
         monkeypatch.setattr(time, "monotonic", lambda: monotonic + 150)
@@ -192,7 +192,7 @@ def test_silence_is_not_taken_from_wall_clocks(jump, tmp_path, monkeypatch):
         assert [run.silence for run in folder.read().runs] == [120, 0]
 
 
-def test_process_is_heard_of_while_one_of_its_runs_is(tmp_path, monkeypatch):
+def test_heartbeat_of_one_run_counts_for_its_process(tmp_path, monkeypatch):
     monotonic = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: monotonic)
     status = dict(timesteps=16, steps_per_second=1.0, pid=7, boot=boot_id())
@@ -205,7 +205,7 @@ def test_process_is_heard_of_while_one_of_its_runs_is(tmp_path, monkeypatch):
         assert "no heartbeat" not in look(tmp_path)
 
 
-def test_at_most_a_dozen_processes_are_shown(tmp_path):
+def test_at_most_twelve_processes_are_shown(tmp_path):
     directories = [lay(tmp_path, "running", seed=seed, status=dict(pid=seed + 1)) for seed in range(15)]
     with ExitStack() as stack:
         for directory in directories:
@@ -215,7 +215,7 @@ def test_at_most_a_dozen_processes_are_shown(tmp_path):
     assert (len(lines), lines[-1]) == (13, "and 3 more")
 
 
-def test_few_failures_are_named_each_and_many_by_reason(tmp_path):
+def test_few_failures_are_listed_and_many_are_grouped_by_reason(tmp_path):
     for seed in range(10):
         lay(tmp_path, "failed", seed=seed, reason=f"lost at step {seed},000", status=dict(ended=float(seed)))
     text = look(tmp_path)
@@ -227,7 +227,7 @@ def test_few_failures_are_named_each_and_many_by_reason(tmp_path):
     text = look(tmp_path)
     lines = part(text, "failed")
     assert lines[:2] == ["l: l", "k: k"]
-    # Two reasons, and ten runs with the first of all
+    # Two other reasons, and ten runs with the oldest reason
     assert (len(lines), lines[-1]) == (11, "and 12 more")
     for kind in "defghijkl":
         lay(tmp_path, at=kind, seed=90 + ord(kind))
@@ -247,11 +247,11 @@ DAMAGES = {
         damage("status.json", '{"state": "do'),
         "seed-1/status.json: not the status of a run",
     ),
-    "another status": (
+    "unknown state": (
         damage("status.json", '{"state": "x"}'),
         "status.json: not the status of a run: key state",
     ),
-    "status in text": (
+    "text instead of a number in status": (
         damage("status.json", '{"state": "running", "timesteps": "many"}'),
         "status.json: not the status of a run: key timesteps",
     ),
@@ -265,7 +265,7 @@ DAMAGES = {
         lambda directory: (directory.path / "evaluations.npz").unlink(),
         "evaluations.npz: missing",
     ),
-    "evaluated too early": (
+    "missing final evaluation": (
         lambda directory: (
             lay_down(directory.path.parent, RETURNS, at="seed-1", n_timesteps=32, seed=1)
             and (directory.path / "spec.json").write_text(small_spec(seed=1).model_dump_json())
@@ -277,7 +277,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("planned", [True, False], ids=["planned", "alone"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_run_is_named_with_what_is_wrong_and_counted(kind, planned, tmp_path):
+def test_damaged_run_is_counted_and_its_damage_is_named(kind, planned, tmp_path):
     do, says = DAMAGES[kind]
     for seed in range(3):
         lay(tmp_path, seed=seed)
@@ -290,12 +290,12 @@ def test_damaged_run_is_named_with_what_is_wrong_and_counted(kind, planned, tmp_
     assert line.startswith("CartPole-v1/sppo/none/seed-1/")
     assert says in line
     assert str(tmp_path) not in line
-    # What it is nobody knows if neither spec nor plan says so
+    # The run is unknown if neither spec nor plan describes it
     n_known = 2 if "spec" in kind and not planned else 3
     assert words(text, "environment")[0].startswith(f"CartPole-v1 2/{n_known} ")
 
 
-def test_damaged_status_of_a_run_in_progress_is_no_damage(tmp_path):
+def test_damaged_status_of_a_run_in_progress_is_ignored(tmp_path):
     directory = lay(tmp_path, "running")
     (directory.path / "status.json").write_text("")
     with claimed(directory):
@@ -314,7 +314,7 @@ def test_damaged_plan_is_named(text, tmp_path):
     assert "damaged\nsweep/sweep.json: not the plan of a sweep" in shown
 
 
-def test_planned_run_that_ended_before_it_had_a_spec_has_failed(tmp_path):
+def test_planned_run_that_failed_before_writing_a_spec_counts_as_failed(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     folder = tmp_path / "CartPole-v1/sppo/none/seed-1"
     folder.mkdir(parents=True)
@@ -326,7 +326,7 @@ def test_planned_run_that_ended_before_it_had_a_spec_has_failed(tmp_path):
     assert "seed-1/spec.json: missing" in look(tmp_path)
 
 
-def test_plans_of_several_sweeps_below_a_folder_are_put_together(tmp_path):
+def test_plans_of_several_sweeps_in_a_folder_are_merged(tmp_path):
     for name, algo in (("a", "PPO"), ("b", "sppo")):
         plan(tmp_path / name, small_spec(algo), small_spec(algo, seed=1), algo=algo)
         lay(tmp_path / name, algo=algo.lower())
@@ -335,14 +335,14 @@ def test_plans_of_several_sweeps_below_a_folder_are_put_together(tmp_path):
     assert words(text, "environment") == ["CartPole-v1 1/2 50% 1/2 50%"]
 
 
-def test_folder_of_one_run(tmp_path):
+def test_folder_of_one_run_is_summarized(tmp_path):
     directory = lay(tmp_path, "failed", reason="it broke")
     text = look(directory.path)
     assert "seed-0: 1 run\n1 failed\n" in text
     assert text.endswith("failed\nit broke\n")
 
 
-def test_folder_is_named_as_it_was_given(tmp_path, monkeypatch):
+def test_folder_is_named_as_given(tmp_path, monkeypatch):
     (lay(tmp_path / "s", seed=1).path / "spec.json").write_text("{")
     lay(tmp_path / "s", seed=2)
     monkeypatch.chdir(tmp_path)
@@ -357,7 +357,7 @@ HOSTILE = ["[red]x", "[/]", "<b>", "a\nb", "\x1b[2Jclear", ":smile:", "\u5bbd" *
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=ascii)
-def test_names_and_reasons_from_files_are_text_in_one_line(name, tmp_path):
+def test_names_and_reasons_from_files_are_shown_in_one_line(name, tmp_path):
     folder = name[:40].replace("/", "-")
     root = tmp_path / folder
     lay(root, "failed", env=name, at=f"{folder}/0", reason=name)
@@ -377,7 +377,7 @@ def test_names_and_reasons_from_files_are_text_in_one_line(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_folder_whose_name_is_not_text_is_shown(tmp_path):
+def test_folder_with_undecodable_name_is_shown(tmp_path):
     folder = tmp_path / os.fsdecode(b"\xff")
     lay(folder, "failed", at=os.fsdecode(b"\xfe"), reason="it broke")
     outcome = subprocess.run([SRL, "status", folder], capture_output=True)
@@ -397,7 +397,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("options", "says"), MISTAKES, ids=str)
-def test_mistake_ends_with_2_and_says_what_is_wrong(options, says, tmp_path, monkeypatch):
+def test_mistake_exits_2_with_clear_error(options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     outcome = srl("status", *options)
@@ -407,7 +407,7 @@ def test_mistake_ends_with_2_and_says_what_is_wrong(options, says, tmp_path, mon
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_folder_that_holds_nothing_but_a_damaged_plan_names_it(tmp_path):
+def test_folder_with_only_a_damaged_plan_names_the_plan(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     outcome = srl("status", tmp_path)
     assert outcome.status == 2
@@ -415,7 +415,7 @@ def test_folder_that_holds_nothing_but_a_damaged_plan_names_it(tmp_path):
     assert "sweep.json: not the plan of a sweep" in outcome.err
 
 
-def test_full_sweep_fits_a_terminal_of_80_columns_and_24_lines(tmp_path):
+def test_full_sweep_fits_80_columns_and_24_lines(tmp_path):
     envs = ["InvertedDoublePendulum-v4", *(f"{number}-v4" for number in range(8))]
     algos = ["da2c", "dsa2c", "dppo", "dsppo"]
     entries = [
@@ -439,18 +439,18 @@ def test_full_sweep_fits_a_terminal_of_80_columns_and_24_lines(tmp_path):
     assert part(text, "damaged")[-1].startswith("and 1")
 
 
-def test_algorithms_that_do_not_fit_side_by_side_are_in_further_tables(tmp_path):
+def test_algorithms_that_do_not_fit_are_shown_in_additional_tables(tmp_path):
     algos = ["a2c", "sa2c", "da2c", "dsa2c", "ppo", "sppo", "dppo", "dsppo"]
     plan(tmp_path, *(small_spec(env="Pendulum-v1", algo=algo, overrides=dict(beta=0)) for algo in algos))
     for width in (40, 80, 140):
         text = "\n".join(drawn(tmp_path, width))
         assert [word.lower() for word in re.findall(r"\bD?S?(?:A2C|PPO)\b", text)] == algos
         assert text.count("0/1") == 8
-        # Nothing is cut but a long path in the first line
+        # Only the long path in the first line is truncated
         assert "\u2026" not in "".join(text.splitlines()[1:])
 
 
-def test_variants_have_columns_of_their_own(tmp_path):
+def test_variants_have_their_own_columns(tmp_path):
     for name, state in (("sppo-beta=20", "done"), ("sppo-beta=5", "running"), ("tuned", "failed")):
         lay(tmp_path, state, variant=name)
     lay(tmp_path, "done", algo="ppo")
@@ -462,7 +462,7 @@ def test_variants_have_columns_of_their_own(tmp_path):
         assert re.findall(r"\d/\d", cells)[:4] == ["1/1", "0/1", "1/1", "0/1"]
 
 
-def test_what_does_not_fit_into_a_line_goes_on_in_the_next_or_is_cut_where_lines_are_few(tmp_path):
+def test_long_lines_are_wrapped_or_truncated_if_lines_are_limited(tmp_path):
     reason = "the simulator was unstable, " * 5 + "and that is the end."
     lay(tmp_path, "failed", reason=reason)
     lines = part("\n".join(drawn(tmp_path, 60)), "failed")
@@ -472,7 +472,7 @@ def test_what_does_not_fit_into_a_line_goes_on_in_the_next_or_is_cut_where_lines
     assert reason in look(tmp_path)
 
 
-def test_specs_and_evaluations_are_read_once_and_again_if_they_change(tmp_path, monkeypatch):
+def test_specs_and_evaluations_are_read_again_only_if_they_change(tmp_path, monkeypatch):
     for seed in range(3):
         lay(tmp_path, seed=seed)
     reads = []
@@ -495,7 +495,7 @@ def test_specs_and_evaluations_are_read_once_and_again_if_they_change(tmp_path, 
     assert set(reads) == {"seed-1", "seed-2", "seed-3"}
 
 
-def test_run_that_ends_between_two_looks_at_it_is_not_called_interrupted(tmp_path, monkeypatch):
+def test_run_that_finishes_during_a_snapshot_is_not_interrupted(tmp_path, monkeypatch):
     directory = lay(tmp_path, "running")
 
     def ends(self):
@@ -506,7 +506,7 @@ def test_run_that_ends_between_two_looks_at_it_is_not_called_interrupted(tmp_pat
     assert len(Folder(tmp_path).read().of("done")) == 1
 
 
-def test_watching_ends_by_itself_when_nothing_is_left_to_do(tmp_path):
+def test_watch_exits_when_nothing_is_pending(tmp_path):
     lay(tmp_path)
     lay(tmp_path, "failed", seed=1, reason="it broke")
     before = contents(tmp_path)
@@ -518,11 +518,11 @@ def test_watching_ends_by_itself_when_nothing_is_left_to_do(tmp_path):
 
 @contextmanager
 def watch(root, **options):
-    """The command at work; it is gone at the end, however the test went."""
+    """Run the watch command, and kill it at the end of the test."""
     command = [SRL, "status", root, "--watch", "--interval", "0.1"]
 
     def heed_ctrl_c():
-        # The tests may themselves run in the background, where a shell has SIGINT ignored
+        # Shells ignore SIGINT in background processes, which the tests may be
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(command, preexec_fn=heed_ctrl_c, **options) as process:
@@ -533,7 +533,7 @@ def watch(root, **options):
 
 
 def read_until(process, text):
-    """The lines up to one that holds a text; the test fails if the process ends before."""
+    """Return the output up to the line that contains a text; fail if the process ends first."""
     lines = []
     while not lines or text not in lines[-1]:
         lines.append(process.stdout.readline())
@@ -542,7 +542,7 @@ def read_until(process, text):
 
 
 @pytest.mark.slow
-def test_watching_into_a_pipe_prints_what_has_changed_and_ends_with_the_last_run(tmp_path):
+def test_watch_into_a_pipe_prints_changes_and_exits_with_the_last_run(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     lay(tmp_path)
     with watch(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -559,7 +559,7 @@ def test_watching_into_a_pipe_prints_what_has_changed_and_ends_with_the_last_run
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_watching_without_a_word(number, tmp_path):
+def test_ctrl_c_and_sigterm_stop_watch_silently(number, tmp_path):
     plan(tmp_path, small_spec())
     before = contents(tmp_path)
     with watch(tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -571,7 +571,7 @@ def test_ctrl_c_ends_watching_without_a_word(number, tmp_path):
 
 
 @pytest.mark.slow
-def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path):
+def test_watch_on_a_terminal_updates_in_place_and_stops_with_ctrl_c(tmp_path):
     plan(tmp_path, small_spec(), small_spec(seed=1))
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -586,25 +586,25 @@ def test_watching_on_a_terminal_stays_in_its_place_and_ends_with_ctrl_c(tmp_path
             out += os.read(master, 4096).decode()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=600) == 0
-        with suppress(OSError):  # the end of a terminal
+        with suppress(OSError):  # end of the terminal
             while data := os.read(master, 4096):
                 out += data.decode()
     os.close(master)
-    assert "\x1b[1A" in out  # the cursor went back up
-    assert "\x1b[?25h" in out  # and is visible again
+    assert "\x1b[1A" in out  # the cursor moved up
+    assert "\x1b[?25h" in out  # and is visible afterwards
     for word in ("Traceback", "KeyboardInterrupt", "stopped", "starts the run again"):
         assert word not in out
 
 
 @pytest.mark.slow
-def test_real_run_is_running_until_it_is_killed(tmp_path):
+def test_trained_run_is_running_until_it_is_killed(tmp_path):
     options = ["train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "50000000", *SMALL_WORDS]
     path = tmp_path / "CartPole-v1/sppo/none/seed-0"
     command = [SRL, *options, "--checkpoint-every", "86400", "--out", path]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             until(lambda: (status := RunDirectory(path).read_status()) and status.steps_per_second > 0)
-            # It goes on writing, which is why it is not compared with what was there before
+            # The run keeps writing, so the folder is not compared with its earlier content
             text = srl("status", tmp_path).out
         finally:
             process.kill()
@@ -618,13 +618,13 @@ def test_real_run_is_running_until_it_is_killed(tmp_path):
     assert "0%  0 of 50,000,000 steps\nNo runs are training; time left unknown." in text
 
 
-def test_tensorboard_shows_runs_under_the_names_of_their_folders(tmp_path):
+def test_tensorboard_lists_runs_by_folder_name(tmp_path):
     for algo in ("ppo", "sppo"):
         out = tmp_path / "CartPole-v1" / algo / "none" / "seed-0"
         options = ["--algo", algo, "--env", "CartPole-v1", "--timesteps", STEPS, "--out", out]
         outcome = srl("train", *options, *SMALL_WORDS)
         assert outcome.status == 0, outcome.err
-    # As `tensorboard --logdir` reads a folder
+    # Equivalent to `tensorboard --logdir`
     multiplexer = EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(tmp_path))
     multiplexer.Reload()
@@ -636,7 +636,7 @@ def test_tensorboard_shows_runs_under_the_names_of_their_folders(tmp_path):
         assert tags["eval/mean_reward"].max_step == STEPS
 
 
-def test_steps_up_to_a_checkpoint_count(tmp_path):
+def test_steps_up_to_the_last_checkpoint_count(tmp_path):
     directory = lay_down(tmp_path, RETURNS, state="running", n_timesteps=64)
     (directory.path / "checkpoints").mkdir()
     (directory.path / "checkpoints" / "32.npz").write_bytes(b"")

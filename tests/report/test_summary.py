@@ -1,4 +1,4 @@
-"""Sentences on what figures show: they follow from the numbers, and claim no more."""
+"""Summary sentences of a report and the numbers that they are based on."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from srl.report.summary import describe_runs, summarise
 from tests.report.made_runs import finish, lay_down
 
 REPS = 200
-#: Parts of sentences that tell one from another.
+#: Parts that identify sentences.
 COEFFICIENT = "the policy gradient of SPPO is PPO's times c = alpha + beta |z|"
 FEW = "Some results use only"
 UNFINISHED = "Not all runs are finished"
@@ -21,7 +21,7 @@ MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
 
 
 def summary(root):
-    """All sentences on a folder but the first, as a report has them."""
+    """Return all summary sentences on a folder except the first."""
     cells = group(read_runs(root)[0])
     return summarise(compare_pairs(cells, reps=REPS), cells)
 
@@ -35,28 +35,28 @@ def tasks(n):
 
 
 def improved(figures, n_seeds, tasks):
-    """A probability of improvement from it, its adjusted p-value and its interval; the latter may lack."""
+    """Return an improvement from its value, adjusted p-value and optional interval."""
     value, p, low, high = (*figures, *[float("nan")] * 3)[:4]
     smallest = smallest_p_value(n_seeds, n_seeds, len(tasks))
     return Improvement(Estimate(value, low, high), n_seeds, tasks, p, p, smallest)
 
 
 def compared(figures, *, n_seeds=10, n_tasks=3, noise="none", name="SPPO over PPO", per_task=None):
-    """A comparison with that probability of improvement, adjusted p-value and interval."""
+    """Return a comparison with that probability of improvement, adjusted p-value and interval."""
     symmetric, _, baseline = name.partition(" over ")
     own = {task: improved(one, n_seeds, (task,)) for task, one in (per_task or {}).items()}
     overall = None if figures is None else improved(figures, n_seeds, tasks(n_tasks))
     return Comparison(noise, symmetric, baseline, overall, own, (), tuple(range(n_seeds)))
 
 
-#: Figures in one environment: shown to be higher, shown to be lower, neither.
+#: Values in one environment: significantly higher, significantly lower, neither.
 HIGHER, LOWER, NEITHER = (0.9, 0.01, 0.8, 1.0), (0.1, 0.01, 0.0, 0.2), (0.8, 0.051, 0.6, 1.0)
 
 
-# What there is
+# Runs
 
 
-def test_runs_are_counted_by_what_became_of_them(tmp_path):
+def test_runs_are_counted_by_state(tmp_path):
     finish(tmp_path, "ppo", range(3))
     finish(tmp_path, "sppo", range(2), noise="flip:0.1")
     finish(tmp_path, "sppo", range(1), env="B")
@@ -69,7 +69,7 @@ def test_runs_are_counted_by_what_became_of_them(tmp_path):
     )
 
 
-def test_finished_sweep_has_nothing_unfinished_to_tell(tmp_path):
+def test_summary_of_a_finished_sweep_mentions_no_unfinished_runs(tmp_path):
     for algo in ("ppo", "sppo", "a2c"):
         finish(tmp_path, algo, {5: 1.0})
     assert describe_runs(read_runs(tmp_path)[0], ["A2C", "PPO", "SPPO"]) == (
@@ -77,7 +77,7 @@ def test_finished_sweep_has_nothing_unfinished_to_tell(tmp_path):
     )
 
 
-def test_report_says_what_there_is_and_then_what_it_shows(tmp_path):
+def test_summary_starts_with_runs_followed_by_comparisons(tmp_path):
     finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(4)})
     finish(tmp_path, "ppo", range(4))
     first, *rest = make_report(tmp_path, reps=REPS).summary
@@ -102,7 +102,7 @@ def test_report_says_what_there_is_and_then_what_it_shows(tmp_path):
             "probability 0.20 (95% interval 0.10 to 0.45; adjusted p < 0.0001; A, 10 seeds each).",
         ),
         (
-            # An interval that leaves out 0.5 shows nothing
+            # An interval that excludes 0.5 is not enough
             compared((0.7, 0.0501, 0.51, 0.85), name="DSA2C over DA2C"),
             "Without noise, no difference between DSA2C and DA2C is shown: a run of DSA2C scores above one "
             "of DA2C with probability 0.70 (95% interval 0.51 to 0.85; adjusted p = 0.0501; 3 environments, "
@@ -126,7 +126,7 @@ def test_report_says_what_there_is_and_then_what_it_shows(tmp_path):
     ],
     ids=["higher", "lower", "no difference", "too few runs", "one seed", "nothing in common"],
 )
-def test_sentence_says_what_the_p_value_shows(comparison, sentence):
+def test_sentence_follows_from_the_p_value(comparison, sentence):
     assert summarise([comparison], []) == [sentence]
 
 
@@ -157,7 +157,7 @@ def test_sentence_says_what_the_p_value_shows(comparison, sentence):
         ),
     ],
 )
-def test_headline_over_environments_says_in_how_many_alone(overall, single, says):
+def test_headline_over_environments_counts_significant_environments(overall, single, says):
     found = dict(zip(tasks(3), single, strict=True))
     headline = summarise([compared(overall, per_task=found)], [])[0]
     assert headline.startswith(f"Without noise, {says}")
@@ -172,7 +172,7 @@ def test_headline_over_environments_says_in_how_many_alone(overall, single, says
         (range(5), range(5), "no difference between SPPO and PPO is shown"),
         (range(100, 103), range(3), "too few runs to show a difference"),
         ({0: 100}, {0: 0}, "too few runs to show a difference"),
-        # What is compared is matched: two seeds of both
+        # Only matched seeds are compared: two of each
         ({0: 100, 1: 101}, range(30), "too few runs to show a difference"),
     ],
 )
@@ -186,8 +186,8 @@ def test_sentence_follows_from_the_scores(sppo, ppo, says, tmp_path):
     assert not any(part in line for line in others for part in ("SPPO scores", "no difference"))
 
 
-def test_headline_does_not_say_higher_where_no_environment_alone_does(tmp_path):
-    # Three seeds in two environments: all above all has a p-value of 2 / 400, and of 2 / 20 in each
+def test_headline_does_not_say_higher_if_no_environment_is_significant(tmp_path):
+    # The smallest p-value of three seeds is 2 / 400 in two environments, and 2 / 20 in each of them
     for env in "AB":
         finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(3)}, env)
         finish(tmp_path, "ppo", range(3), env)
@@ -201,7 +201,7 @@ def test_headline_does_not_say_higher_where_no_environment_alone_does(tmp_path):
     assert alone.endswith("and neither in 2 (A and B). 2 of them have too few runs to show a difference.")
 
 
-def test_equal_runs_are_no_finding_however_many(tmp_path):
+def test_equal_scores_are_not_significant_with_many_runs(tmp_path):
     for algo in ("sppo", "ppo"):
         for env in "ABC":
             finish(tmp_path, algo, range(12), env)
@@ -211,20 +211,20 @@ def test_equal_runs_are_no_finding_however_many(tmp_path):
     assert lines[1].endswith("higher than PPO in 0, lower in 0, and neither in 3 (A, B and C).")
 
 
-def test_one_seed_in_many_environments_has_no_interval_to_speak_of(tmp_path):
+def test_one_seed_in_many_environments_has_no_interval(tmp_path):
     for env in "ABCDEF":
         finish(tmp_path, "sppo", {0: 1}, env)
         finish(tmp_path, "ppo", {0: 0}, env)
     first = summary(tmp_path)[0]
     assert "probability 1.00 (6 environments, 1 seed each)" in first
-    # 0.5 is within nothing here
+    # There is no interval that contains 0.5
     assert "within it" not in first
 
 
 # Environments
 
 
-def test_environments_are_counted_by_what_is_shown_in_each():
+def test_environments_are_counted_by_significance():
     single = [HIGHER, NEITHER, LOWER, *[NEITHER] * 4, HIGHER, HIGHER]
     found = dict(zip(tasks(9), single, strict=True))
     (_, line, caveat) = summarise([compared((0.6, 0.3, 0.4, 0.8), n_tasks=9, per_task=found)], [])
@@ -238,13 +238,13 @@ def test_environments_are_counted_by_what_is_shown_in_each():
     )
 
 
-def test_environment_with_several_lengths_is_named_with_them():
+def test_environment_with_several_lengths_is_named_with_its_lengths():
     found = {("A", 32): HIGHER, ("A", 64): LOWER}
     line = summarise([compared((0.5, 1.0, 0.3, 0.7), per_task=found)], [])[1]
     assert "higher than PPO in 1 (A (32 steps)), lower in 1 (A (64 steps)), and neither in 0." in line
 
 
-def test_single_environment_is_not_counted_again():
+def test_single_environment_is_not_counted_separately():
     lines = summarise([compared(HIGHER, n_tasks=1, per_task={("A", 32): HIGHER})], [])
     assert len(lines) == 1
 
@@ -256,7 +256,7 @@ def noise_lines(*comparisons):
     return those_with("The probability of improvement of", summarise(comparisons, []))
 
 
-def test_improvement_with_noise_is_told_beside_the_one_without_and_nothing_is_claimed(tmp_path):
+def test_improvement_with_noise_is_reported_next_to_the_one_without_noise(tmp_path):
     finish(tmp_path, "sppo", {seed: 100 + seed for seed in range(5)})
     finish(tmp_path, "ppo", range(5))
     finish(tmp_path, "sppo", range(5), noise="flip:0.1")
@@ -268,7 +268,7 @@ def test_improvement_with_noise_is_told_beside_the_one_without_and_nothing_is_cl
     )
 
 
-def test_each_noise_and_pair_is_set_beside_its_own_runs_without_noise():
+def test_each_noise_and_pair_is_compared_with_its_own_runs_without_noise():
     lines = noise_lines(
         compared((0.2,)),
         compared((0.8,), name="SA2C over A2C"),
@@ -292,9 +292,9 @@ def test_each_noise_and_pair_is_set_beside_its_own_runs_without_noise():
         [compared(None), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
         [compared((0.2, 0.1, 0.3), name="SA2C over A2C"), compared((0.8, 0.7, 0.9), noise="flip:0.1")],
     ],
-    ids=["no runs without", "no noise", "nothing with", "nothing without", "another pair"],
+    ids=["no noise-free runs", "no noise", "no match with noise", "no match without noise", "another pair"],
 )
-def test_nothing_is_said_of_noise_where_there_is_nothing_to_set_beside(comparisons):
+def test_noise_is_not_mentioned_without_matching_runs(comparisons):
     assert noise_lines(*comparisons) == []
 
 
@@ -309,14 +309,14 @@ def test_nothing_is_said_of_noise_where_there_is_nothing_to_set_beside(compariso
             "distributed scores holds their true interquartile mean in about 49 of 100 cases."),
         (5, "5 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
             "distributed scores holds their true interquartile mean in about 89 of 100 cases."),
-        # Of 6 it is not known, and of 5 no better
+        # The coverage of 6 seeds is not known; that of 5 is given instead
         (6, "6 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
         (9, "9 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
         (10, None),
         (12, None),
     ],
 )  # fmt: skip
-def test_few_seeds_are_said(n_seeds, says, tmp_path):
+def test_few_seeds_are_reported(n_seeds, says, tmp_path):
     finish(tmp_path, "sppo", range(12))
     finish(tmp_path, "ppo", range(n_seeds))
     lines = those_with(FEW, summary(tmp_path))
@@ -324,7 +324,7 @@ def test_few_seeds_are_said(n_seeds, says, tmp_path):
     assert says is None or f"{FEW} {says}" in lines[0]
 
 
-def test_few_seeds_in_common_are_said_too(tmp_path):
+def test_few_shared_seeds_are_reported(tmp_path):
     finish(tmp_path, "sppo", range(10))
     finish(tmp_path, "ppo", range(5, 15))
     lines = summary(tmp_path)
@@ -332,7 +332,7 @@ def test_few_seeds_in_common_are_said_too(tmp_path):
     assert len(those_with(f"{FEW} 5 seeds.", lines)) == 1
 
 
-def test_unfinished_runs_are_said(tmp_path):
+def test_unfinished_runs_are_reported(tmp_path):
     for algo in ("sppo", "ppo"):
         finish(tmp_path, algo, range(3))
     assert those_with(UNFINISHED, summary(tmp_path)) == []
@@ -340,7 +340,7 @@ def test_unfinished_runs_are_said(tmp_path):
     assert len(those_with(UNFINISHED, summary(tmp_path))) == 1
 
 
-def test_correction_is_said_where_there_are_several_comparisons(tmp_path):
+def test_correction_is_reported_for_several_comparisons(tmp_path):
     for algo in ("sppo", "ppo"):
         finish(tmp_path, algo, range(3), "A")
     assert those_with(MANY, summary(tmp_path)) == []
@@ -353,7 +353,7 @@ def test_correction_is_said_where_there_are_several_comparisons(tmp_path):
 @pytest.mark.parametrize(
     ("sppo", "ppo", "same"),
     [
-        # alpha + beta |z|, and alpha: 0.5 + 1 * 1 beside 1
+        # alpha + beta |z| compared with alpha: 0.5 + 1 * 1 and 1
         ({}, {}, False),
         ({}, {"alpha": 1.5}, True),
         ({"beta": 20.0}, {"alpha": 1.5}, False),
@@ -362,18 +362,18 @@ def test_correction_is_said_where_there_are_several_comparisons(tmp_path):
         ({"beta": 2.0, "z": -0.25}, {}, True),
         ({"alpha": 0.0, "beta": 0.5, "z": -2.0}, {}, True),
         ({"beta": 2.0, "z": -0.5}, {}, False),
-        # The gradient of the mean absolute error is twice PPO's, whatever z is: 0.5 + 2 * 0.25
+        # The gradient of the mean absolute error is twice PPO's for any z: 0.5 + 2 * 0.25
         ({"reverse_loss": "mae", "beta": 0.25}, {}, True),
         ({"reverse_loss": "mae", "beta": 0.5}, {}, False),
         # Floating point: 0.1 + 0.2 is not 0.3
         ({"alpha": 0.1, "beta": 0.2}, {"alpha": 0.3}, True),
-        # Without importance weighting its gradient is another one, and no multiple of PPO's
+        # Without importance weighting the gradient is not a multiple of PPO's
         ({"importance_weighting": False}, {}, True),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("prefix", ["", "d"])
-def test_another_policy_coefficient_is_said(prefix, sppo, ppo, same, tmp_path):
+def test_different_policy_coefficient_is_reported(prefix, sppo, ppo, same, tmp_path):
     finish(tmp_path, f"{prefix}sppo", range(2), overrides=sppo)
     finish(tmp_path, f"{prefix}ppo", range(2), overrides=ppo)
     lines = those_with(COEFFICIENT, summary(tmp_path))
@@ -383,7 +383,7 @@ def test_another_policy_coefficient_is_said(prefix, sppo, ppo, same, tmp_path):
         assert lines[0].startswith(f"{name}: {COEFFICIENT}, and the baseline here has another balance of c")
 
 
-def test_another_policy_coefficient_in_one_environment_is_enough(tmp_path):
+def test_different_policy_coefficient_in_one_environment_is_reported(tmp_path):
     for env, beta in (("A", 1.0), ("B", 2.0)):
         finish(tmp_path, "sppo", range(2), env, overrides={"beta": beta})
         finish(tmp_path, "ppo", range(2), env, overrides={"alpha": 1.5})
@@ -391,14 +391,14 @@ def test_another_policy_coefficient_in_one_environment_is_enough(tmp_path):
 
 
 @pytest.mark.parametrize(("without", "noisy"), [(1.0, 1.5), (1.5, 1.0)])
-def test_another_policy_coefficient_under_one_noise_is_enough(without, noisy, tmp_path):
+def test_different_policy_coefficient_with_one_noise_is_reported(without, noisy, tmp_path):
     for noise, alpha in (("none", without), ("flip:0.1", noisy)):
         finish(tmp_path, "sppo", range(2), noise=noise)
         finish(tmp_path, "ppo", range(2), noise=noise, overrides={"alpha": alpha})
     assert len(those_with(COEFFICIENT, summary(tmp_path))) == 1
 
 
-def test_only_pairs_with_another_policy_coefficient_are_named(tmp_path):
+def test_only_pairs_with_different_policy_coefficients_are_named(tmp_path):
     finish(tmp_path, "sppo", range(2))
     for alpha in (1.0, 1.5):
         finish(tmp_path / str(alpha), "ppo", range(2), overrides={"alpha": alpha})
@@ -406,7 +406,7 @@ def test_only_pairs_with_another_policy_coefficient_are_named(tmp_path):
     assert line.startswith(f"SPPO over PPO (alpha=1.0): {COEFFICIENT}")
 
 
-def test_policy_coefficient_under_several_noises_is_said_once(tmp_path):
+def test_policy_coefficient_with_several_noises_is_reported_once(tmp_path):
     for noise in ("none", "flip:0.1"):
         for algo in ("sppo", "ppo"):
             finish(tmp_path, algo, range(2), noise=noise)
@@ -414,7 +414,7 @@ def test_policy_coefficient_under_several_noises_is_said_once(tmp_path):
     assert line.startswith(f"SPPO over PPO: {COEFFICIENT}")
 
 
-def test_policy_coefficient_is_no_matter_where_nothing_is_compared(tmp_path):
+def test_policy_coefficient_is_not_reported_without_comparisons(tmp_path):
     for algo in ("sa2c", "a2c"):
         finish(tmp_path, algo, range(2))
     finish(tmp_path, "sppo", {0: 1})
@@ -426,7 +426,7 @@ def test_policy_coefficient_is_no_matter_where_nothing_is_compared(tmp_path):
 
 
 @pytest.mark.parametrize("algos", [["ppo"], ["sppo"], ["sppo", "a2c"], ["sppo", "dppo"]])
-def test_runs_without_a_counterpart_are_said_to_be_compared_with_nothing(algos, tmp_path):
+def test_runs_without_a_counterpart_are_not_compared(algos, tmp_path):
     for algo in algos:
         finish(tmp_path, algo, range(10))
     assert summary(tmp_path) == [
@@ -435,13 +435,13 @@ def test_runs_without_a_counterpart_are_said_to_be_compared_with_nothing(algos, 
     ]
 
 
-def test_counterparts_under_different_noises_are_compared_with_nothing(tmp_path):
+def test_counterparts_with_different_noise_are_not_compared(tmp_path):
     finish(tmp_path, "sppo", range(10), noise="flip:0.1")
     finish(tmp_path, "ppo", range(10))
     assert "nothing is compared" in summary(tmp_path)[0]
 
 
-def test_unfinished_runs_alone_are_compared_with_nothing(tmp_path):
+def test_unfinished_runs_are_not_compared(tmp_path):
     for algo in ("sppo", "ppo"):
         lay_down(tmp_path, [[0, 0]], algo=algo, env="A", state="failed", reason="broke")
     lines = summary(tmp_path)
@@ -450,7 +450,7 @@ def test_unfinished_runs_alone_are_compared_with_nothing(tmp_path):
     assert those_with(FEW, lines) == []
 
 
-def test_no_sentence_has_a_figure_that_is_none(tmp_path):
+def test_summary_contains_no_nan_or_none(tmp_path):
     generator = np.random.default_rng(0)
     for noise in ("none", "flip:0.1"):
         for algo in ("sppo", "ppo", "sa2c", "a2c"):

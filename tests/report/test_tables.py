@@ -24,13 +24,13 @@ from tests.report.made_runs import lay_down
 
 
 def lay_scores(root, scores, **changes):
-    """A finished run for each score."""
+    """Write a finished run for each score."""
     for seed, score in enumerate(scores):
         lay_down(root, [[0.0, 0.0], [score - 1.0, score + 1.0]], seed=seed, **changes)
 
 
 def bold(table):
-    """The columns that are bold in Markdown, which must be the same in all formats."""
+    """Return the columns that are bold in Markdown, and check that all formats agree."""
     header, _, *rows = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     names = [cell.strip() for cell in header.strip("|").split("|")]
     found = [
@@ -48,21 +48,21 @@ def bold(table):
     return found
 
 
-def test_best_is_bold_where_all_its_runs_are_above_all_others(tmp_path):
+def test_best_is_bold_if_all_its_runs_are_higher(tmp_path):
     lay_scores(tmp_path, [1.0, 2.0, 3.0, 4.0], algo="ppo")
     lay_scores(tmp_path, [21.0, 22.0, 23.0, 24.0], algo="sppo")
     lay_scores(tmp_path, [11.0, 12.0, 13.0, 14.0], algo="a2c")
     assert bold(read_scores(tmp_path).table) == ["SPPO"]
 
 
-def test_nothing_is_bold_where_runs_are_too_few(tmp_path):
-    # Far apart, but of 3 and 3 runs all are above all in one of 10 cases
+def test_nothing_is_bold_with_too_few_runs(tmp_path):
+    # Far apart, but the p-value of 3 and 3 runs is at least 0.1
     lay_scores(tmp_path, [0.0, 0.1, 0.2], algo="ppo")
     lay_scores(tmp_path, [10.0, 10.1, 10.2], algo="sppo")
     assert bold(read_scores(tmp_path).table) == []
 
 
-def test_nothing_is_bold_where_the_worst_has_runs_that_are_above_the_best(tmp_path):
+def test_nothing_is_bold_if_the_worst_has_runs_above_the_best(tmp_path):
     lay_scores(tmp_path, [20.0, 20.1, 20.2, 20.3], algo="sppo")
     lay_scores(tmp_path, [10.0, 10.1, 10.2, 10.3], algo="a2c")
     lay_scores(tmp_path, [-30.0, -30.0, 0.0, 30.0], algo="ppo")
@@ -70,18 +70,18 @@ def test_nothing_is_bold_where_the_worst_has_runs_that_are_above_the_best(tmp_pa
 
 
 @pytest.mark.parametrize("single", [["ppo"], ["sppo"], ["ppo", "sppo"]], ids=str)
-def test_nothing_is_bold_beside_a_single_seed(single, tmp_path):
+def test_nothing_is_bold_next_to_a_single_seed(single, tmp_path):
     for algo, scores in {"ppo": [1.0, 1.1, 1.2], "sppo": [1000.0, 1000.1, 1000.2]}.items():
         lay_scores(tmp_path, scores[:1] if algo in single else scores, algo=algo)
     assert bold(read_scores(tmp_path).table) == []
 
 
-def test_nothing_is_bold_where_there_is_one_algorithm(tmp_path):
+def test_nothing_is_bold_with_one_algorithm(tmp_path):
     lay_scores(tmp_path, [1.0, 1.1, 1.2])
     assert bold(read_scores(tmp_path).table) == []
 
 
-def test_what_is_bold_is_decided_in_each_row(tmp_path):
+def test_bold_is_decided_for_each_row(tmp_path):
     low, high = [1.0, 1.1, 1.2, 1.3, 1.4], [5.0, 5.1, 5.2, 5.3, 5.4]
     for noise, (ppo, sppo) in {"none": (low, high), "flip:0.1": (high, low)}.items():
         lay_scores(tmp_path, ppo, algo="ppo", noise=noise)
@@ -89,8 +89,8 @@ def test_what_is_bold_is_decided_in_each_row(tmp_path):
     assert bold(read_scores(tmp_path).table) == ["SPPO", "PPO"]
 
 
-def test_bold_is_corrected_for_the_number_of_rows(tmp_path):
-    # All of 4 above all of 4 is one of 35 cases: in one row it is bold, in two it is not
+def test_bold_is_corrected_for_number_of_rows(tmp_path):
+    # The smallest p-value of 4 and 4 runs is 1 / 35: significant with one row but not with two
     for noise in ("none", "flip:0.1"):
         lay_scores(tmp_path, [1.0, 1.1, 1.2, 1.3], algo="ppo", noise=noise)
         lay_scores(tmp_path, [5.0, 5.1, 5.2, 5.3], algo="sppo", noise=noise)
@@ -98,7 +98,7 @@ def test_bold_is_corrected_for_the_number_of_rows(tmp_path):
 
 
 def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
-    # Each interval reaches from the lower score to the higher one, in a third of all cases apart
+    # Each interval spans both scores; the intervals are disjoint by chance in a third of all cases
     lay_scores(tmp_path, [1.0, 2.0], algo="ppo")
     lay_scores(tmp_path, [3.0, 4.0], algo="sppo")
     _, robust, _ = make_report(tmp_path, reps=200).tables
@@ -107,7 +107,7 @@ def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
 
 @pytest.mark.slow
 def test_p_values_of_improvements_are_in_every_format(tmp_path):
-    # In A all above all: 2 / 252; in B a tie, and three of the others above: worked out by SciPy
+    # In A all scores are higher: 2 / 252. B has a tie: the p-value is computed by SciPy
     scores = {"A": ([6.0, 7, 8, 9, 10], [1.0, 2, 3, 4, 5]), "B": ([1.0, 2, 3, 3, 9], [3.0, 4, 5, 6, 7])}
     for env, (sppo, ppo) in scores.items():
         lay_scores(tmp_path, sppo, algo="sppo", env=env)
@@ -127,7 +127,7 @@ def test_p_values_of_improvements_are_in_every_format(tmp_path):
         assert float(record["p_value"]) == pytest.approx(p, rel=1e-9)
         assert float(record["adjusted_p_value"]) == pytest.approx(adjusted, rel=1e-9)
         assert int(record["shown"]) == shown
-    # Over both environments there is one comparison
+    # There is one comparison over both environments
     assert records[0]["p_value"] == records[0]["adjusted_p_value"]
     plain = json.loads((out / "statistics.json").read_text())
     assert [str(one["p_value"]) for one in plain["improvement"]] == [one["p_value"] for one in records]
@@ -140,7 +140,7 @@ def test_p_values_of_improvements_are_in_every_format(tmp_path):
         assert "separately for the 1 over several environments and the 2 in one environment" in text
 
 
-def test_csv_gives_back_every_figure_and_name_exactly(tmp_path):
+def test_csv_preserves_every_value_and_name_exactly(tmp_path):
     means = {"ppo": [0.1 + 0.2, 1 / 3, 1e-17], "sppo": [1e100, -2.5e-310, math.pi]}
     name = NAMES["a line break"] + PUNCTUATION
     for algo, scores in means.items():
@@ -174,7 +174,7 @@ def hostile_table(names=ALL_NAMES, columns=("PPO", PUNCTUATION)):
 
 
 def shown_line(text):
-    """What is to be seen of a text in one line."""
+    """Return the visible part of a text in one line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -183,7 +183,7 @@ def markdown_to_html(text):
     return parse(markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text))
 
 
-def test_names_are_text_in_the_rendered_table_of_markdown():
+def test_names_are_plain_text_in_rendered_markdown_table():
     table = hostile_table()
     page = markdown_to_html(to_markdown(table))
     assert {one.tag for one in page.everything()} == {
@@ -200,27 +200,27 @@ def test_names_are_text_in_the_rendered_table_of_markdown():
 
 
 @pytest.mark.parametrize("what", NAMES)
-def test_lines_below_the_table_are_text_in_rendered_markdown(what):
+def test_notes_are_plain_text_in_rendered_markdown(what):
     page = markdown_to_html(to_markdown(Table("t", "Scores", [], [], [], []), ["first", NAMES[what], "last"]))
     (items,) = page.all("ul")
     assert {one.tag for one in items.everything()} == {"li"}
     assert [shown_line(item.text) for item in items.all("li")] == ["first", shown_line(NAMES[what]), "last"]
 
 
-def test_names_make_no_links_where_bare_addresses_become_some():
+def test_names_do_not_become_links_in_markdown():
     text = to_markdown(hostile_table(), list(NAMES.values()))
     assert "://" not in text
     assert "www." not in text
 
 
-def test_line_breaks_in_markdown_cells_are_only_those_of_the_table():
+def test_markdown_cells_have_only_the_line_breaks_of_the_table():
     entry = Entry("1.0", n=1, unfinished="1 failed", published="[published 1 ± 2 †]")
     table = Table("t", "Scores", ["PPO"], [Row("A", "none", 64, {"PPO": entry})], [])
     (cell,) = markdown_to_html(to_markdown(table).replace("<br>", "@@")).all("tr")[1].all("td")[3:]
     assert cell.text == "1.0 (n=1)@@1 failed@@[published 1 ± 2 †]"
 
 
-#: What LaTeX shows for a command.
+#: Characters that LaTeX shows for a command.
 COMMANDS = {
     r"\textbackslash{}": "\\",
     r"\textasciitilde{}": "~",
@@ -246,7 +246,7 @@ COMMANDS = {
 
 
 def shown_by_latex(text):
-    """What LaTeX shows for a text; a command that is not known, or a character that is no text, is none."""
+    """Return the text that LaTeX shows; fail on unknown commands and unescaped characters."""
     shown = ""
     while text:
         command = next((command for command in COMMANDS if text.startswith(command)), "")
@@ -258,14 +258,14 @@ def shown_by_latex(text):
 
 
 def latex_rows(text):
-    """The rows of the table's body as cells."""
+    """Return the cells of each row of the table body."""
     body = re.search(r"\\midrule\n(.*)\\bottomrule", text, re.DOTALL)[1]
     assert body.endswith(" \\\\\n")
     return [row.split(" & ") for row in body.removesuffix(" \\\\\n").split(" \\\\\n")]
 
 
 @pytest.mark.parametrize("what", NAMES)
-def test_names_are_text_in_latex(what):
+def test_names_are_plain_text_in_latex(what):
     name = NAMES[what]
     text = to_latex(hostile_table([name], ("PPO", name)))
     ((first, *_),) = latex_rows(text)
@@ -276,14 +276,14 @@ def test_names_are_text_in_latex(what):
     assert shown == ["environment", *["PPO", shown_line(name)] * 2]
 
 
-def test_no_row_in_latex_begins_with_what_the_line_break_before_it_takes():
-    # Two backslashes may be followed by a star or by a length in brackets
+def test_latex_rows_do_not_start_with_arguments_of_line_breaks():
+    # Two backslashes accept a star or a length in brackets
     rows = latex_rows(to_latex(hostile_table(["CartPole-v1", "*star-v0", "[2pt]-v0"])))
     assert len(rows) == 3
     assert [first for first, *_ in rows if first.lstrip().startswith(("*", "["))] == []
 
 
-def test_latex_table_has_groups_of_noises_and_rules(tmp_path):
+def test_latex_table_groups_columns_by_noise(tmp_path):
     for noise in ("none", "gaussian:0.05"):
         lay_scores(tmp_path, [1.0, 1.1, 1.2, 1.3, 1.4], algo="ppo", noise=noise)
         lay_scores(tmp_path, [5.0, 5.1, 5.2, 5.3, 5.4], algo="sppo", noise=noise)
@@ -308,7 +308,7 @@ def test_latex_table_has_groups_of_noises_and_rules(tmp_path):
 
 
 def check_balance(text):
-    """See that braces and environments close what they open, in order."""
+    """Check that braces and environments are balanced."""
     text = re.sub(r"(?<!\\)%.*", "", text)
     open_ = []
     for token in re.findall(r"\\begin\{\w+\}|\\end\{\w+\}|\\.|[{}]", text, re.DOTALL):
@@ -324,7 +324,7 @@ def check_balance(text):
 
 
 def check_columns(text):
-    """See that every row has as many cells as the table has columns."""
+    """Check that every row has as many cells as the table has columns."""
     n_columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
     rows = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert len(rows) > 2
@@ -341,7 +341,7 @@ def test_latex_braces_environments_and_columns_match(names, columns):
     check_columns(text)
 
 
-def test_latex_says_the_number_of_seeds_in_every_table(tmp_path):
+def test_every_latex_table_names_the_number_of_seeds(tmp_path):
     for env in ("CartPole-v1", "Acrobot-v1"):
         lay_scores(tmp_path, [1.0, 2.0, 3.0], algo="ppo", env=env)
         lay_scores(tmp_path, [5.0, 6.0, 7.0], algo="sppo", env=env)
@@ -359,7 +359,7 @@ def pdflatex():
 
 
 def compile_latex(program, folder, text):
-    """What LaTeX says of a table in a document with the packages that it names, and no other."""
+    """Compile a table in a document with only the packages that it names; return the output of LaTeX."""
     packages = re.match(r"% Needs packages? (.*)\.\n", text)[1].split(" and ")
     document = (
         "\\documentclass{article}\n"
@@ -381,12 +381,12 @@ def compile_latex(program, folder, text):
 
 
 @pytest.mark.parametrize("columns", [("PPO", PUNCTUATION), ("A", "B", "C", "D")], ids=["narrow", "wide"])
-def test_latex_compiles_whatever_the_names_are(columns, pdflatex, tmp_path):
+def test_latex_compiles_with_any_names(columns, pdflatex, tmp_path):
     compile_latex(pdflatex, tmp_path, to_latex(hostile_table(columns=columns)))
 
 
 @pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not installed")
-def test_pdf_shows_names_as_they_are(pdflatex, tmp_path):
+def test_pdf_shows_names_unchanged(pdflatex, tmp_path):
     names = ["CartPole-v1", "*star-v0", "[2pt]-v0", "a&b-v0", "50% & more", "--x--", r"C:\new", "{x}#$1"]
     compile_latex(pdflatex, tmp_path, to_latex(hostile_table(names, ("A", "B", "C", "D"))))
     text = subprocess.run(
@@ -396,7 +396,7 @@ def test_pdf_shows_names_as_they_are(pdflatex, tmp_path):
 
 
 @pytest.mark.parametrize("n_algorithms", [2, 4])
-def test_latex_tables_of_a_report_are_no_wider_than_the_text(n_algorithms, pdflatex, tmp_path):
+def test_latex_tables_of_a_report_fit_the_text_width(n_algorithms, pdflatex, tmp_path):
     for noise in ("none", "gaussian:0.05"):
         for number, algo in enumerate(("da2c", "dsa2c", "dppo", "dsppo")[-n_algorithms:]):
             scores = [1000.0 * number + 100.0 * seed for seed in range(3)]

@@ -1,4 +1,4 @@
-"""Whether a difference grows with the noise: the test, and what a report says of it."""
+"""Trends of differences over noise levels: the test and its place in reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENV, OTHER = "CartPole-v1", "Acrobot-v1"
 
 
 def enumerated(values):
-    """The two-sided p-value, from all permutations within seeds."""
+    """Return Spearman's correlation and its two-sided p-value over all permutations within seeds."""
     levels = np.arange(values.shape[1])
 
     def correlation(orders):
@@ -30,14 +30,14 @@ def enumerated(values):
     orders = [np.array(order) for order in permutations(levels)]
     null = np.array([correlation(chosen) for chosen in product(orders, repeat=len(values))])
     observed = correlation([levels] * len(values))
-    # Equal ones may differ by a rounding error
+    # Equal values can differ by rounding errors
     ends = (np.mean(null >= observed - 1e-12), np.mean(null <= observed + 1e-12))
     return observed, min(1.0, 2 * min(ends))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 3), (3, 3), (2, 4)], ids=str)
 @pytest.mark.parametrize("n_distinct", [None, 3], ids=["no ties", "ties"])
-def test_it_is_spearmans_correlation_and_the_share_of_permutations(shape, n_distinct):
+def test_trend_test_matches_spearman_and_enumeration(shape, n_distinct):
     generator = np.random.default_rng(1)
     values = (
         generator.normal(size=shape) if n_distinct is None else generator.integers(n_distinct, size=shape)
@@ -49,8 +49,8 @@ def test_it_is_spearmans_correlation_and_the_share_of_permutations(shape, n_dist
 
 
 @pytest.mark.parametrize(("n_seeds", "n_levels", "p"), [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3)])
-def test_values_that_grow_in_each_seed_have_the_smallest_p_value(n_seeds, n_levels, p):
-    # The seeds have offsets of their own, within which the test permutes
+def test_monotonic_values_in_each_seed_have_the_smallest_p_value(n_seeds, n_levels, p):
+    # Seeds have offsets; the test permutes only within seeds
     values = np.arange(n_levels, dtype=float) + 0.1 * np.arange(n_seeds)[:, None]
     assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p))
     assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p))
@@ -65,7 +65,7 @@ def test_equal_values_have_no_trend():
     assert np.isnan(trend_test(np.ones((3, 4)))).all()
 
 
-def test_many_levels_are_sampled_with_about_the_exact_p_value(monkeypatch):
+def test_sampled_p_value_of_many_levels_is_close_to_exact(monkeypatch):
     values = np.random.default_rng(0).normal(size=(4, 5)) + 0.3 * np.arange(5)
     exact = trend_test(values)
     monkeypatch.setattr(significance, "_MOST_EXACT_LEVELS", 4)
@@ -76,9 +76,9 @@ def test_many_levels_are_sampled_with_about_the_exact_p_value(monkeypatch):
     assert sampled[1] == pytest.approx(exact[1], rel=0.2)
 
 
-def test_without_a_trend_at_most_5_percent_are_shown():
+def test_trend_test_has_at_most_5_percent_false_positives():
     generator = np.random.default_rng(0)
-    # Seeds differ in level and spread
+    # Seeds differ in mean and spread
     values = generator.normal(size=(1000, 4, 1)) + generator.exponential(size=(1000, 4, 1)) * (
         generator.normal(size=(1000, 4, 4))
     )
@@ -86,13 +86,13 @@ def test_without_a_trend_at_most_5_percent_are_shown():
     assert 0.03 < share <= 0.06
 
 
-def test_level_is_the_parameter_of_the_noise():
+def test_noise_level_is_the_parameter_of_the_noise():
     assert [noise_level(noise) for noise in ("none", "flip:0.1")] == [("none", 0.0), ("flip", 0.1)]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Of SPPO over PPO the difference grows with the noise, of SA2C over A2C it does not change."""
+    """The difference of SPPO over PPO grows with the noise; that of SA2C over A2C does not."""
     root = tmp_path_factory.mktemp("noise")
     generator = np.random.default_rng(0)
     for env in (ENV, OTHER):
@@ -127,7 +127,7 @@ def test_report_tests_the_trend_of_each_pair_in_each_environment(root):
 
 
 @pytest.mark.slow
-def test_pairs_that_the_command_line_names_are_the_family(root, tmp_path):
+def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
     words = ("--reps", 100, "--figures", "png", "--out", tmp_path, "--compare", "sppo:ppo")
     outcome = srl("report", root / OTHER, *words)
     assert outcome.status == 0, outcome.err
@@ -156,7 +156,7 @@ def test_pairs_that_the_command_line_names_are_the_family(root, tmp_path):
         ("sppo:pppo", "no column 'pppo' to compare. Known: a2c, sa2c, ppo, sppo, sppo-beta=5. Did you mean"),
     ],
 )
-def test_pair_that_there_is_not_is_named(pair, says, root, tmp_path):
+def test_invalid_pair_is_named_in_error(pair, says, root, tmp_path):
     outcome = srl("report", root, "--out", tmp_path / "out", "--compare", *pair.split())
     assert outcome.status == 2
     assert says in outcome.err

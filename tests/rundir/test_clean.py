@@ -1,4 +1,4 @@
-"""What may be removed of runs and sweeps, and above all what may not."""
+"""``srl clean``: which files of runs and sweeps are removed, and which are never removed."""
 
 import os
 import shutil
@@ -37,13 +37,13 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def finished(trained, tmp_path):
-    """A finished run in a folder of a sweep's kind."""
+    """A finished run in the folder layout of a sweep."""
     return Path(shutil.copytree(trained, tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"))
 
 
 @pytest.fixture
 def unfinished(finished):
-    """One that was killed: it goes on from its checkpoint."""
+    """A killed run, which resumes from its checkpoint."""
     set_status(finished, "running")
     (finished / "model.zip").unlink()
     return finished
@@ -56,7 +56,7 @@ def set_status(run, state, **changes):
 
 
 def put(file, content=b"some", *, age=2 * YOUNG):
-    """A file, last changed a while ago."""
+    """Write a file with an old modification time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     then = time.time() - age
@@ -65,10 +65,10 @@ def put(file, content=b"some", *, age=2 * YOUNG):
 
 
 def keep(run, *steps):
-    """Checkpoints, however many."""
+    """Write checkpoints at the given steps."""
     files = []
     for step in steps:
-        write_checkpoint(run.parent, step, STATE)  # a folder of its own, since it removes earlier ones
+        write_checkpoint(run.parent, step, STATE)  # in its own folder, since it removes earlier ones
         made = run.parent / "checkpoints" / f"{step}.npz"
         (run / "checkpoints").mkdir(exist_ok=True)
         files.append(made.rename(run / "checkpoints" / f"{step}.npz"))
@@ -81,7 +81,7 @@ def found(root):
 
 
 def removed(root):
-    """Remove what is found, which must go without a problem, and say what is gone."""
+    """Remove all garbage, which must succeed; return the removed paths."""
     before = set(root.rglob("*"))
     garbage = find_garbage(root)
     freed, problems = remove(garbage)
@@ -91,14 +91,14 @@ def removed(root):
     return before - set(root.rglob("*"))
 
 
-def test_whole_run_has_nothing_to_remove(finished, tmp_path):
+def test_intact_run_has_nothing_to_remove(finished, tmp_path):
     before = contents(tmp_path)
     assert find_garbage(tmp_path) == find_garbage(finished) == []
     assert remove([]) == (0, [])
     assert contents(tmp_path) == before
 
 
-def test_finding_writes_nothing(finished, tmp_path):
+def test_find_garbage_does_not_modify_files(finished, tmp_path):
     keep(finished, 32, 64)
     put(finished / ".model.zip.abcd_123")
     before = contents(tmp_path)
@@ -106,7 +106,7 @@ def test_finding_writes_nothing(finished, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_checkpoints_of_finished_run_go_with_their_folder(finished, tmp_path):
+def test_checkpoints_of_finished_run_are_removed_with_their_folder(finished, tmp_path):
     before = contents(tmp_path)
     files = keep(finished, 32, 64, 96)
     assert found(tmp_path) == [(file, FINISHED) for file in files]
@@ -126,14 +126,14 @@ def test_unfinished_run_keeps_its_last_two_checkpoints(state, unfinished, tmp_pa
 
 
 @pytest.mark.parametrize("damaged", [0, 1])
-def test_earlier_checkpoints_stay_while_one_of_the_last_two_is_damaged(damaged, unfinished):
+def test_earlier_checkpoints_are_kept_if_one_of_the_last_two_is_damaged(damaged, unfinished):
     files = keep(unfinished, 96, 64, 32)
     files[damaged].write_bytes(b"PK no more")
     assert find_garbage(unfinished) == []
 
 
 @pytest.mark.parametrize("damage", ["model.zip", "evaluations.npz", "status.json"])
-def test_checkpoints_stay_if_the_finished_run_is_damaged_since(damage, finished):
+def test_checkpoints_are_kept_if_the_finished_run_is_damaged(damage, finished):
     keep(finished, 32, 64)
     (finished / damage).write_bytes(b"damaged")
     assert find_garbage(finished) == []
@@ -145,9 +145,9 @@ def test_run_without_status_keeps_its_checkpoints(finished):
     assert find_garbage(finished) == []
 
 
-def test_what_killed_processes_left_goes(unfinished, tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(unfinished, tmp_path):
     names = [*RESULTS, "vecnormalize.pkl", "error.txt"]
-    names.remove("progress.csv")  # grows, and is never replaced
+    names.remove("progress.csv")  # append-only, never replaced
     files = [put(unfinished / f".{name}.a_bcd012", b"12345") for name in names]
     files.append(put(unfinished / "checkpoints" / ".64.npz.zzzzzzzz"))
     before = contents(unfinished)
@@ -156,21 +156,21 @@ def test_what_killed_processes_left_goes(unfinished, tmp_path):
     assert {name: before[name] for name in contents(unfinished)} == contents(unfinished)
 
 
-def test_unfinished_file_goes_when_the_process_that_wrote_it_is_gone(unfinished, monkeypatch):
+def test_temporary_file_is_removed_only_after_its_writer_is_gone(unfinished, monkeypatch):
     now = time.time()
     with replacing(unfinished / "model.zip"), replacing(unfinished / "spec.json"):
         left = [file for file in unfinished.iterdir() if file.name.startswith(".")]
         assert len(left) == 2
-        # The wall clock jumps while they are written
+        # The wall clock jumps during writing
         monkeypatch.setattr(time, "time", lambda: now + 86_400)
         assert find_garbage(unfinished) == []
-        # What a killed process leaves
+        # Files that a killed process leaves behind
         copies = [put(file.with_name(file.name[:-4] + "left")) for file in left]
         assert sorted(file for file, _ in found(unfinished)) == sorted(copies)
         assert all(file.read_bytes() == b"" for file in left)
 
 
-def test_file_that_may_be_being_written_stays(unfinished):
+def test_recent_temporary_file_is_kept(unfinished):
     put(unfinished / ".status.json.abcdefgh", age=YOUNG / 2)
     put(unfinished / ".model.zip.abcdefgh", age=-YOUNG)
     assert find_garbage(unfinished) == []
@@ -200,14 +200,14 @@ def test_file_that_may_be_being_written_stays(unfinished):
         "error.txt",
     ],
 )
-def test_files_of_other_names_stay(name, finished, tmp_path):
+def test_files_with_other_names_are_kept(name, finished, tmp_path):
     put(finished / name)
     files = keep(finished, 64)
     assert removed(tmp_path) - {finished / "checkpoints"} == set(files)
     assert (finished / name).read_bytes() == b"some"
 
 
-def test_empty_output_goes_of_finished_runs_alone(finished, tmp_path):
+def test_empty_output_log_is_removed_only_from_finished_runs(finished, tmp_path):
     output = put(finished / "output.log", b"")
     assert find_garbage(tmp_path) == [Garbage(output, 0, "the empty output of a finished run")]
     output.write_bytes(b"a word")
@@ -231,7 +231,7 @@ SWEEP_NAMES = [
 ]
 
 
-def test_what_killed_sweeps_and_reports_left_goes(finished):
+def test_temporary_files_of_killed_sweeps_and_reports_are_removed(finished):
     root = sweep_of(finished)
     files = [put(root / f"{name}.abcdefgh") for name in SWEEP_NAMES]
     put(root / ".notes.md.abcdefgh")
@@ -242,7 +242,7 @@ def test_what_killed_sweeps_and_reports_left_goes(finished):
     assert (root / "sweep.json").exists()
 
 
-def test_nothing_goes_of_a_sweep_that_runs(finished):
+def test_nothing_is_removed_from_a_running_sweep(finished):
     root = sweep_of(finished)
     left = put(root / ".sweep.json.abcdefgh")
     checkpoints = keep(finished, 64)
@@ -254,7 +254,7 @@ def test_nothing_goes_of_a_sweep_that_runs(finished):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no plan", '{"runs": [1]}', '{"runs": []}'])
-def test_other_programs_sweeps_are_left_alone(content, tmp_path):
+def test_sweep_files_of_other_programs_are_ignored(content, tmp_path):
     put(tmp_path / "sweep.json", content.encode())
     put(tmp_path / ".sweep.json.abcdefgh")
     assert find_garbage(tmp_path) == []
@@ -263,7 +263,7 @@ def test_other_programs_sweeps_are_left_alone(content, tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b"\xff\xfe", b'{"name": "other", "version": 1}', b"null", b'"text"']
 )
-def test_folders_that_hold_no_run_are_left_alone(content, finished, tmp_path):
+def test_folders_without_a_run_are_ignored(content, finished, tmp_path):
     keep(finished, 32, 64)
     put(finished / ".spec.json.abcdefgh")
     (finished / "spec.json").write_bytes(content)
@@ -274,7 +274,7 @@ def test_folders_that_hold_no_run_are_left_alone(content, finished, tmp_path):
 
 @pytest.mark.parametrize("name", ["spec.json", "status.json", "run.lock"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link", "nowhere"])
-def test_run_with_something_else_in_place_of_its_files_is_left_alone(kind, name, finished, tmp_path):
+def test_run_with_links_pipes_or_folders_instead_of_files_is_ignored(kind, name, finished, tmp_path):
     keep(finished, 32)
     moved = (finished / name).rename(tmp_path / "moved")
     if kind == "folder":
@@ -286,7 +286,7 @@ def test_run_with_something_else_in_place_of_its_files_is_left_alone(kind, name,
     assert find_garbage(tmp_path) == []
 
 
-def test_links_are_neither_removed_nor_followed(finished, tmp_path):
+def test_links_are_not_removed_or_followed(finished, tmp_path):
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     kept = put(outside / "checkpoints" / "64.npz")
     shutil.copytree(finished, outside / "run")
@@ -308,7 +308,7 @@ def test_links_are_neither_removed_nor_followed(finished, tmp_path):
     assert contents(outside) == before
 
 
-def test_file_that_became_a_link_meanwhile_stays(finished, tmp_path):
+def test_file_replaced_by_a_link_is_not_removed(finished, tmp_path):
     (file,) = keep(finished, 64)
     garbage = find_garbage(tmp_path)
     target = put(tmp_path / "target")
@@ -321,7 +321,7 @@ def test_file_that_became_a_link_meanwhile_stays(finished, tmp_path):
     assert target.read_bytes() == b"some"
 
 
-def test_folder_that_became_a_link_meanwhile_is_not_followed(finished, tmp_path):
+def test_folder_replaced_by_a_link_is_not_followed(finished, tmp_path):
     keep(finished, 64)
     garbage = find_garbage(finished)
     moved = (finished / "checkpoints").rename(tmp_path / "moved")
@@ -332,7 +332,7 @@ def test_folder_that_became_a_link_meanwhile_is_not_followed(finished, tmp_path)
     assert (moved / "64.npz").exists()
 
 
-def test_run_named_through_a_link_is_cleaned(finished, tmp_path):
+def test_run_given_through_a_link_is_cleaned(finished, tmp_path):
     files = keep(finished, 64)
     (tmp_path / "link").symlink_to(finished)
     freed, problems = remove(find_garbage(tmp_path / "link"))
@@ -341,7 +341,7 @@ def test_run_named_through_a_link_is_cleaned(finished, tmp_path):
     assert not files[0].exists()
 
 
-def test_run_in_progress_in_this_process_is_left_alone(unfinished, tmp_path):
+def test_run_in_progress_in_this_process_is_ignored(unfinished, tmp_path):
     keep(unfinished, 32, 64, 96)
     put(unfinished / ".model.zip.abcdefgh")
     with RunDirectory(unfinished).claimed(small_spec(), keep=True):
@@ -361,7 +361,7 @@ with RunDirectory(Path(sys.argv[1])).claimed(small_spec(), keep=True):
 
 
 @pytest.mark.slow
-def test_run_that_another_process_takes_up_meanwhile_is_left_alone(unfinished, tmp_path):
+def test_run_claimed_by_another_process_is_not_cleaned(unfinished, tmp_path):
     keep(unfinished, 32, 64, 96)
     put(unfinished / ".model.zip.abcdefgh")
     garbage = find_garbage(tmp_path)
@@ -387,7 +387,7 @@ def test_run_that_another_process_takes_up_meanwhile_is_left_alone(unfinished, t
 
 
 @pytest.mark.parametrize("age", [-86_400, 0, 86_400])
-def test_run_that_trains_on_another_machine_is_left_alone_whatever_the_clocks_say(age, unfinished, tmp_path):
+def test_run_on_another_machine_is_ignored_regardless_of_clocks(age, unfinished, tmp_path):
     put(unfinished / ".model.zip.abcdefgh")
     set_status(unfinished, "running", host="elsewhere", updated=time.time() - age)
     assert find_garbage(tmp_path) == []
@@ -395,7 +395,7 @@ def test_run_that_trains_on_another_machine_is_left_alone_whatever_the_clocks_sa
     assert len(find_garbage(tmp_path)) == 1
 
 
-def test_run_that_failed_and_was_done_meanwhile_keeps_what_it_made(unfinished):
+def test_failed_run_that_changed_keeps_its_checkpoints(unfinished):
     files = keep(unfinished, 32, 64, 96)
     garbage = find_garbage(unfinished)
     files[1].unlink()
@@ -405,7 +405,7 @@ def test_run_that_failed_and_was_done_meanwhile_keeps_what_it_made(unfinished):
     assert files[0].exists()
 
 
-def test_what_is_gone_already_is_no_problem(finished):
+def test_already_removed_files_are_no_error(finished):
     files = keep(finished, 32, 64)
     garbage = find_garbage(finished)
     files[0].unlink()
@@ -413,7 +413,7 @@ def test_what_is_gone_already_is_no_problem(finished):
     assert remove(garbage) == (0, [])
 
 
-def test_what_nobody_found_is_not_removed(finished, tmp_path):
+def test_only_garbage_is_removed(finished, tmp_path):
     before = contents(tmp_path)
     paths = [finished / name for name in RESULTS] + [finished, tmp_path, Path("/"), Path(__file__)]
     freed, problems = remove([Garbage(path, 1, FINISHED) for path in paths])
@@ -422,7 +422,7 @@ def test_what_nobody_found_is_not_removed(finished, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_what_cannot_be_removed_is_named_and_the_rest_goes(finished, tmp_path, monkeypatch):
+def test_unremovable_file_is_named_and_the_rest_is_removed(finished, tmp_path, monkeypatch):
     files = keep(finished, 32, 64)
     unlink = Path.unlink
 
@@ -440,7 +440,7 @@ def test_what_cannot_be_removed_is_named_and_the_rest_goes(finished, tmp_path, m
     assert not files[1].exists()
 
 
-def test_unreadable_folder_is_passed_over(finished, tmp_path, monkeypatch):
+def test_unreadable_folder_is_skipped(finished, tmp_path, monkeypatch):
     keep(finished, 32)
     left = put(finished / ".model.zip.abcdefgh")
     scandir = os.scandir
@@ -450,12 +450,12 @@ def test_unreadable_folder_is_passed_over(finished, tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    # Permissions do not hold back root, as whom tests may run
+    # Tests may run as root, which ignores permissions
     monkeypatch.setattr(os, "scandir", refuse)
     assert found(tmp_path) == [(left, UNFINISHED)]
 
 
-def test_lock_that_cannot_be_read_may_be_held(finished, monkeypatch):
+def test_run_with_unreadable_lock_is_ignored(finished, monkeypatch):
     keep(finished, 32)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "run.lock")
     assert find_garbage(finished) == []
@@ -464,7 +464,7 @@ def test_lock_that_cannot_be_read_may_be_held(finished, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["-rf ~", "a\nb", "*", "checkpoints", "$(touch x)", os.fsdecode(b"\xff"), "é"]
 )
-def test_hostile_names_of_folders(name, trained, tmp_path):
+def test_runs_in_folders_with_hostile_names_are_cleaned(name, trained, tmp_path):
     folder = tmp_path / name / "run"
     shutil.copytree(trained, folder)
     files = keep(folder, 64)
@@ -486,7 +486,7 @@ def test_root_must_be_a_folder(name, tmp_path):
         find_garbage(tmp_path / name)
 
 
-def test_run_that_never_began_is_left_alone(tmp_path):
+def test_run_that_never_started_is_ignored(tmp_path):
     with RunDirectory(tmp_path).claimed(small_spec()):
         pass
     RunDirectory(tmp_path).write_status(Status("failed"))
@@ -496,7 +496,7 @@ def test_run_that_never_began_is_left_alone(tmp_path):
 # The command
 
 
-def test_command_says_what_it_would_remove_and_removes_it_when_told(tmp_path):
+def test_clean_command_lists_files_and_removes_them_with_yes(tmp_path):
     run = tmp_path / "a\nline" / "run"
     train_run(small_spec(), run)
     checkpoint = run / "checkpoints" / "32.npz"
@@ -514,7 +514,7 @@ def test_command_says_what_it_would_remove_and_removes_it_when_told(tmp_path):
     assert "nothing to remove" in srl("clean", tmp_path).out
 
 
-def test_command_for_a_folder_that_is_not_there_is_a_mistake(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     ended = srl("clean", tmp_path / "none", "--yes")
     assert ended.status == 2
     assert ended.err.startswith(f"srl: {tmp_path / 'none'} does not exist.")

@@ -1,6 +1,6 @@
-"""Damage to any file of a run is found and named, never makes a wrong number, and loses no result.
+"""Damage to any file of a run is detected and reported, never changes a score, and loses no result.
 
-Spec, evaluations and model decide whether a finished run counts. If one of these is damaged, the run is
+Spec, evaluations and model decide whether a run counts as finished. If one of these is damaged, the run is
 retrained with bitwise-identical results, and its files are kept. Damage to other files is only reported.
 """
 
@@ -51,7 +51,7 @@ def garbled(file):
 
 
 def flipped(file):
-    """One bit in the middle; of a zip file, of its largest part, since not all of its headers matter."""
+    """Flip a bit in the middle; of a zip file, in its largest member, since some header bits are unused."""
     content = bytearray(file.read_bytes() or b"\0")
     place = len(content) // 2
     if is_zipfile(file):
@@ -77,13 +77,13 @@ def appended(file):
 
 @dataclass(frozen=True)
 class Sweep:
-    """Two runs that differ in the seed; it is the first that is damaged."""
+    """Two runs that differ in the seed; the first one is damaged."""
 
     specs: list[RunSpec]
     population: int | str
 
     def run(self, root):
-        """Run what is to do, in this process; returns why runs failed."""
+        """Train pending runs in this process; return the reasons of failures."""
         plan = make_plan(self.specs, root, population=self.population)
         write_plan(plan)
         return run_sweep(
@@ -100,7 +100,7 @@ class Sweep:
 
 
 class Here:
-    """An engine that does each task at once, in this process."""
+    """An engine that executes each task immediately in this process."""
 
     room = 1
 
@@ -135,21 +135,21 @@ def sweeps(n_timesteps):
 
 FINISHED, UNFINISHED = sweeps(64), sweeps(160)
 
-#: What a finished run is retrained for, and the other files of one.
+#: Files whose damage requires retraining, and the other files of a finished run.
 RESULTS = ["spec.json", "evaluations.npz", "model.zip", "vecnormalize.pkl"]
 OTHERS = [
     "status.json", "versions.json", "monitor/0.monitor.csv", "progress.csv", "events.out.tfevents.*",
     "output.log", "run.lock", "best_model.zip", "best_vecnormalize.pkl", "final_state.npz",
 ]  # fmt: skip
-#: Files of runs that normalize.
+#: Files of runs with normalization.
 NORMALIZED = ("vecnormalize.pkl", "best_vecnormalize.pkl")
-#: Nobody keeps digests of these.
+#: Files without recorded digests.
 NOT_SEALED = ["output.log", "run.lock"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Sweeps with all their runs done, in folders by their names."""
+    """Finished sweeps in folders by name."""
     parent = tmp_path_factory.mktemp("finished")
     for kind, sweep in FINISHED.items():
         assert sweep.run(parent / kind) == {}
@@ -160,7 +160,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """Copies a sweep: gives its folder, that of the run to damage, and that of the other run."""
+    """Copy a sweep; return its folder, the run to damage and the other run."""
 
     def copy(kind):
         root = shutil.copytree(finished / kind, tmp_path / "sweep")
@@ -174,7 +174,7 @@ def only(run, name):
     return file
 
 
-def test_all_files_of_a_finished_run_are_among_those_that_are_damaged_here(finished):
+def test_every_file_of_a_finished_run_is_tested_for_damage(finished):
     for kind in FINISHED:
         for run in FINISHED[kind].folders(finished / kind):
             there = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
@@ -187,7 +187,7 @@ def test_all_files_of_a_finished_run_are_among_those_that_are_damaged_here(finis
 
 @dataclass
 class Shown:
-    """What a report shows of finished runs, by the labels that it shows it under."""
+    """Content of a report on finished runs, by label."""
 
     scores: dict
     learning: dict
@@ -195,7 +195,7 @@ class Shown:
     lines: list[str]
 
     def names(self, run, root, file):
-        """Whether a line says of this file what is wrong with it, or that its run is not there or done."""
+        """Return whether a line names the damage of a file, or its run as missing or interrupted."""
         path = run.relative_to(root)
         unfinished = [f"{path.parent}: {state}: {path.name}." for state in ("missing", "interrupted")]
         return any(
@@ -219,7 +219,7 @@ def show(root):
 
 
 def plain(curve):
-    # As text, in which one NaN is equal to another
+    # As text, in which NaN equals NaN
     return repr(
         [curve.steps.tolist(), curve.mean.tolist(), curve.low.tolist(), curve.high.tolist(), curve.n_seeds]
     )
@@ -227,7 +227,7 @@ def plain(curve):
 
 @pytest.fixture(scope="module")
 def right(finished, tmp_path_factory):
-    """What there is to show of each sweep: with the first run, and without it."""
+    """Content of a report on each sweep with the first run and without it."""
     shown = {}
     for kind, sweep in FINISHED.items():
         root = shutil.copytree(finished / kind, tmp_path_factory.mktemp("without") / kind)
@@ -243,7 +243,7 @@ PARTS = ("scores", "learning", "training")
 
 
 def assert_right_or_named(right, run, root, file):
-    """Each number is as it was, or what it would be without the run; and then that is said."""
+    """Check that values are unchanged, or exclude the run with a note that names the file."""
     whole, without = right
     shown = show(root)
     changed = [part for part in PARTS if getattr(shown, part) != getattr(whole, part)]
@@ -254,7 +254,7 @@ def assert_right_or_named(right, run, root, file):
 
 
 @pytest.mark.parametrize("damage", [emptied, halved, shortened, garbled, flipped, removed, folder])
-def test_report_has_no_number_of_damaged_evaluations(damage, copied, right):
+def test_report_excludes_run_with_damaged_evaluations(damage, copied, right):
     root, run, _ = copied("alone")
     damage(run / "evaluations.npz")
     changed = assert_right_or_named(right["alone"], run, root, run / "evaluations.npz")
@@ -262,7 +262,7 @@ def test_report_has_no_number_of_damaged_evaluations(damage, copied, right):
 
 
 @pytest.mark.parametrize("name", [*RESULTS, *OTHERS])
-def test_report_leaves_out_what_a_damaged_file_was_needed_for(name, copied, right):
+def test_report_excludes_only_values_that_need_the_damaged_file(name, copied, right):
     root, run, _ = copied("alone")
     flipped(only(run, name))
     changed = assert_right_or_named(right["alone"], run, root, only(run, name))
@@ -274,7 +274,7 @@ def test_report_leaves_out_what_a_damaged_file_was_needed_for(name, copied, righ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["spec.json", "status.json", "evaluations.npz", "progress.csv"])
-def test_report_has_no_number_of_a_file_in_which_any_bit_is_wrong(name, copied, right):
+def test_report_has_no_wrong_value_after_any_bit_flip(name, copied, right):
     root, run, _ = copied("alone")
     file = only(run, name)
     whole = file.read_bytes()
@@ -287,7 +287,7 @@ def test_report_has_no_number_of_a_file_in_which_any_bit_is_wrong(name, copied, 
         n_noticed += bool(assert_right_or_named(right["alone"], run, root, file))
     if name == "status.json":
         assert n_noticed == 0
-    elif name != "spec.json":  # in which spaces say nothing
+    elif name != "spec.json":  # whose whitespace is irrelevant
         assert n_noticed == 40
 
 
@@ -300,7 +300,7 @@ def test_report_has_no_number_of_a_file_in_which_any_bit_is_wrong(name, copied, 
     ],
     ids=["seed", "n_timesteps", "gamma"],
 )
-def test_report_names_a_spec_that_became_another_one(old, new, copied, right):
+def test_report_names_a_modified_spec(old, new, copied, right):
     root, run, _ = copied("alone")
     text = (run / "spec.json").read_text()
     assert text.count(old) == 1
@@ -311,7 +311,7 @@ def test_report_names_a_spec_that_became_another_one(old, new, copied, right):
     assert "spec.json: damaged: changed since the run finished" in " ".join(shown.out.split())
 
 
-def test_exported_evaluations_are_those_of_whole_files(copied, finished, tmp_path):
+def test_export_contains_only_undamaged_evaluations(copied, finished, tmp_path):
     root, run, _ = copied("alone")
     garbled(run / "evaluations.npz")
     rows = []
@@ -324,7 +324,7 @@ def test_exported_evaluations_are_those_of_whole_files(copied, finished, tmp_pat
     assert "evaluations.npz: damaged" in ended.out
 
 
-def test_page_and_tables_say_which_file_is_damaged(copied, tmp_path):
+def test_page_and_tables_name_damaged_files(copied, tmp_path):
     root, run, other = copied("alone")
     damaged = [run / "evaluations.npz", other / "progress.csv", only(other, "events*"), other / "model.zip"]
     for file in damaged:
@@ -341,7 +341,7 @@ def test_page_and_tables_say_which_file_is_damaged(copied, tmp_path):
 
 
 def trained_again(kind, root):
-    """The runs that a sweep retrains; nothing is written."""
+    """Return the plan of a sweep and the runs that it retrains; check that planning writes nothing."""
     before = contents(root)
     plan = make_plan(FINISHED[kind].specs, root, population=FINISHED[kind].population)
     assert contents(root) == before
@@ -349,7 +349,7 @@ def trained_again(kind, root):
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_run_whose_results_are_damaged_is_retrained_and_what_it_left_is_kept(name, copied, finished):
+def test_run_with_damaged_results_is_retrained_and_old_files_are_kept(name, copied, finished):
     root, run, other = copied("alone")
     file = only(run, name)
     flipped(file)
@@ -383,7 +383,7 @@ def test_run_without_a_result_is_retrained_in_its_population(name, copied, finis
 
 
 @pytest.mark.parametrize("damage", [flipped, removed])
-def test_damaged_twice_is_kept_twice_and_read_by_nothing(damage, copied, finished):
+def test_files_of_repeated_damage_are_kept_separately_and_ignored(damage, copied, finished):
     root, run, _ = copied("alone")
     for _ in range(2):
         damage(run / "model.zip")
@@ -393,13 +393,13 @@ def test_damaged_twice_is_kept_twice_and_read_by_nothing(damage, copied, finishe
     assert read_scores(root).left_out == []
     assert ": 2 runs\n2 done\n" in srl("status", root).out
     assert "nothing to remove" in srl("clean", root).out
-    # By itself it is a run like others
+    # A kept folder can be reported as a run
     assert "evaluations" in srl("report", run / "damaged-1", "--format", "json", "--out", root / "out").out
 
 
 @pytest.mark.parametrize("damage", [appended, flipped, garbled, removed])
 @pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("status.json", *NOT_SEALED)])
-def test_run_whose_logs_are_damaged_is_kept_and_named(name, damage, copied, right):
+def test_run_with_damaged_logs_is_kept_and_reported(name, damage, copied, right):
     root, run, _ = copied("alone")
     file = only(run, name)
     damage(file)
@@ -413,7 +413,7 @@ def test_run_whose_logs_are_damaged_is_kept_and_named(name, damage, copied, righ
     assert contents(run) == before
     shown = srl("status", root).out
     assert ": 2 runs\n2 done\n" in shown
-    # Of large files the status looks at the size alone
+    # The status checks only the size of large files
     is_noticed = file.exists() is False or file.stat().st_size <= 65536 or damage is appended
     assert (f"{file.relative_to(root)}: " in shown.partition("damaged, results whole")[2]) == is_noticed
     assert show(root).scores == right["alone"][0].scores
@@ -421,7 +421,7 @@ def test_run_whose_logs_are_damaged_is_kept_and_named(name, damage, copied, righ
 
 @pytest.mark.parametrize("damage", [flipped, emptied, removed])
 @pytest.mark.parametrize("kind", FINISHED)
-def test_run_whose_status_is_damaged_is_kept_and_the_status_restored(kind, damage, copied, right):
+def test_run_with_damaged_status_is_kept_and_its_status_restored(kind, damage, copied, right):
     root, run, _ = copied(kind)
     damage(run / "status.json")
     _, paths = trained_again(kind, root)
@@ -447,7 +447,7 @@ def test_run_whose_status_is_damaged_is_kept_and_the_status_restored(kind, damag
 
 @pytest.mark.parametrize("name", ["model.zip", "evaluations.npz", "vecnormalize.pkl"])
 @pytest.mark.parametrize("damage", [halved, removed])
-def test_run_whose_status_and_results_are_damaged_is_retrained(name, damage, copied, finished):
+def test_run_with_damaged_status_and_results_is_retrained(name, damage, copied, finished):
     root, run, _ = copied("alone")
     halved(run / "status.json")
     damage(run / name)
@@ -455,11 +455,11 @@ def test_run_whose_status_and_results_are_damaged_is_retrained(name, damage, cop
     assert [cell.done.keys() for cell in read_scores(root).cells] == [{1}]
     assert FINISHED["alone"].run(root) == {}
     assert outcome(run) == outcome(FINISHED["alone"].folders(finished / "alone")[0])
-    # Of a run without a model nobody knows that it had finished
+    # A run without a model and status is not recognized as finished
     assert (run / "damaged-1").exists() == ((name, damage) != ("model.zip", removed))
 
 
-def test_run_that_had_not_finished_is_not_taken_for_done_when_its_status_is_lost(copied):
+def test_unfinished_run_with_lost_status_is_not_taken_for_finished(copied):
     root, run, _ = copied("alone")
     removed(run / "status.json")
     with np.load(run / "evaluations.npz") as arrays:
@@ -468,7 +468,7 @@ def test_run_that_had_not_finished_is_not_taken_for_done_when_its_status_is_lost
     assert trained_again("alone", root)[1] == [run]
 
 
-@pytest.mark.parametrize("seal", [False, True], ids=["checksum of the known fields", "checksum of all"])
+@pytest.mark.parametrize("seal", [False, True], ids=["checksum of known fields", "checksum of all fields"])
 def test_fields_of_a_newer_status_are_ignored(seal, copied, right):
     root, run, _ = copied("alone")
     values = json.loads((run / "status.json").read_text()) | {"heartbeat": {"every": 1.0}}
@@ -483,9 +483,9 @@ def test_fields_of_a_newer_status_are_ignored(seal, copied, right):
 
 
 @pytest.mark.parametrize("name", [*RESULTS, "status.json", "versions.json", "monitor", "progress.csv"])
-def test_link_in_the_place_of_a_file_is_named_and_kept(name, copied, tmp_path):
+def test_link_instead_of_a_file_is_named_and_kept(name, copied, tmp_path):
     root, run, _ = copied("alone")
-    flipped(run / "evaluations.npz")  # it would be retrained
+    flipped(run / "evaluations.npz")  # so that it would be retrained
     shutil.move(run / name, tmp_path / "moved")
     (run / name).symlink_to(tmp_path / "moved")
     before = contents(tmp_path)
@@ -496,7 +496,7 @@ def test_link_in_the_place_of_a_file_is_named_and_kept(name, copied, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["spec.json", "evaluations.npz", "model.zip", "versions.json", "output.log"])
-def test_folder_in_the_place_of_a_file_is_named_and_kept(name, copied):
+def test_folder_instead_of_a_file_is_named_and_kept(name, copied):
     root, run, _ = copied("alone")
     flipped(run / "evaluations.npz")
     folder(run / name)
@@ -530,7 +530,7 @@ def test_commands_restore_a_damaged_status(copied):
     assert RunDirectory(run).read_status().state == "done"
 
 
-def test_command_says_what_is_damaged_and_what_becomes_of_it(copied):
+def test_dry_run_names_damage_and_its_consequences(copied):
     root, run, other = copied("stacked")
     flipped(run / "model.zip")
     appended(other / "progress.csv")
@@ -554,7 +554,7 @@ FILES_UNFINISHED = [
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """Sweeps whose runs were interrupted after two checkpoints, and the same done without that."""
+    """Sweeps interrupted after two checkpoints, and the same sweeps without interruption."""
     parent = tmp_path_factory.mktemp("begun")
     for kind, sweep in UNFINISHED.items():
         assert sweep.run(parent / "whole" / kind) == {}
@@ -571,7 +571,7 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_files_of_an_unfinished_run_are_among_those_that_are_damaged_here(begun):
+def test_every_file_of_an_unfinished_run_is_tested_for_damage(begun):
     for kind, sweep in UNFINISHED.items():
         run, _ = sweep.folders(begun / kind)
         there = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
@@ -596,7 +596,7 @@ def test_all_files_of_an_unfinished_run_are_among_those_that_are_damaged_here(be
         ("stacked", "status.json", garbled, 128),
     ],
 )
-def test_damaged_unfinished_run_goes_on_from_where_it_can_to_the_same_bytes(
+def test_damaged_unfinished_run_resumes_with_identical_results(
     kind, name, damage, resumed_from, begun, tmp_path
 ):
     sweep = UNFINISHED[kind]
@@ -614,7 +614,7 @@ def test_damaged_unfinished_run_goes_on_from_where_it_can_to_the_same_bytes(
     assert not (run / "damaged-1").exists()
 
 
-def test_unfinished_run_whose_spec_became_another_one_goes_on(begun, tmp_path):
+def test_unfinished_run_with_modified_spec_resumes(begun, tmp_path):
     sweep = UNFINISHED["alone"]
     root = shutil.copytree(begun / "alone", tmp_path / "sweep")
     run, _ = sweep.folders(root)
@@ -627,7 +627,7 @@ def test_unfinished_run_whose_spec_became_another_one_goes_on(begun, tmp_path):
     assert any(str(run / "spec.json") in note for note in troubles(status))
 
 
-def test_unfinished_run_has_no_score_whatever_is_damaged(begun, tmp_path):
+def test_unfinished_run_never_has_a_score(begun, tmp_path):
     for name in FILES_UNFINISHED:
         root = shutil.copytree(begun / "stacked", tmp_path / name.replace("/", "-"))
         run, other = UNFINISHED["stacked"].folders(root)
@@ -637,13 +637,13 @@ def test_unfinished_run_has_no_score_whatever_is_damaged(begun, tmp_path):
         assert any(other.name in line for line in scores.left_out)
 
 
-def test_checkpoint_in_which_any_bit_is_wrong_is_the_same_or_named(begun, tmp_path):
+def test_bit_flips_in_checkpoint_are_harmless_or_detected(begun, tmp_path):
     run, _ = UNFINISHED["stacked"].folders(begun / "stacked")
     whole = (run / LATEST).read_bytes()
     expected = repr(read_checkpoint(run, 128))
     (tmp_path / "checkpoints").mkdir()
     generator = np.random.default_rng(0)
-    # Anywhere, and in the directory of the archive at its end, which has no checksum
+    # Random places, and the central directory at the end of the archive, which has no checksum
     places = [*generator.integers(len(whole), size=60), *range(len(whole) - 60, len(whole))]
     n_named = 0
     for place in places:
@@ -684,7 +684,7 @@ def test_damaged_plan_is_named_and_loses_nothing(damage, copied, right):
     assert plan.read_bytes() == original
 
 
-def test_plan_in_which_any_bit_is_wrong_changes_no_number(copied, right):
+def test_bit_flips_in_plan_do_not_change_scores(copied, right):
     root, _, _ = copied("alone")
     plan = root / "sweep.json"
     whole = plan.read_bytes()

@@ -1,4 +1,4 @@
-"""The run directory: atomic files, reading back, and whose it is."""
+"""The run directory: atomic writes, reading files, and ownership."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from srl.rundir.status import Status
 from tests.small_runs import contents, small_spec
 
 
-def test_file_is_replaced_whole_and_as_readable_as_others(tmp_path):
+def test_file_is_replaced_atomically_with_default_permissions(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
     plain_mode = file.stat().st_mode
@@ -31,7 +31,7 @@ def test_file_is_replaced_whole_and_as_readable_as_others(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_exception_during_writing_keeps_the_old_file(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
 
@@ -46,7 +46,7 @@ def test_exception_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_invalid_text_keeps_the_old_file(tmp_path):
     file = tmp_path / "file.txt"
     file.write_text("old")
     with pytest.raises(TypeError):
@@ -55,26 +55,26 @@ def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_bytes_of_a_files_name_that_are_no_text_are_written_as_numbers(tmp_path):
+def test_undecodable_bytes_of_file_names_are_written_as_escapes(tmp_path):
     write_text(tmp_path / "file.txt", "caf\udce9")
     assert (tmp_path / "file.txt").read_text() == "caf\\udce9"
 
 
 @pytest.fixture
 def claimed(tmp_path):
-    """A folder that an attempt at a run has claimed and left."""
+    """A folder that was claimed for a run and released."""
     directory = RunDirectory(tmp_path / "run")
     with directory.claimed(small_spec()):
         pass
     return directory
 
 
-def test_claimed_folder_holds_the_spec(claimed):
+def test_claimed_folder_contains_the_spec(claimed):
     assert claimed.read_spec() == small_spec()
     assert claimed.compare(small_spec()) == "unfinished"
 
 
-def test_folder_of_another_spec_is_refused_and_says_in_what_it_differs(claimed):
+def test_folder_with_another_spec_is_rejected_with_the_differences(claimed):
     before = contents(claimed.path)
     with pytest.raises(UserError) as error:
         claimed.compare(small_spec(seed=7, overrides={"gamma": 0.5}))
@@ -85,7 +85,7 @@ def test_folder_of_another_spec_is_refused_and_says_in_what_it_differs(claimed):
     assert contents(claimed.path) == before
 
 
-def test_new_attempt_begins_without_what_the_last_one_left(claimed):
+def test_new_attempt_removes_files_of_the_previous_one(claimed):
     for name in ("progress.csv", "evaluations.npz", "events.out.tfevents.1", "error.txt", "versions.json"):
         (claimed.path / name).write_text("left")
     (claimed.path / ".evaluations.npz.abcdefgh").write_text("half")
@@ -95,7 +95,7 @@ def test_new_attempt_begins_without_what_the_last_one_left(claimed):
         assert sorted(file.name for file in claimed.path.iterdir()) == ["run.lock", "spec.json"]
 
 
-def test_folder_that_holds_something_else_is_refused_untouched(tmp_path):
+def test_folder_with_foreign_files_is_rejected_unmodified(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
     with pytest.raises(UserError, match=r"contains thesis\.tex and is not a run directory"):
@@ -103,7 +103,7 @@ def test_folder_that_holds_something_else_is_refused_untouched(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_hidden_files_of_others_are_never_deleted(tmp_path):
+def test_foreign_hidden_files_are_never_deleted(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "HEAD").write_text("years of work")
     (tmp_path / ".bashrc").write_text("settings")
@@ -111,13 +111,13 @@ def test_hidden_files_of_others_are_never_deleted(tmp_path):
         with RunDirectory(tmp_path).claimed(small_spec()):
             pass
     except UserError:
-        pass  # to refuse such a folder is as good
+        pass  # rejecting such a folder is also correct
     assert (tmp_path / ".git" / "HEAD").read_text() == "years of work"
     assert (tmp_path / ".bashrc").read_text() == "settings"
 
 
-def test_finished_run_is_not_begun_anew(claimed):
-    # Another process may have finished it since a sweep looked
+def test_finished_run_is_not_restarted(claimed):
+    # Another process can finish the run after a sweep checked it
     (claimed.path / "model.zip").write_text("trained for days")
     np.savez(claimed.path / "evaluations.npz", timesteps=[64], results=[[1.0]], ep_lengths=[[1]])
     claimed.write_status(Status("done"))
@@ -167,7 +167,7 @@ def other_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_second_process_is_told_who_is_at_the_run_and_changes_nothing(other_process):
+def test_claiming_a_claimed_run_fails_and_names_the_process(other_process):
     process, path = other_process
     before = contents(path)
     assert RunDirectory(path).in_progress
@@ -178,7 +178,7 @@ def test_second_process_is_told_who_is_at_the_run_and_changes_nothing(other_proc
 
 
 @pytest.mark.slow
-def test_run_of_a_killed_process_can_be_claimed_at_once(other_process):
+def test_run_of_a_killed_process_can_be_claimed_immediately(other_process):
     process, path = other_process
     process.kill()
     process.wait()
@@ -194,7 +194,7 @@ def test_run_of_a_killed_process_can_be_claimed_at_once(other_process):
     "text",
     ["", "{", "[]", "3", "null", '{"state": "done"', '{"state": "over"}', "\udcff"],
 )
-def test_broken_status_reads_as_none(claimed, text):
+def test_invalid_status_reads_as_none(claimed, text):
     (claimed.path / STATUS).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert claimed.read_status() is None
     assert claimed.compare(small_spec()) == "unfinished"
@@ -203,7 +203,7 @@ def test_broken_status_reads_as_none(claimed, text):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", "{}", '{"format": 1}', '{"hyperparams": {"z": 1}}', "\udcff"]
 )
-def test_broken_spec_is_a_user_error_that_names_the_file(claimed, text):
+def test_invalid_spec_raises_user_error_with_file_name(claimed, text):
     (claimed.path / SPEC).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as error:
         claimed.compare(small_spec())
@@ -224,13 +224,13 @@ def test_broken_spec_is_a_user_error_that_names_the_file(claimed, text):
     ],
     ids=str,
 )
-def test_evaluations_of_another_shape_are_damaged(claimed, arrays):
+def test_evaluations_with_invalid_shape_are_damaged(claimed, arrays):
     np.savez(claimed.path / EVALUATIONS, **arrays)
     with pytest.raises(UserError, match=r"evaluations\.npz"):
         claimed.read_evaluations()
 
 
-def test_evaluations_that_are_cut_off_are_damaged(claimed):
+def test_truncated_evaluations_are_damaged(claimed):
     file = claimed.path / EVALUATIONS
     np.savez(file, timesteps=np.arange(100), results=np.ones((100, 3)))
     whole = file.read_bytes()
@@ -243,7 +243,7 @@ def test_evaluations_that_are_cut_off_are_damaged(claimed):
         claimed.read_evaluations()
 
 
-def test_folder_that_is_a_file_or_below_one_or_cannot_be_made_is_refused(tmp_path):
+def test_unwritable_path_is_rejected(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
         with pytest.raises(UserError, match="is a file, and a folder is needed"):
@@ -259,7 +259,7 @@ def test_folder_that_is_a_file_or_below_one_or_cannot_be_made_is_refused(tmp_pat
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
 @pytest.mark.parametrize("mode", [0o000, 0o555], ids=["closed", "read-only"])
-def test_folder_of_someone_else_is_refused(tmp_path, mode):
+def test_folder_of_another_user_is_rejected(tmp_path, mode):
     closed = tmp_path / "closed"
     closed.mkdir(mode=mode)
     for folder in (tmp_path, *tmp_path.parents[:2]):
@@ -277,13 +277,13 @@ def test_folder_of_someone_else_is_refused(tmp_path, mode):
     "content",
     ["", "{", "[]", "{}", '{"runs": 3}', '{"runs": [{}]}', '{"runs": [3]}'],
 )
-def test_broken_plan_is_a_user_error_that_says_what_to_do(tmp_path, content):
+def test_invalid_plan_raises_user_error_with_advice(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(UserError, match=r"sweep\.json: not the plan of a sweep: .* Remove it"):
         read_plan(tmp_path)
 
 
-def test_status_survives_json(claimed):
+def test_status_round_trips_through_json(claimed):
     status = Status("failed", timesteps=5, n_timesteps=64, started=1.5, ended=2.5, reason="a | b", pid=3)
     claimed.write_status(status)
     assert claimed.read_status() == status

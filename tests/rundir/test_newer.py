@@ -1,4 +1,4 @@
-"""Run directories that a newer version of srl wrote, and files that are no files."""
+"""Run directories of newer versions of srl, and links and pipes instead of files."""
 
 import json
 import os
@@ -34,7 +34,7 @@ NEWER = {
 
 
 def merged(values, changes):
-    """Nested mappings with changes to some of their keys."""
+    """Return nested mappings with changed keys."""
     changed = {
         key: merged(values.get(key) or {}, value) if isinstance(value, dict) and key in values else value
         for key, value in changes.items()
@@ -43,7 +43,7 @@ def merged(values, changes):
 
 
 def make_newer(run, changes):
-    """Change a spec as a newer srl would have written it, but for the digest in its status."""
+    """Change a spec like a newer version of srl, without updating the digest in the status."""
     file = run / "spec.json"
     file.write_text(json.dumps(merged(json.loads(file.read_text()), changes), indent=1) + "\n")
 
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", NEWER.values(), ids=NEWER)
-def test_run_of_a_newer_version_is_read_as_any_other(changes, trained, tmp_path):
+def test_run_of_a_newer_version_can_be_read(changes, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "runs" / "run")
     make_newer(run, changes)
     before = contents(run)
@@ -70,7 +70,7 @@ def test_run_of_a_newer_version_is_read_as_any_other(changes, trained, tmp_path)
 
 
 @pytest.mark.slow
-def test_page_shows_what_it_does_not_know_of_a_spec(trained, tmp_path):
+def test_page_shows_unknown_keys_of_a_spec(trained, tmp_path):
     make_newer(shutil.copytree(trained, tmp_path / "run"), NEWER["everywhere"])
     ended = srl("report", tmp_path, "--reps", 100)
     assert (ended.status, ended.err) == (0, "")
@@ -82,7 +82,7 @@ def test_page_shows_what_it_does_not_know_of_a_spec(trained, tmp_path):
 
 @pytest.mark.parametrize("changes", NEWER.values(), ids=NEWER)
 @pytest.mark.parametrize("state", ["done", "running"])
-def test_training_into_a_folder_of_a_newer_version_is_refused(changes, state, trained, tmp_path):
+def test_training_into_a_folder_of_a_newer_version_is_rejected(changes, state, trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0")
     make_newer(run, changes)
     if state == "running":
@@ -103,7 +103,7 @@ def test_training_into_a_folder_of_a_newer_version_is_refused(changes, state, tr
     assert contents(tmp_path) == before
 
 
-def test_clean_leaves_a_folder_of_a_newer_version_alone(trained, tmp_path):
+def test_clean_ignores_folder_of_a_newer_version(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "32.npz").write_bytes(b"")
@@ -126,7 +126,7 @@ def test_runs_that_differ_in_an_unknown_key_are_not_averaged(tmp_path):
     assert read_scores(tmp_path).left_out == []
 
 
-def test_spec_of_an_older_version_takes_the_defaults_of_new_keys(trained, tmp_path):
+def test_spec_of_an_older_version_uses_defaults_for_new_keys(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     values = json.loads((run / "spec.json").read_text())
     del values["env_backend"], values["hyperparams"]["advantage_transform"]
@@ -136,7 +136,7 @@ def test_spec_of_an_older_version_takes_the_defaults_of_new_keys(trained, tmp_pa
     assert [run.state for run in read_scores(tmp_path).runs] == ["done"]
 
 
-def test_spec_in_another_layout_is_the_same_spec(trained, tmp_path):
+def test_reformatted_spec_is_the_same_spec(trained, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     values = json.loads((run / "spec.json").read_text())
     (run / "spec.json").write_text(json.dumps(values, sort_keys=True))
@@ -150,7 +150,7 @@ def test_spec_in_another_layout_is_the_same_spec(trained, tmp_path):
     [{"format": 2}, {"engine": "slurm"}, {"runs": [{"priority": 1}]}, {"format": None}],
     ids=str,
 )
-def test_plan_of_a_newer_version_is_read_and_never_written(changes, tmp_path):
+def test_plan_of_a_newer_version_is_read_but_never_overwritten(changes, tmp_path):
     write_plan(make_plan([small_spec()], tmp_path))
     plan = tmp_path / "sweep.json"
     values = json.loads(plan.read_text())
@@ -167,7 +167,7 @@ def test_plan_of_a_newer_version_is_read_and_never_written(changes, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_plan_of_another_program_is_never_written(tmp_path):
+def test_plan_of_another_program_is_never_overwritten(tmp_path):
     (tmp_path / "sweep.json").write_text('{"runs": [], "method": "bayes"}')
     with pytest.raises(UserError, match="method='bayes'"):
         make_plan([small_spec()], tmp_path)
@@ -186,7 +186,7 @@ PIPES = ["spec.json", "status.json", "evaluations.npz", "versions.json", "progre
 
 
 @pytest.mark.parametrize("name", [*PIPES, "../sweep.json"])
-def test_pipe_in_the_place_of_a_file_is_not_waited_for(name, trained, tmp_path):
+def test_pipe_instead_of_a_file_does_not_block(name, trained, tmp_path):
     root = tmp_path / "runs"
     for seed in (1, 2):
         lay_down(root, RETURNS, seed=seed, overrides={"normalize": True}, at=f"seed-{seed}")

@@ -1,4 +1,4 @@
-"""What others put into the folder of a run stays as it is, whatever happens to the run."""
+"""Foreign files in a run directory are never modified."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ MINE = [
 
 
 def put(run):
-    """Files of others; those that grow would be cut by whoever takes them for a log."""
+    """Write foreign files; they are long, so that truncating them as logs would be visible."""
     for name in MINE:
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(f"{name}: years of work\n" * 100)
@@ -35,7 +35,7 @@ def put(run):
 
 
 def mine(run):
-    """What there is of them."""
+    """Return the foreign files."""
     found = {name: file for name, file in contents(run).items() if name in MINE}
     links = [run / "monitor" / "linked", run / "checkpoints" / "8.npz"]
     return found, [link.readlink() for link in links], (run / "checkpoints" / "7.npz").is_dir()
@@ -50,12 +50,12 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("state", ["resumed", "begun anew", "damaged"])
-def test_files_of_others_survive_a_run(state, trained, tmp_path):
+@pytest.mark.parametrize("state", ["resumed", "restarted", "damaged"])
+def test_foreign_files_survive_a_run(state, trained, tmp_path):
     run = shutil.copytree(trained / ("whole" if state == "damaged" else "begun"), tmp_path / "run")
     put(run)
     for steps in (96, 128):
-        if state == "begun anew":
+        if state == "restarted":
             (run / "checkpoints" / f"{steps}.npz").write_bytes(b"damaged")
     if state == "damaged":
         (run / "model.zip").write_bytes(b"damaged")
@@ -63,7 +63,7 @@ def test_files_of_others_survive_a_run(state, trained, tmp_path):
     status = train_run(SPEC, run, checkpoint_every=0)
     assert status.resumed_from == (128 if state == "resumed" else 0)
     assert mine(run) == before
-    # Only they are left
+    # Only the foreign files are left
     assert {path.name for path in (run / "checkpoints").iterdir()} == {
         "best.npz", "032.npz", "notes", "7.npz", "8.npz",
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_status_of_another_program_is_not_replaced(content, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_folder_of_others_is_left_without_a_trace(tmp_path):
+def test_folder_with_foreign_files_is_rejected_unmodified(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"contains thesis\.tex and is not a run directory"):
         train_run(SPEC, tmp_path)
@@ -107,8 +107,8 @@ def test_link_is_never_replaced(target, tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "years of work"
 
 
-def test_status_of_a_run_that_took_the_place_of_another_is_not_replaced(tmp_path):
-    # A sweep says why a run of its own failed; this is none of it
+def test_status_of_a_run_that_replaced_another_is_not_overwritten(tmp_path):
+    # A sweep records failures only in its own runs; this run belongs to another spec
     from srl.sweep.engines import Job, Task
     from srl.sweep.execution import _Execution, _Running
 

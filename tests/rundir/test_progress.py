@@ -1,4 +1,4 @@
-"""How far runs are and how long they take: the model, a resumed run, and a sweep beside `srl status`."""
+"""Progress and time estimates: the model, a resumed run, and a sweep compared with `srl status`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.small_runs import small_spec
 
 
 def run(state, n_timesteps=1000, timesteps=0, speed=0.0, seconds=60.0, *, env="CartPole-v1", algo="ppo"):
-    """A run in a state; ``timesteps`` are its checkpoint's if it does not train."""
+    """Return a run in a state; if it is not training, ``timesteps`` is the step of its checkpoint."""
     status = Status(
         "done" if state == "done" else "running",
         timesteps=timesteps,
@@ -46,22 +46,22 @@ def run(state, n_timesteps=1000, timesteps=0, speed=0.0, seconds=60.0, *, env="C
 
 ESTIMATES = {
     "one run": ([run("running", timesteps=400, speed=10)], 60),
-    "nothing runs": ([run("not started"), run("done", speed=10)], math.inf),
+    "no run is training": ([run("not started"), run("done", speed=10)], math.inf),
     "not measured yet": ([run("running"), run("not started")], math.inf),
-    "everything is done but one evaluation": ([run("running", timesteps=1000, speed=10)], 0),
-    "the slowest decides": ([run("running", speed=10), run("running", 100, speed=100)], 100),
-    # Two at once: 100 s each, then two of three, then the third
+    "only one evaluation is left": ([run("running", timesteps=1000, speed=10)], 0),
+    "the slowest run decides": ([run("running", speed=10), run("running", 100, speed=100)], 100),
+    # Two at a time: 100 s each, then two of three, then the third
     "waiting runs of the same kind": ([run("running", speed=10)] * 2 + [run("not started")] * 3, 300),
     "a waiting run resumes from its checkpoint": (
         [run("running", speed=10), run("interrupted", timesteps=900)],
         110,
     ),
-    "runs of other lengths": (
+    "runs of different lengths": (
         [run("running", speed=10), run("running", 500, speed=10), run("not started", 300)],
         100,
     ),
-    # In the order in which they start: 100 s, and 50 + 10 s
-    "kinds of other speeds, measured earlier": (
+    # In start order: 100 s, and 50 + 10 s
+    "kinds with known different speeds": (
         [
             run("running", speed=10),
             run("running", 500, speed=10),
@@ -70,7 +70,7 @@ ESTIMATES = {
         ],
         100,
     ),
-    "a kind that was not measured takes the mean": (
+    "an unmeasured kind uses the mean speed": (
         [run("running", speed=10), run("running", speed=30), run("not started", env="Acrobot-v1")],
         max(100, 1000 / 30 + 1000 / 20),
     ),
@@ -78,16 +78,16 @@ ESTIMATES = {
         [run("running", speed=10), run("running", speed=30, algo="a2c"), run("not started", algo="sa2c")],
         100,
     ),
-    "failed and damaged runs are left out": (
+    "failed and damaged runs are excluded": (
         [run("running", speed=10), run("failed"), run("damaged"), run("done")],
         100,
     ),
     # 600 steps in 60 s and 60 in 2 s
-    "a run that has just begun counts little": (
+    "a recently started run has little weight": (
         [run("running", speed=10), run("running", speed=30, seconds=2)],
         max(100, 1000 / (660 / 62)),
     ),
-    "a run that has just begun is all that is known": ([run("running", speed=30, seconds=2)], 1000 / 30),
+    "only a recently started run is measured": ([run("running", speed=30, seconds=2)], 1000 / 30),
     "16 members at once": (
         [run("running", timesteps=500, speed=5)] * 16 + [run("not started")] * 16,
         300,
@@ -96,29 +96,29 @@ ESTIMATES = {
 
 
 @pytest.mark.parametrize("case", ESTIMATES)
-def test_time_left(case):
+def test_time_left_estimate(case):
     runs, seconds = ESTIMATES[case]
     assert Progress(runs).seconds_left == pytest.approx(seconds)
 
 
-def test_next_item_starts_at_the_first_free_place():
+def test_next_item_starts_in_the_first_free_slot():
     assert makespan([3, 1], []) == 3
     assert makespan([3, 1], [1, 4]) == 6
     assert makespan([0], [1, 2, 3]) == 6
 
 
-def test_time_span_is_told_in_two_units_at_the_most():
+def test_time_span_has_at_most_two_units():
     spans = [0, -5, 89, 90, 5399, 5400, 172_799, 172_800, 1e9]
     assert list(map(duration, spans)) == [
         "0 s", "0 s", "89 s", "2 min", "90 min", "1 h 30 min", "2 days 0 h", "2 days 0 h", "11574 days 1 h",
     ]  # fmt: skip
 
 
-# One run that is resumed
+# A resumed run
 
 
 class Interrupted(BaseException):
-    """Not an Exception: nothing handles it on its way."""
+    """Not an Exception, so that no handler catches it."""
 
 
 def train(specs, paths, tell, monkeypatch):
@@ -132,7 +132,7 @@ def train(specs, paths, tell, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_members", [1, 2])
-def test_speed_of_a_resumed_run_is_that_of_its_last_attempt_and_clocks_may_jump(
+def test_speed_of_a_resumed_run_uses_only_the_last_attempt_and_ignores_clock_jumps(
     n_members, tmp_path, monkeypatch
 ):
     specs = [small_spec(seed=seed, n_timesteps=96, eval_freq=96) for seed in range(n_members)]
@@ -166,7 +166,7 @@ def test_speed_of_a_resumed_run_is_that_of_its_last_attempt_and_clocks_may_jump(
 
 
 class Holding:
-    """An engine that starts nothing: it holds the folders of two tasks and says what is told of them."""
+    """An engine that starts nothing and claims the folders of two tasks."""
 
     room = 2
 
@@ -192,7 +192,7 @@ class Holding:
 def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, monkeypatch):
     monkeypatch.setattr(display, "_LINE_INTERVAL", 0.0)
     n_timesteps = 1_000_000
-    # Each at 1,000 steps/s, after 990,000 steps of earlier attempts
+    # Each trains at 1,000 steps/s, after 990,000 steps of earlier attempts
     beginning = dict(timesteps=990_000, resumed_from=989_000, steps_per_second=1000.0, seconds=1.0)
     specs = [small_spec(seed=seed, n_timesteps=n_timesteps) for seed in range(6)]
     specs.append(small_spec(env="Acrobot-v1", n_timesteps=n_timesteps))
@@ -205,7 +205,7 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
     (tmp_path / specs[4].path / "checkpoints" / "500000.npz").touch()
     (tmp_path / specs[4].path / "spec.json").write_text(specs[4].model_dump_json(indent=1))
     plan = make_plan(specs, tmp_path)
-    # The failed run comes last, and `srl status` does not know that it is tried again
+    # The failed run comes last, and `srl status` does not know that it is retried
     plan.tasks = [task for task in plan.tasks if task.jobs[0].spec.seed != 3]
     write_plan(plan)
     out = io.StringIO()
@@ -221,7 +221,7 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
         engine.close()
     (progress,) = told
     shown.update(progress)
-    # 10 s for each that runs, then 500 s and 1,000 s at the speed of their kind, then Acrobot for 1,000 s
+    # 10 s for each running run, then 500 s and 1,000 s at the speed of their kind, then Acrobot for 1,000 s
     assert outlook(progress) == outlook(overview) == "2,000 steps/s, about 25 min left"
     assert out.getvalue() == "1 done, 2 running, 1 failed, 3 pending; 2,000 steps/s, about 25 min left\n"
     assert progress.seconds_left == overview.seconds_left == pytest.approx(1510)

@@ -1,8 +1,8 @@
-"""A sweep that is killed again and again, it or one of its workers, at random moments.
+"""A sweep with repeated kills of the sweep or a worker at random moments.
 
     python -m tests.sweep.chaos FOLDER [--kills 100] [--seed 0]
 
-trains 40 short runs undisturbed and disturbed, and compares what they leave.
+trains 40 short runs with and without kills, and compares the results.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ FILES = ("table.md", "table.csv", "table.tex")
 
 
 def command(folder: Path, n_seeds: int, n_timesteps: int, *words: str) -> list[str]:
-    """The command of a sweep."""
+    """Return the command of a sweep."""
     code = "from srl.cli import main; main()"
     seeds = ("--seeds", f"0:{n_seeds}", "--timesteps", str(n_timesteps))
     return [sys.executable, "-c", code, "sweep", *SWEEP, *seeds, "--out", str(folder), *words]
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below one, by the system's own record."""
+    """Return all descendants of a process, from /proc."""
     children: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -50,7 +50,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def workers(pid: int) -> list[int]:
-    """The processes that hold a run."""
+    """Return the processes that have claimed a run."""
     found = []
     for child in descendants(pid):
         try:
@@ -63,15 +63,15 @@ def workers(pid: int) -> list[int]:
 
 
 def done(folder: Path) -> dict[Path, float]:
-    """When each finished run ended."""
+    """Return the end time of each finished run."""
     statuses = {run.path: run.read_status() for run in find_runs(folder)} if folder.exists() else {}
     return {path: status.ended for path, status in statuses.items() if status and status.state == "done"}
 
 
 def disturb(words: Sequence[str], folder: Path, n_kills: int, seed: int, pause: float) -> tuple[int, int]:
-    """Run a command to its end, killing it or a worker at random moments.
+    """Run a command until it finishes, killing it or a worker at random moments.
 
-    :return: How often it, and a worker, was killed.
+    :return: Numbers of kills of the command and of workers.
     """
     generator = np.random.default_rng(seed)
     n_sweeps = n_workers = 0
@@ -104,7 +104,7 @@ def disturb(words: Sequence[str], folder: Path, n_kills: int, seed: int, pause: 
 
 
 def compare(disturbed: Path, undisturbed: Path) -> None:
-    """See that tables, models, evaluations and logs are the same bytes."""
+    """Check that tables, models, evaluations and logs are bitwise identical."""
     from tests.training.test_resume import outcome
 
     for name in FILES:
@@ -118,7 +118,7 @@ def compare(disturbed: Path, undisturbed: Path) -> None:
 
 
 def main() -> None:
-    """The command of this file."""
+    """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=100)

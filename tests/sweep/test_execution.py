@@ -1,4 +1,4 @@
-"""A sweep goes on, whatever happens to its processes, and ends as one to which nothing happened."""
+"""Sweeps survive failures of their processes and end with the same results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BAD = BreaksForOne.SEED
 def execute(
     specs, root, *, engine=None, population="off", n_jobs=2, tell=lambda progress: None, **persistence
 ):
-    """Run a sweep of specs; its failures, and what it said."""
+    """Run a sweep of specs; return its failures and messages."""
     plan = make_plan(specs, root, population=population, n_jobs=n_jobs)
     write_plan(plan)
     said: list[str] = []
@@ -60,9 +60,9 @@ def status(root, spec):
 
 
 class JumpingClock:
-    """The monotonic clock of this process, advanced by hours while a marked run is the only one left to do.
+    """Advances the monotonic clock of this process by hours while only marked runs are pending.
 
-    :param marks: Files that environments write when they hang.
+    :param marks: Files that hanging environments write.
     """
 
     def __init__(self, monkeypatch, marks):
@@ -82,11 +82,11 @@ class JumpingClock:
         return now is not None and "no heartbeat" in " ".join((now.reason, *now.notes))
 
 
-# What breaks is tried again
+# Retries
 
 
 @pytest.mark.slow
-def test_runs_that_hang_are_killed_or_crash_are_tried_again_from_their_checkpoints(tmp_path, monkeypatch):
+def test_runs_that_hang_crash_or_are_killed_are_retried_from_checkpoints(tmp_path, monkeypatch):
     names = ("HangsOnce", "KilledOnce", "RaisesOnce")
     reasons = ("no heartbeat for 1,800 s", "ended by SIGKILL", "ConnectionError: the simulator is gone")
     specs = [small_spec(env=f"{BROKEN}{name}-v0", n_timesteps=96) for name in names]
@@ -104,23 +104,23 @@ def test_runs_that_hang_are_killed_or_crash_are_tried_again_from_their_checkpoin
         (line,) = [line for line in said if spec.path in line]
         assert line.startswith(f"retried from step 32: {spec.path}: ")
         assert reason in line
-        # An environment that counts its steps and draws nothing is the same in any run
+        # An environment that only counts steps gives the same results in every run
         train_run(spec.model_copy(update={"env": f"{BROKEN}Fine-v0"}), tmp_path / name)
         assert outcome(run.path)["model.zip"] == outcome(tmp_path / name)["model.zip"]
         assert outcome(run.path)["evaluations.npz"] == outcome(tmp_path / name)["evaluations.npz"]
-    # Where it hung
+    # The traceback of the hanging process
     assert 'broken_envs.py", line' in (tmp_path / "out" / specs[0].path / "output.log").read_text()
 
 
 @pytest.mark.slow
-def test_clocks_that_jump_end_no_run(tmp_path, monkeypatch):
+def test_clock_jumps_do_not_end_runs(tmp_path, monkeypatch):
     spec = small_spec(env=f"{BROKEN}WaitsOnce-v0")
     run = RunDirectory(tmp_path / spec.path)
     wall_clock, monotonic_clock = time.time, time.monotonic
     offsets = {"wall": 0.0, "monotonic": 0.0}
     monkeypatch.setattr(time, "time", lambda: wall_clock() + offsets["wall"])
     monkeypatch.setattr(time, "monotonic", lambda: monotonic_clock() + offsets["monotonic"])
-    # NTP, NTP, and a virtual machine that was suspended
+    # NTP, NTP, and a suspended virtual machine
     jumps = [("wall", 7200.0), ("wall", -7200.0), ("monotonic", 7200.0), ("wall", 0.0)]
     shown, due = [], 0.0
 
@@ -135,7 +135,7 @@ def test_clocks_that_jump_end_no_run(tmp_path, monkeypatch):
         if monotonic_clock() >= due:
             clock, offset = jumps.pop(0)
             offsets[clock] += offset
-            due = monotonic_clock() + 1.5  # the sweep looks at the run meanwhile
+            due = monotonic_clock() + 1.5  # the sweep checks the run in between
 
     plan = make_plan([spec], tmp_path)
     persistence = Persistence(stall_timeout=3600)
@@ -146,7 +146,7 @@ def test_clocks_that_jump_end_no_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path, monkeypatch):
+def test_run_that_always_hangs_fails_without_affecting_others(tmp_path, monkeypatch):
     specs = [small_spec(env=f"{BROKEN}HangsForOne-v0", seed=seed) for seed in (BAD, 1)]
     clock = JumpingClock(monkeypatch, [tmp_path / specs[0].path / "mark"])
     failures, said = execute(specs, tmp_path, retries=0, tell=clock)
@@ -158,11 +158,11 @@ def test_run_that_always_hangs_fails_and_the_others_do_not(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_run_that_is_killed_each_time_is_tried_five_times_as_often(tmp_path):
+def test_run_that_is_killed_each_time_is_retried_five_times_as_often(tmp_path):
     spec = small_spec(env=f"{BROKEN}KilledForOne-v0", seed=BAD)
     failures, said = execute([spec], tmp_path, retries=1)
     assert "its process was killed by SIGKILL" in failures[spec.path]
-    # One that is killed may be as good as any
+    # The killed run may not be at fault
     assert [line.partition(":")[0] for line in said] == ["retried from the start"] * 5 + ["failed"]
     now = status(tmp_path, spec)
     assert now.attempts == 6
@@ -170,7 +170,7 @@ def test_run_that_is_killed_each_time_is_tried_five_times_as_often(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_that_fails_each_time_is_tried_as_often_as_told(tmp_path):
+def test_run_that_fails_each_time_uses_all_retries(tmp_path):
     spec = small_spec(env=f"{BROKEN}Raises-v0")
     failures, said = execute([spec], tmp_path, retries=2)
     assert "KeyError" in failures[spec.path]
@@ -179,7 +179,7 @@ def test_run_that_fails_each_time_is_tried_as_often_as_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_otherwise_is_not_tried_again(tmp_path):
+def test_deterministic_failure_is_not_retried(tmp_path):
     spec = small_spec(env=f"{BROKEN}NanReward-v0")
     failures, said = execute([spec], tmp_path, retries=3)
     assert "NaN" in failures[spec.path]
@@ -188,12 +188,12 @@ def test_what_cannot_be_otherwise_is_not_tried_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_population_that_is_killed_is_divided_until_the_run_that_does_it_is_alone(tmp_path):
+def test_killed_population_is_split_until_the_faulty_run_is_alone(tmp_path):
     specs = [small_spec(env=f"{BROKEN}KilledForOne-v0", seed=seed) for seed in (1, 2, BAD, 3)]
     failures, _ = execute(specs, tmp_path, population=4, n_jobs=1, retries=0)
     assert list(failures) == [specs[2].path]
     assert [status(tmp_path, spec).state for spec in specs] == ["done", "done", "failed", "done"]
-    # Three times all four, then two and two, then one and one
+    # Three attempts of all four, then two and two, then one and one
     assert [status(tmp_path, spec).attempts for spec in specs] == [4, 4, 5, 5]
     whole = tmp_path / "whole"
     fine = [spec.model_copy(update={"stacked": True}) for spec in specs if spec.seed != BAD]
@@ -203,20 +203,20 @@ def test_population_that_is_killed_is_divided_until_the_run_that_does_it_is_alon
 
 
 @pytest.mark.slow
-def test_sweep_goes_on_when_what_its_processes_are_forked_from_is_killed(tmp_path):
+def test_sweep_survives_a_killed_fork_server(tmp_path):
     engine = LocalEngine(1)
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     assert execute([small_spec()], tmp_path, engine=engine) == ({}, [])
 
 
 @pytest.mark.slow
-def test_run_whose_folder_is_removed_is_made_again(tmp_path):
+def test_run_whose_folder_is_removed_is_retrained(tmp_path):
     spec = small_spec(env=f"{BROKEN}WaitsOnce-v0", n_timesteps=320)
     path, removed = tmp_path / spec.path, tmp_path / "removed"
 
     def remove():
         until((path / "mark").exists)
-        # Removed at once: while its files are deleted one by one, the run could write another
+        # Atomic removal: the run could write files while others are deleted
         path.rename(removed)
         (removed / "go").touch()
         until((path / "mark").exists)
@@ -232,7 +232,7 @@ def test_run_whose_folder_is_removed_is_made_again(tmp_path):
     assert (path / "spec.json").exists()
 
 
-def test_run_does_not_write_its_end_into_a_folder_that_took_the_place_of_its_own(tmp_path):
+def test_run_does_not_overwrite_the_status_of_a_replaced_folder(tmp_path):
     spec, path = small_spec(n_timesteps=320), tmp_path / "run"
     finished: dict[str, tuple[int, bytes]] = {}
 
@@ -248,7 +248,7 @@ def test_run_does_not_write_its_end_into_a_folder_that_took_the_place_of_its_own
     assert contents(path)["status.json"] == finished["status.json"]
 
 
-# Two at once
+# Concurrent sweeps
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_that_is_killed_again_and_again_leaves_what_an_undisturbed_one_does(tmp_path):
+def test_repeatedly_killed_sweep_has_identical_results(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(chaos.command(whole, 1, 2560), check=True, capture_output=True)
     n_sweeps, n_workers = chaos.disturb(chaos.command(killed, 1, 2560), killed, 4, seed=0, pause=2.0)
@@ -286,7 +286,7 @@ def test_sweep_that_is_killed_again_and_again_leaves_what_an_undisturbed_one_doe
 
 
 class FullEngine:
-    """It executes nothing, and the disk is full when its first task ends."""
+    """An engine that executes nothing and reports a full disk when its first task ends."""
 
     room = 1
 
@@ -315,17 +315,17 @@ class FullEngine:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_stops_the_sweep_and_names_path_and_space(number, tmp_path):
+def test_full_disk_stops_the_sweep_with_path_and_free_space(number, tmp_path):
     engine = FullEngine(f"OSError: [Errno {number}] {os.strerror(number)}: '/x/1.npz' (at step 64)")
     specs = [small_spec(seed=seed) for seed in range(3)]
     with pytest.raises(OutOfSpace, match=rf"{tmp_path} is full .*free\). Finished runs"):
         execute(specs, tmp_path, engine=engine)
     assert engine.closed
-    # The others were not even begun
+    # The other runs were not started
     assert len(find_runs(tmp_path)) == 1
 
 
-def test_disk_that_is_full_for_sure_stops_it_whatever_the_reason(tmp_path, monkeypatch):
+def test_no_free_space_stops_the_sweep_regardless_of_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**12, free=50_000))
     with pytest.raises(OutOfSpace):
         execute([small_spec()], tmp_path, engine=FullEngine("it ended without saying why"))
@@ -354,7 +354,7 @@ UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="this user may not mount a small disk")
-def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path):
+def test_sweep_on_a_full_disk_reports_it_and_resumes_when_space_is_freed(tmp_path):
     disk, copy = tmp_path / "disk", tmp_path / "copy"
     disk.mkdir()
     words = [
@@ -377,7 +377,7 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
     chaos.compare(copy, tmp_path / "whole")
 
 
-# What is written before anything starts, and options
+# Options
 
 
 @pytest.mark.parametrize(
@@ -412,7 +412,7 @@ def test_sweep_on_a_small_disk_says_so_and_completes_when_there_is_room(tmp_path
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_option_mistake_is_named_and_nothing_written(words, says, tmp_path):
+def test_invalid_option_is_named_and_nothing_is_written(words, says, tmp_path):
     ended = srl("sweep", "discrete_srl", "--quick", *words, "--out", tmp_path / "out")
     assert ended.status == 2
     assert says in ended.err
@@ -423,11 +423,11 @@ def test_option_mistake_is_named_and_nothing_written(words, says, tmp_path):
     ("text", "minutes"),
     [("90", 90), ("4:00:00", 240), ("30:00", 30), ("0:30", 1), ("1-12:00:00", 2160), ("1:00:01", 61)],
 )
-def test_time_of_a_job_is_read_as_slurm_does(text, minutes):
+def test_job_time_limit_is_parsed_like_in_slurm(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-def test_timeout_that_is_not_a_number_is_refused():
+def test_timeout_that_is_not_a_number_is_rejected():
     with pytest.raises(UserError):
         Persistence(0, float("nan"), 0.0)
 
@@ -436,7 +436,7 @@ def test_timeout_that_is_not_a_number_is_refused():
 
 
 class RecordingContext:
-    """Processes that only remember what they were told."""
+    """A multiprocessing context that only records GPU assignments."""
 
     def __init__(self):
         self.gpus: list[str | None] = []
@@ -464,24 +464,24 @@ def order(device, seed=0):
     return Order(Task((Job(spec, Path(spec.path)),)))
 
 
-def test_tasks_are_spread_over_the_gpus_that_are_visible_several_on_one(monkeypatch):
+def test_tasks_are_distributed_over_visible_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
     engine = LocalEngine(6)
     engine._context = context = RecordingContext()
     engine.submit([order("cuda", 0), order("cpu", 1), order("cuda", 2), order("cuda", 3), order("cuda:1", 4)])
-    # One that names its GPU itself, and one on the CPU, are left alone
+    # Tasks with an explicit GPU and tasks on the CPU are not assigned
     assert context.gpus == ["2", None, "GPU-abc", "2", None]
     assert engine.room == 1
     engine.close()
 
 
 @pytest.mark.parametrize(("named", "gpus"), [("", []), ("-1", []), ("0, 3", ["0", "3"])])
-def test_visible_gpus_are_those_that_cuda_would_see(named, gpus, monkeypatch):
+def test_visible_gpus_follow_cuda_visible_devices(named, gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert visible_gpus() == gpus
 
 
-def test_engine_that_has_no_room_is_given_nothing(tmp_path):
+def test_full_engine_receives_no_tasks(tmp_path):
     class Crowded(FullEngine):
         room = 0
 
@@ -502,7 +502,7 @@ execute([small_spec(env=f"{BROKEN}HangsForOne-v0", seed=BAD)], Path(sys.argv[1])
 
 
 @pytest.mark.slow
-def test_process_that_hangs_while_the_sweep_is_killed_ends_too(tmp_path):
+def test_hanging_process_exits_after_its_sweep_is_killed(tmp_path):
     sweep = subprocess.Popen([sys.executable, "-c", DRIVER, tmp_path], cwd=ROOT)
     run = RunDirectory(tmp_path / small_spec(env=f"{BROKEN}HangsForOne-v0", seed=BAD).path)
     until(lambda: (run.path / "mark").exists())

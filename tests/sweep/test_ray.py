@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster of two nodes, which are processes of this machine."""
+"""Tasks on a local Ray cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tests.training.test_resume import outcome
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-#: Runs that wait in step 40 of their first attempt.
+#: Runs that wait at step 40 of their first attempt.
 SPECS = [small_spec(env=f"{BROKEN}WaitsOnce-v0", seed=seed, n_timesteps=96) for seed in (1, 2)]
-#: A sweep's process that is killed.
+#: Code of the sweep process that is killed.
 DRIVER = """
 import sys
 from pathlib import Path
@@ -67,7 +67,7 @@ def cluster(hears_ctrl_c):
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        # Ray's tasks give way to all else: they would wait until the other tests are done
+        # By default, Ray's workers have low priority and would wait for other tests
         patch.setenv("RAY_worker_niceness", "0")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.second = cluster.add_node(num_cpus=1, num_gpus=1)
@@ -78,14 +78,14 @@ def cluster(hears_ctrl_c):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The outcomes of undisturbed runs."""
+    """Outcomes of uninterrupted runs."""
     root = tmp_path_factory.mktemp("whole")
     for place, spec in enumerate(SPECS):
         train_run(spec, root / str(place))
     return [outcome(root / str(place)) for place in range(len(SPECS))]
 
 
-def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster, tmp_path, monkeypatch):
+def test_sweep_resumes_after_lost_node_with_identical_results(cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [
         *("sweep", "discrete_srl", "--envs", f"{BROKEN}WaitsOnce-v0", "--algos", "sppo", "--noise", "none"),
@@ -114,12 +114,12 @@ def test_sweep_goes_on_when_a_node_is_lost_and_ends_with_the_same_bytes(cluster,
     assert [each.state for each in statuses] == ["done"] * 2
     assert sorted(each.attempts for each in statuses) == [1, 2]
     for place, run in enumerate(find_runs(lost)):
-        train_run(run.read_spec(), tmp_path / str(place))  # in this process nothing waits
+        train_run(run.read_spec(), tmp_path / str(place))  # the environment does not wait in this process
         assert outcome(run.path) == outcome(tmp_path / str(place))
         assert run.damage() == run.minor_damage() == []
 
 
-def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch):
+def test_sweep_is_divided_by_cluster_resources(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: 0)
     words = [
@@ -131,7 +131,7 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
     ended = srl(*words, "--jobs", 1)
     assert ended.status == 0, ended.err
     assert "Pending: 8 in 1 population of 8, 1 at a time" in ended.out
-    # Two tasks on each GPU, and the cluster has one
+    # Two tasks per GPU, and the cluster has one GPU
     options = Options(address=cluster.address, tasks_per_gpu=2)
     assert options.capacity(on_gpus=True)[0] == 2
     assert options.capacity()[0] == 2
@@ -140,7 +140,7 @@ def test_sweep_is_divided_by_what_the_cluster_has(cluster, tmp_path, monkeypatch
     engine.close()
 
 
-def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(cluster, whole, tmp_path):
+def test_tasks_end_with_a_killed_sweep_and_resume_with_the_same_command(cluster, whole, tmp_path):
     asked = orders(tmp_path)
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, cluster.address, str(tmp_path)])
     until(lambda: all((tmp_path / str(place) / "mark").exists() for place in range(2)))
@@ -159,7 +159,7 @@ def test_tasks_end_with_a_sweep_that_is_killed_and_the_same_command_goes_on(clus
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path):
+def test_stopped_sweep_stops_its_tasks_gracefully(number, cluster, tmp_path):
     words = [
         *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
         *("--seeds", "0:2", "--timesteps", "1000000", "--device", "cpu", "--population", "off", *SMALL_WORDS),
@@ -175,7 +175,7 @@ def test_sweep_that_is_stopped_ends_its_tasks_in_order(number, cluster, tmp_path
     assert not any(run.in_progress for run in runs)
 
 
-def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_path):
+def test_engine_reports_why_tasks_ended_and_closes_gracefully(cluster, tmp_path):
     first, second = orders(tmp_path, env="CartPole-v1", n_timesteps=1_000_000)
     on_gpu = Order(
         Task((Job(small_spec().model_copy(update={"device": "cuda"}), tmp_path / "gpu"),)), checkpoint_every=0
@@ -200,7 +200,7 @@ def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_
         assert (ended.killed, status(on_gpu).state) == ("", "done")
         until(lambda: not RunDirectory(second.task.jobs[0].path).in_progress)
         engine.submit([second])
-        # It trains, and does not only restore a checkpoint
+        # Wait until training continues after the checkpoint is restored
         until(lambda: status(second).attempts == 2 and status(second).seconds > 0)
     finally:
         engine.close()
@@ -215,19 +215,19 @@ def test_it_is_said_why_a_process_ended_and_closing_stops_in_order(cluster, tmp_
         ("ray://head:10001", "on a node of the cluster"),
     ],
 )
-def test_address_where_nothing_answers_is_named(address, what):
+def test_invalid_address_is_named_in_error(address, what):
     with pytest.raises(UserError, match=f"--address {address}: .*{what}"):
         RayEngine(address)
 
 
-def test_address_of_something_else_is_named():
+def test_address_without_a_ray_head_is_named_in_error():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         with pytest.raises(UserError, match="no head of a Ray cluster"):
             RayEngine(address)
 
 
-def test_missing_ray_is_named(monkeypatch):
+def test_missing_ray_is_named_in_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'symmetric-rl\[ray\]'"):
         RayEngine("auto")

@@ -1,4 +1,4 @@
-"""Slurm jobs: real ones through submitit's executor for this machine, and what is asked of a cluster."""
+"""Slurm jobs: real jobs with submitit's local executor, and requests to a fake cluster."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from tests.training.test_resume import outcome
 
 pytest.importorskip("submitit")
 
-#: Runs that wait in step 40 of their first attempt, where they are ended.
+#: Runs that wait at step 40 of their first attempt, where they are preempted.
 MEMBERS = [small_spec(env=f"{BROKEN}WaitsOnce-v0", seed=seed, n_timesteps=96) for seed in (1, 2)]
-#: Commands of a cluster; what they are asked is in the file `asked`, and `states` is what sacct says.
+#: Fake Slurm commands; they log calls to the file `asked`, and sacct prints the file `states`.
 FAKES = {
     "sbatch": 'cp "$1" "$HERE/script-$$.sh"; n=$(cat "$HERE/n" 2>/dev/null || echo 122); n=$((n + 1))\n'
     'echo $n > "$HERE/n"; echo "Submitted batch job $n"',
@@ -57,7 +57,7 @@ def local(tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_run_to_their_ends_and_say_how_they_went(local, tmp_path, monkeypatch):
+def test_jobs_run_to_completion_and_report_results(local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     good = order(Path("good"), small_spec())
     bad = order(Path("bad"), small_spec(env=f"{BROKEN}Raises-v0"))
@@ -65,7 +65,7 @@ def test_jobs_run_to_their_ends_and_say_how_they_went(local, tmp_path, monkeypat
     local.submit([good, bad])
     ended = []
     until(lambda: ended.extend(local.wait(0.2)) or len(ended) == 2)
-    # The folder says why a run fails
+    # The run directory contains the reason of the failure
     assert {each.task.name: each.killed for each in ended} == {good.task.name: "", bad.task.name: ""}
     assert status(good).state == "done"
     assert status(bad).state == "failed"
@@ -75,7 +75,7 @@ def test_jobs_run_to_their_ends_and_say_how_they_went(local, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alone", "population"])
-def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp_path, monkeypatch):
+def test_preempted_job_resumes_with_identical_results(kind, local, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     if kind == "alone":
         asked = order(tmp_path / "run", MEMBERS[0])
@@ -86,7 +86,7 @@ def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp
         train_population(specs, [tmp_path / "whole" / str(place) for place in range(2)])
     local.submit([asked])
     until((tmp_path / "run" / "0" / "mark").exists)
-    # As Slurm: SIGTERM at a pre-emption, and the signal that was asked for
+    # Like Slurm: SIGTERM at preemption, and the requested signal
     pid = status(asked).pid
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGUSR2)
@@ -100,7 +100,7 @@ def test_preempted_job_goes_on_to_the_bytes_of_one_that_was_not(kind, local, tmp
 
 
 @pytest.mark.slow
-def test_job_that_is_ended_says_why_and_one_that_is_closed_stops_in_order(local, tmp_path):
+def test_canceled_job_reports_why_and_closed_engine_stops_jobs_gracefully(local, tmp_path):
     endless = small_spec(n_timesteps=1_000_000)
     first, second = order(tmp_path / "first", endless), order(tmp_path / "second", endless)
     local.submit([first, second])
@@ -116,7 +116,7 @@ def test_job_that_is_ended_says_why_and_one_that_is_closed_stops_in_order(local,
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """Commands of Slurm that write down what they are asked."""
+    """Fake Slurm commands that log their calls."""
     here = tmp_path / "bin"
     here.mkdir()
     for name, does in FAKES.items():
@@ -133,7 +133,7 @@ def scripts(here):
     return sorted((file.read_text() for file in here.glob("script-*.sh")), key=lambda text: "gpus" in text)
 
 
-def test_sbatch_is_asked_for_an_array_of_the_cpu_and_one_of_gpus(cluster, tmp_path):
+def test_sbatch_receives_one_array_for_cpu_and_one_for_gpu_tasks(cluster, tmp_path):
     engine = SlurmEngine(
         tmp_path / "slurm",
         partition="gpu",
@@ -160,14 +160,14 @@ def test_sbatch_is_asked_for_an_array_of_the_cpu_and_one_of_gpus(cluster, tmp_pa
     assert sys.executable in on_cpu
     assert subprocess.run(["bash", "-n"], input=on_cpu, text=True, check=False).returncode == 0
     assert [each.job.job_id for each in engine._running] == ["123_0", "123_1", "123_2", "124_0", "124_1"]
-    # Five are there, two may run: no more are taken until some have ended
+    # Five jobs exist, two may run: no more are accepted until some end
     assert engine.room == 0
     submission = engine._running[0].job.submission()
     assert submission._timeout_countdown >= 1000
     assert submission._checkpoint_function().function == submission.function
 
 
-def test_states_of_jobs_become_reasons(cluster, tmp_path):
+def test_job_states_are_mapped_to_reasons(cluster, tmp_path):
     engine = SlurmEngine(tmp_path / "slurm", max_parallel=2)
     orders = [order(tmp_path / str(seed), small_spec(seed=seed)) for seed in range(5)]
     engine.submit(orders)
@@ -177,7 +177,7 @@ def test_states_of_jobs_become_reasons(cluster, tmp_path):
 
     say("123_0|NODE_FAIL|a", "123_1|RUNNING|a", "123_[2-4%2]|PENDING|")
     assert engine.wait(0) == []
-    # It was queued again
+    # The job was requeued
     say(
         "123_0|PENDING|",
         "123_1|CANCELLED by 1000|a",
@@ -191,7 +191,7 @@ def test_states_of_jobs_become_reasons(cluster, tmp_path):
     assert [each.killed.partition(" (")[0] for each in ended] == [
         "its job was cancelled", "its job ran out of memory", "its job was ended at its time limit",
     ]  # fmt: skip
-    # A pre-empted job is mostly queued again, but not by all clusters
+    # Most clusters requeue preempted jobs, but not all
     say("123_0|PREEMPTED|a", "123_3|RUNNING|a")
     ended = [each for _ in range(12) for each in engine.wait(0)]
     assert [each.task for each in ended] == [orders[0].task]
@@ -205,7 +205,7 @@ def test_states_of_jobs_become_reasons(cluster, tmp_path):
     ]  # fmt: skip
 
 
-def test_jobs_that_slurm_does_not_take_for_a_while_are_submitted_later(cluster, tmp_path, capsys):
+def test_rejected_jobs_are_submitted_again_later(cluster, tmp_path, capsys):
     engine = SlurmEngine(tmp_path / "slurm", max_parallel=8)
     engine.submit([order(tmp_path / "first", small_spec())])
     (cluster / "sbatch").rename(cluster / "away")
@@ -222,7 +222,7 @@ def test_jobs_that_slurm_does_not_take_for_a_while_are_submitted_later(cluster, 
     assert [each.job.job_id for each in engine._running] == ["123", "124"]
 
 
-def test_what_is_missing_is_named_before_anything_starts(cluster, tmp_path, monkeypatch):
+def test_missing_slurm_prerequisites_are_named_before_anything_starts(cluster, tmp_path, monkeypatch):
     (cluster / "sbatch").write_text(
         "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpux' >&2\nexit 1\n"
     )

@@ -1,4 +1,4 @@
-"""Sweeps: expansion, runs as independent processes, resuming, and what ends them."""
+"""Sweeps: expansion, independent processes, resuming and stopping."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
         (["5:6", "3"], [5, 3]),
     ],
 )
-def test_seeds_are_numbers_and_ranges_without_their_end(texts, seeds):
+def test_seeds_are_numbers_and_half_open_ranges(texts, seeds):
     assert parse_seeds(texts) == seeds
 
 
@@ -60,7 +60,7 @@ def test_seeds_are_numbers_and_ranges_without_their_end(texts, seeds):
         ([], "at least one"),
     ],
 )
-def test_seeds_that_repeat_or_do_not_parse_are_named(texts, says):
+def test_duplicate_or_invalid_seeds_are_named_in_error(texts, says):
     with pytest.raises(UserError) as error:
         parse_seeds(texts)
     assert says in str(error.value)
@@ -79,7 +79,7 @@ quick:
 
 @pytest.fixture
 def mine(tmp_path):
-    """The file of a sweep, which a test may change."""
+    """A sweep file that tests may change."""
     file = tmp_path / "mine.yml"
     file.write_text(MINE)
     return file
@@ -117,7 +117,7 @@ def change(file, old, new):
         ("n_timesteps: 64", "x: !!python/object/apply:os.abort []", 5, "tags that make Python objects"),
     ],
 )
-def test_mistake_in_a_sweeps_file_is_placed(mine, old, new, line, says):
+def test_sweep_file_error_names_line_and_key(mine, old, new, line, says):
     change(mine, old, new)
     with pytest.raises(UserError, match=says) as error:
         load_sweep(mine)
@@ -125,7 +125,7 @@ def test_mistake_in_a_sweeps_file_is_placed(mine, old, new, line, says):
 
 
 @pytest.mark.parametrize("text", ["1:5", "10:20", "[1:5]", "[10:30]"])
-def test_seeds_that_yaml_reads_as_another_number_are_not_taken_for_it(mine, text):
+def test_seeds_that_yaml_parses_as_base_60_are_not_misread(mine, text):
     # In YAML 1.1, 1:5 without quotes is 65: one hour and five minutes
     change(mine, '["0:2"]', text)
     first, end = map(int, text.strip("[]").split(":"))
@@ -136,7 +136,7 @@ def test_seeds_that_yaml_reads_as_another_number_are_not_taken_for_it(mine, text
     assert seeds == list(range(first, end))
 
 
-def test_small_version_is_asked_for_only_where_there_is_one(mine):
+def test_quick_option_requires_a_quick_section(mine):
     assert load_sweep(mine, quick=True).n_timesteps == 32
     assert load_sweep(mine).n_timesteps == 64
     change(mine, "quick:\n  n_timesteps: 32\n", "")
@@ -144,15 +144,15 @@ def test_small_version_is_asked_for_only_where_there_is_one(mine):
         load_sweep(mine, quick=True)
 
 
-def test_environments_algorithms_noise_and_seeds_are_multiplied(mine):
+def test_sweep_expands_to_the_product_of_all_options(mine):
     options = load_sweep(mine, envs=["CartPole-v1", "Acrobot-v1"], noise=["none", "flip:0.1"], seeds=["3:6"])
     specs, _ = expand(options)
     assert len(specs) == 2 * 2 * 2 * 3 == len({spec.path for spec in specs})
-    # Seed by seed, so that a table fills evenly
+    # Ordered by seed, so that tables fill evenly
     assert [spec.seed for spec in specs] == [3] * 8 + [4] * 8 + [5] * 8
 
 
-def test_seeds_of_a_sweep_are_runs_of_their_own_spec(mine):
+def test_runs_of_a_sweep_have_the_spec_of_single_runs(mine):
     from srl.config.spec import make_run_spec
 
     for spec in expand(load_sweep(mine))[0]:
@@ -160,7 +160,7 @@ def test_seeds_of_a_sweep_are_runs_of_their_own_spec(mine):
         assert spec == alone
 
 
-def test_overrides_reach_all_runs_and_symmetric_ones_the_symmetric(mine):
+def test_symmetric_overrides_apply_only_to_symmetric_algorithms(mine):
     options = load_sweep(mine, overrides={"gamma": 0.5}, symmetric_overrides={"beta": 7.0, "alpha": 0.25})
     by_algo = {spec.algo: spec.hyperparams for spec in expand(options)[0]}
     assert (by_algo["ppo"].gamma, by_algo["ppo"].alpha, by_algo["ppo"].beta) == (0.5, 1.0, 0.0)
@@ -177,12 +177,12 @@ def test_overrides_reach_all_runs_and_symmetric_ones_the_symmetric(mine):
     ],
     ids=str,
 )
-def test_what_stands_twice_is_refused(mine, changes):
+def test_duplicate_entries_are_rejected(mine, changes):
     with pytest.raises(UserError, match="is specified twice"):
         expand(load_sweep(mine, **changes))
 
 
-def test_plan_of_a_folder_that_holds_a_run_of_another_spec_is_refused(mine, tmp_path):
+def test_plan_with_a_folder_of_another_spec_is_rejected(mine, tmp_path):
     specs, _ = expand(load_sweep(mine))
     other, _ = expand(load_sweep(mine, n_timesteps=128))
     with RunDirectory(tmp_path / "out" / other[3].path).claimed(other[3]):
@@ -193,7 +193,7 @@ def test_plan_of_a_folder_that_holds_a_run_of_another_spec_is_refused(mine, tmp_
     assert contents(tmp_path) == before
 
 
-# A sweep with all that can happen, run once for the tests that follow
+# A sweep with all kinds of failures, run once for the tests below
 
 KILLED, NAN, FINE = (BROKEN + name for name in ("Killed-v0", "NanReward-v0", "Fine-v0"))
 WORDS = [
@@ -208,13 +208,13 @@ def folder(root, env, seed):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """The folder of a sweep of which most runs fail, and how the command ended."""
+    """The folder of a sweep in which most runs fail, and the outcome of its command."""
     root = tmp_path_factory.mktemp("swept") / "out"
     return root, srl("sweep", "discrete_srl", "--out", root, *WORDS)
 
 
 @pytest.mark.slow
-def test_runs_that_fail_do_not_stop_the_others(swept):
+def test_failed_runs_do_not_stop_other_runs(swept):
     root, _ = swept
     states = {
         (env, seed): RunDirectory(folder(root, env, seed)).read_status()
@@ -229,7 +229,7 @@ def test_runs_that_fail_do_not_stop_the_others(swept):
 
 
 @pytest.mark.slow
-def test_exit_status_and_last_lines_say_what_failed(swept):
+def test_exit_status_and_last_lines_name_failed_runs(swept):
     _, outcome = swept
     assert outcome.status == 1
     lines = outcome.err.strip().splitlines()
@@ -241,11 +241,11 @@ def test_exit_status_and_last_lines_say_what_failed(swept):
 
 
 @pytest.mark.slow
-def test_table_of_the_sweep_counts_what_failed(swept):
+def test_sweep_table_counts_failed_runs(swept):
     root, outcome = swept
     assert re.search(r"over (n|2)\s+seeds", outcome.out)
     assert "8.0 ± 0.0" in outcome.out
-    # One environment is killed, one gives a NaN
+    # One environment is killed, one returns a NaN
     assert len(re.findall(r" +2 failed *\n", outcome.out)) == 2
     table = (root / "table.csv").read_text()
     assert f"{FINE},none,64,sppo,sppo,,8.0,0.0,2,0,0,0,0,0,0,0" in table
@@ -253,7 +253,7 @@ def test_table_of_the_sweep_counts_what_failed(swept):
 
 
 @pytest.mark.slow
-def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
+def test_run_in_a_sweep_matches_the_single_run(swept, tmp_path):
     root, _ = swept
     alone = srl(
         *(
@@ -285,12 +285,12 @@ def test_run_in_a_sweep_is_the_run_alone(swept, tmp_path):
 
 
 @pytest.mark.slow
-def test_same_command_tries_only_what_is_not_done(swept):
+def test_rerunning_the_command_skips_finished_runs(swept):
     root, _ = swept
     done = [folder(root, FINE, seed) for seed in (0, 1)]
     before = [contents(path) for path in done]
     failed_before = RunDirectory(folder(root, NAN, 0)).read_status()
-    # One was interrupted: its status still says that it is running, and its process is gone
+    # An interrupted run: its status says that it is running, but its process is gone
     interrupted = RunDirectory(folder(root, KILLED, 0))
     interrupted.write_status(Status("running", timesteps=10, n_timesteps=64, pid=2**22, host="elsewhere"))
     again = srl("sweep", "discrete_srl", "--out", root, *WORDS)
@@ -303,7 +303,7 @@ def test_same_command_tries_only_what_is_not_done(swept):
 
 
 @pytest.mark.slow
-def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
+def test_plan_of_two_sweeps_in_one_folder_contains_the_runs_of_both(tmp_path):
     words = ["--algos", "sppo", "--noise", "none", "--timesteps", "32", "--out", tmp_path, *SMALL_WORDS]
     first = srl("sweep", "discrete_srl", "--envs", FINE, "--seeds", "0", *words)
     second = srl("sweep", "discrete_srl", "--envs", FINE, "--seeds", "1", *words)
@@ -314,7 +314,7 @@ def test_plan_of_two_sweeps_in_one_folder_holds_the_runs_of_both(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_is_gone(tmp_path, monkeypatch):
+def test_sweep_waits_for_a_run_of_another_process_and_takes_over_if_that_dies(tmp_path, monkeypatch):
     from tests.rundir.test_directory import claiming
 
     look, n_waited_for = execution._Execution._check_elsewhere, []
@@ -342,7 +342,7 @@ def test_run_that_another_process_is_at_is_waited_for_and_taken_over_when_that_i
 
 @pytest.fixture
 def long_sweep(tmp_path):
-    """A sweep of three long runs in a process group of its own, two of them training, and their folders."""
+    """A sweep of three long runs in its own process group, two of which are training, and the runs."""
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
     words += ["--seeds", "0:3", "--timesteps", "100000000", "--jobs", "2", "--out", str(tmp_path / "out")]
     words += ["--population", "off"]
@@ -353,7 +353,7 @@ def long_sweep(tmp_path):
         until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))
         yield process, runs
     finally:
-        # The group is this sweep's own
+        # The process group contains only this sweep
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -363,9 +363,9 @@ def long_sweep(tmp_path):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name
 )
-def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_sweep, tmp_path):
+def test_stopped_sweep_stops_its_runs_and_can_be_resumed(number, long_sweep, tmp_path):
     process, runs = long_sweep
-    # A terminal sends Ctrl-C and its end to the whole group, kill sends to the one process
+    # A terminal sends SIGINT and SIGHUP to the process group, kill signals a single process
     (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 130
@@ -381,8 +381,8 @@ def test_stopped_sweep_ends_its_runs_says_so_and_can_be_completed(number, long_s
 
 
 @pytest.mark.slow
-def test_runs_of_a_killed_sweep_end_too(long_sweep):
-    # Else they hold their folders, and the same command cannot complete the sweep
+def test_runs_of_a_killed_sweep_exit(long_sweep):
+    # Otherwise they hold their folders, and the sweep cannot be resumed
     process, runs = long_sweep
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

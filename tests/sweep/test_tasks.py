@@ -1,4 +1,4 @@
-"""Which runs train together, and sweeps that train populations."""
+"""Grouping of runs into populations, and sweeps of populations."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ MEGABYTE = 1e6
 
 @pytest.fixture(autouse=True)
 def plenty(monkeypatch):
-    """Memory enough for everything, whatever this machine has."""
+    """Disable the memory limit."""
     monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: None)
 
 
@@ -46,12 +46,12 @@ def image_specs(n, device="cpu"):
 
 
 @pytest.mark.parametrize(("text", "means"), [("auto", "auto"), ("off", "off"), ("1", 1), ("64", 64)])
-def test_population_option_is_read(text, means):
+def test_population_option_is_parsed(text, means):
     assert parse_population(text) == means
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "x", "", "1.5", "Auto", "on", "²", " 2", "1e3", "٣"])
-def test_population_option_that_is_none_is_named(text):
+def test_invalid_population_option_is_named_in_error(text):
     with pytest.raises(UserError) as error:
         parse_population(text)
     assert str(error.value) == f"--population {text}: must be auto, off, or the maximum size, 1 or above."
@@ -84,13 +84,13 @@ def test_population_option_that_is_none_is_named(text):
     ],
     ids=str,
 )
-def test_runs_that_differ_in_what_a_member_has_to_itself_train_together(changes):
+def test_runs_that_differ_in_per_member_settings_train_together(changes):
     tasks = make_tasks(jobs_of([small_spec(), small_spec(**changes)]), "auto", 1)
     assert sizes(tasks) == [2]
     assert all(job.spec.stacked for job in tasks[0].jobs)
 
 
-def test_clip_ranges_of_values_differ_within_a_population():
+def test_clip_range_vf_can_differ_within_a_population():
     specs = [small_spec(overrides={"clip_range_vf": value}) for value in (0.1, "lin_0.2")]
     assert sizes(make_tasks(jobs_of(specs), "auto", 1)) == [2]
 
@@ -117,19 +117,19 @@ def test_clip_ranges_of_values_differ_within_a_population():
     ],
     ids=str,
 )
-def test_runs_that_differ_in_their_shapes_or_their_work_train_apart(changes):
+def test_runs_that_differ_in_shapes_or_work_train_separately(changes):
     specs = [*seeds(2), small_spec(seed=5, **changes), small_spec(seed=6, **changes)]
     tasks = make_tasks(jobs_of([specs[0], specs[2], specs[1], specs[3]]), "auto", 1)
     assert [[job.spec.seed for job in task.jobs] for task in tasks] == [[0, 1], [5, 6]]
 
 
-def test_bins_and_devices_train_apart():
+def test_runs_with_different_bins_or_devices_train_separately():
     specs = [small_spec("dsppo", "Pendulum-v1", bins=bins) for bins in (5, 7)]
     specs.append(specs[0].model_copy(update={"device": "cuda"}))
     assert len({population_key(spec) for spec in specs}) == 3
 
 
-def test_discretised_runs_and_others_train_apart():
+def test_discretized_and_other_runs_train_separately():
     assert population_key(small_spec("dppo", "Pendulum-v1")) != population_key(
         small_spec("ppo", "Pendulum-v1")
     )
@@ -157,7 +157,7 @@ def test_runs_that_cannot_be_stacked_train_alone(changes, population):
     assert describe(tasks) == ""
 
 
-def test_images_train_alone_on_the_cpu_unless_a_number_is_asked_for():
+def test_image_runs_train_alone_on_cpu_unless_a_population_size_is_given():
     specs = image_specs(4)
     alone = make_tasks(jobs_of(specs), "auto", 1)
     assert sizes(alone) == [1] * 4
@@ -192,14 +192,14 @@ def test_off_trains_each_run_alone():
         (0, "auto", 2, []),
     ],
 )
-def test_populations_are_of_equal_size_and_as_many_as_processes(n, population, n_jobs, expected):
+def test_populations_have_equal_sizes_and_use_all_processes(n, population, n_jobs, expected):
     jobs = jobs_of(seeds(n))
     tasks = make_tasks(jobs, population, n_jobs)
     assert sorted(sizes(tasks)) == sorted(expected)
     assert [job.path for task in tasks for job in task.jobs] == [job.path for job in jobs]
     for task in tasks:
         stacked = {job.spec.stacked for job in task.jobs}
-        # A number asks for populations, however small
+        # A number requests populations of any size
         assert stacked == {n > n_jobs or population != "auto"}
 
 
@@ -212,21 +212,21 @@ def made_parts(n_runs, n_jobs, *, n_timesteps=None, largest=64):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 16, 64, 256, 1000])
-def test_sweep_of_the_protocol_is_divided_among_the_jobs(n_jobs):
-    # 9 environments, 2 families, and of each 2 algorithms with 30 seeds: 1,080 runs
+def test_protocol_sweep_is_divided_among_jobs(n_jobs):
+    # 9 environments and 2 families with 2 algorithms and 30 seeds each: 1,080 runs
     parts = made_parts([60] * 18, n_jobs)
-    n_members = max(-(-60 // n_parts) for n_parts in parts)  # of the largest
+    n_members = max(-(-60 // n_parts) for n_parts in parts)  # of the largest population
     assert (sum(parts), n_members) == {
         1: (18, 60), 2: (18, 60), 16: (48, 30), 64: (64, 20), 256: (256, 5), 1000: (1000, 2),
     }[n_jobs]  # fmt: skip
     assert max(parts) - min(parts) <= 1
 
 
-def test_groups_get_processes_by_their_work():
+def test_groups_get_processes_in_proportion_to_their_work():
     assert made_parts([30, 30], 4, n_timesteps=[3, 1]) == [3, 1]
     assert made_parts([60, 20], 4) == [3, 1]
     assert made_parts([60, 1, 1], 8) == [6, 1, 1]
-    # Rather than two of three groups at once, and then the third on half of the processes
+    # Instead of two groups first, and then the third with half of the processes
     assert made_parts([10, 10, 10], 2) == [2, 1, 1]
     assert made_parts([100, 8], 4, largest=10) == [11, 1]
     assert made_parts([], 2) == []
@@ -234,14 +234,14 @@ def test_groups_get_processes_by_their_work():
     assert made_parts([3, 2], 10**9) == [3, 2]
 
 
-def test_what_is_left_of_an_interrupted_sweep_trains_as_it_would_have():
+def test_remaining_run_of_an_interrupted_population_trains_as_a_member():
     jobs = jobs_of(seeds(5))
     (task,) = make_tasks(jobs, "auto", 1, done={job.path for job in jobs[:4]})
     assert task.jobs[0].path == jobs[4].path
     assert task.jobs[0].spec.stacked
 
 
-def test_run_goes_on_as_it_wkeep_compilation_whatever_is_asked_now():
+def test_resumed_run_keeps_its_mode_regardless_of_options():
     jobs = jobs_of(seeds(4))
     begun = {jobs[0].path: True, jobs[1].path: False}
     for population, expected in (("off", [True, False, False, False]), (4, [True, False, True, True])):
@@ -250,7 +250,7 @@ def test_run_goes_on_as_it_wkeep_compilation_whatever_is_asked_now():
         assert [stacked[job.path] for job in jobs] == expected
 
 
-def test_runs_stay_themselves_but_for_being_members():
+def test_tasks_change_only_the_stacked_field_of_specs():
     jobs = jobs_of(seeds(3))
     (task,) = make_tasks(jobs, "auto", 1)
     for job, member in zip(jobs, task.jobs, strict=True):
@@ -259,7 +259,7 @@ def test_runs_stay_themselves_but_for_being_members():
         assert not job.spec.stacked
 
 
-def test_tasks_stand_in_the_order_of_their_first_runs():
+def test_tasks_are_ordered_by_their_first_runs():
     mixed = [
         small_spec(env=env, seed=seed, overrides=overrides)
         for seed in range(3)
@@ -281,7 +281,7 @@ def test_tasks_stand_in_the_order_of_their_first_runs():
     assert describe(tasks) == " in 2 populations of 3 and 3 alone"
 
 
-def test_auto_makes_populations_that_fit_into_memory():
+def test_auto_populations_fit_in_memory():
     def largest(megabytes, specs, n_jobs=1):
         tasks = make_tasks(jobs_of(specs), "auto", n_jobs, memory=megabytes * MEGABYTE)
         assert sum(sizes(tasks)) == len(specs)
@@ -293,9 +293,9 @@ def test_auto_makes_populations_that_fit_into_memory():
     assert found[-1] == 60
     assert found == sorted(found)
     assert 1 < found[3] < 60
-    # Processes side by side share what there is
+    # Concurrent processes share the memory
     assert largest(2000, specs, n_jobs=2) < found[3]
-    # Long rollouts of large observations take more of it
+    # Long rollouts of large observations need more memory
     images = [
         spec.model_copy(update={"hyperparams": spec.hyperparams.model_copy(update={"n_steps": 1024})})
         for spec in image_specs(60, "cuda")
@@ -303,11 +303,11 @@ def test_auto_makes_populations_that_fit_into_memory():
     assert largest(2000, images) < found[3]
 
 
-def test_number_is_taken_whatever_the_memory():
+def test_explicit_population_size_ignores_memory():
     assert sizes(make_tasks(jobs_of(seeds(8)), 8, 2, memory=0)) == [8]
 
 
-def test_tasks_are_described():
+def test_tasks_are_described_by_population_sizes():
     assert describe([]) == ""
     assert describe(make_tasks(jobs_of(seeds(8)), 4, 1)) == " in 2 populations of 4"
     assert describe(make_tasks(jobs_of(seeds(7)), 4, 1)) == " in 2 populations of 3 to 4"
@@ -315,7 +315,7 @@ def test_tasks_are_described():
     assert describe(some) == " in 1 population of 4 and 2 alone"
 
 
-def test_task_is_named_by_what_its_runs_share():
+def test_task_name_lists_what_its_runs_share():
     specs = [small_spec(algo, seed=seed) for seed in (3, 4) for algo in ("ppo", "sppo")]
     (task,) = make_tasks(jobs_of(specs), "auto", 1)
     assert task.name == "4 runs of CartPole-v1: ppo, sppo, from seed 3 none"
@@ -333,7 +333,7 @@ def sweep(root, *words, env="CartPole-v1", seeds="0:2", algos=("ppo", "sppo"), j
 
 
 @pytest.mark.slow
-def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path):
+def test_sweep_results_do_not_depend_on_population_sizes(tmp_path):
     expected = {
         "off": ("Pending: 4, 2 at a time", 2, False),
         "auto": ("Pending: 4 in 1 population of 4, 1 at a time", 1, True),
@@ -358,7 +358,7 @@ def test_sweeps_end_with_the_same_results_however_runs_are_put_together(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("made_by", "populations"), [("auto", ["off", "1"]), ("off", ["auto", "8"])])
-def test_finished_runs_are_skipped_whatever_population_they_were_trained_in(made_by, populations, tmp_path):
+def test_finished_runs_are_skipped_regardless_of_population_option(made_by, populations, tmp_path):
     options = dict(algos=("sppo",), seeds="0:3")
     assert sweep(tmp_path, "--population", made_by, **options).status == 0
     before = contents(tmp_path / "CartPole-v1")
@@ -379,9 +379,7 @@ def test_dry_run_names_populations_and_writes_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 3, 64])
-def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_that_submits(
-    cores, monkeypatch, tmp_path
-):
+def test_slurm_sweep_is_divided_by_jobs_instead_of_local_cores(cores, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr("srl.sweep.engines.available_memory", lambda: 0)
     words = ["sweep", "continuous_srl", "--noise", "none", "--device", "cpu", "--dry-run"]
@@ -393,7 +391,7 @@ def test_sweep_on_a_slurm_cluster_is_divided_by_its_jobs_and_not_by_the_machine_
 
 
 @pytest.mark.parametrize("value", ["0", "x", "-3", "1.5"])
-def test_population_of_no_size_is_a_mistake(value, tmp_path):
+def test_invalid_population_size_is_an_error(value, tmp_path):
     outcome = sweep(tmp_path / "out", f"--population={value}")
     assert outcome.status == 2
     assert f"--population {value}: must be auto, off, or the most members of one" in outcome.err
@@ -402,7 +400,7 @@ def test_population_of_no_size_is_a_mistake(value, tmp_path):
 
 
 @pytest.mark.slow
-def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path):
+def test_failed_member_is_named_and_other_runs_finish(tmp_path):
     env = BROKEN + "NanRewardForOne-v0"
     options = dict(env=env, seeds="9:12", algos=("sppo",))
     outcome = sweep(tmp_path, "--population", "3", **options)
@@ -423,7 +421,7 @@ def test_member_that_fails_is_named_and_the_others_of_a_sweep_are_done(tmp_path)
 
 
 @pytest.mark.slow
-def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
+def test_killed_population_process_fails_all_its_runs(tmp_path):
     env = BROKEN + "Killed-v0"
     outcome = sweep(tmp_path, "--retries", 0, env=env, algos=("sppo",), seeds="0:4")
     assert outcome.status == 1
@@ -435,7 +433,7 @@ def test_population_whose_process_is_killed_fails_all_its_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_sweep_of_populations_marks_all_members_and_can_be_completed(tmp_path):
+def test_stopped_sweep_of_populations_marks_all_members_and_can_be_resumed(tmp_path):
     env = BROKEN + "WaitsOnce-v0"
     words = ["sweep", "discrete_srl", "--envs", env, "--algos", "sppo", "--noise", "none", "--seeds", "0:4"]
     words += ["--timesteps", "64", "--jobs", "1", "--population", "3", "--out", str(tmp_path), *SMALL_WORDS]

@@ -1,4 +1,4 @@
-"""Environments that break in one way each; importing this module registers them."""
+"""Environments that each break in one way; importing this module registers them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from srl.envs.seeding import Stream, seed_sequence, small_seed
 
 
 class Fine(gym.Env):
-    """Episodes of 8 steps with a reward of 1 each, and a count of all steps of its life."""
+    """Episodes of 8 steps with a reward of 1 per step; counts all steps over all episodes."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space = spaces.Box(-10.0, 10.0, (2,))
@@ -41,28 +41,28 @@ class Fine(gym.Env):
 
 
 class NanReward(Fine):
-    """NaN as the 40th reward."""
+    """The 40th reward is NaN."""
 
     def reward(self) -> float:
         return float("nan") if self.n_steps == 40 else 1.0
 
 
 class InfObservation(Fine):
-    """Infinity in the 36th observation."""
+    """The 36th observation contains infinity."""
 
     def observe(self) -> np.ndarray:
         return super().observe() * (np.inf if self.n_steps == 36 else 1)
 
 
 class NanInEvaluation(Fine):
-    """NaN as the 13th reward: with 8 steps in each evaluation, every 4 steps, in the second of these."""
+    """The 13th reward is NaN: in the second evaluation, with 8 steps per evaluation every 4 steps."""
 
     def reward(self) -> float:
         return float("nan") if self.n_steps == 13 else 1.0
 
 
 class Raises(Fine):
-    """An error of its own in the 20th step."""
+    """Raises an exception in the 20th step."""
 
     def reward(self) -> float:
         if self.n_steps == 20:
@@ -71,7 +71,7 @@ class Raises(Fine):
 
 
 class Killed(Fine):
-    """The process is killed in the 20th step, as by a machine that runs out of memory."""
+    """The process is killed in the 20th step, like by the out-of-memory killer."""
 
     def reward(self) -> float:
         if self.n_steps == 20:
@@ -80,13 +80,13 @@ class Killed(Fine):
 
 
 class Once(Fine):
-    """Something happens in the 40th step of the first process of a sweep's run, and in no later one."""
+    """Breaks in the 40th step of the first attempt of a sweep's run, but not in later attempts."""
 
     def happens(self) -> None:
         raise NotImplementedError
 
     def reward(self) -> float:
-        # What a sweep's process prints goes into the run's folder
+        # A sweep redirects the output of its processes to the run directory
         log = Path(os.readlink("/proc/self/fd/1"))
         mark = log.with_name("mark")
         if self.n_steps == 40 and log.name == "output.log" and not mark.exists():
@@ -96,7 +96,7 @@ class Once(Fine):
 
 
 class HangsOnce(Once):
-    """The simulator does not answer."""
+    """The simulator hangs."""
 
     def happens(self) -> None:
         while True:
@@ -104,66 +104,66 @@ class HangsOnce(Once):
 
 
 class WaitsOnce(Once):
-    """It waits for a file named ``go`` in the folder of the run."""
+    """Waits for a file named ``go`` in the run directory."""
 
     def happens(self) -> None:
-        # The folder may be renamed meanwhile
+        # The folder may be renamed in the meantime
         while not Path(os.readlink("/proc/self/fd/1")).with_name("go").exists():
             time.sleep(0.1)
 
 
 class KilledOnce(Once):
-    """The system ends the process."""
+    """The system kills the process."""
 
     def happens(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RaisesOnce(Once):
-    """The simulator's driver crashes."""
+    """The simulator crashes."""
 
     def happens(self) -> None:
         raise ConnectionError("the simulator is gone")
 
 
 class CannotBeMade(Fine):
-    """Its simulator does not start."""
+    """The simulator does not start."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         raise RuntimeError("no simulator here")
 
 
 class GlobalRandom(Fine):
-    """It draws from NumPy's global generator, as old environments do."""
+    """Draws from NumPy's global generator, like old environments."""
 
     def observe(self) -> np.ndarray:
         return np.random.uniform(-1, 1, 2).astype(np.float32)
 
 
 class HugeReward(Fine):
-    """Finite rewards whose square is not: the loss of the first update is infinite."""
+    """Finite rewards with infinite squares: the loss of the first update is infinite."""
 
     def reward(self) -> float:
         return 1e30
 
 
 class NoisyScore(Fine):
-    """Its reward is always 0, so that noise on it shows."""
+    """The reward is always 0, so that noise is visible."""
 
     def reward(self) -> float:
         return 0.0
 
 
 class BreaksForOne(Fine):
-    """It breaks in one of its methods for one seed, and is fine for all others.
+    """Breaks in one of its methods for one seed only.
 
     :param method: ``"observe"``, ``"reset"`` or ``"reward"``.
     :param error: ``"nan"``, ``"inf"`` or ``"raises"``.
-    :param step: At which step it breaks; with ``"reset"``, from which step on.
-    :param in_evaluation: Whether it breaks in evaluations rather than in training.
+    :param step: Step at which it breaks; for ``"reset"``, the first step at which resets break.
+    :param in_evaluation: Break in evaluations instead of training.
     """
 
-    #: The seed of the run that breaks.
+    #: Seed of the run that breaks.
     SEED = 10
 
     def __init__(
@@ -172,7 +172,7 @@ class BreaksForOne(Fine):
         super().__init__(render_mode)
         self.method, self.error, self.at_step = method, error, step
         stream = Stream.EVAL_ENV if in_evaluation else Stream.TRAIN_ENV
-        # Of the run with that seed the first environment, and of the one before it the second
+        # The first environment of the run with that seed, and the second one of the run before it
         places = ((self.SEED, 0), (self.SEED - 1, 1))
         self.bad_seeds = {small_seed(seed_sequence(seed, stream, index)) for seed, index in places}
         self.seed: int | None = None
@@ -201,12 +201,12 @@ class BreaksForOne(Fine):
         return self.damage("reset", observation), info
 
 
-#: What the first training environment of that run is reset with.
+#: Reset seed of the first training environment of that run.
 BAD_ENV_SEED = small_seed(seed_sequence(BreaksForOne.SEED, Stream.TRAIN_ENV))
 
 
 class KilledForOne(Fine):
-    """The process is killed in the 20th step for one seed, each time."""
+    """The process is killed in the 20th step for one seed in every attempt."""
 
     def reset(self, *, seed=None, options=None):
         self.seed = getattr(self, "seed", None) if seed is None else seed
@@ -219,7 +219,7 @@ class KilledForOne(Fine):
 
 
 class HangsForOne(KilledForOne):
-    """It hangs in the 20th step for one seed, each time, and does not end when it is told to."""
+    """Hangs in the 20th step for one seed in every attempt, and ignores SIGTERM and SIGINT."""
 
     def reward(self) -> float:
         if self.seed == BAD_ENV_SEED and self.n_steps == 20:
@@ -247,7 +247,7 @@ for _class in (
 ):  # fmt: skip
     gym.register(f"{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}")
 
-#: Ids of environments that break for one seed, with how they do.
+#: Arguments of the environments that break for one seed, by id.
 BREAKS_FOR_ONE = {
     "NanRewardForOne-v0": dict(method="reward", error="nan", step=40),
     "InfObservationForOne-v0": dict(method="observe", error="inf", step=36),

@@ -1,9 +1,9 @@
-"""Runs that are killed at random moments, compared with the same runs undisturbed.
+"""Runs that are killed at random moments, compared with uninterrupted runs.
 
     python -m tests.training.kills FOLDER [NAME ...] [--kills 10] [--seed 0]
 
-ends each with SIGKILL as often as told, at the most, and goes on with the same command; of a sweep, the
-command or its worker.
+kills each run with SIGKILL up to the given number of times and reruns the same command; in a sweep, it
+kills the command or a worker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.sweep.chaos import disturb
 from tests.training.test_resume import outcome
 
 _COMMON = ("--device", "cpu", "--checkpoint-every", "1")
-#: The words of each command; with the hyperparameters of the protocol.
+#: Commands by name, with the hyperparameters of the protocol.
 COMMANDS = {
     "CartPole": ("train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", "60000"),
     "HalfCheetah": (
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 def command(name: str, out: Path) -> list[str]:
-    """The command of a name."""
+    """Return a command by name."""
     code = "from srl.cli import main; main()"
     return [sys.executable, "-c", code, *COMMANDS[name], *_COMMON, "--out", str(out)]
 
@@ -58,7 +58,7 @@ def run_to_end(words: list[str], log: Path) -> None:
 
 
 def kill(words: list[str], log: Path, after: float) -> bool:
-    """Run a command and end it after so many seconds; whether it still ran."""
+    """Run a command and kill it after some seconds; return whether it was still running."""
     with log.open("ab") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file)
         try:
@@ -69,9 +69,9 @@ def kill(words: list[str], log: Path, after: float) -> bool:
 
 
 def check(name: str, folder: Path, n_kills: int, generator: np.random.Generator) -> str:
-    """Run a command with and without kills, and compare.
+    """Run a command with and without kills and compare the results.
 
-    :return: What was seen, in one line.
+    :return: One-line summary.
     """
     folder.mkdir(parents=True)
     whole, killed, log = folder / "whole", folder / "killed", folder / "log"
@@ -84,7 +84,7 @@ def check(name: str, folder: Path, n_kills: int, generator: np.random.Generator)
     else:
         n_killed = 0
         for n_left in range(n_kills, 0, -1):
-            # What start-up takes is no progress: most kills must come later
+            # Most kills must come after startup
             n_killed += kill(command(name, killed), log, generator.uniform(1, 8 + duration / n_left / 2))
         run_to_end(command(name, killed), log)
     runs = find_runs(whole)
@@ -100,7 +100,7 @@ def check(name: str, folder: Path, n_kills: int, generator: np.random.Generator)
 
 
 def main() -> None:
-    """The command of this file."""
+    """Command-line entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=list(COMMANDS))

@@ -1,4 +1,4 @@
-"""Mistakes that are found before a run starts: spaces, rewards, and hyperparameters without an effect."""
+"""Errors that are found before training: spaces, rewards, and hyperparameters without effect."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ IMAGES = "policy=CnnPolicy"
 
 
 def train(env, *hyperparams):
-    """A command that trains for a moment."""
+    """Return a short training command."""
     env = env if "-v" in env else f"{UNUSUAL}{env}-v0"
     return ["train", "--env", env, "--algo", "sppo", "--timesteps", 64, *SMALL_WORDS, *hyperparams]
 
@@ -62,7 +62,7 @@ def test_mistake_is_found_before_anything_is_written(env, hyperparams, says, tmp
 @pytest.mark.parametrize(
     ("env", "overrides", "symmetric", "says"),
     [
-        # Wrong for one of the two algorithms alone
+        # Invalid for only one of the two algorithms
         (FINE, {"rms_prop_eps": 1e-3, "use_rms_prop": False}, {}, "rms_prop_eps"),
         (FINE, {}, {"policy_kwargs": {"optimizer_kwargs": {"epsilon": 1.0}}}, "epsilon"),
         (FINE, {}, {"policy": "CnnPolicy"}, "CnnPolicy does not fit"),
@@ -81,7 +81,7 @@ def test_sweep_checks_every_combination_in_any_order(algos, env, overrides, symm
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yml"]
 
 
-def test_the_mistake_that_is_reported_does_not_depend_on_the_order_of_runs():
+def test_reported_mistake_does_not_depend_on_the_order_of_runs():
     specs = [small_spec("a2c", UNUSUAL + "Tuple-v0"), small_spec("sppo", overrides={"policy": "CnnPolicy"})]
     messages = []
     for order in (specs, specs[::-1]):
@@ -91,7 +91,7 @@ def test_the_mistake_that_is_reported_does_not_depend_on_the_order_of_runs():
     assert messages[0] == messages[1]
 
 
-def test_runs_that_differ_in_what_cannot_matter_are_built_once(monkeypatch):
+def test_equivalent_runs_are_built_once(monkeypatch):
     built = []
     setup_model = SA2C._setup_model
     monkeypatch.setattr(SA2C, "_setup_model", lambda self: (built.append(1), setup_model(self)))
@@ -105,7 +105,7 @@ def test_runs_that_differ_in_what_cannot_matter_are_built_once(monkeypatch):
     assert len(built) == 3
 
 
-def test_of_atari_games_one_is_built_and_the_rom_of_every_one_is_looked_for(monkeypatch, tmp_path):
+def test_one_atari_game_is_built_and_the_roms_of_all_are_checked(monkeypatch, tmp_path):
     built = []
     setup_model = SA2C._setup_model
     monkeypatch.setattr(SA2C, "_setup_model", lambda self: (built.append(self.env), setup_model(self)))
@@ -114,9 +114,9 @@ def test_of_atari_games_one_is_built_and_the_rom_of_every_one_is_looked_for(monk
     check_runs(specs)
     assert len(built) == 1
     check_runs([*specs, make_run_spec("sa2c", "ALE/Pong-v5", 0)[0]])
-    assert len(built) == 3  # it repeats actions at random, which the emulator could refuse
+    assert len(built) == 3  # sticky actions, which the emulator could reject
     strange = make_run_spec("sa2c", games[1], 0, env_kwargs={"mode": 77})[0]
-    with pytest.raises(UserError, match="PongNo.*Invalid game mode"):
+    with pytest.raises(UserError, match=r"PongNo.*Invalid game mode"):
         check_runs([specs[0], strange])
 
     (tmp_path / "boxing.bin").write_bytes(roms.get_rom_path("boxing").read_bytes())
@@ -126,8 +126,8 @@ def test_of_atari_games_one_is_built_and_the_rom_of_every_one_is_looked_for(monk
         check_runs(specs)
 
 
-def test_number_of_environments_counts_in_the_check():
-    # One step of one environment could not be normalized
+def test_check_uses_the_number_of_environments():
+    # A single step of a single environment could not be normalized
     check_runs([small_spec("sppo", overrides={"n_steps": 1, "n_envs": 8, "batch_size": 8})])
 
 
@@ -157,7 +157,7 @@ def test_number_of_environments_counts_in_the_check():
     ],
     ids=str,
 )
-def test_value_that_would_be_recorded_without_an_effect_is_refused(algo, env, overrides, says):
+def test_value_without_effect_is_rejected(algo, env, overrides, says):
     with pytest.raises(UserError) as error:
         check_runs([small_spec(algo, env, overrides=overrides)])
     assert says in str(error.value)
@@ -192,7 +192,7 @@ def optimizer_of(path):
     ],
     ids=str,
 )
-def test_recorded_optimizer_is_the_used_one(overrides, recorded, used, tmp_path):
+def test_recorded_optimizer_is_the_one_that_trains(overrides, recorded, used, tmp_path):
     spec = small_spec("a2c", n_timesteps=32, n_eval_episodes=1, eval_freq=1000, overrides=overrides)
     train_run(spec, tmp_path / "alone")
     train_population([spec], [tmp_path / "population"])
@@ -207,7 +207,7 @@ def test_recorded_optimizer_is_the_used_one(overrides, recorded, used, tmp_path)
         assert (group["eps"], group.get("alpha"), group.get("momentum")) == (eps, alpha, momentum)
 
 
-def test_specs_of_earlier_versions_are_read_as_what_was_used():
+def test_specs_of_earlier_versions_load_with_the_optimizer_that_was_used():
     values = json.loads(small_spec("a2c").model_dump_json())
     for changes, same in (
         (dict(use_rms_prop=False, rms_prop_eps=1e-5), dict(use_rms_prop=False)),
@@ -220,7 +220,7 @@ def test_specs_of_earlier_versions_are_read_as_what_was_used():
         assert type(spec)(**(values | {"hyperparams": values["hyperparams"] | changes})) == spec
 
 
-def test_float_images_train_a_cnn_when_they_are_not_scaled(tmp_path):
+def test_unscaled_float_images_train_a_cnn(tmp_path):
     words = train("FloatImage", IMAGES, "policy_kwargs={normalize_images: false}", "frame_stack=2")
     outcome = srl(*words, "--out", tmp_path / "run")
     assert outcome.status == 0, outcome.err
@@ -228,7 +228,7 @@ def test_float_images_train_a_cnn_when_they_are_not_scaled(tmp_path):
     assert space.shape == (6, 40, 40)
 
 
-def test_chosen_observations_of_a_dict_are_normalised(tmp_path):
+def test_selected_dict_observations_are_normalized(tmp_path):
     outcome = srl(
         *train("DictStart", "policy=MultiInputPolicy", "normalize={norm_obs_keys: [place]}"),
         *("--out", tmp_path / "run"),
@@ -241,7 +241,7 @@ def test_chosen_observations_of_a_dict_are_normalised(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_over_spaces_with_a_start_gives_the_same_in_a_population_and_alone(tmp_path):
+def test_sweep_with_nonzero_starts_is_identical_in_a_population_and_alone(tmp_path):
     command = ["sweep", "discrete_srl", "--envs", UNUSUAL + "DialsStart-v0", "--algos", "sppo"]
     command += ["--noise", "none", "--timesteps", "64", "--seeds", "0:2", "--jobs", "1", *SMALL_WORDS]
     for population in ("2", "off"):

@@ -1,4 +1,4 @@
-"""Checkpoint files: what goes in comes out, whole or not at all."""
+"""Checkpoint files: exact round trips and detection of damage."""
 
 import numpy as np
 import pytest
@@ -30,18 +30,18 @@ def equal(one, other):
     return type(one) is type(other) and one == other
 
 
-def test_state_comes_back_as_it_was(tmp_path):
+def test_state_round_trips_exactly(tmp_path):
     write_checkpoint(tmp_path, 100, STATE)
     assert equal(STATE, read_checkpoint(tmp_path, 100))
 
 
-def test_arrays_lie_in_memory_as_they_did(tmp_path):
+def test_array_strides_are_restored(tmp_path):
     write_checkpoint(tmp_path, 100, STATE)
     restored = read_checkpoint(tmp_path, 100)["transposed"]
     assert restored.strides == STATE["transposed"].strides
 
 
-def test_the_last_two_are_kept(tmp_path):
+def test_last_two_checkpoints_are_kept(tmp_path):
     for steps in (5, 100, 20, 1000):
         write_checkpoint(tmp_path, steps, STATE)
     assert checkpoint_steps(tmp_path) == [1000, 100]
@@ -51,7 +51,7 @@ def test_the_last_two_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize("n", range(12))
-def test_damage_is_found_and_named(n, tmp_path):
+def test_damage_is_detected_and_named(n, tmp_path):
     write_checkpoint(tmp_path, 100, STATE)
     file = tmp_path / "checkpoints" / "100.npz"
     content = bytearray(file.read_bytes())
@@ -68,7 +68,7 @@ def test_damage_is_found_and_named(n, tmp_path):
         read_checkpoint(tmp_path, 100)
 
 
-def test_objects_are_refused_when_they_are_written(tmp_path):
+def test_objects_are_rejected_when_writing(tmp_path):
     with pytest.raises(TypeError, match="set"):
         write_checkpoint(tmp_path, 1, {"a": {1, 2}})
     with pytest.raises(TypeError, match="object"):

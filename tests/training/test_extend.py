@@ -1,4 +1,4 @@
-"""Runs and sweeps that are extended, compared with those that were long from the start."""
+"""Extended runs and sweeps, compared with runs of the full length."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from srl.training.run import train_run
 from tests.small_runs import SMALL_WORDS, contents, small_spec, srl
 from tests.training.test_resume import outcome
 
-#: With evaluations that fall on the end of the short run, and with one that only its end makes.
+#: Evaluations at the end of the short run are regular, or happen only because it ends.
 SPECS = {
     "ppo": dict(noise="gaussian:0.1", overrides=dict(normalize=True, n_envs=2, n_steps=16)),
     "evaluation at the end": dict(eval_freq=24),
@@ -35,13 +35,13 @@ def outcome_without_best(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
-def test_extended_run_is_bitwise_the_long_one(kind, tmp_path):
+def test_extended_run_is_bitwise_identical_to_the_long_run(kind, tmp_path):
     trained(tmp_path / "long", 160, **SPECS[kind])
     trained(tmp_path / "run", 64, **SPECS[kind])
     done = extend_to(tmp_path / "run", 96)
     assert done.status == 0, done.err
     assert extend_to(tmp_path / "run", 160).status == 0
-    # The best model may be that of the evaluation at the end of the short run
+    # The best model can be from the evaluation at the end of the short run
     compared = outcome_without_best if kind == "evaluation at the end" else outcome
     assert compared(tmp_path / "run") == compared(tmp_path / "long")
     status = RunDirectory(tmp_path / "run").read_status()
@@ -52,7 +52,7 @@ def test_extended_run_is_bitwise_the_long_one(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_is_extended_as_populations(tmp_path):
+def test_sweep_is_extended_in_populations(tmp_path):
     words = (
         "sweep",
         "discrete_srl",
@@ -85,13 +85,13 @@ def test_sweep_is_extended_as_populations(tmp_path):
 
 
 @pytest.mark.slow
-def test_extension_that_is_killed_at_its_start_is_continued_by_the_same_command(tmp_path):
+def test_extension_killed_at_its_start_resumes_with_the_same_command(tmp_path):
     spec = trained(tmp_path / "run", 64)
     trained(tmp_path / "long", 96)
     directory, longer = RunDirectory(tmp_path / "run"), spec.model_copy(update={"n_timesteps": 96})
     text = (tmp_path / "run" / "spec.json").read_text()
     extend(directory, spec, longer, print)
-    # As if the process had ended between the status and the spec
+    # Simulate a kill between the writes of status and spec
     (tmp_path / "run" / "spec.json").write_text(text)
     assert extend_to(tmp_path / "run", 96).status == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "long")
@@ -107,7 +107,7 @@ def test_schedule_that_depends_on_the_length_is_named(tmp_path):
     assert RunDirectory(tmp_path / "run").read_spec().n_timesteps == 96
 
 
-def test_other_versions_are_named(tmp_path, monkeypatch, capsys):
+def test_changed_package_versions_are_named(tmp_path, monkeypatch, capsys):
     spec = trained(tmp_path / "run", 32)
     monkeypatch.setattr("srl.training.run._version", lambda package: "1.2.3")
     told = []
@@ -138,7 +138,7 @@ def short(tmp_path_factory) -> Path:
         (["--algo", "sppo"], "--algo and --env are needed"),
     ],
 )
-def test_mistake_is_one_line_and_writes_nothing(words, says, short, tmp_path, monkeypatch):
+def test_mistake_is_one_line_error_and_writes_nothing(words, says, short, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = contents(short)
     outcome = srl("train", *(short if word == "RUN" else word for word in words))
@@ -149,7 +149,7 @@ def test_mistake_is_one_line_and_writes_nothing(words, says, short, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_run_that_cannot_be_extended_says_why_and_stays_as_it_is(short, tmp_path):
+def test_non_extendable_run_is_rejected_unmodified_with_reason(short, tmp_path):
     (tmp_path / "run").mkdir()
     for file in short.iterdir():
         if file.is_file():

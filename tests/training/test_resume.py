@@ -1,4 +1,4 @@
-"""A run that was interrupted ends with the bytes of one that was not."""
+"""Interrupted runs resume with bitwise-identical results."""
 
 import copy
 import csv
@@ -37,7 +37,7 @@ SPECS = {
     "Pong with flips": small_spec(
         "sppo", "PongNoFrameskip-v4", noise="flip:0.1", n_timesteps=160, eval_freq=160, n_eval_episodes=1
     ),
-    "spaces that do not start at 0": small_spec("sppo", UNUSUAL + "RoomsStart-v0", n_timesteps=320),
+    "spaces with nonzero start": small_spec("sppo", UNUSUAL + "RoomsStart-v0", n_timesteps=320),
     "Dict observations": small_spec(
         "sppo", UNUSUAL + "DictStart-v0", n_timesteps=320,
         overrides={"policy": "MultiInputPolicy", "normalize": {"norm_obs_keys": ["place"]}},
@@ -51,11 +51,11 @@ TIMES = ("time/fps", "time/time_elapsed")
 
 
 class Interrupted(BaseException):
-    """Not an Exception: nothing handles it on its way."""
+    """Not an Exception, so that no handler catches it."""
 
 
 def interrupt_at(n, owner, name, action):
-    """Do something until the n-th call of a method ends everything."""
+    """Run an action that is interrupted by the n-th call of a method."""
     method, calls = getattr(owner, name), []
 
     def counted(*args, **kwargs):
@@ -71,7 +71,7 @@ def interrupt_at(n, owner, name, action):
 
 
 def outcome(folder):
-    """What must not depend on interruptions."""
+    """Return the results of a run that must not depend on interruptions."""
     with (folder / "progress.csv").open() as file:
         rows = [{key: row[key] for key in row if key not in TIMES} for row in csv.DictReader(file)]
     result = {"progress": rows}
@@ -87,7 +87,7 @@ def outcome(folder):
 
 
 def differences(folder, other):
-    """What differs between the outcomes of two folders: the first different line of each log, and files."""
+    """Return the differences of two outcomes: different files, and the first different line of each log."""
     here, there = outcome(folder), outcome(other)
     found = {}
     for name in here.keys() | there.keys():
@@ -101,7 +101,7 @@ def differences(folder, other):
 
 
 def troubles(status):
-    """The notes of a status but for those that tell how attempts ended."""
+    """Return the notes of a status except those on how attempts ended."""
     return [note for note in status.notes if not note.startswith("attempt ")]
 
 
@@ -111,7 +111,7 @@ def algorithm(spec):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECS)
-def test_interrupted_run_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path):
+def test_interrupted_run_resumes_with_identical_results(kind, tmp_path):
     spec = SPECS[kind]
     train_run(spec, tmp_path / "whole")
     attempt = partial(train_run, spec, tmp_path / "interrupted", checkpoint_every=0)
@@ -125,8 +125,8 @@ def test_interrupted_run_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path)
     assert not (tmp_path / "interrupted" / "checkpoints").exists()
 
 
-def test_interrupted_run_logs_as_often_as_one_that_was_not(tmp_path):
-    # A2C logs at every hundredth update
+def test_interrupted_run_logs_at_the_same_steps(tmp_path):
+    # A2C logs every 100 updates
     spec = small_spec("a2c", n_timesteps=900, eval_freq=500, overrides={"n_steps": 4, "n_envs": 2})
     train_run(spec, tmp_path / "whole")
     attempt = partial(train_run, spec, tmp_path / "interrupted", checkpoint_every=0.02)
@@ -136,14 +136,14 @@ def test_interrupted_run_logs_as_often_as_one_that_was_not(tmp_path):
     assert outcome(tmp_path / "interrupted") == outcome(tmp_path / "whole")
 
 
-def test_checkpoints_change_nothing(tmp_path):
+def test_checkpoints_do_not_change_results(tmp_path):
     spec = SPECS["SPPO"]
     train_run(spec, tmp_path / "without")
     train_run(spec, tmp_path / "with", checkpoint_every=0)
     assert outcome(tmp_path / "with") == outcome(tmp_path / "without")
 
 
-def test_model_has_the_same_bytes_in_a_process_that_copied_a_rollout_buffer(tmp_path, monkeypatch):
+def test_model_file_is_identical_after_copying_a_rollout_buffer(tmp_path, monkeypatch):
     # The first copy of an instance adds an attribute to its class
     monkeypatch.delattr(RolloutBuffer, "__slotnames__", raising=False)
     train_run(SPECS["SPPO"], tmp_path / "before")
@@ -155,7 +155,7 @@ def test_model_has_the_same_bytes_in_a_process_that_copied_a_rollout_buffer(tmp_
 
 
 @pytest.mark.slow
-def test_two_runs_of_one_spec_are_the_same_bytes_in_processes_that_hash_differently(tmp_path):
+def test_results_do_not_depend_on_the_hash_seed(tmp_path):
     code = (
         "import sys; from pathlib import Path; from srl.training.run import train_run\n"
         "from tests.training.test_resume import SPECS\n"
@@ -171,7 +171,7 @@ def test_two_runs_of_one_spec_are_the_same_bytes_in_processes_that_hash_differen
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A folder with a run that has two checkpoints, and with the same run uninterrupted."""
+    """A folder with an interrupted run that has two checkpoints, and the same run uninterrupted."""
     folder = tmp_path_factory.mktemp("begun")
     train_run(DAMAGED, folder / "whole")
     interrupt_at(5, SPPO, "train", partial(train_run, DAMAGED, folder / "run", checkpoint_every=0))
@@ -181,7 +181,7 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def interrupted(begun, tmp_path):
-    """The run's spec, a copy of its folder, and that of the same run uninterrupted."""
+    """The spec of the run, a copy of the interrupted run, and the uninterrupted run."""
     shutil.copytree(begun / "run", tmp_path / "run")
     return DAMAGED, tmp_path / "run", begun / "whole"
 
@@ -190,7 +190,7 @@ def garble(file):
     file.write_bytes(np.random.default_rng(0).bytes(max(file.stat().st_size, 100)))
 
 
-def test_damaged_checkpoint_is_named_and_the_one_before_taken(interrupted):
+def test_damaged_checkpoint_is_named_and_the_previous_one_is_used(interrupted):
     spec, run, whole = interrupted
     garble(run / "checkpoints" / "128.npz")
     status = train_run(spec, run)
@@ -199,7 +199,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_taken(interrupted):
     assert outcome(run) == outcome(whole)
 
 
-def test_run_without_a_whole_checkpoint_begins_anew_and_says_so(interrupted):
+def test_run_without_intact_checkpoint_restarts_with_a_note(interrupted):
     spec, run, whole = interrupted
     for file in (run / "checkpoints").iterdir():
         garble(file)
@@ -209,7 +209,7 @@ def test_run_without_a_whole_checkpoint_begins_anew_and_says_so(interrupted):
     assert outcome(run) == outcome(whole)
 
 
-def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted, monkeypatch):
+def test_run_started_with_other_package_versions_restarts_with_a_note(interrupted, monkeypatch):
     spec, run, whole = interrupted
     other = {**package_versions(), "torch": "1.0"}
     monkeypatch.setattr(run_module, "package_versions", lambda: other)
@@ -219,7 +219,7 @@ def test_run_begun_on_other_versions_begins_anew_and_says_so(interrupted, monkey
     assert outcome(run) == outcome(whole)
 
 
-def test_run_that_fails_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+def test_failed_run_resumes_from_its_checkpoint(tmp_path, monkeypatch):
     spec = SPECS["SPPO"]
     train_run(spec, tmp_path / "whole")
 
@@ -240,7 +240,7 @@ def test_run_that_fails_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_native_environments_keep_no_checkpoints_and_the_run_says_so(tmp_path):
+def test_native_environments_keep_no_checkpoints_with_a_note(tmp_path):
     spec = small_spec(
         "sppo", "PongNoFrameskip-v4", n_timesteps=64, eval_freq=64, n_eval_episodes=1, env_backend="native"
     )
@@ -277,7 +277,7 @@ def folders(root, specs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_interrupted_population_ends_with_the_bytes_of_one_that_was_not(kind, tmp_path, monkeypatch):
+def test_interrupted_population_resumes_with_identical_results(kind, tmp_path, monkeypatch):
     specs = MEMBERS[kind]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)
     train_population(specs, whole)
@@ -289,11 +289,11 @@ def test_interrupted_population_ends_with_the_bytes_of_one_that_was_not(kind, tm
 
 
 @pytest.mark.slow
-def test_population_interrupted_while_it_writes_checkpoints_goes_on(tmp_path, monkeypatch):
+def test_population_interrupted_during_checkpoint_writing_resumes(tmp_path, monkeypatch):
     specs = MEMBERS["CartPole"]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)
     train_population(specs, whole)
-    # In the middle of those of the fourth update
+    # During the checkpoints of the fourth update
     interrupt_at(
         14, population, "write_checkpoint", partial(train_population, specs, paths, checkpoint_every=0)
     )
@@ -304,7 +304,7 @@ def test_population_interrupted_while_it_writes_checkpoints_goes_on(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_member_whose_checkpoints_are_damaged_begins_anew_beside_the_others(tmp_path, monkeypatch):
+def test_member_with_damaged_checkpoints_restarts_while_others_resume(tmp_path, monkeypatch):
     specs = MEMBERS["CartPole"]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)
     train_population(specs, whole)
@@ -316,7 +316,7 @@ def test_member_whose_checkpoints_are_damaged_begins_anew_beside_the_others(tmp_
     assert [outcome(path) for path in paths] == [outcome(path) for path in whole]
 
 
-def test_run_begun_in_a_population_goes_on_alone(tmp_path, monkeypatch):
+def test_run_started_in_a_population_resumes_alone(tmp_path, monkeypatch):
     specs = MEMBERS["CartPole"]
     whole, paths = folders(tmp_path / "whole", specs), folders(tmp_path / "interrupted", specs)
     train_population(specs, whole)
@@ -345,7 +345,7 @@ KILLED_SPECS = [small_spec(seed=seed, n_timesteps=6400, eval_freq=640) for seed 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["alone", "population"])
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
+def test_run_killed_at_random_moments_resumes_with_identical_results(how, tmp_path):
     n = 1 if how == "alone" else 2
     whole = folders(tmp_path / "whole", KILLED_SPECS)
     if how == "alone":
@@ -357,7 +357,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(how, tmp_path):
     n_killed = 0
     for steps in (200, 2000):
         process = subprocess.Popen(command)
-        # Where this process has to wait for a core, the run may end before it is killed
+        # On a busy machine, the run can finish before it is killed
         until(lambda steps=steps, run=process: last_checkpoint(killed[0]) >= steps or run.poll() == 0)
         process.send_signal(signal.SIGKILL)
         n_killed += process.wait() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""One run into its directory."""
+"""Training of a single run and the files that it writes."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def evaluations(path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run with all that a run can have: noise, normalization, two environments, schedules."""
+    """A finished run with noise, normalization, two environments and schedules."""
     path = tmp_path_factory.mktemp("finished") / "run"
     spec = small_spec(
         noise="flip:0.1",
@@ -52,7 +52,7 @@ def finished(tmp_path_factory):
     return spec, path
 
 
-def test_run_directory_holds_all_that_is_promised_and_no_more(finished):
+def test_run_directory_contains_exactly_the_documented_files(finished):
     names = {
         "events" if file.name.startswith("events.out.tfevents.") else file.name
         for file in finished[1].iterdir()
@@ -64,12 +64,12 @@ def test_run_directory_holds_all_that_is_promised_and_no_more(finished):
     }  # fmt: skip
 
 
-def test_spec_on_disk_is_the_runs(finished):
+def test_saved_spec_matches_the_run(finished):
     spec, path = finished
     assert RunDirectory(path).read_spec() == spec
     on_disk = json.loads((path / "spec.json").read_text())
     assert on_disk["hyperparams"]["learning_rate"] == "lin_0.001"
-    assert on_disk["hyperparams"]["vf_coef"] == 0.5  # SB3's default stands there too
+    assert on_disk["hyperparams"]["vf_coef"] == 0.5  # SB3's defaults are recorded too
     assert RunSpec(**on_disk) == spec
 
 
@@ -81,7 +81,7 @@ def test_versions_and_commit_are_recorded(finished):
     assert len(versions["commit"].removesuffix("-dirty")) == 40
 
 
-def test_status_says_done_and_how_long_it_took(finished):
+def test_status_records_completion_and_times(finished):
     status = RunDirectory(finished[1]).read_status()
     assert (status.state, status.timesteps, status.n_timesteps, status.reason) == ("done", 64, 64, "")
     assert min(status.started, status.updated, status.ended) > 0
@@ -90,20 +90,20 @@ def test_status_says_done_and_how_long_it_took(finished):
     assert status.host
 
 
-def test_evaluations_are_as_eval_callback_writes_them(finished):
+def test_evaluations_have_the_format_of_eval_callback(finished):
     data = evaluations(finished[1])
     assert data.keys() == {"timesteps", "results", "ep_lengths"}
     assert data["timesteps"].tolist() == [32, 64]
     assert data["results"].shape == data["ep_lengths"].shape == (2, 2)
 
 
-def test_evaluations_have_no_reward_noise_and_raw_rewards(finished):
-    # CartPole gives 1 for each step
+def test_evaluations_use_raw_rewards_without_noise(finished):
+    # The reward of CartPole is 1 per step
     data = evaluations(finished[1])
     assert np.array_equal(data["results"], data["ep_lengths"])
 
 
-def test_monitor_has_the_raw_returns_of_each_environment(finished):
+def test_monitor_records_raw_returns_of_each_environment(finished):
     assert sorted(file.name for file in (finished[1] / "monitor").iterdir()) == [
         "0.monitor.csv",
         "1.monitor.csv",
@@ -113,7 +113,7 @@ def test_monitor_has_the_raw_returns_of_each_environment(finished):
     assert np.array_equal(results["r"], results["l"])
 
 
-def test_best_model_is_that_of_the_best_evaluation_and_changes_no_other_file(tmp_path, monkeypatch):
+def test_best_model_is_from_the_best_evaluation_and_affects_no_other_file(tmp_path, monkeypatch):
     spec = small_spec(n_timesteps=160, overrides=dict(normalize=True, learning_rate=0.01))
     saved = []
     save = run.save
@@ -150,7 +150,7 @@ def test_progress_is_logged_as_csv_and_for_tensorboard(finished):
     assert steps == [32, 64]
 
 
-def test_normalisation_statistics_load_with_sb3(finished):
+def test_normalization_statistics_load_with_sb3(finished):
     venv = VecNormalize.load(str(finished[1] / "vecnormalize.pkl"), make_vec_env("CartPole-v1"))
     assert venv.obs_rms.count > 60
     assert venv.gamma == finished[0].hyperparams.gamma
@@ -158,7 +158,7 @@ def test_normalisation_statistics_load_with_sb3(finished):
         assert type(pickle.load(file)) is VecNormalize
 
 
-def test_model_plays_again_and_keeps_its_schedules(finished):
+def test_saved_model_predicts_and_keeps_its_schedules(finished):
     model = SPPO.load(finished[1] / "model.zip", device="cpu")
     assert (model.alpha, model.beta, model.z) == (0.5, 1.0, -1.0)
     assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0)] == [0.001, 0.0005, 0.0]
@@ -166,7 +166,7 @@ def test_model_plays_again_and_keeps_its_schedules(finished):
     model.predict(np.zeros(4, dtype=np.float32))
 
 
-def test_same_spec_gives_the_same_model_evaluations_and_monitor(finished, tmp_path):
+def test_same_spec_gives_identical_model_evaluations_and_monitor(finished, tmp_path):
     spec, path = finished
     np.random.seed(5)
     th.manual_seed(5)
@@ -184,7 +184,7 @@ def test_same_spec_gives_the_same_model_evaluations_and_monitor(finished, tmp_pa
     ("algo", "env"),
     [("sppo", "CartPole-v1"), ("sa2c", "CartPole-v1"), ("sppo", BROKEN + "GlobalRandom-v0")],
 )
-def test_evaluation_does_not_disturb_training(algo, env, tmp_path):
+def test_evaluation_does_not_affect_training(algo, env, tmp_path):
     trained = []
     for eval_freq in (8, 64, 1000):
         spec = small_spec(algo, env, eval_freq=eval_freq, overrides={"normalize": True, "n_steps": 16})
@@ -195,7 +195,7 @@ def test_evaluation_does_not_disturb_training(algo, env, tmp_path):
     assert_same(trained[0], trained[2])
 
 
-def test_seed_noise_and_loss_change_the_result(tmp_path):
+def test_seed_noise_and_loss_affect_the_result(tmp_path):
     changed = [dict(), dict(seed=1), dict(noise="gaussian:0.5"), dict(overrides={"beta": 5.0})]
     values = []
     for index, changes in enumerate(changed):
@@ -206,7 +206,7 @@ def test_seed_noise_and_loss_change_the_result(tmp_path):
 
 
 @pytest.mark.parametrize("noise", ["none", "gaussian:0.5"])
-def test_reward_noise_reaches_training_and_not_evaluations(noise, tmp_path):
+def test_reward_noise_affects_training_but_not_evaluations(noise, tmp_path):
     train_run(small_spec(env=BROKEN + "NoisyScore-v0", noise=noise), tmp_path)
     assert np.all(evaluations(tmp_path)["results"] == 0)
     assert np.all(load_results(str(tmp_path / "monitor"))["r"] == 0)
@@ -216,7 +216,7 @@ def test_reward_noise_reaches_training_and_not_evaluations(noise, tmp_path):
 
 
 @pytest.mark.parametrize(("algo", "theirs"), [("ppo", PPO), ("a2c", A2C)])
-def test_baseline_run_is_sb3_to_the_bit(algo, theirs, tmp_path):
+def test_baseline_run_is_bitwise_identical_to_sb3(algo, theirs, tmp_path):
     overrides = dict(normalize=True, gamma=0.9)
     kwargs = dict(n_steps=32, gamma=0.9)
     if algo == "ppo":
@@ -257,9 +257,7 @@ def test_baseline_run_is_sb3_to_the_bit(algo, theirs, tmp_path):
     ],
 )
 @pytest.mark.parametrize("normalize", [False, True])
-def test_number_that_is_not_finite_fails_the_run_and_names_the_step(
-    env, changes, reason, normalize, tmp_path
-):
+def test_non_finite_number_fails_the_run_and_names_the_step(env, changes, reason, normalize, tmp_path):
     changes = dict(eval_freq=1000) | changes
     changes["overrides"] = {"normalize": normalize} | changes.get("overrides", {})
     with pytest.raises(RunFailed) as error:
@@ -275,14 +273,14 @@ def test_number_that_is_not_finite_fails_the_run_and_names_the_step(
 
 
 @pytest.mark.parametrize("n_timesteps", [32, 96], ids=["in the last update", "in an earlier update"])
-def test_network_that_is_lost_fails_the_run(n_timesteps, tmp_path):
+def test_non_finite_network_fails_the_run(n_timesteps, tmp_path):
     spec = small_spec(env=BROKEN + "HugeReward-v0", n_timesteps=n_timesteps)
     with pytest.raises(RunFailed, match=r"loss is .* after an update"):
         train_run(spec, tmp_path)
     assert RunDirectory(tmp_path).read_status().state == "failed"
 
 
-def test_failed_run_can_be_trained_again_and_leaves_no_error_behind(tmp_path, monkeypatch):
+def test_failed_run_can_be_retrained_and_leaves_no_error_file(tmp_path, monkeypatch):
     spec = small_spec()
     with monkeypatch.context() as broken:
         broken.setattr(SPPO, "train", lambda self: 1 / 0)
@@ -294,7 +292,7 @@ def test_failed_run_can_be_trained_again_and_leaves_no_error_behind(tmp_path, mo
     assert len(list(tmp_path.glob("events.*"))) == 1
 
 
-def test_stopped_run_says_so_and_starts_again_from_the_beginning(tmp_path):
+def test_stopped_run_is_marked_and_restarts_without_checkpoints(tmp_path):
     spec = small_spec()
 
     def stop(status):
@@ -309,7 +307,7 @@ def test_stopped_run_says_so_and_starts_again_from_the_beginning(tmp_path):
     assert_same(parameters(tmp_path / "stopped"), parameters(tmp_path / "straight"))
 
 
-def test_execute_gives_1_for_a_folder_of_another_run_and_changes_nothing(finished, capsys):
+def test_execute_run_returns_1_for_a_folder_of_another_run_unmodified(finished, capsys):
     spec, path = finished
     before = contents(path)
     assert execute_run(path, spec.model_copy(update={"seed": 9}), "") == 1
@@ -317,7 +315,7 @@ def test_execute_gives_1_for_a_folder_of_another_run_and_changes_nothing(finishe
     assert contents(path) == before
 
 
-def test_final_evaluation_is_made_after_the_last_step_whatever_the_frequency(tmp_path):
+def test_final_evaluation_follows_the_last_step_for_any_frequency(tmp_path):
     for eval_freq, expected in ((1000, [64]), (40, [40, 64]), (64, [64])):
         train_run(small_spec(eval_freq=eval_freq), tmp_path / str(eval_freq))
         assert evaluations(tmp_path / str(eval_freq))["timesteps"].tolist() == expected

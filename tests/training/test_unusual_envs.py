@@ -1,4 +1,4 @@
-"""Runs, alone and in a population, in environments that do what Gymnasium's own do not."""
+"""Single and population runs in environments with unusual behavior."""
 
 import itertools
 import json
@@ -29,14 +29,14 @@ HOW = pytest.mark.parametrize("how", ["alone", "population"])
 
 
 def unusual(env, seed=1, **changes):
-    """A run of ten updates of 32 steps."""
+    """Return the spec of a run with ten updates of 32 steps."""
     return small_spec(
         env=f"{UNUSUAL}{env}-v0", seed=seed, **({"n_timesteps": 320, "eval_freq": 96} | changes)
     )
 
 
 class Training:
-    """One run alone, or two in a population, in a folder."""
+    """One single run, or two runs in a population, in a folder."""
 
     def __init__(self, how, env, folder, **changes):
         self.specs = [unusual(env, seed, **changes) for seed in ((1,) if how == "alone" else (1, 2))]
@@ -49,7 +49,7 @@ class Training:
         return train_population(self.specs, self.paths, **options)
 
     def interrupt_at(self, n):
-        """Train with a checkpoint after each update until the n-th update begins."""
+        """Train with a checkpoint after each update until the n-th update starts."""
         owner, name = (SPPO, "train") if self.how == "alone" else (Updater, "update")
         interrupt_at(n, owner, name, partial(self.train, checkpoint_every=0))
 
@@ -64,24 +64,24 @@ class Training:
 
 @pytest.mark.slow
 @HOW
-def test_run_has_no_checkpoints_while_an_episode_is_longer_than_its_record(how, tmp_path, monkeypatch):
+def test_run_has_no_checkpoints_during_episodes_longer_than_the_record(how, tmp_path, monkeypatch):
     monkeypatch.setattr(replay, "MAX_RECORDED_STEPS", 100)
     whole, run = (Training(how, "Long", tmp_path / name) for name in ("whole", "run"))
     whole.train()
-    run.interrupt_at(5)  # in step 160, of which none since step 96 could be recorded
+    run.interrupt_at(5)  # in step 160; no step since step 96 could be recorded
     assert [checkpoint_steps(path) for path in run.paths] == [[96, 64]] * len(run.paths)
     for path in run.paths:
         (note,) = troubles(RunDirectory(path).read_status())
         assert "keeps no checkpoints" in note
         assert "longer than 100 steps" in note
-    run.interrupt_at(4)  # in step 224; the next episode began in step 151
+    run.interrupt_at(4)  # in step 224; the next episode started in step 151
     assert [checkpoint_steps(path) for path in run.paths] == [[192, 160]] * len(run.paths)
     assert {status.resumed_from for status in run.train()} == {192}
     assert run.outcomes == whole.outcomes
 
 
 @HOW
-def test_evaluation_that_never_ends_is_truncated_and_the_run_says_so(how, tmp_path):
+def test_endless_evaluation_is_truncated_with_a_note(how, tmp_path):
     training = Training(how, "NeverEnds", tmp_path, eval_max_episode_steps=50, n_eval_episodes=3)
     for status in training.train():
         assert status.state == "done"
@@ -101,7 +101,7 @@ def test_evaluation_that_never_ends_is_truncated_and_the_run_says_so(how, tmp_pa
 
 
 @HOW
-def test_only_episodes_that_were_truncated_count_as_such(how, tmp_path):
+def test_only_truncated_episodes_are_recorded_as_truncated(how, tmp_path):
     limited, free = (
         Training(how, "RarelyEnds", tmp_path / str(limit), eval_max_episode_steps=limit)
         for limit in (20, 10_000)
@@ -120,7 +120,7 @@ def test_only_episodes_that_were_truncated_count_as_such(how, tmp_path):
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", f"{UNUSUAL}Tidy-v0"])
-def test_limit_that_no_episode_reaches_changes_nothing(env, tmp_path):
+def test_unreached_limit_does_not_change_results(env, tmp_path):
     for limit in (500, 10_000):
         train_run(small_spec(env=env, eval_max_episode_steps=limit), tmp_path / str(limit))
     assert outcome(tmp_path / "500") == outcome(tmp_path / "10000")
@@ -128,7 +128,7 @@ def test_limit_that_no_episode_reaches_changes_nothing(env, tmp_path):
 
 @pytest.mark.slow
 @HOW
-def test_progress_of_an_evaluation_is_told(how, tmp_path, monkeypatch):
+def test_progress_of_an_evaluation_is_reported(how, tmp_path, monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     told = []
@@ -140,7 +140,7 @@ def test_progress_of_an_evaluation_is_told(how, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_limit_of_evaluation_episodes_is_an_option_of_both_commands_and_a_key_of_sweeps(tmp_path):
+def test_evaluation_limit_is_an_option_of_commands_and_sweep_files(tmp_path):
     env = f"{UNUSUAL}NeverEnds-v0"
     words = ("--timesteps", 32, *SMALL_WORDS, "--device", "cpu")
     run = ("--algo", "ppo", "--env", env, "--out", tmp_path / "run", *words)
@@ -159,7 +159,7 @@ def test_limit_of_evaluation_episodes_is_an_option_of_both_commands_and_a_key_of
     assert np.all(RunDirectory(spec.parent).read_evaluations()["ep_lengths"] == 40)
 
 
-def test_limit_of_evaluation_episodes_below_one_is_refused(tmp_path):
+def test_evaluation_limit_below_one_is_rejected(tmp_path):
     mine = tmp_path / "mine.yml"
     mine.write_text("{envs: [CartPole-v1], algos: [ppo], noise: [none], seeds: [1]}")
     option = ("--eval-max-episode-steps", 0, "--out", tmp_path / "run")
@@ -173,7 +173,7 @@ def test_limit_of_evaluation_episodes_below_one_is_refused(tmp_path):
 @pytest.mark.slow
 @HOW
 @pytest.mark.parametrize("env", ["Success", "NumpySuccess"])
-def test_success_that_is_not_reported_is_none(how, env, tmp_path):
+def test_unreported_success_counts_as_no_success(how, env, tmp_path):
     whole, run = (Training(how, env, tmp_path / name, n_eval_episodes=5) for name in ("whole", "run"))
     whole.train()
     run.interrupt_at(8)
@@ -186,7 +186,7 @@ def test_success_that_is_not_reported_is_none(how, env, tmp_path):
         assert 0 < successes.sum() < successes.size
 
 
-def test_evaluations_before_the_first_report_of_a_success_have_none(tmp_path):
+def test_evaluations_before_the_first_reported_success_record_none(tmp_path):
     log = EvaluationLog(small_spec(), tmp_path, print)
     logger = make_logger(tmp_path)
     for step, infos in ((1, [{}, {}]), (2, [{}, {"is_success": True}]), (3, [{"is_success": None}, {}])):
@@ -214,7 +214,7 @@ def test_evaluations_before_the_first_report_of_a_success_have_none(tmp_path):
     ],
     ids=["MultiDiscrete", "MultiDiscrete in a population", "Box", "Dict"],
 )
-def test_environment_that_writes_to_what_it_shares_changes_nothing(how, kind, overrides, tmp_path):
+def test_environment_that_modifies_shared_arrays_does_not_change_results(how, kind, overrides, tmp_path):
     overrides = {"n_envs": 2, "n_steps": 16} | overrides
     tidy, untidy = (
         Training(how, f"{name}{kind}", tmp_path / name, overrides=overrides) for name in ("Tidy", "Untidy")
@@ -242,9 +242,7 @@ def test_run_resumes_with_other_kinds_of_random_generators(how, env, tmp_path):
 
 @HOW
 @pytest.mark.parametrize("env", ["NoRandom", "RaisingRandom", "SystemRandom", "GlobalState"])
-def test_run_whose_random_generator_cannot_be_saved_trains_and_says_that_it_keeps_no_checkpoints(
-    how, env, tmp_path
-):
+def test_run_with_unsavable_random_generator_trains_without_checkpoints(how, env, tmp_path):
     run = Training(how, env, tmp_path)
     for status in run.train(checkpoint_every=0):
         assert status.state == "done"

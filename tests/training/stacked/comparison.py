@@ -1,4 +1,4 @@
-"""Whether two folders hold the same result."""
+"""Comparison of the results of two runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from srl.rundir.status import Status
 from srl.training.run import RunFailed, train_run
 from srl.training.stacked import train_population
 
-#: On one machine results are the same to the bit; a CPU of another kind may round a product otherwise.
+#: Results are bitwise identical on most CPUs; some CPUs round stacked products differently.
 TOLERANCE = 1e-5
 
 
 def train_alone(specs: Sequence[RunSpec], root: Path) -> list[Path]:
-    """Train runs one after another; one that fails says so in its folder."""
+    """Train runs one after another; return their folders. Failures are recorded in the status."""
     paths = [root / "alone" / str(index) for index in range(len(specs))]
     for spec, path in zip(specs, paths, strict=True):
         try:
@@ -44,7 +44,7 @@ def train_together(
 
 
 def assert_members_are_their_runs_alone(specs: Sequence[RunSpec], root: Path) -> list[Path]:
-    """Train runs both ways and compare them; returns the members' folders."""
+    """Train runs as a population and alone, and compare them; return the members' folders."""
     paths, statuses = train_together(specs, root)
     assert [(status.state, status.reason) for status in statuses] == [("done", "")] * len(specs)
     for path, alone in zip(paths, train_alone(specs, root), strict=True):
@@ -53,7 +53,7 @@ def assert_members_are_their_runs_alone(specs: Sequence[RunSpec], root: Path) ->
 
 
 def assert_same_result(ours: Path, theirs: Path) -> None:
-    """Compare all that two runs have learned, scored and logged."""
+    """Compare models, evaluations and logs of two runs."""
     assert_same_model(ours, theirs, "best_model.zip")
     left, right = (RunDirectory(path).read_evaluations() for path in (ours, theirs))
     assert left.keys() == right.keys()
@@ -65,7 +65,7 @@ def assert_same_result(ours: Path, theirs: Path) -> None:
 
 
 def assert_same_model(ours: Path, theirs: Path, *names: str) -> None:
-    """Compare parameters and the optimizer's state; of ``names``, more models, parameters."""
+    """Compare parameters and optimizer states, and the parameters of additional models ``names``."""
     for model in ("model.zip", *names):
         left, right = (_saved(path, "policy.pth", model) for path in (ours, theirs))
         assert left.keys() == right.keys()
@@ -86,7 +86,7 @@ def _saved(path: Path, name: str, model: str = "model.zip") -> Any:
 
 
 def assert_close(ours: Any, theirs: Any, what: str, tolerance: float | None = None) -> None:
-    """Compare arrays as wholes: a number near 0 that others were added to has their error."""
+    """Compare arrays with a tolerance relative to the largest value: sums near 0 have large errors."""
     left, right = (np.asarray(value, dtype=np.float64) for value in (ours, theirs))
     assert left.shape == right.shape, what
     scale = np.abs(right).max(initial=0)
@@ -95,7 +95,7 @@ def assert_close(ours: Any, theirs: Any, what: str, tolerance: float | None = No
 
 
 def monitored(path: Path) -> dict[str, list[list[str]]]:
-    """Returns and lengths of the training episodes of each environment."""
+    """Return returns and lengths of the training episodes of each environment."""
     return {
         file.name: [line.split(",")[:2] for line in file.read_text().splitlines()[2:]]
         for file in sorted((path / "monitor").iterdir())
@@ -103,7 +103,7 @@ def monitored(path: Path) -> dict[str, list[list[str]]]:
 
 
 def assert_same_progress(ours: Path, theirs: Path) -> None:
-    """Compare ``progress.csv`` but for what depends on the clock."""
+    """Compare ``progress.csv`` except for times."""
     tables = []
     for path in (ours, theirs):
         with (path / "progress.csv").open() as file:
@@ -116,7 +116,7 @@ def assert_same_progress(ours: Path, theirs: Path) -> None:
                 continue
             assert bool(left[name]) == bool(right[name]), name
             if left[name]:
-                # Differences of nearly equal numbers, such as a KL divergence, have far larger errors
+                # Differences of nearly equal numbers, such as a KL divergence, have larger errors
                 np.testing.assert_allclose(
                     float(left[name]), float(right[name]), rtol=100 * TOLERANCE, atol=TOLERANCE, err_msg=name
                 )

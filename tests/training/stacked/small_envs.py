@@ -1,4 +1,4 @@
-"""Environments of a few numbers for each kind of action space; importing this module registers them."""
+"""Small environments for each kind of action space; importing this module registers them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gymnasium import spaces
 
 from srl.envs.seeding import Stream, seed_sequence, small_seed
 
-#: Environments of this module, by their ids.
+#: Prefix of the ids of this module's environments.
 SMALL_ENVS = "tests.training.stacked.small_envs:"
 
 
 class Small(gym.Env):
-    """Random observations and rewards that follow the actions; every seventh step ends the episode.
+    """Random observations and rewards that depend on the actions; every seventh step ends the episode.
 
-    Half of the episodes end by a time limit.
+    Half of the episodes are truncated.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
@@ -47,25 +47,25 @@ class Small(gym.Env):
 
 
 class Switches(Small):
-    """Switches to turn on and off."""
+    """MultiBinary actions."""
 
     action_space = spaces.MultiBinary(3)
 
 
 class Dials(Small):
-    """Dials of unequal size."""
+    """MultiDiscrete actions of unequal sizes."""
 
     action_space = spaces.MultiDiscrete([2, 5, 3])
 
 
 class Levers(Small):
-    """Real numbers as actions."""
+    """Box actions."""
 
     action_space = spaces.Box(-1.0, 1.0, (2,))
 
 
 class Rooms(Small):
-    """The number of a room as the observation."""
+    """Discrete observations."""
 
     observation_space = spaces.Discrete(5)
     action_space = spaces.Discrete(3)
@@ -85,7 +85,7 @@ class Frames(Small):
 
 
 class Table(Small):
-    """Observations in rows and columns."""
+    """Two-dimensional observations."""
 
     observation_space = spaces.Box(-10.0, 10.0, (2, 3))
 
@@ -94,7 +94,7 @@ class Table(Small):
 
 
 class TwoWays(Small):
-    """In the 14th step, an episode's last, one run gets an infinite reward and another a NaN to see."""
+    """In the 14th step, one run gets an infinite reward and another a NaN observation."""
 
     seed: int | None = None
 

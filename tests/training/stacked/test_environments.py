@@ -1,4 +1,4 @@
-"""The members' environments and their statistics are those of SB3's wrappers, to the bit."""
+"""Members' environments and statistics are bitwise identical to those of SB3's wrappers."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def venvs(env, n_envs, seeds=(1, 2, 3)):
 )
 @pytest.mark.parametrize("n_envs", [1, 4])
 @pytest.mark.parametrize("env", ["CartPole-v1", SMALL_ENVS + "Small-v0", SMALL_ENVS + "Table-v0"])
-def test_observations_and_rewards_are_normalised_as_by_sb3(env, n_envs, options):
+def test_observations_and_rewards_are_normalized_like_in_sb3(env, n_envs, options):
     theirs = [
         VecNormalize(venv, gamma=gamma, **options)
         for venv, gamma in zip(venvs(env, n_envs), GAMMAS, strict=True)
@@ -75,7 +75,7 @@ def test_observations_and_rewards_are_normalised_as_by_sb3(env, n_envs, options)
     envs.close()
 
 
-def test_normalising_without_taking_in_leaves_the_statistics():
+def test_normalizing_observations_does_not_update_statistics():
     envs = MemberEnvs(venvs("CartPole-v1", 2))
     normalize = StackedNormalize([VecNormalize(venv) for venv in envs.venvs])
     normalize.reset(envs.reset(range(3)))
@@ -90,7 +90,7 @@ def test_normalising_without_taking_in_leaves_the_statistics():
     envs.close()
 
 
-def test_exported_statistics_stay_when_training_goes_on():
+def test_exported_statistics_do_not_change_with_further_training():
     envs = MemberEnvs(venvs("CartPole-v1", 1))
     normalize = StackedNormalize([VecNormalize(venv) for venv in envs.venvs])
     normalize.reset(envs.reset(range(3)))
@@ -103,7 +103,7 @@ def test_exported_statistics_stay_when_training_goes_on():
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (17,)], ids=str)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 17])
-def test_running_statistics_are_those_of_sb3(n, shape):
+def test_running_statistics_match_sb3(n, shape):
     rng = np.random.default_rng(0)
     ours, theirs = StackedRunningMeanStd(5, shape), [RunningMeanStd(shape=shape) for _ in range(5)]
     for _ in range(100):
@@ -117,7 +117,7 @@ def test_running_statistics_are_those_of_sb3(n, shape):
         assert ours.count == other.count
 
 
-def test_member_that_fails_stands_still_and_the_others_go_on():
+def test_failed_member_stops_and_others_continue():
     fine = MemberEnvs(venvs(BROKEN + "NanRewardForOne-v0", 1, (0, 20)))
     envs = MemberEnvs(venvs(BROKEN + "NanRewardForOne-v0", 1, (0, 10, 20)))
     envs.reset(range(3))
@@ -139,7 +139,7 @@ def test_member_that_fails_stands_still_and_the_others_go_on():
     fine.close()
 
 
-def test_only_members_that_are_asked_for_step():
+def test_only_selected_members_step():
     envs = MemberEnvs(venvs("CartPole-v1", 2))
     before = envs.reset(range(3)).copy()
     observations, rewards, _ = envs.step(np.zeros((3, 2), dtype=int), [0, 2])
@@ -152,7 +152,7 @@ def test_only_members_that_are_asked_for_step():
     envs.close()
 
 
-def test_action_that_is_not_finite_fails_its_member_alone():
+def test_non_finite_action_fails_only_its_member():
     envs = MemberEnvs(venvs(SMALL_ENVS + "Levers-v0", 2))
     envs.reset(range(3))
     actions = np.zeros((3, 2, 2), dtype=np.float32)
@@ -165,7 +165,7 @@ def test_action_that_is_not_finite_fails_its_member_alone():
 
 
 @pytest.mark.parametrize("n_envs", [1, 4])
-def test_advantages_and_returns_are_those_of_sb3(n_envs):
+def test_advantages_and_returns_match_sb3(n_envs):
     rng = np.random.default_rng(0)
     n_steps, gamma, gae_lambda = 200, np.array([0.99, 0.9, 1.0, 0.0]), np.array([0.95, 1.0, 0.3, 0.5])
     shape = (n_steps, len(gamma), n_envs)

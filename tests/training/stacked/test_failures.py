@@ -1,4 +1,4 @@
-"""A member that fails stops, says why, and leaves the others as they are."""
+"""A failed member stops with a reason and does not affect the others."""
 
 import re
 
@@ -15,17 +15,17 @@ from tests.training.stacked.comparison import assert_same_result, train_alone, t
 from tests.training.stacked.small_envs import SMALL_ENVS
 
 BAD = BreaksForOne.SEED
-#: Above and below the seed that breaks, so that it is neither the first nor the last.
+#: The seed that breaks is neither the first nor the last.
 SEEDS = (0, BAD, 20)
 
 
 def without_step(reason):
-    """Why a run failed, without when."""
+    """Return the reason of a failure without its step."""
     return re.sub(r"( \(at step [\d,]+\))+$", "", reason)
 
 
 def assert_fails_as_alone(specs, failing, root):
-    """Train together and alone; the failing ones give the same reason and the others the same result."""
+    """Train as a population and alone; check that reasons of failures and results match."""
     paths, statuses = train_together(specs, root)
     alone = train_alone(specs, root)
     for index, (path, status) in enumerate(zip(paths, statuses, strict=True)):
@@ -61,7 +61,7 @@ def assert_fails_as_alone(specs, failing, root):
         *((f"{what}ForOne-v0", True) for what in ("NanReward", "InfObservation", "NanInEvaluation")),
     ],
 )
-def test_member_whose_environment_breaks_stops_alone(env, normalize, tmp_path):
+def test_member_with_broken_environment_fails_alone(env, normalize, tmp_path):
     specs = [
         small_spec("sppo", BROKEN + env, seed, eval_freq=32, n_eval_episodes=1,
                    overrides={"normalize": normalize})
@@ -75,7 +75,7 @@ def test_member_whose_environment_breaks_stops_alone(env, normalize, tmp_path):
 @pytest.mark.parametrize(
     "env", [env for env in BREAKS_FOR_ONE if "InEvaluation" not in env] + ["HugeRewardForOne-v0"]
 )
-def test_step_at_which_a_member_failed_is_that_of_its_run_alone(env, tmp_path):
+def test_failed_member_reports_the_same_step_as_its_single_run(env, tmp_path):
     specs = [small_spec("sppo", BROKEN + env, seed, overrides=dict(n_envs=2)) for seed in SEEDS]
     _, statuses = train_together(specs, tmp_path)
     (alone,) = train_alone(specs[1:2], tmp_path)
@@ -84,8 +84,8 @@ def test_step_at_which_a_member_failed_is_that_of_its_run_alone(env, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["NanRewardForOne-v0", "InfObservationForOne-v0", "RaisesForOne-v0"])
-def test_one_of_a_members_environments_breaks_and_is_named(env, tmp_path):
-    # With two environments the second of the run before breaks too
+def test_broken_environment_of_a_member_is_named(env, tmp_path):
+    # With two environments, the second one of the previous run breaks
     specs = [
         small_spec("sa2c", BROKEN + env, seed, n_timesteps=160, overrides=dict(n_envs=2, n_steps=8))
         for seed in (0, BAD - 1, 20)
@@ -95,9 +95,9 @@ def test_one_of_a_members_environments_breaks_and_is_named(env, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalised"])
+@pytest.mark.parametrize("normalize", [False, True], ids=["raw", "normalized"])
 @pytest.mark.parametrize("n_timesteps", [32, 96], ids=["in the last update", "in an earlier update"])
-def test_member_whose_network_is_lost_stops_alone(n_timesteps, normalize, tmp_path):
+def test_member_with_non_finite_network_fails_alone(n_timesteps, normalize, tmp_path):
     specs = [
         small_spec("sppo", BROKEN + "HugeRewardForOne-v0", seed, n_timesteps=n_timesteps,
                    overrides={"normalize": {"norm_reward": False} if normalize else False})
@@ -107,7 +107,7 @@ def test_member_whose_network_is_lost_stops_alone(n_timesteps, normalize, tmp_pa
     assert "the network is lost" in statuses[1].reason
 
 
-def test_member_whose_learning_rate_is_too_large_stops_alone(tmp_path):
+def test_ppo_member_with_too_large_learning_rate_fails_alone(tmp_path):
     specs = [
         small_spec("ppo", SMALL_ENVS + "Levers-v0", seed, n_timesteps=160, overrides={"learning_rate": rate})
         for seed, rate in ((0, 1e-3), (1, 1e30), (2, 1e-3))
@@ -115,7 +115,7 @@ def test_member_whose_learning_rate_is_too_large_stops_alone(tmp_path):
     assert_fails_as_alone(specs, {1}, tmp_path)
 
 
-def test_members_of_a2c_whose_learning_rate_is_too_large_stop_alone(tmp_path):
+def test_a2c_member_with_too_large_learning_rate_fails_alone(tmp_path):
     specs = [
         small_spec("sa2c", SMALL_ENVS + "Dials-v0", seed, n_timesteps=160, overrides={"learning_rate": rate})
         for seed, rate in ((0, 1e-3), (1, 1e30), (2, 1e-3))
@@ -126,28 +126,28 @@ def test_members_of_a2c_whose_learning_rate_is_too_large_stop_alone(tmp_path):
 @pytest.mark.parametrize(
     "env", ["NanReward-v0", "InfObservation-v0", "NanInEvaluation-v0", "Raises-v0", "HugeReward-v0"]
 )
-def test_all_members_fail(env, tmp_path):
+def test_all_members_can_fail(env, tmp_path):
     changes = dict(eval_freq=4) if env == "NanInEvaluation-v0" else {}
     specs = [small_spec("sppo", BROKEN + env, seed, **changes) for seed in (1, 2)]
     assert_fails_as_alone(specs, {0, 1}, tmp_path)
 
 
-def test_environment_that_cannot_be_made_fails_all_members(tmp_path):
+def test_environment_that_cannot_be_created_fails_all_members(tmp_path):
     specs = [small_spec("sppo", BROKEN + "CannotBeMade-v0", seed) for seed in (1, 2)]
     statuses = assert_fails_as_alone(specs, {0, 1}, tmp_path)
     assert all("no simulator here" in status.reason for status in statuses)
 
 
-def test_two_members_fail_in_the_same_step_and_each_says_why(tmp_path):
+def test_two_members_that_fail_in_the_same_step_report_their_own_reasons(tmp_path):
     specs = [small_spec("sppo", SMALL_ENVS + "TwoWays-v0", seed) for seed in (10, 20, 30)]
     assert_fails_as_alone(specs, {0, 1}, tmp_path)
 
 
-def test_failed_member_can_be_trained_again_by_itself(tmp_path):
+def test_failed_member_can_be_retrained_alone(tmp_path):
     specs = [small_spec("sppo", BROKEN + "NanRewardForOne-v0", seed) for seed in SEEDS]
     paths, _ = train_together(specs, tmp_path)
     done = [contents(path) for path in (paths[0], paths[2])]
-    # The others are done; it fails as before, and nobody else is touched
+    # The others are finished and stay unmodified; the failed member fails again
     statuses = train_population(specs, paths)
     assert [status.state for status in statuses] == ["done", "failed", "done"]
     for path, before in zip((paths[0], paths[2]), done, strict=True):
@@ -157,8 +157,8 @@ def test_failed_member_can_be_trained_again_by_itself(tmp_path):
         }
 
 
-def test_policy_that_cannot_be_stacked_fails_all_members_and_says_what_to_do(tmp_path, monkeypatch):
-    # As if a configuration had a further activation function
+def test_policy_that_cannot_be_stacked_fails_all_members_with_advice(tmp_path, monkeypatch):
+    # Simulate another activation function
     monkeypatch.setitem(policy_options.ACTIVATIONS, "tanh", th.nn.LogSigmoid)
     overrides = dict(policy_kwargs=dict(activation_fn="tanh"))
     specs = [small_spec("sppo", seed=seed, overrides=overrides) for seed in (1, 2)]
@@ -170,14 +170,14 @@ def test_policy_that_cannot_be_stacked_fails_all_members_and_says_what_to_do(tmp
         )
 
 
-def test_exit_status_of_a_population_says_whether_all_are_done(tmp_path):
+def test_population_exit_status_tells_whether_all_members_finished(tmp_path):
     fine = [small_spec(seed=seed) for seed in (1, 2)]
     assert execute_population(fine, [tmp_path / "fine" / str(seed) for seed in (1, 2)], "") == 0
     specs = [small_spec("sppo", BROKEN + "NanRewardForOne-v0", seed) for seed in SEEDS]
     assert execute_population(specs, [tmp_path / "failing" / str(seed) for seed in SEEDS], "") == 1
 
 
-def test_population_in_a_folder_of_another_run_says_so_and_exits_with_1(tmp_path, capsys):
+def test_population_in_a_folder_of_another_run_exits_1_with_message(tmp_path, capsys):
     specs = [small_spec(seed=seed) for seed in (1, 2)]
     (other,) = train_alone([small_spec(seed=9)], tmp_path)
     before = contents(other)

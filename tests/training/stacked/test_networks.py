@@ -1,4 +1,4 @@
-"""The stacked network gives what the members' networks give."""
+"""The stacked network matches the members' networks."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ KINDS = {
     "MultiBinary": ("sppo", "Switches-v0", {}),
     "Box": ("ppo", "Levers-v0", {}),
     "Discrete observations": ("sppo", "Rooms-v0", {}),
-    "rows and columns": ("sppo", "Table-v0", {}),
+    "two-dimensional observations": ("sppo", "Table-v0", {}),
     "images": ("sppo", "Frames-v0", IMAGES),
     "other layers": (
         "sppo",
@@ -51,7 +51,7 @@ def observations_of(model, n_members, n_rows):
     ("n", "n_in", "n_out"),
     [(1, 4, 64), (1, 17, 64), (4, 64, 1), (64, 64, 66), (64, 64, 1), (2, 3, 5), (32, 376, 64), (5, 512, 6)],
 )
-def test_stacked_linear_is_linear_for_each_member(n_members, n, n_in, n_out):
+def test_stacked_linear_matches_linear_for_each_member(n_members, n, n_in, n_out):
     generator = th.Generator().manual_seed(0)
     shapes = [(n_members, n, n_in), (n_members, n_out, n_in), (n_members, n_out), (n_members, n, n_out)]
     x, weight, bias, direction = (th.randn(shape, generator=generator) for shape in shapes)
@@ -69,9 +69,9 @@ def test_stacked_linear_is_linear_for_each_member(n_members, n, n_in, n_out):
 
 @pytest.mark.parametrize("n_rows", [1, 3, 20])
 @pytest.mark.parametrize("kind", KINDS)
-def test_actions_values_and_log_probabilities_are_those_of_the_policies(kind, n_rows):
+def test_actions_values_and_log_probabilities_match_single_policies(kind, n_rows):
     members = models(kind)
-    # Before: their parameters are to stay what they are
+    # Computed before stacking, which must not change parameters
     observations = observations_of(members[0], len(members), n_rows)
     expected = []
     for seed, (model, rows) in enumerate(zip(members, observations, strict=True)):
@@ -99,7 +99,7 @@ def test_actions_values_and_log_probabilities_are_those_of_the_policies(kind, n_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluated_actions_and_gradients_are_those_of_the_policies(kind):
+def test_evaluated_actions_and_gradients_match_single_policies(kind):
     members, others = models(kind), models(kind)
     observations = observations_of(members[0], len(members), 12)
     policy = StackedPolicy([model.policy for model in members])
@@ -123,7 +123,7 @@ def test_evaluated_actions_and_gradients_are_those_of_the_policies(kind):
 
 @pytest.mark.parametrize("n_steps", [1, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_draws_of_several_steps_are_those_of_one_step_after_another(kind, n_steps):
+def test_draws_of_several_steps_match_stepwise_draws(kind, n_steps):
     policy = StackedPolicy([model.policy for model in models(kind, seeds=(1,))])
     at_once, one_by_one = (th.Generator().manual_seed(5) for _ in range(2))
     together = policy.draws(at_once, n_steps, 3)
@@ -133,7 +133,7 @@ def test_draws_of_several_steps_are_those_of_one_step_after_another(kind, n_step
 
 
 @pytest.mark.parametrize("kind", ["Discrete", "Box", "images"])
-def test_stacking_keeps_the_members_parameters(kind):
+def test_stacking_does_not_change_member_parameters(kind):
     members, others = models(kind), models(kind)
     StackedPolicy([model.policy for model in members])
     for ours, theirs in zip(members, others, strict=True):
@@ -142,7 +142,7 @@ def test_stacking_keeps_the_members_parameters(kind):
         assert all(th.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-def test_training_the_stack_trains_the_policies():
+def test_training_the_stack_trains_the_member_policies():
     members = models("Box")
     policy = StackedPolicy([model.policy for model in members])
     before = [{name: value.clone() for name, value in m.policy.state_dict().items()} for m in members]
@@ -159,7 +159,7 @@ def test_training_the_stack_trains_the_policies():
     ("overrides", "name"),
     [(dict(use_sde=True), "StateDependentNoiseDistribution"), (dict(policy="CnnPolicy"), "separate")],
 )
-def test_what_cannot_be_stacked_is_named(overrides, name):
+def test_unstackable_policy_is_named_in_error(overrides, name):
     env, algo = ("Levers-v0", "ppo") if "use_sde" in overrides else ("Frames-v0", "sppo")
     if name == "separate":
         overrides = overrides | dict(policy_kwargs={"share_features_extractor": False})

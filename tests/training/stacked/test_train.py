@@ -1,4 +1,4 @@
-"""A member of a population is the run alone."""
+"""Members of a population match their single runs."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ CHEETAH = "HalfCheetah-v4"
 
 
 def cheetah(algo, seed, noise="none", n_timesteps=768, **overrides):
-    """Three updates and one episode of evaluation."""
+    """Return the spec of a run with three updates and one evaluation episode."""
     small = {} if algo.endswith("a2c") else dict(n_steps=256, n_epochs=3)
     return small_spec(
         algo, CHEETAH, seed, noise=noise, n_timesteps=n_timesteps, eval_freq=10_000, n_eval_episodes=1,
@@ -36,7 +36,7 @@ def cheetah(algo, seed, noise="none", n_timesteps=768, **overrides):
 
 
 def a2c(algo, seed, noise="none", **overrides):
-    """Many updates of A2C in four environments, and one episode of evaluation."""
+    """Return the spec of a run with many A2C updates in four environments and one evaluation episode."""
     return make_run_spec(
         algo, CHEETAH, seed, noise=noise, n_timesteps=600, eval_freq=10_000, n_eval_episodes=1, device="cpu",
         overrides={"n_envs": 4} | overrides,
@@ -44,7 +44,7 @@ def a2c(algo, seed, noise="none", **overrides):
 
 
 def small(algo, env, seed, **changes):
-    """A run in an environment of :mod:`tests.training.stacked.small_envs`."""
+    """Return the spec of a run in an environment of :mod:`tests.training.stacked.small_envs`."""
     return small_spec(algo, SMALL_ENVS + env, seed, **changes)
 
 
@@ -63,14 +63,14 @@ CASES = {
         small_spec("sa2c", seed=1, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
         small_spec("a2c", seed=2, n_timesteps=600, eval_freq=200, overrides=dict(n_steps=5)),
     ],
-    "discretised PPO in HalfCheetah": lambda: [
+    "discretized PPO in HalfCheetah": lambda: [
         cheetah("dsppo", 1),
         cheetah("dsppo", 2, "gaussian:0.05", alpha=0.3, beta=3.0, max_grad_norm=0.05),
         cheetah("dppo", 3, gamma=0.95, ent_coef=0.01),
         cheetah("dsppo", 4, "uniform:0.1", learning_rate=1e-3, clip_range=0.1),
         cheetah("dsppo", 1, beta=0.1, learning_rate="lin_1e-3", clip_range="lin_0.3"),
     ],
-    "discretised A2C in HalfCheetah": lambda: [
+    "discretized A2C in HalfCheetah": lambda: [
         a2c("da2c", 1),
         a2c("dsa2c", 2, "gaussian:0.05"),
         a2c("dsa2c", 3, beta=3.0, learning_rate=3e-4),
@@ -86,24 +86,24 @@ CASES = {
         small("a2c", "Levers-v0", seed, overrides=dict(n_envs=3, n_steps=5))
         for seed in (1, 2)
     ],
-    "switches": lambda: [
+    "MultiBinary actions": lambda: [
         small("sppo", "Switches-v0", 1),
         small("sppo", "Switches-v0", 2, overrides=dict(beta=3.0)),
         small("ppo", "Switches-v0", 3),
     ],
-    "dials of unequal size": lambda: [
+    "MultiDiscrete actions of unequal sizes": lambda: [
         small("sppo", "Dials-v0", 1, overrides=dict(n_envs=2)),
         small("ppo", "Dials-v0", 2, noise="gaussian:0.5", overrides=dict(n_envs=2)),
         small("sppo", "Dials-v0", 3, overrides=dict(n_envs=2, beta=5.0, alpha=0.0)),
     ],
-    "dials of unequal size, A2C": lambda: [
+    "MultiDiscrete actions of unequal sizes, A2C": lambda: [
         small("sa2c", "Dials-v0", 1, overrides=dict(n_envs=2, n_steps=5)),
         small("a2c", "Dials-v0", 2, overrides=dict(n_envs=2, n_steps=5)),
     ],
-    "spaces that do not start at 0": lambda: [
+    "spaces with nonzero start": lambda: [
         small_spec("sppo", UNUSUAL + "DialsStart-v0", seed) for seed in (1, 2)
     ],
-    "spaces that do not start at 0, A2C": lambda: [
+    "spaces with nonzero start, A2C": lambda: [
         small_spec("sa2c", UNUSUAL + "RoomsStart-v0", seed, overrides=dict(n_envs=2, n_steps=5))
         for seed in (1, 2)
     ],
@@ -112,8 +112,8 @@ CASES = {
             policy="CnnPolicy", policy_kwargs={"normalize_images": False}, n_steps=16, batch_size=16))
         for seed in (1, 2)
     ],
-    "numbers of rooms": lambda: [small("sppo", "Rooms-v0", 1), small("ppo", "Rooms-v0", 2)],
-    "rows and columns": lambda: [
+    "Discrete observations": lambda: [small("sppo", "Rooms-v0", 1), small("ppo", "Rooms-v0", 2)],
+    "two-dimensional observations": lambda: [
         small("sppo", "Table-v0", seed, overrides=dict(normalize=True)) for seed in (1, 2)
     ],
     "small images": lambda: [
@@ -126,11 +126,11 @@ CASES = {
               overrides=dict(normalize=True, n_envs=3, frame_stack=2, gamma=gamma))
         for seed, noise, gamma in ((1, "none", 0.99), (2, "flip:0.1", 0.9), (3, "gaussian:0.1", 0.99))
     ],
-    "normalised observations alone": lambda: [
+    "only normalized observations": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(normalize={"norm_reward": False, "clip_obs": 1.0}))
         for seed in (1, 2)
     ],
-    "normalised rewards alone": lambda: [
+    "only normalized rewards": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(normalize={"norm_obs": False, "clip_reward": 1.0}))
         for seed in (1, 2)
     ],
@@ -160,7 +160,7 @@ CASES = {
         small("sa2c", "Small-v0", 1, overrides=dict(learning_rate="lin_1e-2")),
         small("a2c", "Small-v0", 2, overrides=dict(learning_rate=1e-2)),
     ],
-    "MAE, signs of advantages, no importance weights": lambda: [
+    "MAE, sign transform, no importance weighting": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(
             reverse_loss="mae", advantage_transform="sign", importance_weighting=False, beta=beta))
         for seed, beta in ((1, 0.5), (2, 2.0))
@@ -188,12 +188,12 @@ CASES = {
             dict(rms_prop_eps=1e-2, policy_kwargs=dict(optimizer_kwargs=dict(alpha=0.9))),
         ))
     ],
-    "advantages in bins, not normalized": lambda: [
+    "binned advantages without normalization": lambda: [
         small("sppo", "Small-v0", seed, overrides=dict(
             advantage_transform="bins", normalize_advantage=False))
         for seed in (1, 2)
     ],
-    "minibatches of unequal size and a last update beyond the end": lambda: [
+    "unequal minibatches and a last update beyond n_timesteps": lambda: [
         small("sppo", "Small-v0", seed, n_timesteps=100, eval_freq=30,
               overrides=dict(n_steps=33, batch_size=32, n_epochs=2))
         for seed in (1, 2)
@@ -202,11 +202,11 @@ CASES = {
         small("sppo", env, seed, eval_freq=16).model_copy(update={"eval_deterministic": False})
         for env, seed in (("Dials-v0", 1), ("Dials-v0", 2))
     ],
-    "sampled real actions in evaluations": lambda: [
+    "sampled Box actions in evaluations": lambda: [
         small("ppo", "Levers-v0", seed, eval_freq=16).model_copy(update={"eval_deterministic": False})
         for seed in (1, 2)
     ],
-    "fewer environments than episodes in evaluations": lambda: [
+    "more evaluation episodes than environments": lambda: [
         small("sppo", "Small-v0", seed, n_eval_episodes=12) for seed in (1, 2)
     ],
     "other networks": lambda: [
@@ -227,7 +227,7 @@ CASES = {
             optimizer_class="SGD", optimizer_kwargs=dict(momentum=0.9))))
         for seed, rate in ((1, 1e-3), (2, 1e-2))
     ],
-    "A2C with RMSprop's arguments": lambda: [
+    "A2C with RMSprop arguments": lambda: [
         small("sa2c", "Small-v0", seed, overrides=dict(
             learning_rate=rate, rms_prop_eps=1e-3, policy_kwargs=dict(
                 optimizer_kwargs=dict(momentum=0.5, alpha=0.9))))
@@ -242,15 +242,15 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_member_is_its_run_alone(case, tmp_path):
+def test_member_matches_its_single_run(case, tmp_path):
     assert_members_are_their_runs_alone(CASES[case](), tmp_path)
 
 
 @pytest.mark.slow
-def test_member_that_plays_atari_is_its_run_alone(tmp_path):
+def test_atari_member_matches_its_single_run(tmp_path):
     shape = dict(n_envs=2, n_steps=16, batch_size=16, n_epochs=1)
-    # In so few steps nothing happens: advantages are small differences, and where to clip is a matter of
-    # rounding, which some CPUs do otherwise when networks are stacked
+    # Advantages are tiny in so few steps, and clipping would depend on rounding, which differs on some CPUs
+    # for stacked networks
     tame = dict(normalize_advantage=False, clip_range=0.9)
 
     def pong(algo, seed, noise):
@@ -272,7 +272,7 @@ def test_member_that_plays_atari_is_its_run_alone(tmp_path):
         ("ppo", SMALL_ENVS + "Levers-v0", dict(normalize=True)),
     ],
 )
-def test_population_of_one_is_the_run_alone(algo, env, overrides, tmp_path):
+def test_population_of_one_matches_the_single_run(algo, env, overrides, tmp_path):
     spec = small_spec(algo, env, n_timesteps=160, eval_freq=160, n_eval_episodes=1, overrides=overrides)
     assert_members_are_their_runs_alone([spec], tmp_path)
 
@@ -280,7 +280,7 @@ def test_population_of_one_is_the_run_alone(algo, env, overrides, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("members", [[4, 2, 0, 3, 1], [2], [0, 1, 2, 3, 4] * 4], ids=str)
 @pytest.mark.parametrize("algo", ["sppo", "sa2c"])
-def test_member_depends_neither_on_order_nor_on_number_of_the_others(algo, members, of_five, tmp_path):
+def test_member_does_not_depend_on_order_or_number_of_members(algo, members, of_five, tmp_path):
     specs, paths = of_five[algo]
     again, statuses = train_together([specs[member] for member in members], tmp_path)
     assert {status.state for status in statuses} == {"done"}
@@ -290,7 +290,7 @@ def test_member_depends_neither_on_order_nor_on_number_of_the_others(algo, membe
 
 @pytest.fixture(scope="module")
 def of_five(tmp_path_factory):
-    """Populations of five that differ in all that members may differ in."""
+    """Populations of five members that differ in all per-member settings."""
     made = {}
     for algo in ("sppo", "sa2c"):
         changes = [
@@ -310,7 +310,7 @@ def of_five(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Members of both families and their runs alone."""
+    """Members of both families and their single runs."""
     made = {}
     for family in ("ppo", "a2c"):
         root = tmp_path_factory.mktemp(family)
@@ -324,7 +324,7 @@ def trained(tmp_path_factory):
     ("family", "member", "cls"),
     [("ppo", 0, SPPO), ("ppo", 1, PPO), ("ppo", 1, SPPO), ("a2c", 0, SA2C), ("a2c", 1, A2C)],
 )
-def test_model_of_a_member_plays_and_goes_on_as_that_of_its_run_alone(family, member, cls, trained):
+def test_model_of_a_member_predicts_and_trains_like_that_of_its_single_run(family, member, cls, trained):
     together, alone, specs = trained[family]
     went_on = []
     for path in (together[member], alone[member]):
@@ -343,8 +343,8 @@ def test_model_of_a_member_plays_and_goes_on_as_that_of_its_run_alone(family, me
         assert_close(value, went_on[1][1][name], name)
 
 
-def test_file_of_a_members_model_is_as_large_as_that_of_its_run_alone(trained):
-    # A parameter that is saved as a view of the population's takes the others along
+def test_model_file_of_a_member_is_not_larger_than_that_of_its_single_run(trained):
+    # Saving a view of the stacked parameters would save those of all members
     for together, alone, _ in trained.values():
         for ours, theirs in zip(together, alone, strict=True):
             for name in ("model.zip", "best_model.zip"):
@@ -352,7 +352,7 @@ def test_file_of_a_members_model_is_as_large_as_that_of_its_run_alone(trained):
                 assert sizes[0] < 1.2 * sizes[1]
 
 
-def test_member_schedules_end_where_those_of_its_run_alone_do(tmp_path):
+def test_member_schedules_match_those_of_the_single_run(tmp_path):
     spec = small_spec(overrides=dict(learning_rate="lin_1e-3", clip_range="lin_0.2"))
     (ours,), _ = train_together([spec], tmp_path)
     (theirs,) = train_alone([spec], tmp_path)
@@ -368,7 +368,7 @@ def test_member_schedules_end_where_those_of_its_run_alone_do(tmp_path):
     assert returns[0] == returns[1]
 
 
-def test_folders_of_members_hold_what_those_of_runs_hold_and_say_that_they_are_members(tmp_path):
+def test_member_folders_have_the_files_of_runs_and_record_stacking(tmp_path):
     specs = [small_spec(seed=seed, overrides={"normalize": True}) for seed in (1, 2)]
     told = []
     paths = [tmp_path / str(seed) for seed in (1, 2)]
@@ -395,7 +395,7 @@ def test_folders_of_members_hold_what_those_of_runs_hold_and_say_that_they_are_m
     assert {status.state for statuses in told for status in statuses} == {"running"}
 
 
-def test_progress_of_members_is_logged_for_tensorboard(tmp_path):
+def test_member_progress_is_logged_for_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     spec = small_spec(seed=1)
@@ -411,7 +411,7 @@ def test_progress_of_members_is_logged_for_tensorboard(tmp_path):
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", SMALL_ENVS + "Levers-v0"])
-def test_how_often_a_population_is_evaluated_changes_nothing(env, tmp_path):
+def test_evaluation_frequency_does_not_affect_a_population(env, tmp_path):
     paths = []
     for eval_freq in (16, 1000):
         specs = [small_spec("ppo", env, seed, eval_freq=eval_freq) for seed in (1, 2)]
@@ -422,7 +422,7 @@ def test_how_often_a_population_is_evaluated_changes_nothing(env, tmp_path):
         assert_same_model(often, once)
 
 
-def test_global_random_generators_change_nothing(tmp_path):
+def test_global_random_generators_do_not_affect_a_population(tmp_path):
     paths = []
     for seed in (5, 6):
         np.random.seed(seed)
@@ -446,20 +446,20 @@ def test_global_random_generators_change_nothing(tmp_path):
         list,
     ],
 )
-def test_runs_that_do_not_fit_are_refused_before_anything_is_written(specs, tmp_path):
+def test_incompatible_runs_are_rejected_before_anything_is_written(specs, tmp_path):
     specs = specs()
     with pytest.raises(UserError, match="cannot train as one population"):
         train_population(specs, [tmp_path / "runs" / str(index) for index in range(len(specs))])
     assert not (tmp_path / "runs").exists()
 
 
-def test_fewer_folders_than_runs_are_refused(tmp_path):
+def test_fewer_folders_than_runs_are_rejected(tmp_path):
     with pytest.raises(UserError):
         train_population([small_spec(seed=1), small_spec(seed=2)], [tmp_path / "1"])
     assert not list(tmp_path.iterdir())
 
 
-def test_finished_run_among_them_is_left_as_it_is(tmp_path):
+def test_finished_member_is_not_modified(tmp_path):
     specs = [small_spec(seed=seed) for seed in (1, 2, 3)]
     alone = train_alone(specs, tmp_path)
     paths = [tmp_path / "new", alone[1], tmp_path / "another"]
@@ -476,7 +476,7 @@ def test_finished_run_among_them_is_left_as_it_is(tmp_path):
     assert_same_result(paths[2], alone[2])
 
 
-def test_nothing_is_done_for_runs_that_are_all_finished(tmp_path):
+def test_population_of_finished_runs_does_nothing(tmp_path):
     specs = [small_spec(seed=seed) for seed in (1, 2)]
     paths, statuses = train_together(specs, tmp_path)
     before = contents(tmp_path)
@@ -484,7 +484,7 @@ def test_nothing_is_done_for_runs_that_are_all_finished(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_folder_of_another_run_is_refused_and_no_other_folder_holds_a_claim(tmp_path):
+def test_folder_of_another_run_is_rejected_and_other_folders_are_released(tmp_path):
     specs = [small_spec(seed=seed) for seed in (1, 2)]
     other = train_alone([small_spec(seed=9)], tmp_path)[0]
     before = contents(other)
@@ -493,16 +493,16 @@ def test_folder_of_another_run_is_refused_and_no_other_folder_holds_a_claim(tmp_
     assert contents(other) == before
     mine = RunDirectory(tmp_path / "mine")
     assert not mine.in_progress
-    # It can be trained now
+    # The folder can be used afterwards
     assert [status.state for status in train_population(specs[:1], [tmp_path / "mine"])] == ["done"]
 
 
-def test_one_folder_for_two_runs_is_refused(tmp_path):
+def test_one_folder_for_two_runs_is_rejected(tmp_path):
     with pytest.raises(UserError):
         train_population([small_spec(seed=1)] * 2, [tmp_path / "run"] * 2)
 
 
-def test_unfinished_members_begin_again_from_the_start(tmp_path):
+def test_unfinished_members_without_checkpoints_restart(tmp_path):
     specs = [small_spec(seed=seed) for seed in (1, 2)]
     paths = [tmp_path / "members" / str(seed) for seed in (1, 2)]
 
