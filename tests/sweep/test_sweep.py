@@ -56,7 +56,7 @@ def test_seeds_are_numbers_and_half_open_ranges(texts, seeds):
         ([""], "'' is neither"),
         (["²"], "'²' is neither"),
         (["2147483648"], "beyond"),
-        (["0:1000000"], "100,000 is the most"),
+        (["0:1000000"], "the maximum is 100,000"),
         ([], "at least one"),
     ],
 )

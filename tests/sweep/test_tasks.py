@@ -394,7 +394,7 @@ def test_slurm_sweep_is_divided_by_jobs_instead_of_local_cores(cores, monkeypatc
 def test_invalid_population_size_is_an_error(value, tmp_path):
     outcome = sweep(tmp_path / "out", f"--population={value}")
     assert outcome.status == 2
-    assert f"--population {value}: must be auto, off, or the most members of one" in outcome.err
+    assert f"--population {value}: must be auto, off, or the maximum size, 1 or above" in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
