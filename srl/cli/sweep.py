@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -72,15 +71,6 @@ class Sweep:
     tracking: tyro.conf.OmitArgPrefixes[TrackOptions] = field(default_factory=TrackOptions)
 
 
-def _grid(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Read ``--grid``; None if it was not given."""
-    given = read_assignments("--grid", texts)
-    grid = {
-        key: [read_yaml("--grid", part, part) for part in values.split(",")] for key, values in given.items()
-    }
-    return grid or None
-
-
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.config.files import find_sweep
@@ -106,6 +96,10 @@ def sweep(options: Sweep, command: str) -> int:
     environment = options.environment
     # They may also register reward noise and losses
     import_packages(environment.gym_packages)
+    grid = {
+        name: [read_yaml("--grid", part, part) for part in values.split(",")]
+        for name, values in read_assignments("--grid", options.grid).items()
+    }
     sweep_options = load_sweep(
         config,
         quick=options.quick,
@@ -117,7 +111,7 @@ def sweep(options: Sweep, command: str) -> int:
         hyperparams_file=environment.hyperparams_file,
         envs=split_values("--envs", options.envs),
         algos=split_values("--algos", options.algos),
-        grid=_grid(options.grid),
+        grid=grid or None,
         noise=split_values("--noise", options.noise),
         seeds=split_values("--seeds", options.seeds),
         n_timesteps=options.timesteps if options.extend_to is None else options.extend_to,

@@ -13,7 +13,6 @@ import numpy as np
 
 from srl.config.spec import safe_name
 from srl.errors import MissingExtra, UserError
-from srl.report.cells import Cell
 from srl.report.files import check_folder, write_files
 from srl.report.folders import ZOO
 from srl.report.intervals import plain
@@ -147,7 +146,8 @@ def _zoo_files(scores: Scores) -> dict[str, Path]:
     steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
     files: dict[str, Path] = {}
     for cell in scores.cells:
-        top = f"{ZOO}/{_zoo_root(cell, several=steps[cell.env, cell.noise] > 1)}"
+        length = f"{cell.n_timesteps}-steps" if steps[cell.env, cell.noise] > 1 else ""
+        top = f"{ZOO}/{safe_name('_'.join(filter(None, (cell.noise, cell.variant, length))))}"
         for run in cell.runs:
             if run.state != "done":
                 continue
@@ -160,8 +160,3 @@ def _zoo_files(scores: Scores) -> dict[str, Path]:
     if not files:
         raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
     return files
-
-
-def _zoo_root(cell: Cell, *, several: bool) -> str:
-    parts = [cell.noise, cell.variant, f"{cell.n_timesteps}-steps" if several else ""]
-    return safe_name("_".join(part for part in parts if part))

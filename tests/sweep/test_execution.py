@@ -88,7 +88,7 @@ class JumpingClock:
 @pytest.mark.slow
 def test_runs_that_hang_crash_or_are_killed_are_retried_from_checkpoints(tmp_path, monkeypatch):
     names = ("HangsOnce", "KilledOnce", "RaisesOnce")
-    reasons = ("no heartbeat for 1,800 s", "ended by SIGKILL", "ConnectionError: the simulator is gone")
+    reasons = ("no heartbeat for 1,800 s", "killed by SIGKILL", "ConnectionError: the simulator is gone")
     specs = [small_spec(env=f"{BROKEN}{name}-v0", n_timesteps=96) for name in names]
     clock = JumpingClock(monkeypatch, [tmp_path / "out" / specs[0].path / "mark"])
     failures, said = execute(specs, tmp_path / "out", retries=1, tell=clock)

@@ -223,7 +223,7 @@ def test_invalid_address_is_named_in_error(address, what):
 def test_address_without_a_ray_head_is_named_in_error():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        with pytest.raises(UserError, match="no head of a Ray cluster"):
+        with pytest.raises(UserError, match="not the head of a Ray cluster"):
             RayEngine(address)
 
 
