@@ -25,10 +25,12 @@ from typing import Any
 
 import yaml
 
-from srl.config.hyperparams import of_algorithm
+from srl.config.resolve import of_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import (
+from srl.rundir.directory import RunDirectory
+from srl.rundir.files import check_writable
+from srl.rundir.names import (
     BEST_MODEL,
     BEST_VECNORMALIZE,
     EVALUATIONS,
@@ -40,10 +42,8 @@ from srl.rundir.directory import (
     STATUS,
     VECNORMALIZE,
     VERSIONS,
-    RunDirectory,
     growing_logs,
 )
-from srl.rundir.files import check_writable
 
 RUN, CARD, RESULTS, VIDEO, NORMALIZE = "run", "README.md", "results.json", "replay.mp4", "vec_normalize.pkl"
 

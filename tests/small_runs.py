@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -57,6 +60,22 @@ def srl(*words: object) -> Outcome:
     finally:
         signal.signal(signal.SIGTERM, handler)
     return Outcome(exit_.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def start_srl(*words: object, **options) -> subprocess.Popen[str]:
+    """Start the command ``srl`` in a new process, which can import tests and handles signals."""
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("srl"), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        # A shell ignores SIGINT in the background, where the tests may run
+        preexec_fn=lambda: [
+            signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)
+        ],
+        **options,
+    )
 
 
 def until(condition: Callable[[], Any], seconds: float = 600.0) -> Any:

@@ -143,7 +143,7 @@ MISTAKES = [
     ([*TRAIN, "--out", "file"], "is a file"),
     ([*TRAIN, "--out", "file/below"], "is a file"),
     ([*TRAIN, "--out", "/proc/run"], "cannot be written"),
-    ([*TRAIN, "--out", "."], "is no run"),
+    ([*TRAIN, "--out", "."], "is not a run directory"),
     ([*TRAIN, "--no-such-option"], "no-such-option"),
     (["train", "--algo", "sppo"], "--env"),
     (["trian"], "train"),
@@ -175,7 +175,7 @@ MISTAKES = [
     (["sweep", "discrete_srl", "--envs", "CartPole-v1,CartPole-v1"], "is specified twice"),
     (["report", "nowhere"], "no such folder"),
     (["report", "file"], "neither a folder nor an archive"),
-    (["report", "."], "holds no runs"),
+    (["report", "."], "contains no runs"),
 ]
 
 

@@ -106,8 +106,8 @@ def test_watch_waits_for_runs(tmp_path, monkeypatch):
     assert len(waited) == 2
     text = out.getvalue()
     assert "Waiting" in text
-    assert "holds no runs" in text
-    assert "All is done" in text
+    assert "contains no runs" in text
+    assert "All runs are finished" in text
     (tmp_path / "file").touch()
     assert srl("status", tmp_path / "file", "--watch").status == 2
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from srl import SPPO
-from srl.rundir.directory import EVALUATIONS, MODEL, SPEC, STATUS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import EVALUATIONS, MODEL, SPEC, STATUS
 from srl.sharing import pull
 from srl.training.run import train_run
 from tests.small_runs import contents, small_spec, srl

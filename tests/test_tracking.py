@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from srl.rundir.directory import EVALUATIONS, MODEL, MONITOR, PROGRESS, SPEC, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import EVALUATIONS, MODEL, MONITOR, PROGRESS, SPEC
 from srl.tracking.follower import TRACKING, Follower, read_progress
 from tests.small_runs import SMALL_WORDS, srl
 

@@ -9,9 +9,10 @@ pytest.importorskip("optuna", reason="optuna is not installed")
 import optuna
 
 from srl.config.algorithms import ALGORITHMS, get_algorithm
-from srl.config.hyperparams import resolve_hyperparams
 from srl.config.population import population_key
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.config.resolve import resolve_hyperparams
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
 from srl.tuning.space import sampled_hyperparams, search_space
 from srl.tuning.tuner import Tuner

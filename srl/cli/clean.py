@@ -36,7 +36,7 @@ def clean(options: Clean, command: str) -> int:
         return 0
     if not options.yes:
         total = decimal(sum(item.n_bytes for item in garbage))
-        console.print(f"{total} in all; nothing was removed. With --yes it is.", markup=False)
+        console.print(f"{total} in all; nothing was removed. Use --yes to remove them.", markup=False)
         return 0
     n_bytes, problems = remove(garbage)
     console.print(f"Removed: {decimal(n_bytes)}.", markup=False)

@@ -1,4 +1,4 @@
-"""The command ``srl``: it reads the command line, runs a subcommand, and exits with its status."""
+"""The command ``srl``: read the command line, run a subcommand, and exit with its status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from srl.cli.train import Train, train
 from srl.cli.tune import Tune, tune
 from srl.errors import OutOfSpace, UserError
 
-#: By the name of each command: its options, what it calls, and examples.
+#: By the name of each command: its options, its function, and examples.
 _COMMANDS: dict[str, tuple[type, Callable[[Any, str], int], tuple[str, ...]]] = {
     "train": (
         Train,
@@ -72,7 +72,7 @@ _COMMANDS: dict[str, tuple[type, Callable[[Any, str], int], tuple[str, ...]]] = 
 
 
 def _subcommand(name: str, words: Sequence[str]) -> Any:
-    """A command for tyro, with its examples if it is the one that is called."""
+    """A command for tyro, with examples in its own help."""
     options, _, examples = _COMMANDS[name]
     description = inspect.getdoc(options)
     if name in words[:1]:
@@ -81,9 +81,9 @@ def _subcommand(name: str, words: Sequence[str]) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a run failed, 2 a mistake in what was asked, 130 stopped.
+    """Run the command line and exit: 0 done, 1 a run failed, 2 invalid options, 130 stopped.
 
-    :param arguments: The words after ``srl``; None takes the process' own.
+    :param arguments: The words after ``srl``; None for those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words in (["--version"], ["-V"]):
@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             args=words,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
-        # A terminated sweep ends its runs in order, as one that is stopped by Ctrl-C does
+        # SIGTERM terminates the runs of a sweep like Ctrl-C
         signal.signal(signal.SIGTERM, _interrupt)
-        # So does one whose terminal is closed, unless nohup said not to
+        # So does a closed terminal, unless nohup is used
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _interrupt)
         (run,) = [run for options, run, _ in _COMMANDS.values() if options is type(command)]
@@ -115,15 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"srl: {error}", file=sys.stderr)
         status = FAILED
     except MemoryError:
-        print(
-            "srl: not enough memory to start; see `ulimit -v`. Rerun the command.",
-            file=sys.stderr,
-        )
+        print("srl: not enough memory to start; see `ulimit -v`. Rerun the command.", file=sys.stderr)
         status = FAILED
     except BrokenPipeError:
         status = STOPPED
     except OSError as error:
-        # A full disk, a folder that went away: nothing that is finished is touched
+        # A full disk, a removed folder: finished runs are not affected
         where = f"{error.filename}: " if error.filename else ""
         print(f"srl: {where}{error.strerror or error}. Fix this and rerun the command.", file=sys.stderr)
         status = FAILED
@@ -135,7 +132,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _check_given_once(words: Sequence[str]) -> None:
-    """An option that is specified twice would count only once, without a word."""
+    """Reject repeated options, of which tyro would silently use one."""
     options = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
     for option, count in options.items():
         if count > 1:

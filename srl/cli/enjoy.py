@@ -76,7 +76,7 @@ def enjoy(options: Enjoy, command: str) -> int:
         video = None
         if options.video is not None:
             env.reset()
-            image(env)  # what cannot be rendered is found before a file is begun
+            image(env)  # raises an error before the file is created
             video = resources.enter_context(Video(options.video, frames_per_second(env, spec.env)))
         for ended in play(model, env, deterministic=deterministic):
             if ended is not None:

@@ -1,4 +1,4 @@
-"""``srl llm``: train, evaluate and sample language models; srl.llm is imported when it is used."""
+"""``srl llm``: train, evaluate and sample language models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from rich.console import Console
 
 from srl.cli.options import (
     FAILED,
+    SYMMETRIC,
     Unset,
+    given,
     new_console,
     parse_assignments,
     put_current_directory_on_path,
@@ -26,7 +28,7 @@ from srl.errors import UserError
 if TYPE_CHECKING:
     from srl.config.spec import RunSpec
 
-#: Texts that are printed after training.
+#: Number of texts that are printed after training.
 _SHOWN_TEXTS = 6
 
 
@@ -123,7 +125,7 @@ def run(options: LanguageModels, command: str) -> int:
 
     require("trl" if isinstance(options.command, Train) and "grpo" in options.command.algo else "llm")
     if not _uses_hub(options.command) or not _reaches_hub():
-        # Else the libraries try again and again; what is in their cache is found all the same
+        # Prevent retries of the libraries, which find cached files anyway
         os.environ["HF_HUB_OFFLINE"] = "1"
     _quieten()
     if isinstance(options.command, Train):
@@ -141,7 +143,6 @@ def _uses_hub(command: Train | Evaluate | Sample) -> bool:
 
 
 def _reaches_hub() -> bool:
-    """Whether the Hugging Face hub answers."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=10).close()
@@ -153,7 +154,7 @@ def _reaches_hub() -> bool:
 
 
 def _quieten() -> None:
-    """Keep the libraries' bars and warnings out of the output."""
+    """Disable progress bars and warnings of the libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import datasets
     import transformers
@@ -176,8 +177,6 @@ def train(options: Train, command: str) -> int:
     check_interval(options.checkpoint_every)
     put_current_directory_on_path()
     console = new_console()
-    names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     spec = make_llm_spec(
         options.task,
         options.algo,
@@ -190,7 +189,7 @@ def train(options: Train, command: str) -> int:
         threads=options.threads,
         variant=options.variant,
         trust=options.trust_config,
-        overrides=parse_assignments("--hyperparams", options.hyperparams) | given,
+        overrides=parse_assignments("--hyperparams", options.hyperparams) | given(options, SYMMETRIC),
     )
     path = options.out or Path("runs") / spec.path
     directory = RunDirectory(path)
@@ -257,12 +256,12 @@ def _finished_run(path: Path) -> RunSpec:
     directory = RunDirectory(path)
     spec = directory.read_spec()
     if spec is None:
-        raise UserError(f"{path} holds no run.")
+        raise UserError(f"{path} contains no run.")
     options(spec)
     if problems := directory.damage():
         raise UserError(problems[0])
     if not directory.is_finished():
-        raise UserError(f"{path}: the run is not finished; its model comes at the end.")
+        raise UserError(f"{path}: the run is not finished and has no final model yet.")
     return spec
 
 

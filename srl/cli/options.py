@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they are read."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ from srl.sweep.engines import EngineOptions
 from srl.sweep.engines.choose import engine_options, known_engines
 
 _T = TypeVar("_T")
-#: An option that may be left out, in whose help "(default: None)" would say nothing.
+#: An optional option, without "(default: None)" in its help.
 Unset = Annotated[_T | None, tyro.conf.arg(help_behavior_hint="")]
 
+#: Options of the symmetric losses.
+SYMMETRIC = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
 #: Exit statuses.
 FAILED, MISTAKE, STOPPED = 1, 2, 130
-#: Lines on what is left out that are printed; the files have all.
+#: Maximum number of notes that are printed; the files contain all.
 _SHOWN_NOTES = 20
 
 
 def several(metavar: str) -> Any:
-    """An option with several values, none by default; ``metavar`` is what its help shows for them."""
+    """An option with several values, none by default; ``metavar`` is shown in its help."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+def given(options: object, names: Sequence[str]) -> dict[str, Any]:
+    """The options that are not None, by name."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 @dataclass
@@ -59,12 +66,11 @@ class LossOptions:
     """Other hyperparameters, as NAME=VALUE or NAME:VALUE, for example n_steps=1024 gamma=0.98."""
 
     def symmetric(self) -> dict[str, Any]:
-        """The parameters of the reverse loss that were given; a sweep's baselines do not take them."""
-        names = ("alpha", "beta", "z", "reverse_loss", "importance_weighting")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """The given parameters of the reverse loss, which do not apply to a sweep's baselines."""
+        return given(self, SYMMETRIC)
 
     def others(self) -> dict[str, Any]:
-        """The other hyperparameters that were given.
+        """The other given hyperparameters.
 
         :raises UserError: If one does not parse, or is specified twice.
         """
@@ -73,10 +79,7 @@ class LossOptions:
             if getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise UserError(f"{name} is specified twice: as --{option} and in --hyperparams.")
-        for name in ("advantage_transform", "advantage_flip_prob"):
-            if getattr(self, name) is not None:
-                values[name] = getattr(self, name)
-        return values
+        return values | given(self, ("advantage_transform", "advantage_flip_prob"))
 
 
 @dataclass
@@ -98,18 +101,20 @@ class EnvOptions:
     """Import Python code that the sweep file or the hyperparameter file names."""
 
     def wrappers(self) -> list[Any]:
-        """Return the wrappers as a hyperparameter file has them.
+        """The wrappers in the format of a hyperparameter file.
 
         :raises UserError: If one is not YAML.
         """
         return [read_yaml("--env-wrapper", text, text) for text in self.env_wrapper]
 
-    def of_run(self) -> dict[str, Any]:
-        """Return the arguments of :func:`~srl.config.spec.make_run_spec` without its ``overrides``.
+    def of_run(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of :func:`~srl.config.spec.make_run_spec`, with the wrappers added to the overrides.
 
         :raises UserError: If an argument of the environment is malformed.
         """
+        wrappers = {"env_wrapper": self.wrappers()} if self.env_wrapper else {}
         return {
+            "overrides": overrides | wrappers,
             "gym_packages": self.gym_packages,
             "env_kwargs": parse_assignments("--env-kwargs", self.env_kwargs),
             "max_episode_steps": self.max_episode_steps,
@@ -177,7 +182,7 @@ class SweepExecutionOptions(ExecutionOptions):
 
 
 def _cluster_options() -> Any:
-    """The class of the options that choose an engine: that, and what each engine declares."""
+    """The class of ``--engine`` and of the options that engines declare."""
     help = (
         f"Engine that executes the runs: {', '.join(known_engines())}, or your own engine as module:Class or "
         "'module:Class: {ARGUMENT: VALUE}'; docs/how-to/engine.md."
@@ -187,7 +192,7 @@ def _cluster_options() -> Any:
         types = get_type_hints(engine)
         for each in fields(engine):
             if "help" in each.metadata:
-                # Unset, to know whether it was given
+                # None shows that it was not given
                 hint = "" if each.default is None else f"(default: {each.default})"
                 config = tyro.conf.arg(help=each.metadata["help"], help_behavior_hint=hint)
                 options.append((each.name, Annotated[types[each.name] | None, config], None))
@@ -199,20 +204,19 @@ ClusterOptions: Any = _cluster_options()
 
 
 def engine_of(cluster: Any, n_jobs: int | None) -> EngineOptions:
-    """The engine that options choose.
+    """Make the options of the engine that ``cluster``, an instance of ``ClusterOptions``, selects.
 
-    :param cluster: The ``ClusterOptions``.
-    :param n_jobs: How many tasks run at once; None for as many as there is room for.
-    :raises UserError: If there is no such engine, or an option has no meaning, or none for this engine.
+    :param n_jobs: The number of parallel tasks; None for the engine's default.
+    :raises UserError: If the engine is unknown, or an option is invalid or belongs to another engine.
     """
-    given = {name: value for name, value in vars(cluster).items() if value is not None}
-    engine = given.pop("engine")
+    chosen = given(cluster, list(vars(cluster)))
+    engine = chosen.pop("engine")
     named = read_yaml("--engine", engine, engine)
     choices = list(named.items()) if isinstance(named, dict) else [(engine, {})]
     name, arguments = choices[0] if len(choices) == 1 else (None, None)
     if not (isinstance(name, str) and isinstance(arguments, dict)):
         raise UserError(f"--engine {engine}: must be a name, or 'module:Class: {{ARGUMENT: VALUE}}'.")
-    return engine_options(name, n_jobs, given, arguments)
+    return engine_options(name, n_jobs, chosen, arguments)
 
 
 @dataclass
@@ -227,18 +231,18 @@ class TrackOptions:
 
 
 def parse_assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Read values by name.
+    """Parse values by name.
 
     :param option: The option, for messages.
     :param texts: ``NAME=VALUE`` or ``NAME:VALUE``; values are YAML.
-    :raises UserError: If one has another form, or a name is given twice.
+    :raises UserError: If one has another format, or a name is given twice.
     """
-    given = read_assignments(option, texts)
-    return {name: read_yaml(option, f"{name}={value}", value) for name, value in given.items()}
+    values = read_assignments(option, texts)
+    return {name: read_yaml(option, f"{name}={value}", value) for name, value in values.items()}
 
 
 def read_assignments(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """Read texts by name; see :func:`parse_assignments`."""
+    """Split texts by name; see :func:`parse_assignments`."""
     values: dict[str, str] = {}
     for text in texts:
         found = re.fullmatch(r"(\w+)[=:](.+)", text, re.DOTALL)
@@ -265,7 +269,7 @@ def put_current_directory_on_path() -> None:
 
 
 def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
-    """An option's values, which may be separated by commas too; None for an option that was not given."""
+    """An option's values, which may also be separated by commas; None for an option that was not given."""
     if values is None:
         return None
     parts = [part for value in values for part in value.split(",") if part]
@@ -278,10 +282,8 @@ def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
 def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
     """Track runs as asked; see :func:`srl.tracking.process.tracking`.
 
-    :param options: The options.
-    :param project: The project if none is named.
-    :param paths: The runs' folders.
-    :return: A context that yields what went wrong, in lines, known at its end.
+    :param project: The default project.
+    :return: A context that yields lines on problems, which are complete at its end.
     """
     problems: list[str] = []
     if options.track is None:
@@ -297,11 +299,7 @@ def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Itera
 
 
 def tracked_status(problems: Sequence[str], status: int) -> int:
-    """Say what could not be tracked; return the exit status, which is 1 then.
-
-    :param problems: What went wrong, in lines.
-    :param status: The exit status otherwise.
-    """
+    """Print a problem of tracking, and return the exit status, which is 1 if there is one."""
     if not problems:
         return status
     print(
@@ -314,14 +312,14 @@ def tracked_status(problems: Sequence[str], status: int) -> int:
 
 def print_notes(notes: Sequence[str], console: Console) -> None:
     for note in notes[:_SHOWN_NOTES]:
-        # A folder's name may hold bytes that are no text
+        # Folder names may contain undecodable bytes
         console.print(
             note.encode(errors="backslashreplace").decode(), markup=False, highlight=False, soft_wrap=True
         )
     if len(notes) > _SHOWN_NOTES:
-        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which the files have.")
+        console.print(f"and {len(notes) - _SHOWN_NOTES} more lines, which are in the files.")
 
 
 def new_console() -> Console:
-    """Standard output. A terminal has its own width; a file or a pipe takes a table as wide as it is."""
+    """A console for standard output: 250 columns wide for a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else 250)

@@ -62,9 +62,9 @@ def report(options: Report, command: str) -> int:
     normalisation = check_normalisation(options.normalize)
     if not options.dir.exists():
         raise UserError(f"{options.dir}: there is no such folder or archive.")
-    # Next to an archive NAME.parquet, into a folder NAME
-    beside = options.dir.with_suffix("") if options.dir.is_file() else options.dir
-    out = beside if options.out is None else options.out
+    # The report of an archive NAME.parquet is written to the folder NAME
+    default = options.dir.with_suffix("") if options.dir.is_file() else options.dir
+    out = default if options.out is None else options.out
     if options.dir.is_file() and options.dir.suffix != ".parquet":
         raise UserError(f"{options.dir}: is neither a folder nor an archive NAME.parquet.")
     uses_parquet = options.dir.is_file() or options.format in ("archive", "parquet")
@@ -77,25 +77,24 @@ def report(options: Report, command: str) -> int:
     if options.gifs and (options.format != "page" or options.dir.is_file()):
         raise UserError("--gifs: only a page made from run directories can show them.")
     with console.status("Reading runs") as shown:
-        tell = shown.update
         if options.format == "page":
-            files = _write_page(options, normalisation, out, console, tell)
+            files = _write_page(options, normalisation, out, console, shown.update)
         else:
             from srl.report.export import export
 
-            files, left_out = export(options.dir, options.format, out, tell)
+            files, left_out = export(options.dir, options.format, out, shown.update)
             print_notes(left_out, console)
     console.print(f"Written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
     return 0
 
 
 def _write_page(
-    options: Report, normalisation: Any, out: Path, console: Console, tell: Callable[[str], None]
+    options: Report, normalisation: Any, out: Path, console: Console, show_step: Callable[[str], None]
 ) -> list[Path]:
     try:
         from srl.report.files import check_files
         from srl.report.report import make_report
-        from srl.report.tables import to_rich
+        from srl.report.table_formats import to_rich
         from srl.report.write import FILES, FigureOptions, write_report
     except ModuleNotFoundError as error:
         raise UserError(
@@ -111,16 +110,16 @@ def _write_page(
         normalisation=normalisation,
         reps=options.reps,
         compare=_pairs(options.compare),
-        tell=tell,
+        show_step=show_step,
     )
     gifs: dict[str, bytes] = {}
     if options.gifs:
         from srl.report.gifs import make_gifs
         from srl.training.play import gif_of
 
-        gifs, notes = make_gifs(made.scores, options.dir, gif_of, tell)
+        gifs, notes = make_gifs(made.scores, options.dir, gif_of, show_step)
         made = replace(made, notes=[*made.notes, *notes])
-    files = write_report(made, out, tell, gifs, figures)
+    files = write_report(made, out, show_step, gifs, figures)
     table = made.scores.table
     console.print(to_rich(table, console.width))
     print_notes([*table.notes, *made.scores.left_out, *made.notes], console)

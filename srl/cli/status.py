@@ -27,9 +27,9 @@ class Status:
 
 def show_status(options: Status, command: str) -> int:
     """``srl status``; returns the exit status."""
-    # A longer time the system may be unable to sleep for
+    # The system may not support longer sleeps
     if not 0 < options.interval <= 86_400:
-        raise UserError(f"--interval {options.interval:g}: must be above 0, and 86400 seconds at the most.")
+        raise UserError(f"--interval {options.interval:g}: must be above 0 and at most 86400 seconds.")
     try:
         from srl.report.status import print_status, watch_status
 
@@ -38,6 +38,6 @@ def show_status(options: Status, command: str) -> int:
         else:
             print_status(options.dir, new_console())
     except KeyboardInterrupt:
-        # No run was stopped by that
+        # Ctrl-C stops no run
         return 0 if options.watch else STOPPED
     return 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -72,15 +71,6 @@ class Sweep:
     tracking: tyro.conf.OmitArgPrefixes[TrackOptions] = field(default_factory=TrackOptions)
 
 
-def _grid(texts: Sequence[str]) -> dict[str, Any] | None:
-    """Read ``--grid``; None if it was not given."""
-    given = read_assignments("--grid", texts)
-    grid = {
-        key: [read_yaml("--grid", part, part) for part in values.split(",")] for key, values in given.items()
-    }
-    return grid or None
-
-
 def sweep(options: Sweep, command: str) -> int:
     """``srl sweep``; returns the exit status. The command line is for the runs' record."""
     from srl.config.files import find_sweep
@@ -90,7 +80,7 @@ def sweep(options: Sweep, command: str) -> int:
     from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import naming_full_disk
     from srl.sweep.display import SweepDisplay
-    from srl.sweep.execution import check_numbers, held_elsewhere, run_sweep
+    from srl.sweep.execution import Persistence, held_elsewhere, run_sweep
     from srl.sweep.plan import expand, extend_runs, make_plan, write_plan
     from srl.sweep.tasks import describe, parse_population
     from srl.training.extend import describe_schedules
@@ -99,14 +89,17 @@ def sweep(options: Sweep, command: str) -> int:
     config = find_sweep(options.config)
     if options.timesteps is not None and options.extend_to is not None:
         raise UserError("--extend-to and --timesteps exclude each other.")
-    persistence = check_numbers(
-        options.execution.retries, options.execution.stall_timeout, options.execution.checkpoint_every
-    )
+    execution = options.execution
+    persistence = Persistence(execution.retries, execution.stall_timeout, execution.checkpoint_every)
     put_current_directory_on_path()
-    engine_options = engine_of(options.cluster, options.execution.jobs)
+    engine_options = engine_of(options.cluster, execution.jobs)
     environment = options.environment
-    # They may register reward noise and losses too
+    # They may also register reward noise and losses
     import_packages(environment.gym_packages)
+    grid = {
+        name: [read_yaml("--grid", part, part) for part in values.split(",")]
+        for name, values in read_assignments("--grid", options.grid).items()
+    }
     sweep_options = load_sweep(
         config,
         quick=options.quick,
@@ -118,7 +111,7 @@ def sweep(options: Sweep, command: str) -> int:
         hyperparams_file=environment.hyperparams_file,
         envs=split_values("--envs", options.envs),
         algos=split_values("--algos", options.algos),
-        grid=_grid(options.grid),
+        grid=grid or None,
         noise=split_values("--noise", options.noise),
         seeds=split_values("--seeds", options.seeds),
         n_timesteps=options.timesteps if options.extend_to is None else options.extend_to,
@@ -127,15 +120,15 @@ def sweep(options: Sweep, command: str) -> int:
         eval_freq=options.evaluation.eval_freq,
         n_eval_episodes=options.evaluation.eval_episodes,
         eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
-        env_backend=options.execution.env_backend,
-        compile=options.execution.compile,
-        precision=options.execution.precision,
+        env_backend=execution.env_backend,
+        compile=execution.compile,
+        precision=execution.precision,
         overrides=options.loss.others() or None,
         symmetric_overrides=options.loss.symmetric() or None,
     )
-    specs, notes = expand(sweep_options, device=options.execution.device, trust_file=environment.trust_config)
+    specs, notes = expand(sweep_options, device=execution.device, trust_file=environment.trust_config)
     root = options.out or Path("runs") / (config.stem + ("-quick" if options.quick else ""))
-    population = parse_population(options.execution.population)
+    population = parse_population(execution.population)
     on_gpus = all(spec.device.startswith("cuda") for spec in specs)
     n_jobs, memory = engine_options.capacity(on_gpus=on_gpus)
     plan = make_plan(
@@ -180,7 +173,7 @@ def sweep(options: Sweep, command: str) -> int:
             print(f"{state}  {job.spec.path}  {job.spec.n_timesteps:,} steps")
         console.print("Dry run: nothing was trained or written.")
         return 0
-    # A sweep may take days, in which srl may be updated: what its end needs is loaded at its beginning
+    # A sweep may take days: load the modules of its end now, in case srl is updated meanwhile
     import srl.report.scores  # noqa: F401
 
     for job in plan.done:
@@ -195,20 +188,13 @@ def sweep(options: Sweep, command: str) -> int:
                 extend_runs(plan, lambda line: print(line, file=sys.stderr))
                 write_plan(plan)
                 failures = run_sweep(
-                    plan,
-                    engine,
-                    command,
-                    tell=display.update,
-                    say=display.say,
-                    persistence=persistence,
+                    plan, engine, command, tell=display.update, say=display.say, persistence=persistence
                 )
     with naming_full_disk(root):
         _print_scores(root, console)
     if failures:
-        print(
-            f"srl: {len(failures)} of {len(plan.to_do)} runs failed. Rerun the command to retry them.",
-            file=sys.stderr,
-        )
+        counts = f"{len(failures)} of {len(plan.to_do)} runs failed"
+        print(f"srl: {counts}. Rerun the command to retry them.", file=sys.stderr)
         for path, reason in list(failures.items())[:10]:
             print(f"  {path}: {reason}", file=sys.stderr)
     return tracked_status(outcome, FAILED if failures else 0)
@@ -217,7 +203,7 @@ def sweep(options: Sweep, command: str) -> int:
 def _print_scores(root: Path, console: Console) -> None:
     from srl.report.files import write_tables
     from srl.report.scores import read_scores
-    from srl.report.tables import to_rich
+    from srl.report.table_formats import to_rich
 
     scores = read_scores(root)
     console.print(to_rich(scores.table, console.width))

@@ -77,8 +77,6 @@ def train(options: Train, command: str) -> int:
         )
     if options.algo is None or options.env is None:
         raise UserError("--algo and --env are needed, for example: srl train --algo sppo --env CartPole-v1")
-    environment = options.environment
-    wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
     spec, notes = make_run_spec(
         options.algo,
         options.env,
@@ -95,12 +93,11 @@ def train(options: Train, command: str) -> int:
         compile=options.execution.compile or "auto",
         precision=options.execution.precision or "float32",
         eval_max_episode_steps=options.evaluation.eval_max_episode_steps,
-        **environment.of_run(),
-        overrides=options.loss.others() | options.loss.symmetric() | wrappers,
+        **options.environment.of_run(options.loss.others() | options.loss.symmetric()),
     )
     path = options.out or Path("runs") / spec.path
     if (options.execution.compile or "auto") == "auto":
-        spec = RunDirectory(path).as_begun(spec)
+        spec = RunDirectory(path).keep_compilation(spec)
     there = RunDirectory(path).compare(spec)
     check_run(spec)
     for note in [*notes, *RunDirectory(path).damage(), *RunDirectory(path).minor_damage()]:
@@ -131,8 +128,8 @@ def _extend(options: Train, console: Console, command: str) -> int:
     spec = read_trusted(directory, options.environment.trust_config)
     longer = extended(spec, n_timesteps)
     status = directory.read_status()
-    begun = status is not None and directory.was_for(longer, status)
-    if not begun:
+    started = status is not None and directory.was_for(longer, status)
+    if not started:
         check_extendable(directory, spec)
     if spec == longer and directory.compare(spec) == "done":
         console.print(f"{path} holds this run already, finished. Nothing to do.", markup=False)
@@ -140,13 +137,13 @@ def _extend(options: Train, console: Console, command: str) -> int:
     check_run(longer)
     for line in describe_schedules(spec) if spec != longer else []:
         console.print(line, markup=False, soft_wrap=True)
-    if spec != longer and not begun:
+    if spec != longer and not started:
         extend(directory, spec, longer, lambda line: print(line, file=sys.stderr))
     return _train_into(path, longer, options, console, command)
 
 
 def _check_keeps_settings(options: Train) -> None:
-    """See that nothing is set that an extended run has from its spec."""
+    """Check that no option is set that an extended run takes from its spec."""
     allowed = {"run", "extend_to", "checkpoint_every", "trust_config", "track", "track_project"}
     groups = ("loss", "environment", "evaluation", "execution", "tracking")
     for values in (options, *(getattr(options, group) for group in groups)):
@@ -159,9 +156,10 @@ def _check_keeps_settings(options: Train) -> None:
 
 
 def _train_into(path: Path, spec: RunSpec, options: Train, console: Console, command: str) -> int:
-    """Train a run that was checked, and print its final evaluation; returns the exit status."""
-    from srl.rundir.directory import ERROR, RunDirectory
+    """Train a checked run, and print its final evaluation; returns the exit status."""
+    from srl.rundir.directory import RunDirectory
     from srl.rundir.disk import is_full, naming_full_disk, out_of_space
+    from srl.rundir.names import ERROR
     from srl.sweep.display import RunDisplay
     from srl.sweep.engines.local import use_one_thread
 

@@ -80,7 +80,7 @@ def tune(options: Tune, command: str) -> int:
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.local import Options as LocalOptions
     from srl.sweep.engines.local import process_context
-    from srl.sweep.execution import check_numbers
+    from srl.sweep.execution import Persistence
     from srl.training.check import check_run
 
     console = new_console()
@@ -97,13 +97,11 @@ def tune(options: Tune, command: str) -> int:
     )
     tuning.check()
     engine = LocalOptions(options.jobs)
-    persistence = check_numbers(3, 1800.0, options.checkpoint_every)
+    persistence = Persistence(checkpoint_every=options.checkpoint_every)
     put_current_directory_on_path()
-    # It imports torch while this process samples trials and checks the first one
+    # The fork server imports torch while this process samples trials
     process_context()
-    environment = options.environment
     fixed = options.loss.others() | options.loss.symmetric()
-    wrappers = {"env_wrapper": environment.wrappers()} if environment.env_wrapper else {}
     spec, notes = make_run_spec(
         options.algo,
         options.env,
@@ -114,8 +112,7 @@ def tune(options: Tune, command: str) -> int:
         profile=options.profile,
         device=options.device,
         n_eval_episodes=options.eval_episodes,
-        **environment.of_run(),
-        overrides=fixed | wrappers,
+        **options.environment.of_run(fixed),
     )
     study_name = f"{spec.algo}-{spec.env}" if options.study_name is None else options.study_name
     if not re.search(r"\w", study_name):

@@ -1,4 +1,4 @@
-"""The algorithms that a run can name."""
+"""The algorithms of srl by name."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from srl.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An algorithm that a run can name."""
+    """An algorithm."""
 
-    #: As the command line takes it.
+    #: Its name on the command line.
     name: str
     #: ``"a2c"`` or ``"ppo"``: which update. ``"llm-ppo"`` and ``"llm-grpo"`` for those of language models,
     #: ``"own"`` for a class that the name imports.
     family: str
-    #: Whether it has the reverse loss; those without train with ``beta=0``.
+    #: Whether it has the reverse loss; without it, ``beta=0``.
     symmetric: bool
     #: Whether it acts on discretized actions.
     discretised: bool
 
     @property
     def label(self) -> str:
-        """As the paper writes it."""
+        """Its name in the paper."""
         return self.name if self.is_own else self.name.upper()
 
     @property
@@ -79,7 +79,7 @@ def is_own(name: object) -> bool:
 
 
 def get_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name, in any case, or a class, written ``package.module:Class``, unimported.
+    """The algorithm of a name, in any case, or of a class ``package.module:Class``, which is not imported.
 
     :raises UserError: For an unknown name.
     """
@@ -93,7 +93,7 @@ def get_algorithm(name: str) -> Algorithm:
 
 
 def get_environment_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name, which trains in environments.
+    """The algorithm of a name, which must train in environments.
 
     :raises UserError: For an unknown name, and for an algorithm of language models.
     """

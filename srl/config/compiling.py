@@ -1,4 +1,4 @@
-"""Whether a run's update is compiled."""
+"""The choice whether a run's update is compiled."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Literal, get_args
 from srl.config.hyperparams import Hyperparams, PPOHyperparams
 from srl.errors import UserError, nearest
 
-#: Compile every run, none, or those that are long enough.
+#: Compile all runs, none, or those that are long enough.
 Compile = Literal["auto", "on", "off"]
 
-#: Seconds that compiling takes, about, and how many times that a run must save by it.
+#: Approximate seconds of a compilation, and the factor by which it must be repaid.
 _COMPILE_SECONDS = 20.0
 _REPAID = 2.0
-#: Seconds that a compiled minibatch saves, about: of small networks, and of those for images.
+#: Approximate seconds that a compiled minibatch saves, with small networks and with those for images.
 _SAVED_SECONDS = 0.7e-3
 _SAVED_SECONDS_IMAGES = 20e-3
 
@@ -29,7 +29,7 @@ def check_choice(choice: str) -> None:
 
 
 def n_minibatches(hyperparams: Hyperparams, n_timesteps: int) -> int:
-    """The gradient steps of a run."""
+    """The number of gradient steps of a run."""
     n_samples = hyperparams.n_steps * hyperparams.n_envs
     n_updates = -(-n_timesteps // n_samples)
     if isinstance(hyperparams, PPOHyperparams):
@@ -46,14 +46,11 @@ def repays(hyperparams: Hyperparams, n_timesteps: int) -> bool:
 def resolve_compile(
     choice: str, hyperparams: Hyperparams, n_timesteps: int, device: str
 ) -> tuple[bool, list[str]]:
-    """Whether a run's update is compiled here.
+    """Decide whether a run's update is compiled.
 
     :param choice: ``auto``, ``on`` or ``off``. ``auto`` compiles runs that repay it, if there is a compiler.
-    :param hyperparams: The run's.
-    :param n_timesteps: Its training steps.
-    :param device: Its device.
-    :return: Whether it is, and lines to tell the user.
-    :raises UserError: For another choice, or ``on`` without a compiler.
+    :return: The decision, and lines for the user.
+    :raises UserError: For an unknown choice, or ``on`` without a compiler.
     """
     check_choice(choice)
     if choice == "off":

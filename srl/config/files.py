@@ -1,4 +1,4 @@
-"""Paths of the shipped configurations, and YAML files with mistakes reported by line."""
+"""Shipped configuration files, and YAML files with errors reported by line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def configs_dir() -> Path:
-    """The folder of the shipped configurations: beside the package in a checkout, else inside it."""
+    """The folder of the shipped configurations: next to the package in a checkout, else inside it."""
     for candidate in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
         if (candidate / "hyperparams").is_dir():
             return candidate
     raise UserError(
-        f"The configurations that belong to srl are neither in {_PACKAGE / 'configs'} nor in "
+        f"The configuration files of srl are neither in {_PACKAGE / 'configs'} nor in "
         f"{_PACKAGE.parent / 'configs'}. The installation is incomplete; install it again."
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading, without YAML 1.1's numbers in base 60, which make 65 of ``1:5``."""
+    """Safe loading without YAML 1.1's base-60 numbers, which read ``1:5`` as 65."""
 
     def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
         tag: str = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
@@ -37,9 +37,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class ConfigFile:
-    """A YAML file, read by safe loading alone, that knows the line of each of its keys.
+    """A YAML file, read by safe loading, with the line of each key.
 
-    :raises UserError: If the file is missing, unreadable, no YAML, holds a key twice, or is no mapping.
+    :raises UserError: If the file is missing, unreadable, not YAML, not a mapping, or has a duplicate key.
     """
 
     def __init__(self, path: Path):
@@ -57,7 +57,7 @@ class ConfigFile:
         except UserError:
             raise
         except RecursionError:
-            raise UserError(f"{path}: nested too deeply, or within itself.") from None
+            raise UserError(f"{path}: nested too deeply or recursively.") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -68,17 +68,16 @@ class ConfigFile:
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"{path}: not YAML: {error}") from None
         if not isinstance(data, dict):
-            raise UserError(f"{path}: must be a mapping of keys to values, and is {_kind(data)}.")
+            kind = {"NoneType": "empty", "str": "text", "list": "a list"}.get(type(data).__name__, "a value")
+            raise UserError(f"{path}: must be a mapping of keys to values, and is {kind}.")
         self.data: dict[str, Any] = data
 
     def _siblings(self) -> str:
-        names = (
-            sorted(file.name for file in self.path.parent.glob("*.yml")) if self.path.parent.is_dir() else []
-        )
+        names = sorted(file.name for file in self.path.parent.glob("*.yml"))
         return f" {self.path.parent} holds {', '.join(names)}." if names else ""
 
     def _check_keys(self, node: yaml.Node | None, visited: set[int]) -> None:
-        """See that keys are text and stand once; what an anchor names is visited once."""
+        """Check that keys are text and unique; nodes of an anchor are visited once."""
         if node is None or id(node) in visited:
             return
         visited.add(id(node))
@@ -91,7 +90,7 @@ class ConfigFile:
                 line = key.start_mark.line + 1
                 if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                     written = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                    raise UserError(f"{self.path}, line {line}: the key {written} is no text. Quote it.")
+                    raise UserError(f"{self.path}, line {line}: the key {written} is not text. Quote it.")
                 if key.value in seen and key.value != "<<":
                     raise UserError(
                         f"{self.path}, line {line}: the key {key.value!r} is specified twice, first in line "
@@ -101,7 +100,7 @@ class ConfigFile:
                 self._check_keys(value, visited)
 
     def line(self, keys: Sequence[str | int]) -> int | None:
-        """The line, from 1, of the key at the end of a path of keys; of its nearest parent if it has none."""
+        """The line, from 1, of a path of keys, or of its nearest existing parent."""
         node, line = self._root, None
         for key in keys:
             found = _child(node, key)
@@ -120,18 +119,17 @@ class ConfigFile:
     def validation_error(
         self, error: ValidationError, known: Iterable[str], prefix: Sequence[str | int] = ()
     ) -> UserError:
-        """The first mistake that pydantic found, with its place in the file.
+        """Pydantic's first error with its place in the file.
 
-        :param error: What pydantic found.
-        :param known: The keys that would have been right.
-        :param prefix: The keys above those that pydantic saw.
+        :param known: Valid keys, for a suggestion.
+        :param prefix: The keys above the validated part.
         """
         keys, message = first_mistake(error, known)
         return self.error([*prefix, *keys], message)
 
 
 def read_config(path: Path) -> ConfigFile:
-    """A file, read once as long as it does not change: a sweep asks for the same one for each of its cells.
+    """Read a file, cached until it changes: a sweep reads the same one for each of its cells.
 
     :raises UserError: As :class:`ConfigFile`.
     """
@@ -147,7 +145,7 @@ def _read_config(path: Path, changed: int) -> ConfigFile:
     return ConfigFile(path)
 
 
-#: What a value must be, by pydantic's names of mistakes whose messages name Python types.
+#: Types of values by pydantic's error types, whose messages name Python types.
 _MUST_BE = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), "a mapping"),
     **dict.fromkeys(("list_type", "tuple_type"), "a list"),
@@ -159,14 +157,13 @@ _MUST_BE = {
 
 
 def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[list[str | int], str]:
-    """Where pydantic found the first mistake, and what it says of it with the value.
+    """The keys and the message of pydantic's first error, with the value.
 
-    :param error: What pydantic found.
-    :param known: The keys that would have been right, to name the nearest.
+    :param known: Valid keys, for a suggestion.
     """
     detail = error.errors()[0]
     kind, message = detail["type"], detail["msg"].removeprefix("Value error, ")
-    # Pydantic's names of types and of alternatives, such as "list[int]", are not keys of the user's
+    # Skip pydantic's names of types, such as "list[int]"
     keys = [key for key in detail["loc"] if not (isinstance(key, str) and "[" in key)]
     if kind == "extra_forbidden":
         message = "there is no such key." + nearest(str(keys[-1]), known)
@@ -181,7 +178,7 @@ def first_mistake(error: ValidationError, known: Iterable[str] = ()) -> tuple[li
 
 
 def user_error(error: ValidationError, known: Iterable[str] = (), what: str = "") -> UserError:
-    """The first mistake that pydantic found, as an error that names the key and what it is a key of."""
+    """Pydantic's first error, with the key and its kind."""
     keys, message = first_mistake(error, known)
     where = f"{what} {'.'.join(map(str, keys))}".strip() if keys else f"{what}s" if what else ""
     return UserError(f"{where}: {message}" if where else message)
@@ -204,22 +201,15 @@ def _child(node: yaml.Node | None, key: str | int) -> tuple[int, yaml.Node] | No
     return None
 
 
-def _kind(value: Any) -> str:
-    return (
-        "empty" if value is None else {"str": "text", "list": "a list"}.get(type(value).__name__, "a value")
-    )
-
-
 def find_sweep(path: Path) -> Path:
-    """The file of a sweep: a path, or one that belongs to srl by its name or its place in a checkout.
+    """Find the file of a sweep by its path, or a shipped one by its name or its path in a checkout.
 
-    :param path: For example ``mine.yml``, ``continuous_srl`` or ``configs/sweeps/continuous_srl.yml``, which
-        is found from any folder.
-    :raises UserError: If there is none.
+    :param path: For example ``mine.yml``, ``continuous_srl`` or ``configs/sweeps/continuous_srl.yml``.
+    :raises UserError: If there is no such file.
     """
     shipped = configs_dir() / "sweeps"
     for candidate in (path, configs_dir().parent / path, shipped / path, shipped / f"{path}.yml"):
-        with suppress(OSError):  # a name too long, a folder that is closed
+        with suppress(OSError):  # a name that is too long, a folder without permission
             if candidate.is_file():
                 return candidate
     known = [file.stem for file in sorted(shipped.glob("*.yml"))]

@@ -1,149 +1,25 @@
-"""Hyperparameters: models, validation, and resolution of a file's entry for a run.
-
-The files are those of rl-baselines3-zoo as far as they need no evaluated Python: an entry for each
-environment, anchors, ``normalize``, ``frame_stack``, ``n_timesteps``, ``lin_2.5e-4``; ``policy_kwargs`` as
-plain YAML. The models here hold SB3's own defaults, so that a resolved entry says everything.
-"""
+"""Models of the hyperparameters of each family of algorithms, with SB3's defaults."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-    model_validator,
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from srl.config.values import (
+    NetArch,
+    Number,
+    OptimizerKwargs,
+    Positive,
+    PositiveSchedule,
+    Probability,
+    Schedule,
+    Strict,
+    WholeNumber,
 )
 
-from srl.config.algorithms import Algorithm
-from srl.config.files import configs_dir, read_config, user_error
-from srl.envs.registration import is_atari
-from srl.errors import UserError, nearest
-
 ATARI_WRAPPER = "stable_baselines3.common.atari_wrappers.AtariWrapper"
-
-#: Hyperparameters that mean something only with a reverse loss.
-_REVERSE_LOSS = ("beta", "z", "reverse_loss", "importance_weighting")
-
-#: What an algorithm of another package takes from PPO's entries.
-_OF_ENVIRONMENTS = ("n_timesteps", "n_envs", "normalize", "frame_stack", "env_wrapper", "policy")
-
-#: What an entry's ``profiles`` can name: the default, and the settings of the authors' scripts.
-PROFILES = ("controlled", "authors")
-
-
-def _whole_number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a whole number is needed")
-    # YAML reads 1e6 as text and 1.0e+6 as a float
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise ValueError("a whole number is needed") from None
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is needed")
-    return value
-
-
-def _schedule(value: Any) -> Any:
-    """A number, or ``lin_X`` for X falling linearly to 0 over the run."""
-    if isinstance(value, str) and value.startswith("lin_"):
-        try:
-            start = float(value.removeprefix("lin_"))
-        except ValueError:
-            raise ValueError("lin_ must be followed by a number, as in lin_2.5e-4") from None
-        if not 0 < start < float("inf"):
-            raise ValueError("lin_ must be followed by a positive number")
-        return f"lin_{start!r}"
-    try:
-        number = float(_number(value))
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("must be a number, or lin_ and a number as in lin_2.5e-4") from None
-    if not 0 <= number < float("inf"):
-        raise ValueError("must be a finite number >= 0")
-    return number
-
-
-def _not_zero(value: Any) -> Any:
-    if value == 0:
-        raise ValueError("must be above 0")
-    return value
-
-
-def _layers(value: Any) -> list[int]:
-    """The sizes of hidden layers."""
-    if not isinstance(value, list):
-        raise ValueError("must be a list of layer sizes such as [64, 64]")
-    sizes = [_whole_number(size) for size in value]
-    if not all(isinstance(size, int | float) and 1 <= size < 2**31 and size == int(size) for size in sizes):
-        raise ValueError("layer sizes must be whole numbers of at least 1")
-    return [int(size) for size in sizes]
-
-
-def _net_arch(value: Any) -> list[int] | dict[str, list[int]] | None:
-    """Hidden layers: of both networks, or of each by name."""
-    if value is None:
-        return None
-    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        # Layers in front of the mapping were shared by both networks
-        shared = [part for part in value if not isinstance(part, dict)]
-        own = next(part for part in value if isinstance(part, dict))
-        sizes = {name: own[name] if isinstance(own.get(name), list) else [] for name in ("pi", "vf")}
-        layers = ", ".join(f"{name}: {shared + sizes[name]}" for name in sizes)
-        raise ValueError(f"this form is that of SB3 before version 1.8. Write net_arch: {{{layers}}}")
-    if isinstance(value, dict):
-        if set(value) != {"pi", "vf"}:
-            raise ValueError("must name the layers of both pi and vf, as in {pi: [64, 64], vf: [64, 64]}")
-        return {name: _layers(layers) for name, layers in value.items()}
-    return _layers(value)
-
-
-def _optimizer_kwargs(value: Any) -> dict[str, Any] | None:
-    """Arguments of an optimizer: numbers, lists of numbers, true and false."""
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise ValueError("must be a mapping such as {weight_decay: 0.01}")
-    return {str(name): _optimizer_argument(str(name), argument) for name, argument in value.items()}
-
-
-def _optimizer_argument(name: str, value: Any) -> bool | float | list[float]:
-    if isinstance(value, bool):
-        return value
-    try:
-        numbers = [float(number) for number in (value if isinstance(value, list) else [value])]
-    except (TypeError, ValueError, OverflowError):
-        numbers = [math.nan]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} must be a finite number, a list of these, true or false")
-    return numbers if isinstance(value, list) else numbers[0]
-
-
-WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
-Positive = Annotated[WholeNumber, Field(ge=1)]
-Number = Annotated[float, BeforeValidator(_number)]
-Probability = Annotated[Number, Field(ge=0, le=1)]
-Schedule = Annotated[float | str, BeforeValidator(_schedule)]
-
-PositiveSchedule = Annotated[float | str, BeforeValidator(_schedule), AfterValidator(_not_zero)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NormalizeOptions(Strict):
@@ -161,7 +37,7 @@ class NormalizeOptions(Strict):
 class PolicyOptions(Strict):
     """Arguments of SB3's actor-critic policies that plain YAML can express."""
 
-    net_arch: Annotated[list[int] | dict[str, list[int]] | None, PlainValidator(_net_arch)] = None
+    net_arch: NetArch = None
     activation_fn: Literal["tanh", "relu", "elu", "leaky_relu", "gelu", "silu"] | None = None
     ortho_init: bool | None = None
     log_std_init: Number | None = None
@@ -173,7 +49,7 @@ class PolicyOptions(Strict):
     features_extractor_class: Annotated[str, Field(pattern=r"^[\w.]+[:.]\w+$")] | None = None
     features_extractor_kwargs: dict[str, Any] | None = None
     optimizer_class: Literal["Adam", "AdamW", "RMSprop", "RMSpropTFLike", "SGD"] | None = None
-    optimizer_kwargs: Annotated[dict[str, Any] | None, PlainValidator(_optimizer_kwargs)] = None
+    optimizer_kwargs: OptimizerKwargs = None
 
     @field_validator("activation_fn", mode="before")
     @classmethod
@@ -183,7 +59,7 @@ class PolicyOptions(Strict):
 
 
 class OwnPolicyOptions(PolicyOptions):
-    """Arguments of the policy of another package's algorithm, which may be any."""
+    """Arguments of the policy of another package's algorithm; all names are accepted."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -191,7 +67,7 @@ class OwnPolicyOptions(PolicyOptions):
 
 
 class EnvHyperparams(Strict):
-    """What concerns the environment, and the policy's network."""
+    """Hyperparameters of the environment and of the policy's network."""
 
     policy: str = "MlpPolicy"
     n_envs: Positive = 1
@@ -239,31 +115,31 @@ class EnvHyperparams(Strict):
         return checked or None
 
     def user_wrappers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        """Names and arguments of the wrappers, without the one that each Atari game has anyway."""
+        """Names and arguments of the wrappers without AtariWrapper, which every Atari game has."""
         named = [(w, {}) if isinstance(w, str) else next(iter(w.items())) for w in self.env_wrapper or ()]
         return tuple((name, kwargs) for name, kwargs in named if name != ATARI_WRAPPER)
 
     def named_code(self) -> dict[str, str]:
-        """What the user's own Python code is named by: the key of each name."""
+        """The names of the user's Python code, with the key of each."""
         names = {name: "env_wrapper" for name, _ in self.user_wrappers()}
         extractor = self.policy_kwargs.features_extractor_class
         return names if extractor is None else {**names, extractor: "policy_kwargs.features_extractor_class"}
 
     def algorithm_kwargs(self) -> dict[str, Any]:
-        """The arguments of the algorithm's constructor, schedules and classes still as text."""
+        """The arguments of the algorithm's constructor, with schedules and classes as text."""
         return self.model_dump(exclude=set(EnvHyperparams.model_fields))
 
     def without_effect(self, given: Mapping[str, Any]) -> dict[str, str]:
-        """Values that change nothing beside the others, so that a run's record would be wrong to have them.
+        """Find values without effect because of other values, which are rejected.
 
-        :param given: The hyperparameters as the user gave them, by name.
-        :return: The reason for each, by its name with dots; defaults are not among them.
+        :param given: The user's hyperparameters by name.
+        :return: The reasons by dotted name; defaults are not included.
         """
         return {}
 
 
 class OwnHyperparams(EnvHyperparams):
-    """Those of an algorithm of another package: the arguments of its constructor that were given."""
+    """Hyperparameters of an algorithm of another package: given arguments of its constructor."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -271,7 +147,7 @@ class OwnHyperparams(EnvHyperparams):
 
 
 class Hyperparams(EnvHyperparams):
-    """What both families have. Names and defaults are SB3's."""
+    """Hyperparameters of both families. Names and defaults are SB3's."""
 
     policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
 
@@ -321,7 +197,7 @@ class Hyperparams(EnvHyperparams):
 
     @property
     def _has_hidden_layers(self) -> bool:
-        """Whether there are any besides those of SB3's network for images, which are always ReLU."""
+        """Whether there are hidden layers besides those of SB3's network for images, which uses ReLU."""
         arch = self.policy_kwargs.net_arch
         if arch is None:
             return self.policy != "CnnPolicy"
@@ -329,7 +205,7 @@ class Hyperparams(EnvHyperparams):
 
 
 class A2CHyperparams(Hyperparams):
-    """Those of A2C and SA2C."""
+    """Hyperparameters of A2C and SA2C."""
 
     learning_rate: Schedule = 7e-4
     n_steps: Positive = 5
@@ -375,7 +251,7 @@ class A2CHyperparams(Hyperparams):
 
 
 class PPOHyperparams(Hyperparams):
-    """Those of PPO and SPPO."""
+    """Hyperparameters of PPO and SPPO."""
 
     learning_rate: Schedule = 3e-4
     n_steps: Positive = 2048
@@ -403,144 +279,5 @@ FAMILIES: dict[str, type[EnvHyperparams]] = {
 
 
 def untrusted(name: object) -> str:
-    """Say that a file names code which the command line does not allow to import."""
+    """The message for Python code in a file that the command line does not trust."""
     return f"names Python code, {name!r}, which is imported only with --trust-config."
-
-
-def keys_of(algorithm: Algorithm) -> list[str]:
-    """The hyperparameters of an algorithm's family; a class of another package is imported for them."""
-    own: list[str] = []
-    if algorithm.is_own:
-        from srl.own_algorithms import parameters_of
-
-        own = parameters_of(algorithm.name)
-    return [*FAMILIES[algorithm.family].model_fields, *own]
-
-
-def of_family(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters without those that only other families have, for a sweep over several."""
-    own = keys_of(algorithm)
-    others = {name for model in FAMILIES.values() for name in model.model_fields}
-    return {name: value for name, value in values.items() if name in own or name not in others}
-
-
-def of_algorithm(algorithm: Algorithm, values: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters without those that only other families, or only symmetric algorithms, have."""
-    values = of_family(algorithm, values)
-    if algorithm.symmetric:
-        return values
-    return {name: value for name, value in values.items() if name not in ("alpha", *_REVERSE_LOSS)}
-
-
-def check_hyperparams(
-    algorithm: Algorithm, values: dict[str, Any], model: type[EnvHyperparams] | None = None
-) -> EnvHyperparams:
-    """Complete and check an algorithm's hyperparameters.
-
-    :param algorithm: The algorithm. One without reverse loss has ``beta=0``, and ``alpha=1`` unless given.
-    :param values: Hyperparameters by name; what is missing takes SB3's default.
-    :param model: Their class; that of the algorithm's family if not given.
-    :raises ValidationError: With the name of the first that is unknown or out of range.
-    :raises UserError: For a reverse loss in an algorithm without one.
-    """
-    if not algorithm.symmetric and not algorithm.is_own:
-        for name in _REVERSE_LOSS:
-            if name in values and (name, values[name]) != ("beta", 0):
-                raise UserError(
-                    f"{name}={values[name]}: {algorithm.label} has no reverse loss. Use "
-                    f"{algorithm.symmetric_name}, or leave {name} out."
-                )
-        values = {"alpha": 1.0, **values, "beta": 0.0}
-    return (model or FAMILIES[algorithm.family])(**values)
-
-
-def resolve_hyperparams(
-    algorithm: Algorithm,
-    env_id: str,
-    *,
-    overrides: dict[str, Any],
-    profile: str = "controlled",
-    path: Path | None = None,
-    trust: bool = False,
-    n_timesteps: int | None = None,
-) -> tuple[EnvHyperparams, int, list[str]]:
-    """Resolve the hyperparameters of a run: its entry in a file, then what the user overrides.
-
-    :param algorithm: The algorithm.
-    :param env_id: The environment; one without an entry takes ``atari`` or ``default``.
-    :param overrides: Hyperparameters by name that take precedence over the file's.
-    :param profile: ``"controlled"``, or another set of deviations that entries name under ``profiles``.
-    :param path: A file of the user's own, which all algorithms of a sweep share: keys that another family or
-        only symmetric algorithms have are left out. None takes the algorithm's in ``configs/hyperparams``.
-    :param trust: Whether this file may name Python code of the user's, to be imported for training.
-    :param n_timesteps: Training steps that take precedence over the file's.
-    :return: The hyperparameters, the number of training steps, and lines to tell the user.
-    :raises UserError: For a mistake in the file or an override, saying where.
-    """
-    shipped = configs_dir() / "hyperparams" / f"{algorithm.hyperparams_name}.yml"
-    file = read_config(shipped if path is None else path)
-    notes = []
-    key = env_id if env_id in file.data else "atari" if is_atari(env_id) else "default"
-    if path is not None and key not in file.data:
-        raise UserError(f"{path} has no entry {env_id} and no {key}. Add one.{nearest(env_id, file.data)}")
-    if key == "default":
-        notes.append(
-            f"{env_id} has no entry in {file.path.name}: its hyperparameters are those of `default`."
-        )
-    entry = file.data.get(key)
-    if not isinstance(entry, dict):
-        raise file.error([key], "must be a mapping of hyperparameters.")
-    values = {name: value for name, value in entry.items() if name != "profiles"}
-    profiles = entry.get("profiles", {})
-    if not isinstance(profiles, dict) or not all(
-        isinstance(deviation, dict) for deviation in profiles.values()
-    ):
-        raise file.error([key, "profiles"], "must be a mapping of names to mappings of hyperparameters.")
-    values |= profiles.get(profile, {})
-    if path is not None:
-        values = of_algorithm(algorithm, values)
-    elif algorithm.is_own:
-        values = {name: value for name, value in values.items() if name in _OF_ENVIRONMENTS}
-        notes.append(
-            f"{algorithm.name} has the default hyperparameters of its class; n_timesteps, n_envs, normalize, "
-            f"frame_stack and policy are those of PPO in {file.path.name}."
-        )
-    own_timesteps = values.pop("n_timesteps", None)
-    try:
-        n_timesteps = _positive_steps(n_timesteps if own_timesteps is None else own_timesteps)
-    except ValueError as error:
-        raise file.error([key, "n_timesteps"], str(error)) from None
-    known = keys_of(algorithm)
-    if algorithm.is_own:
-        for name in overrides:
-            if name not in known:
-                raise UserError(
-                    f"Hyperparameter {name}: {algorithm.name} has no such argument.{nearest(name, known)}"
-                )
-    try:
-        of_file = check_hyperparams(algorithm, values)
-    except ValidationError as error:
-        raise file.validation_error(error, known, [key]) from None
-    for name, where in of_file.named_code().items():
-        if not trust:
-            raise file.error([key, *where.split(".")], untrusted(name))
-    for name, reason in of_file.without_effect(values).items():
-        raise file.error([key, *name.split(".")], _no_effect(reason))
-    try:
-        hyperparams = check_hyperparams(algorithm, values | overrides)
-    except ValidationError as error:
-        raise user_error(error, known, "Hyperparameter") from None
-    for name, reason in hyperparams.without_effect(values | overrides).items():
-        raise UserError(f"Hyperparameter {name}: {_no_effect(reason)}")
-    return hyperparams, n_timesteps, notes
-
-
-def _no_effect(reason: str) -> str:
-    return f"has no effect, because {reason}. Leave it out, or change that."
-
-
-def _positive_steps(value: Any) -> int:
-    number = _whole_number(value) if value is not None else None
-    if not isinstance(number, (int, float)) or number < 1 or number != int(number):
-        raise ValueError(f"{value!r}: the number of training steps is needed, a whole number of at least 1.")
-    return int(number)

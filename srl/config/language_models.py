@@ -1,6 +1,6 @@
-"""What a run on a language model is: models, data, reward and hyperparameters, as its spec records them.
+"""Specs of runs on language models: models, data, reward and hyperparameters.
 
-Nothing here needs torch or transformers, so that reports read such runs where these are missing.
+Reports of such runs need neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -10,18 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from srl.config.algorithms import Algorithm
-from srl.config.hyperparams import (
-    FAMILIES,
-    EnvHyperparams,
-    Hyperparams,
-    NormalizeOptions,
-    Number,
-    Positive,
-    Probability,
-    Strict,
-)
+from srl.config.hyperparams import FAMILIES, EnvHyperparams, Hyperparams, NormalizeOptions
+from srl.config.values import Number, Positive, Probability, Strict
 
-#: In place of a model, a data set and a reward: those of :mod:`srl.llm.offline`.
+#: The name of the model, data set and reward of :mod:`srl.llm.offline`.
 OFFLINE = "offline"
 
 Count = Annotated[int, Field(ge=0)]
@@ -39,13 +31,13 @@ class LoraOptions(Strict):
 
 
 class PolicyModel(Strict):
-    """The model to train, and how it is loaded. The critic and the reference model begin as copies of it."""
+    """The model to train. The critic and the reference model are initialized as copies of it."""
 
     #: A folder, a name on the Hugging Face hub, or ``offline``.
     path: str
-    #: The same for its tokenizer; None for the one that comes with the model.
+    #: The same for its tokenizer; None for the model's tokenizer.
     tokenizer: str | None = None
-    #: The tokenizer's token to pad with; None for its own padding token.
+    #: The padding token; None for the tokenizer's own.
     pad_token: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     #: Quantize the weights, which then do not train; needs ``lora`` and the package bitsandbytes.
@@ -61,7 +53,7 @@ class PolicyModel(Strict):
 
 
 class RewardModel(Strict):
-    """What scores a response: a classifier, an adapter for one, or a function."""
+    """The score of a response: a classifier, an adapter for one, or a function."""
 
     #: A folder, a name on the Hugging Face hub, or ``offline``.
     path: str | None = None
@@ -72,7 +64,7 @@ class RewardModel(Strict):
     #: ``path`` is a PEFT adapter for a sequence classifier.
     adapter: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    #: Texts that are scored at once.
+    #: Number of texts per forward pass.
     batch_size: Positive = 32
     #: A Python function in place of a model, as ``module:name``, with the signature of TRL's rewards.
     function: str | None = None
@@ -85,7 +77,7 @@ class RewardModel(Strict):
 
 
 class TextData(Strict):
-    """Prompts, and reference responses where there are any."""
+    """Prompts, and optional reference responses."""
 
     #: A folder, a name on the Hugging Face hub, or ``offline``.
     path: str
@@ -104,7 +96,7 @@ class LanguageModelHyperparams(Hyperparams):
     """Of PPO and SPPO on language models: a step is a response. Defaults are those of the authors for IMDB,
     where these do not depend on the task."""
 
-    # Those of environments have no meaning here
+    # Hyperparameters of environments do not apply
     policy: Literal["MlpPolicy"] = Field("MlpPolicy", exclude=True)
     n_envs: Positive = Field(1, exclude=True)
     normalize: NormalizeOptions | None = Field(None, exclude=True)
@@ -120,10 +112,10 @@ class LanguageModelHyperparams(Hyperparams):
     model: PolicyModel
     data: TextData
     reward: RewardModel
-    #: Scores responses in evaluations, and has no part in training.
+    #: Scores responses in evaluations, but not in training.
     judge: RewardModel | None = None
 
-    #: Responses of an iteration.
+    #: Number of responses of an iteration.
     n_rollouts: Positive = 112
     batch_size: Positive = 28
     n_epochs: Positive = 5
@@ -170,10 +162,12 @@ class LanguageModelHyperparams(Hyperparams):
     @model_validator(mode="after")
     def _whole_minibatches(self) -> LanguageModelHyperparams:
         if self.n_rollouts % self.batch_size:
-            raise ValueError(f"n_rollouts={self.n_rollouts} is no multiple of batch_size={self.batch_size}")
+            raise ValueError(
+                f"n_rollouts={self.n_rollouts} is not a multiple of batch_size={self.batch_size}"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
-                f"batch_size={self.batch_size} is no multiple of gradient_accumulation_steps="
+                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation_steps="
                 f"{self.gradient_accumulation_steps}"
             )
         if self.min_new_tokens > self.max_new_tokens:
@@ -183,7 +177,7 @@ class LanguageModelHyperparams(Hyperparams):
         return self
 
     def named_code(self) -> dict[str, str]:
-        """What the user's own Python code is named by: the key of each name."""
+        """The names of the user's Python code, with the key of each."""
         rewards = {"reward": self.reward, "judge": self.judge}
         return {r.function: f"{key}.function" for key, r in rewards.items() if r is not None and r.function}
 

@@ -1,4 +1,4 @@
-"""Specs of other versions of srl, read as far as this version knows their keys."""
+"""Read specs of other versions of srl, with unknown keys apart."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FORMAT: int = RunSpec.model_fields["format"].default
 
 @dataclass(frozen=True)
 class LenientSpec:
-    """A spec, and what its file says beyond it."""
+    """A spec and the unknown keys of its file."""
 
     spec: RunSpec
-    #: Values of the keys that this version does not know, by dotted keys such as ``hyperparams.new``; also
-    #: ``format``, if it is higher than this version's.
+    #: Values of unknown keys, by dotted keys such as ``hyperparams.new``; also ``format``, if it is higher
+    #: than this version's.
     unknown: dict[str, Any]
-    #: SHA-256 of the file and, if it has all keys that this version writes, of the file that this version
-    #: would have written: unknown keys and another layout do not change what the known keys say.
+    #: SHA-256 of the file and, if it has all keys of this version, of the file that this version would write:
+    #: unknown keys and the layout do not change the values of known keys.
     digests: frozenset[str]
 
 
@@ -40,7 +40,7 @@ def spec_text(spec: RunSpec) -> str:
 def read_leniently(content: bytes) -> LenientSpec:
     """Read a spec that this version or another one wrote.
 
-    Missing keys take their defaults, as in any spec. Unknown keys, nested ones included, are kept apart.
+    Missing keys have their defaults. Unknown keys, nested ones included, are returned separately.
 
     :raises ValidationError, ValueError, TypeError: If it is not the spec of a run.
     """
@@ -66,7 +66,7 @@ def read_leniently(content: bytes) -> LenientSpec:
 def _without_unknown(
     model: type[_Model], values: dict[str, Any], prefix: str, unknown: dict[str, Any]
 ) -> _Model:
-    """Validate values; keys that the model does not know move from them to ``unknown``."""
+    """Validate values; unknown keys are moved to ``unknown``."""
     while True:
         try:
             return model(**values)

@@ -1,4 +1,4 @@
-"""Which runs can train together as a population."""
+"""Conditions for runs to train together as a population."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import json
 from srl.config.hyperparams import PPOHyperparams
 from srl.config.spec import RunSpec
 
-#: What may differ between members: what each has to itself, and numbers.
+#: Keys that may differ between members, and hyperparameters that may.
 _OF_A_MEMBER = {"algo", "variant", "noise", "seed", "profile", "stacked"}
 _NUMBERS = {
     "alpha", "beta", "z", "learning_rate", "ent_coef", "vf_coef", "max_grad_norm", "gamma", "gae_lambda",
     "clip_range", "clip_range_vf", "advantage_flip_prob", "rms_prop_eps",
 }  # fmt: skip
-#: Options of the loss, which is computed for members of the same options at once.
+#: Options of the loss, which is computed together for members with the same options.
 _LOSS = ("reverse_loss", "importance_weighting", "advantage_transform", "normalize_advantage")
-#: Arguments of the optimizer that are numbers of a member, too. Others decide what state it keeps.
+#: Arguments of the optimizer that may differ. Others change its state.
 _OPTIMIZER_NUMBERS = {"eps", "betas", "alpha", "weight_decay"}
 
 
 def population_key(spec: RunSpec) -> str | None:
-    """What runs must have in common to train together.
+    """The settings that runs must share to train together.
 
-    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, in bfloat16, with a
-        limit on the KL divergence, observations in several parts, normalized images, separate features
-        extractors, or a features extractor or an algorithm of the user's own.
+    :return: Equal texts for runs that fit; None for a run that trains alone: with gSDE, bfloat16, a limit on
+        the KL divergence, Dict observations, normalized images, separate features extractors, or the user's
+        own features extractor or algorithm.
     """
     if spec.algorithm.is_own:
         return None
@@ -48,7 +48,7 @@ def population_key(spec: RunSpec) -> str | None:
 
 
 def member_order(spec: RunSpec) -> str:
-    """A key that sorts members of a population so that those of the same loss and optimizer are adjacent."""
+    """A sort key that makes members of a population with the same loss and optimizer adjacent."""
     hyperparams = spec.hyperparams
     clips_values = getattr(hyperparams, "clip_range_vf", None) is not None
     loss = [getattr(hyperparams, name, None) for name in _LOSS]

@@ -11,17 +11,10 @@ from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_va
 from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
 from srl.config.compiling import resolve_compile
 from srl.config.files import user_error
-from srl.config.hyperparams import (
-    ATARI_WRAPPER,
-    PROFILES,
-    EnvHyperparams,
-    Hyperparams,
-    Positive,
-    Strict,
-    WholeNumber,
-    resolve_hyperparams,
-)
+from srl.config.hyperparams import ATARI_WRAPPER, EnvHyperparams, Hyperparams
 from srl.config.language_models import hyperparams_model
+from srl.config.resolve import PROFILES, resolve_hyperparams
+from srl.config.values import Positive, Strict, WholeNumber
 from srl.config.variants import NAME
 from srl.envs.registration import import_packages, is_atari, registered, resolve_env_id
 from srl.envs.reward_noise import parse_noise
@@ -49,10 +42,10 @@ class RunSpec(Strict):
     #: them from the seed in another way, so that its results differ.
     format: Literal[1, 2] = 2
     algo: str
-    #: The name of the column that it is in, if that is not the algorithm's.
+    #: The name of its column, if it is not the algorithm's.
     variant: Annotated[str, Field(pattern=NAME)] | None = None
     env: str
-    #: Modules of the user's own to import before the environment is made; they register it with Gymnasium.
+    #: Modules of the user that register environments with Gymnasium, imported first.
     gym_packages: list[str] = Field(default_factory=list)
     #: Arguments of the environment's constructor.
     env_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
@@ -67,7 +60,7 @@ class RunSpec(Strict):
     #: Training steps between evaluations.
     eval_freq: Positive = 5000
     n_eval_episodes: Positive = 10
-    #: Environments that play the evaluation's episodes side by side.
+    #: Parallel environments of an evaluation.
     n_eval_envs: Positive = 10
     eval_deterministic: bool = True
     #: Steps of the agent after which an episode of an evaluation is truncated.
@@ -131,7 +124,7 @@ class RunSpec(Strict):
         return names | {f"hyperparams.{key}": name for name, key in self.hyperparams.named_code().items()}
 
     def env_spec(self) -> EnvSpec:
-        """What :mod:`srl.envs` needs to make the run's environments."""
+        """The specification of the run's environments for :mod:`srl.envs`."""
         normalize = self.hyperparams.normalize
         return EnvSpec(
             self.env,
@@ -153,7 +146,7 @@ class RunSpec(Strict):
 
 
 def safe_name(text: str) -> str:
-    """A text as the name of a folder: what could mean something to a shell or a file system is a dash."""
+    """A text as the name of a folder, with dashes for special characters of shells and file systems."""
     return "".join(
         character if character.isalnum() or character in "._-" else "-" for character in text
     ).strip(".")
@@ -184,26 +177,26 @@ def make_run_spec(
     trust_file: bool = False,
     overrides: dict[str, Any] | None = None,
 ) -> tuple[RunSpec, list[str]]:
-    """Complete a run from what a user names; parameters that are not listed are fields of :class:`RunSpec`.
+    """Make a complete spec from a user's options; other parameters are fields of :class:`RunSpec`.
 
     :param algo: The algorithm's name, or ``package.module:Class`` for a class with the interface of SB3's.
     :param env: The environment's id, also one that Gymnasium has renamed.
     :param n_timesteps: Training steps; None takes the hyperparameter file's.
     :param bins: Values per action dimension for a discretized algorithm; None takes 11.
     :param profile: ``"controlled"`` or ``"authors"``.
-    :param device: ``"auto"`` takes a GPU for image observations where there is one, else the CPU.
+    :param device: ``"auto"`` selects a GPU for image observations if there is one, else the CPU.
     :param eval_freq: Training steps between evaluations; None takes 10,000 on Atari, else 5,000.
-    :param n_eval_episodes: Episodes of an evaluation, all side by side if at most 10.
+    :param n_eval_episodes: Episodes of an evaluation, in at most 10 parallel environments.
     :param compile: Whether the update is compiled: ``"on"``, ``"off"``, or ``"auto"`` for runs that are long
-        enough to repay it, where there is a compiler.
+        enough to repay it, if there is a compiler.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None takes 50,000, or the time limit that the environment is registered with if that is higher.
     :param hyperparams_file: Hyperparameters in the format of rl-baselines3-zoo's files; None takes those
         that srl ships.
     :param trust_file: Whether Python code that this file names is imported.
     :param overrides: Hyperparameters that take precedence over the file's.
-    :return: The spec, and lines to tell the user.
-    :raises UserError: For whatever is wrong in that.
+    :return: The spec, and lines for the user.
+    :raises UserError: If an option is invalid.
     """
     algorithm = get_environment_algorithm(algo)
     import_packages(gym_packages)
@@ -219,7 +212,7 @@ def make_run_spec(
         )
     if bins is not None and not algorithm.discretised:
         raise UserError(
-            f"bins={bins}: {algorithm.label} takes the action space as it is. Use d{algorithm.name} for "
+            f"bins={bins}: {algorithm.label} does not discretize actions. Use d{algorithm.name} for "
             "discretized actions, or leave bins out."
         )
     hyperparams, file_timesteps, notes = resolve_hyperparams(
@@ -233,7 +226,7 @@ def make_run_spec(
     )
     atari = is_atari(env_id)
     if ATARI_WRAPPER in (hyperparams.env_wrapper or ()) and not atari:
-        raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is no Atari game. Leave it out.")
+        raise UserError(f"env_wrapper={ATARI_WRAPPER}: {env_id} is not an Atari game. Leave it out.")
     resolved_device = resolve_device(device, hyperparams.policy)
     check_precision(precision, resolved_device.partition(":")[0])
     n_timesteps = file_timesteps if n_timesteps is None else n_timesteps
@@ -278,9 +271,9 @@ def resolve_device(device: str, policy: str) -> str:
     """Resolve a device name; ``"auto"`` is replaced.
 
     :param device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    :param policy: The policy's name: networks for images take a GPU where there is one, small ones train
-        faster on the CPU.
-    :raises UserError: For another device, or a GPU that is not there.
+    :param policy: The policy's name: networks for images train on a GPU if there is one, others on the CPU,
+        which is faster for them.
+    :raises UserError: For an unknown device, or a missing GPU.
     """
     if device == "cpu" or (device == "auto" and policy != "CnnPolicy"):
         return "cpu"

@@ -1,4 +1,4 @@
-"""What a sweep compares: its file and its options, checked."""
+"""The options of a sweep, from its file and the command line."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pydantic import Field, ValidationError, field_validator
 from srl.config.algorithms import get_environment_algorithm
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
-from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, Positive, Strict, untrusted
+from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
+from srl.config.values import Positive, Strict
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest
 from srl.precision import Precision
 
 _HYPERPARAMETERS = {name for model in FAMILIES.values() for name in model.model_fields}
-#: Options of the command line that are named otherwise than the keys of a sweep's file.
+#: Options of the command line whose names differ from the keys of a sweep's file.
 _OPTIONS = {"n_timesteps": "timesteps", "n_eval_episodes": "eval_episodes"}
 
 
@@ -40,7 +41,7 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
         if end > 2**31:
             raise UserError(f"seeds: {text!r} reaches beyond 2^31 - 1.")
         if end - first > 100_000:
-            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; 100,000 is the most.")
+            raise UserError(f"seeds: the range {text!r} has {end - first:,} seeds; the maximum is 100,000.")
         seeds += range(first, end)
     repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
     if repeated:
@@ -51,13 +52,13 @@ def parse_seeds(texts: Sequence[str | int]) -> list[int]:
 
 
 class SweepOptions(Strict):
-    """What a sweep compares. Every combination of ``envs``, columns, ``noise`` and ``seeds`` is a run; the
+    """The options of a sweep. Every combination of ``envs``, columns, ``noise`` and ``seeds`` is a run; the
     columns are ``algos`` and ``variants``.
     """
 
     envs: Annotated[list[str], Field(min_length=1)]
     algos: list[str] = Field(default_factory=list)
-    #: Named variants of algorithms: ``algo``, and the hyperparameters in which they differ from it.
+    #: Named variants of algorithms: ``algo`` and other hyperparameters.
     variants: dict[str, Any] = Field(default_factory=dict)
     #: Values by hyperparameter; each of ``algos`` is expanded into a variant for each combination.
     grid: dict[str, Any] = Field(default_factory=dict)
@@ -84,8 +85,8 @@ class SweepOptions(Strict):
     max_episode_steps: Positive | None = None
     #: A path; in a sweep's file it is relative to that.
     hyperparams_file: Path | None = None
-    #: Hyperparameters of every run, or under an environment's name of its runs; those that only one family
-    #: has go to that one.
+    #: Hyperparameters of all runs, or of an environment's runs under its name. Those of one family apply only
+    #: to that family.
     overrides: dict[str, Any] = Field(default_factory=dict)
     #: Hyperparameters of the symmetric algorithms alone.
     symmetric_overrides: dict[str, Any] = Field(default_factory=dict)
@@ -130,13 +131,13 @@ class SweepOptions(Strict):
 def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **changes: Any) -> SweepOptions:
     """Read a sweep's file.
 
-    :param path: A YAML file with the keys of :class:`SweepOptions`, and under ``quick`` those that differ in
-        the small version.
-    :param quick: Whether to take the small version.
-    :param trust: Whether the file may name Python code of the user's. Modules that ``gym_packages`` of
-        ``changes`` names are trusted anyway.
-    :param changes: Keys that stand before the file's; None changes nothing.
-    :raises UserError: For a mistake, saying in which line or option.
+    :param path: A YAML file with the keys of :class:`SweepOptions`, and under ``quick`` the keys of the small
+        version.
+    :param quick: Whether to use the small version.
+    :param trust: Whether the file may name Python code. Modules in ``gym_packages`` of ``changes`` are always
+        trusted.
+    :param changes: Keys that override the file's; None keeps the file's.
+    :raises UserError: For a mistake, with its line or option.
     """
     file = ConfigFile(path)
     if quick and "quick" not in file.data:
@@ -167,7 +168,7 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
     if values.get("hyperparams_file"):
         values["hyperparams_file"] = path.parent / values["hyperparams_file"]
     if changes.get("algos") is not None:
-        # Of the file's variants, those that the command line names
+        # The variants of the file that the command line selects
         values["variants"] = {
             name: value for name, value in values.get("variants", {}).items() if name in changes["algos"]
         }
@@ -179,12 +180,15 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             values[key] = {**values.get(key, {}), **value}
         elif value is not None:
             values[key] = value
-    # What the command line leaves out of the columns is not compared either
+    # Comparisons of columns that the command line does not select are dropped
     chosen = changes.get("algos") is not None or changes.get("grid") is not None
     try:
         options = SweepOptions(**values)
         if chosen:
-            options = _without_absent_comparisons(options)
+            uncompared = options.model_copy(update={"compare": []})
+            names = {variant.name for variant in uncompared.columns()}
+            compare = [pair for pair in options.compare if set(pair) <= names]
+            options = options.model_copy(update={"compare": compare})
         options.columns()
         return options
     except VariantError as error:
@@ -196,19 +200,12 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         raise UserError(f"--{option}: {message}") from None
 
 
-def _without_absent_comparisons(options: SweepOptions) -> SweepOptions:
-    names = {variant.name for variant in options.model_copy(update={"compare": []}).columns()}
-    return options.model_copy(update={"compare": [pair for pair in options.compare if set(pair) <= names]})
-
-
 def _check_code(
     file: ConfigFile, prefix: list[str], values: dict[str, Any], allowed: Collection[str]
 ) -> None:
-    """See that a part of a sweep's file names no Python code that the command line does not allow.
+    """Check that a part of a sweep's file names no Python code that is not trusted.
 
-    :param prefix: The keys above the part.
-    :param values: What it says.
-    :param allowed: Modules and algorithms that the command line names.
+    :param allowed: Modules and algorithms of the command line, which are trusted.
     :raises UserError: If it does.
     """
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
@@ -218,7 +215,7 @@ def _check_code(
     algos += [
         (["variants", name, "algo"], one.get("algo")) for name, one in variants if isinstance(one, dict)
     ]
-    # Mistakes in their names are found where the columns are made
+    # Invalid names are rejected when the columns are made
     modules += [(keys, algo) for keys, algo in algos if isinstance(algo, str) and ":" in algo]
     named = [(keys, name) for keys, name in modules if name not in allowed]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
@@ -237,15 +234,12 @@ def _check_code(
 
 
 def is_of_env(key: str, value: Any) -> bool:
-    """Whether an entry of a sweep's overrides holds those of one environment."""
+    """Whether an entry of a sweep's overrides applies to one environment."""
     return isinstance(value, dict) and key not in _HYPERPARAMETERS
 
 
 def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[str]) -> None:
-    """See that overrides by environment are for environments of the sweep.
-
-    :raises UserError: If not.
-    """
+    """Check that overrides of an environment belong to one of the sweep's environments."""
     for key, value in values.get("overrides", {}).items():
         if is_of_env(key, value) and key not in envs:
             hint = nearest(key, [*envs, *_HYPERPARAMETERS])

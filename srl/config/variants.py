@@ -12,16 +12,16 @@ from pydantic import ValidationError
 
 from srl.config.algorithms import ALGORITHMS, get_algorithm, get_environment_algorithm
 from srl.config.files import first_mistake
-from srl.config.hyperparams import check_hyperparams, keys_of
+from srl.config.resolve import REVERSE_LOSS, check_hyperparams, keys_of
 from srl.errors import UserError, nearest
 
-#: What a variant's name may be: it names a folder, and a column of tables.
+#: Pattern of a variant's name, which names a folder and a column of tables.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,79}$"
 NAMES_ARE = "Names have at most 80 letters, digits and . _ + = -, the first a letter or a digit."
 
 
 class VariantError(UserError):
-    """A mistake in the variants of a sweep, with the keys that lead to it."""
+    """A mistake in the variants of a sweep, with its path of keys."""
 
     def __init__(self, keys: Sequence[str | int], message: str):
         super().__init__(f"{'.'.join(map(str, keys))}: {message}")
@@ -32,11 +32,11 @@ class VariantError(UserError):
 class Variant:
     """One column of a sweep."""
 
-    #: The algorithm's, or a name of its own.
+    #: The algorithm's name, or a different one.
     name: str
     #: The algorithm's name.
     algo: str
-    #: Hyperparameters that take precedence over all others of the sweep.
+    #: Hyperparameters that override all others of the sweep.
     overrides: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,12 +50,12 @@ def make_variants(
 ) -> list[Variant]:
     """Return the columns of a sweep.
 
-    :param algos: Algorithms; with a grid, each is expanded into a variant for each point of it, such as
+    :param algos: Algorithms; with a grid, each is expanded into a variant for each point, such as
         ``sppo-beta=5``.
-    :param named: Variants by name: ``algo`` and the hyperparameters in which they differ from it.
+    :param named: Variants by name: ``algo`` and other hyperparameters.
     :param grid: Values by hyperparameter; every combination is a point.
-    :raises VariantError: If a name is taken or malformed, an algorithm or a key unknown, a value out of
-        range, or a key of the grid does not apply to one of ``algos``.
+    :raises VariantError: For invalid or duplicate names, unknown algorithms or keys, values out of range, or
+        keys of the grid that do not apply to one of ``algos``.
     """
     variants = [Variant(name, name) for name in algos]
     if grid:
@@ -64,7 +64,7 @@ def make_variants(
         variants.append(_named(name, values))
     taken: dict[str, str] = {}
     for variant in variants:
-        # File systems may not tell cases apart
+        # File systems may be case-insensitive
         first = taken.setdefault(variant.name.lower(), variant.name)
         if first is not variant.name:
             raise VariantError(["variants", variant.name], f"the name {first!r} is taken. Use another.")
@@ -72,7 +72,7 @@ def make_variants(
 
 
 def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[Variant]) -> None:
-    """See that comparisons name two columns of the sweep each.
+    """Check that each comparison names two columns of the sweep.
 
     :raises VariantError: If one does not.
     """
@@ -90,7 +90,7 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
 
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
-    """A key that sorts columns: algorithms as the paper has them, each before its variants, and by number."""
+    """A sort key of columns: algorithms in the paper's order, each followed by its variants by number."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
     order = list(ALGORITHMS)
@@ -104,18 +104,19 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
             raise VariantError(
                 ["grid", key],
                 f"does not apply to {get_algorithm(algo).label}.{nearest(key, known)} A grid expands all of "
-                "algos; name columns that it leaves as they are under variants.",
+                "algos; define other columns under variants.",
             )
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise VariantError(["grid", key], f"{values!r}: must be a list of values, for example [0, 1, 5].")
     variants = []
     for point in product(*grid.values()):
         overrides = dict(zip(grid, point, strict=True))
-        name = "-".join([algo, *(f"{key}={_text(value)}" for key, value in overrides.items())])
+        texts = [f"{v:g}" if isinstance(v, float) else str(v).lower() for v in point]
+        name = "-".join([algo, *(f"{key}={text}" for key, text in zip(grid, texts, strict=True))])
         _check_values(["grid"], algo, overrides)
         if not re.fullmatch(NAME, name):
             raise VariantError(
-                ["grid"], f"{name!r} is too long for a name, or has other characters than it may."
+                ["grid"], f"{name!r} is too long for a name, or contains other characters than allowed."
             )
         variants.append(Variant(name, algo, overrides))
     names = [variant.name for variant in variants]
@@ -128,7 +129,7 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
 def _named(name: str, values: Any) -> Variant:
     keys: list[str | int] = ["variants", name]
     if not re.fullmatch(NAME, name):
-        raise VariantError(keys, f"is no name for a column. {NAMES_ARE}")
+        raise VariantError(keys, f"is not a valid column name. {NAMES_ARE}")
     if not isinstance(values, Mapping) or not isinstance(values.get("algo"), str):
         raise VariantError(keys, "must be a mapping with the key algo, for example {algo: sppo, beta: 5}.")
     try:
@@ -142,15 +143,15 @@ def _named(name: str, values: Any) -> Variant:
     for key in overrides:
         if key not in known:
             hint = nearest(str(key), known)
-            raise VariantError([*keys, key], f"is no hyperparameter of {get_algorithm(algo).label}.{hint}")
+            raise VariantError([*keys, key], f"is not a hyperparameter of {get_algorithm(algo).label}.{hint}")
     _check_values(keys, algo, overrides)
     return Variant(name, algo, overrides)
 
 
 def _keys_of(algo: str) -> list[str]:
-    """The hyperparameters that make a difference to an algorithm."""
+    """The hyperparameters that have an effect on an algorithm."""
     algorithm = get_algorithm(algo)
-    without = () if algorithm.symmetric else ("beta", "z", "reverse_loss", "importance_weighting")
+    without = () if algorithm.symmetric else REVERSE_LOSS
     return [key for key in keys_of(algorithm) if key not in without]
 
 
@@ -159,10 +160,6 @@ def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any
         check_hyperparams(get_algorithm(algo), overrides)
     except ValidationError as error:
         where, message = first_mistake(error)
-        # What concerns no key alone depends on the environment's other hyperparameters
+        # Errors without a key depend on the environment's other hyperparameters
         if where:
             raise VariantError([*keys, *where], message) from None
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -9,8 +9,8 @@ from typing import Any
 from stable_baselines3.common.logger import Logger
 
 from srl.llm.sampling import Evaluation
-from srl.rundir.directory import SAMPLES
 from srl.rundir.files import write_text
+from srl.rundir.names import SAMPLES
 from srl.training.attempt import Attempt
 from srl.training.callbacks import Episodes, EvaluationLog
 from srl.training.logs import log_state, make_logger, restore_logger

@@ -27,8 +27,8 @@ from srl.llm.sppo_config import SPPOConfig
 from srl.llm.sppo_trainer import SPPOTrainer
 from srl.llm.tasks import Files, Task, options
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.directory import LANGUAGE_MODEL
 from srl.rundir.files import plain_files
+from srl.rundir.names import LANGUAGE_MODEL
 from srl.rundir.status import Status
 from srl.training.attempt import Attempt, RunFailed, in_one_line
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint

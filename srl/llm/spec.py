@@ -9,9 +9,11 @@ from pydantic import Field, ValidationError
 
 from srl.config.algorithms import get_algorithm
 from srl.config.files import ConfigFile, configs_dir, read_config, user_error
-from srl.config.hyperparams import Positive, Strict, check_hyperparams, untrusted
+from srl.config.hyperparams import untrusted
 from srl.config.language_models import LanguageModelHyperparams
+from srl.config.resolve import check_hyperparams
 from srl.config.spec import RunSpec, resolve_device, safe_name
+from srl.config.values import Positive, Strict
 from srl.errors import UserError, nearest
 
 #: The algorithms as the command line names them.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from srl.config.algorithms import get_algorithm
+from srl.report.cells import Cell
 from srl.report.intervals import mean_band
 from srl.report.normalisation import Task
-from srl.report.runs import Cell
 from srl.report.tables import noise_order
 
 _PREFIX = "hyperparams."
@@ -23,11 +23,11 @@ _PREFIX = "hyperparams."
 class Line:
     """The scores of an algorithm at the values of a hyperparameter."""
 
-    #: The algorithm, with what sets it apart from other lines of the same algorithm.
+    #: The algorithm, with the difference from its other lines.
     label: str
     #: The column of the lowest value.
     column: str
-    #: Of the hyperparameter, ascending, shape (n_values,).
+    #: Values of the hyperparameter, ascending, shape (n_values,).
     values: tuple[float, ...]
     #: Mean scores over seeds, and the ends of their 95% bootstrap intervals, NaN for one seed.
     means: tuple[float, ...]
@@ -48,13 +48,12 @@ class Ablation:
 
 
 def find_ablations(cells: Sequence[Cell]) -> list[Ablation]:
-    """The hyperparameters in which columns of an algorithm differ, if they agree in everything else.
+    """Find columns of an algorithm that differ only in one numeric hyperparameter.
 
-    :param cells: All that is reported. Hyperparameters that are no numbers are not looked at.
     :return: An ablation for each environment and hyperparameter with a line of two finished values or more.
     """
     finished = [(cell, _settings(cell)) for cell in cells if cell.values]
-    # Cells that differ in one number have the same rest
+    # Cells that differ in one number have the same other settings
     groups: dict[tuple[Task, str, str, str], dict[tuple[Any, ...], list[tuple[float, Cell]]]]
     groups = defaultdict(lambda: defaultdict(list))
     by_place: dict[tuple[Task, str, str], list[tuple[Cell, dict[str, str]]]] = defaultdict(list)
@@ -83,13 +82,13 @@ def find_ablations(cells: Sequence[Cell]) -> list[Ablation]:
 
 
 def _settings(cell: Cell) -> dict[str, str]:
-    """What is compared of a cell's runs, but for the name of the variant."""
+    """The settings of a cell's runs without the name of the variant."""
     settings = next((run.settings for run in cell.runs if run.settings), ())
     return {key: value for key, value in settings if key != "variant"}
 
 
 def _numbers(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """The hyperparameters that are a number in each, and not the same one in all."""
+    """The hyperparameters that are numbers, and differ between some of the settings."""
     keys = [key for key in settings[0] if key.startswith(_PREFIX) and all(key in one for one in settings)]
     return [
         key

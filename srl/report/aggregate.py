@@ -1,4 +1,4 @@
-"""Aggregates of algorithms over several environments: normalized scores of matched runs."""
+"""Aggregates over several environments: normalized scores of matched runs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from srl.report.cells import Cell
 from srl.report.comparison import Matched, by_column, match
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import NAMES, Kind, Scale, Task, normalise
-from srl.report.runs import Cell
 from srl.report.statistics import aggregates, performance_profile
 from srl.report.tables import noise_order
 
-#: Points at which performance profiles are computed.
+#: Number of points of performance profiles.
 _N_THRESHOLDS = 101
-#: Runs of each column, over all environments, below which a profile is a few steps and is not drawn.
+#: Number of runs of each column over all environments below which no profile is drawn.
 ENOUGH_FOR_PROFILES = 10
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The algorithms under one noise, over the environments of one normalization."""
+    """All columns under one noise, over the environments with one normalization."""
 
     noise: str
     kind: Kind
@@ -37,22 +37,19 @@ class Aggregate:
 
     @property
     def n_runs(self) -> int:
-        """Runs of each column, over all environments."""
+        """Number of runs of each column over all environments."""
         return len(self.matched.seeds) * len(self.matched.tasks)
 
 
 def make_aggregates(
     cells: Sequence[Cell], scales: Mapping[Task, Scale], *, reps: int
 ) -> tuple[list[Aggregate], list[str]]:
-    """Aggregates for each noise and kind of normalization.
+    """Compute the aggregates for each noise and kind of normalization.
 
-    Under each noise, all algorithms that have finished runs there are matched with one another, but for those
-    that have hardly begun.
+    All columns with finished runs under a noise are matched, except columns with few of them.
 
-    :param cells: All that is reported.
-    :param scales: The scale of each environment; one without is in no aggregate.
-    :param reps: Bootstrap samples.
-    :return: The aggregates, and lines on what is left out of them.
+    :param scales: The scales of environments; environments without one are in no aggregate.
+    :return: The aggregates, and lines on runs that are left out.
     """
     matches: list[tuple[str, Kind, Matched]] = []
     notes: list[str] = []
@@ -66,7 +63,7 @@ def make_aggregates(
                 and scale.kind == kind
             ]
             where = f"aggregates, {NAMES[kind]}, {describe_noise(noise)}"
-            sides, rare = _well_begun(by_column(members))
+            sides, rare = _without_rare(by_column(members))
             notes += [f"Left out of the {where}: {column}, which has few finished runs." for column in rare]
             if not sides:
                 continue
@@ -79,12 +76,12 @@ def make_aggregates(
     return [_aggregate(*one, _thresholds(matches, one[1], scales), scales, reps) for one in matches], notes
 
 
-def _well_begun(
+def _without_rare(
     sides: Mapping[str, Mapping[Task, Cell]],
 ) -> tuple[dict[str, Mapping[Task, Cell]], list[str]]:
-    """The columns without those that have few finished runs, or have them in few environments, and these.
+    """Split off the columns with few finished runs, or with finished runs in few environments.
 
-    Few are less than a quarter of the runs, or half of the environments, of the one that has the most.
+    Few are less than a quarter of the most runs, or half of the most environments, of a column.
     """
     n_runs = {column: sum(len(cell.values) for cell in cells.values()) for column, cells in sides.items()}
     n_envs = {column: sum(bool(cell.values) for cell in cells.values()) for column, cells in sides.items()}
@@ -114,7 +111,7 @@ def _aggregate(
 def _thresholds(
     matches: Sequence[tuple[str, Kind, Matched]], kind: Kind, scales: Mapping[Task, Scale]
 ) -> Array:
-    """From the lowest (at most 0) to the highest score, the same for all noises."""
+    """Points from the lowest score, at most 0, to the highest, the same for all noises."""
     scores = np.concatenate(
         [
             normalise(returns, matched.tasks, scales).ravel()

@@ -1,7 +1,7 @@
-"""Archives: everything that a report needs in one Parquet file, without run directories.
+"""Archives: all data of a report in one Parquet file, without run directories.
 
 A row is a run: its spec, state, versions, commit and file digests, all episodes of its evaluations, and what
-its updates logged. The file's metadata has the comparisons, and lines on what was left out.
+its updates logged. The file's metadata has the comparisons, and lines on what is missing.
 """
 
 from __future__ import annotations
@@ -26,18 +26,13 @@ from srl.rundir.status import Status
 
 FORMAT = 1
 _METADATA = b"srl"
-#: Of a run's status, what a report shows.
+#: Fields of a run's status that a report shows.
 _STATUS = ("state", "timesteps", "n_timesteps", "steps_per_second", "attempts", "resumed_from", "notes")
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds.
-
-    :param runs: Its runs.
-    :param left_out: Lines on what is in no run.
-    :param compare: Names of columns that are compared.
-    """
+    """The content of an archive."""
 
     runs: list[Run]
     left_out: list[str]
@@ -70,14 +65,7 @@ def write_archive(
     left_out: Sequence[str],
     compare: Sequence[tuple[str, str]],
 ) -> None:
-    """Write an archive.
-
-    :param runs: What goes into it.
-    :param source: Of the rest that is known of them.
-    :param file: The file.
-    :param left_out: Lines on what is in no run.
-    :param compare: Names of columns that are compared.
-    """
+    """Write an archive."""
     rows = [_row(run, source) for run in runs]
     columns: dict[str, Any] = {}
     for name in rows[0]:
@@ -92,9 +80,8 @@ def write_archive(
 def read_archive(file: Path, *, last: int = 1) -> Archive:
     """Read an archive.
 
-    :param file: What :func:`write_archive` wrote.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :raises UserError: If it is none, or of a newer version of srl.
+    :raises UserError: If it is not an archive, or of a newer version of srl.
     """
     try:
         table = parquet.read_table(file)
@@ -121,7 +108,7 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         ) from None
 
 
-#: Of columns that may hold no value at all, and of what float32 holds well enough.
+#: Types of columns that may be empty, or whose values need only float32.
 _TYPES = {
     **dict.fromkeys(
         ("spec", "unknown", "status", "versions", "files", "training_problem", "reason", "samples"),
@@ -145,7 +132,7 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
     except (UserError, OSError, ValueError) as error:
         problem = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
     evaluations = run.evaluations
-    lengths = None if evaluations is None or evaluations.lengths is None else evaluations.lengths
+    lengths = None if evaluations is None else evaluations.lengths
     return {
         "run": run.path.encode(errors="backslashreplace").decode(),
         "environment": run.env,

@@ -1,4 +1,4 @@
-"""Matched runs of comparisons: the same environments, steps, noise and seeds on every side."""
+"""Comparisons of matched runs: the same environments, steps, noise and seeds for all columns."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srl.config.algorithms import get_algorithm
+from srl.report.cells import Cell, name_seeds
 from srl.report.intervals import Array, Estimate
 from srl.report.normalisation import Task
-from srl.report.runs import Cell, name_seeds
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
 from srl.report.statistics import probability_of_improvement
 from srl.report.tables import column_order, noise_order
@@ -18,14 +18,14 @@ from srl.report.tables import column_order, noise_order
 
 @dataclass(frozen=True)
 class Matched:
-    """Final scores of the runs that every column has finished."""
+    """Final scores of the environments and seeds that all columns have finished."""
 
     columns: tuple[str, ...]
     tasks: tuple[Task, ...]
     seeds: tuple[int, ...]
     #: Returns of each column, shape (n_seeds, n_tasks).
     scores: dict[str, Array]
-    #: Lines on finished runs that are not among them.
+    #: Lines on other finished runs.
     left_out: tuple[str, ...]
 
     def __bool__(self) -> bool:
@@ -33,10 +33,10 @@ class Matched:
 
 
 def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
-    """The environments and seeds that all sides have finished.
+    """Find the environments and seeds that all columns have finished.
 
-    Of an environment count the seeds that every side has finished there. It is as many environments as can be
-    with common seeds that are at least half as many as an environment (the median one) has.
+    These are as many environments as possible whose common seeds are at least half of the seeds that all
+    columns have finished in a median environment.
 
     :param sides: The cells of each column, by environment and steps.
     """
@@ -73,7 +73,7 @@ def match(sides: Mapping[str, Mapping[Task, Cell]]) -> Matched:
 
 
 def _in_common(shared: Mapping[Task, set[int]]) -> tuple[tuple[Task, ...], set[int]]:
-    """The environments to compare in, and the seeds that all of them share."""
+    """The selected environments and their common seeds."""
     tasks = sorted(task for task in shared if shared[task])
     if not tasks:
         return (), set()
@@ -98,7 +98,7 @@ def task_name(task: Task, tasks: Sequence[Task]) -> str:
 
 
 def by_column(cells: Sequence[Cell]) -> dict[str, dict[Task, Cell]]:
-    """Cells of one noise by column, and environment and steps; columns without a finished run left out."""
+    """Cells of one noise by column and environment, without columns that have no finished run."""
     columns: dict[str, dict[Task, Cell]] = {}
     for column in column_order(cells):
         own = {(cell.env, cell.n_timesteps): cell for cell in cells if cell.column == column}
@@ -109,21 +109,21 @@ def by_column(cells: Sequence[Cell]) -> dict[str, dict[Task, Cell]]:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The probability that a column improves upon its baseline."""
+    """The probability of improvement of a column over its baseline."""
 
     estimate: Estimate
     n_seeds: int
     tasks: tuple[Task, ...]
-    #: Of the exact test of this comparison alone; NaN with fewer than two seeds.
+    #: P-value of the exact test; NaN with fewer than two seeds.
     p_value: float = float("nan")
-    #: Adjusted by Holm for the comparisons of its family, see :func:`compare_pairs`.
+    #: Adjusted by Holm's method within its family, see :func:`compare_pairs`.
     adjusted_p_value: float = float("nan")
-    #: The adjusted p-value if in all comparisons of the family every run of one side scored above all others.
+    #: The adjusted p-value if in all comparisons of the family one side always scored higher.
     smallest_p_value: float = float("nan")
 
     @property
     def can_show(self) -> bool:
-        """Whether so many runs can show a difference among so many comparisons."""
+        """Whether there are enough runs to show a difference in this number of comparisons."""
         return self.smallest_p_value <= ALPHA
 
     @property
@@ -141,8 +141,8 @@ class Comparison:
     noise: str
     column: str
     baseline: str
-    #: Over the environments and seeds that both have finished; None if there are none. With one environment,
-    #: the same as in ``per_task``.
+    #: Over the environments and seeds that both have finished; None without any. With one environment it is
+    #: that of ``per_task``.
     overall: Improvement | None
     #: In each environment, with all seeds that both have finished there.
     per_task: dict[Task, Improvement]
@@ -151,7 +151,7 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """As a table names it."""
+        """Its name in tables."""
         return f"{self.column} over {self.baseline}"
 
 
@@ -162,10 +162,8 @@ def compare_pairs(
 
     P-values are adjusted in two families, see :func:`family_sizes`.
 
-    :param cells: All that is reported.
-    :param chosen: The names of the columns to compare, each with its baseline's. Without any it is every
-        symmetric algorithm with every one that differs from it in nothing but the reverse loss.
-    :param reps: Bootstrap samples.
+    :param chosen: Pairs of columns and baselines; by default each symmetric algorithm and its counterparts
+        without the reverse loss.
     :return: The comparisons, noise by noise.
     """
     names = {cell.column: cell.name for cell in cells}
@@ -191,16 +189,15 @@ def compare_pairs(
 
 
 def family_sizes(comparisons: Sequence[Comparison]) -> tuple[int, int]:
-    """The number of tests in the two families of a report, of all pairs and all noises.
+    """The number of tests in the two families of a report, of all pairs and noises.
 
-    :return: Comparisons over several environments, and comparisons in one environment. Those of fewer than
-        two seeds have no test and do not count.
+    :return: Comparisons over several environments, and in one environment, each with at least two seeds.
     """
     overall, single = (sum(one.n_seeds > 1 for one in family.values()) for family in _families(comparisons))
     return overall, single
 
 
-#: The place of a comparison in a list, and the environment; None over several environments.
+#: Index of a comparison, and the environment; None over several environments.
 _Key = tuple[int, Task | None]
 
 
@@ -216,7 +213,6 @@ def _families(comparisons: Sequence[Comparison]) -> tuple[dict[_Key, Improvement
 
 
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The comparisons with p-values adjusted within each family."""
     overall, single = (_adjusted_family(family) for family in _families(comparisons))
     result = []
     for number, one in enumerate(comparisons):

@@ -1,4 +1,4 @@
-"""Curves over training: of evaluations, and of figures that updates log."""
+"""Curves of evaluations and of logged values over training."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from pyarrow import float64
 from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 from srl.errors import UserError
+from srl.report.cells import Cell
 from srl.report.intervals import Array, mean_band
-from srl.report.runs import Cell, Run
-from srl.rundir.directory import PROGRESS, RunDirectory
+from srl.report.runs import Run
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes
+from srl.rundir.names import PROGRESS
 from srl.rundir.status import Status
 
-#: The most points of a curve; more cannot be seen.
+#: Maximum number of points of a curve.
 N_POINTS = 100
 
 STEPS = "time/total_timesteps"
 SIGN_CHANGE = "train/advantage_sign_change"
 ENTROPY_LOSS = "train/entropy_loss"
-#: Of language models, with what they are.
+#: Logged values of language models, with their labels.
 LANGUAGE_MODEL_FIGURES = {
     "rollout/reward": "training reward, without noise",
     "eval/judge": "score by the judge, which training does not see",
@@ -37,7 +39,7 @@ TRAINING = (SIGN_CHANGE, ENTROPY_LOSS, *LANGUAGE_MODEL_FIGURES)
 
 @dataclass(frozen=True)
 class Curve:
-    """Means over seeds along training, with 95% bands (percentile bootstrap)."""
+    """Means over seeds during training, with 95% bands (percentile bootstrap)."""
 
     #: Training steps, shape (n_points,).
     steps: Array
@@ -46,26 +48,26 @@ class Curve:
     low: Array
     high: Array
     n_seeds: int
-    #: Whether its runs have ended; the curve of others ends where the slowest of them is.
+    #: Whether its runs are finished; other curves end at the progress of the slowest run.
     finished: bool = True
 
     def negated(self) -> Curve:
-        """The curve of minus its figure."""
+        """The curve of the negated values."""
         return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values along one run."""
+    """Values of one run."""
 
     steps: Array
     values: Array
 
 
 def learning_curve(cell: Cell) -> Curve | None:
-    """Mean returns of evaluations; of the finished runs, and while there are none of those that train.
+    """Mean returns of evaluations of finished runs, or of unfinished ones if there are no others.
 
-    :return: None without an evaluation that all its runs have made.
+    :return: None without an evaluation that all runs have.
     """
     chosen, finished = _chosen(cell)
     series = [
@@ -79,12 +81,10 @@ def learning_curve(cell: Cell) -> Curve | None:
 def training_curves(
     cell: Cell, training: Callable[[Run], Mapping[str, Series]]
 ) -> tuple[dict[str, Curve], list[str]]:
-    """Curves of what updates log, from the same runs as the learning curve.
+    """Curves of logged values, from the same runs as the learning curve.
 
-    :param cell: The runs.
-    :param training: Gives what the updates of a run logged, see :func:`read_training`.
-    :return: Curves by the names in :data:`TRAINING`, as far as these were logged, and lines on logs that
-        could not be read.
+    :param training: Reads the logged values of a run, see :func:`read_training`.
+    :return: Curves by the names in :data:`TRAINING`, and lines on logs that could not be read.
     """
     chosen, finished = _chosen(cell)
     logs: list[Mapping[str, Series]] = []
@@ -95,7 +95,7 @@ def training_curves(
         except UserError:
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: damaged")
         except (OSError, ValueError) as error:
-            # The system's own words would name the whole path
+            # The whole message would contain the path
             words = getattr(error, "strerror", None) or str(error)
             reason = " ".join(words.split())[:200]
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: {reason}")
@@ -108,16 +108,16 @@ def training_curves(
 
 
 def read_training(path: Path, status: Status | None = None) -> dict[str, Series]:
-    """What updates logged, from SB3's ``progress.csv``.
+    """Read logged values from SB3's ``progress.csv``.
 
     :raises OSError, ValueError: If it cannot be read.
-    :raises UserError: If it is not what the finished run left.
+    :raises UserError: If it has changed since the run finished.
     """
     content = read_bytes(path)
     RunDirectory(path.parent).check_file(path.name, content, status)
-    # Of a run under way, the last row may be half written
+    # The last row of a running run may be incomplete
     content = content[: content.rfind(b"\n") + 1]
-    # pandas would take columns of longer rows for others
+    # Longer rows would shift columns
     n_rows, header = content.count(b"\n"), content.partition(b"\n")[0]
     if content.count(b",") > header.count(b",") * n_rows:
         raise ValueError("it has rows that are longer than its header")
@@ -125,7 +125,7 @@ def read_training(path: Path, status: Status | None = None) -> dict[str, Series]
     if STEPS not in names:
         raise ValueError(f"it has no column {STEPS}")
     present = [name for name in (STEPS, *TRAINING) if name in names]
-    # A third of the time that pandas takes, and a report reads thousands
+    # Three times faster than pandas
     table = read_csv(
         io.BytesIO(content),
         ReadOptions(use_threads=False),
@@ -139,22 +139,22 @@ def read_training(path: Path, status: Status | None = None) -> dict[str, Series]
         if name in present:
             values = table[name].to_numpy()
             logged = np.isfinite(values) & np.isfinite(steps)
-            # Once for each number of steps, as curves of other runs are put beside it by that
+            # Unique steps, by which curves of several runs are aligned
             own_steps, places = np.unique(steps[logged], return_index=True)
             if len(own_steps):
-                # As archives keep them
+                # The precision of archives
                 single = values[logged][places].astype(np.float32).astype(float)
                 series[name] = Series(own_steps, single)
     return series
 
 
 def _chosen(cell: Cell) -> tuple[list[Run], bool]:
-    """The finished runs; if there are none, those with evaluations that are under way."""
+    """The finished runs, or the unfinished ones with evaluations if there are no others."""
     done = [run for run in cell.runs if run.state == "done"]
     if done:
         return done, True
-    under_way = [r for r in cell.runs if r.state in ("running", "interrupted") and r.evaluations is not None]
-    return under_way, False
+    unfinished = [r for r in cell.runs if r.state in ("running", "interrupted") and r.evaluations is not None]
+    return unfinished, False
 
 
 def _mean_curve(series: Sequence[Series], finished: bool) -> Curve | None:
@@ -164,7 +164,7 @@ def _mean_curve(series: Sequence[Series], finished: bool) -> Curve | None:
     if not len(steps):
         return None
     values = np.stack([one.values[np.searchsorted(one.steps, steps)] for one in series])
-    # Neighbouring points that cannot be told apart become their mean
+    # Average neighboring points
     starts = np.unique(np.linspace(0, len(steps), N_POINTS + 1).astype(int))[:-1]
     counts = np.diff([*starts, len(steps)])
     mean, low, high = mean_band(np.add.reduceat(values, starts, axis=1) / counts)

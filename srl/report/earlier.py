@@ -1,4 +1,4 @@
-"""The form of the files of reports by earlier versions of srl, which kept no record of what they wrote."""
+"""Recognize report files of earlier versions of srl, which kept no record of their files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-#: A whole table: title, header, rows and notes.
+#: A complete table: title, header, rows and notes.
 _MARKDOWN = re.compile(
     r"(?:Final evaluation: mean|Mean return of the|Interquartile mean|Probability of improvement) .*\n\n"
     r"\| environment \| noise \| steps \|.*\n\| --- \| --- \| ---: \|.*\n(?:\| .*\n)*(?:\n(?:- .*\n)+)?"
@@ -22,7 +22,7 @@ _LATEX = re.compile(
     r".*\\label\{tab:srl-\w+\}\n.*\\end\{table\}\n",
     re.DOTALL,
 )
-#: What the page needs its script for, and where its sections are.
+#: Parts of the page.
 _PAGE_PARTS = (
     "script-src 'sha256-",
     '<nav aria-label="Sections"><a href="#findings">Findings</a>',
@@ -31,7 +31,7 @@ _PAGE_PARTS = (
 _STATISTICS_KEYS = {"format", "bootstrap_seed", "aggregates", "comparisons", "summary", "left_out"}
 _EVALUATIONS_START = re.compile(r'\[\n\{"run": ".*", "environment": ".*", "algorithm": "\w+", "variant": ')
 _PARQUET_COLUMNS = (b"n_timesteps", b"std_return", b"mean_ep_length")
-#: Matplotlib's SVG without the date and the program that it names unless told otherwise.
+#: Matplotlib's SVG without date and program.
 _SVG = re.compile(
     r"<\?xml [^\n]*\n<!DOCTYPE svg PUBLIC [^>]*>\n<svg [^>]*>\n <metadata>\n  <rdf:RDF [^>]*>\n   <cc:Work>\n"
     r"    <dc:type [^>]*>\n    <dc:format>image/svg\+xml</dc:format>\n   </cc:Work>\n"
@@ -41,10 +41,9 @@ _SVG = re.compile(
 def is_of_earlier_version(name: str, content: bytes) -> bool:
     """Whether an earlier version of srl wrote a file of a report.
 
-    Changes that keep the form of such a file cannot be seen.
+    Changes that keep the format of such a file are not detected.
 
     :param name: Its path below the output folder, one that srl writes.
-    :param content: What it holds.
     """
     recognise = _RECOGNISERS.get(PurePosixPath(name).suffix)
     try:
@@ -76,7 +75,7 @@ def _is_parquet(content: bytes) -> bool:
 
 
 def _is_png(content: bytes) -> bool:
-    """Whether an image has 150 dots per inch and no text, such as the program that made it."""
+    """Whether an image has 150 dots per inch and no metadata."""
     chunks, place = {}, 8
     while place < len(content):
         (length,) = struct.unpack_from(">I", content, place)

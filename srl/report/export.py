@@ -1,4 +1,4 @@
-"""Evaluations for other programs: tidy data, and the layout that rl-baselines3-zoo's plot scripts read."""
+"""Export evaluations as tidy data, or in the layout of rl-baselines3-zoo's plot scripts."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ import numpy as np
 from srl.config.spec import safe_name
 from srl.errors import MissingExtra, UserError
 from srl.report.files import check_folder, write_files
+from srl.report.folders import ZOO
 from srl.report.intervals import plain
-from srl.report.runs import ZOO, Cell, Run
+from srl.report.runs import Run
 from srl.report.scores import Scores, read_scores, unfinished
-from srl.rundir.directory import EVALUATIONS
+from srl.rundir.names import EVALUATIONS
 
 Format = Literal["json", "parquet", "zoo", "archive"]
 
 
 def export(
-    root: Path, kind: Format, out: Path, tell: Callable[[str], None] = lambda text: None
+    root: Path, kind: Format, out: Path, show_step: Callable[[str], None] = lambda text: None
 ) -> tuple[list[Path], list[str]]:
     """Write the evaluations of all runs in a folder.
 
-    :param root: The folder of a sweep, or of a run.
-    :param kind: ``archive`` for all that a report needs, see :mod:`srl.report.archive`; ``json`` and
-        ``parquet`` for tidy data, a row for each run and evaluation, also of runs that are not finished;
-        ``zoo`` for the layout of rl-baselines3-zoo, of finished runs alone.
-    :param out: Where to write.
-    :param tell: Is given what is being done.
-    :return: What was written, and lines on runs that are not in it, or are not finished.
-    :raises UserError: If there is nothing to write, the folder cannot be written to, or has files in the way
-        that srl did not write.
+    :param kind: ``archive`` for all data of a report, see :mod:`srl.report.archive`; ``json`` and ``parquet``
+        for tidy data, a row for each run and evaluation, unfinished runs included; ``zoo`` for the layout of
+        rl-baselines3-zoo, finished runs only.
+    :param show_step: Called with a description of each step.
+    :return: The written files, and lines on missing and unfinished runs.
+    :raises UserError: If there is nothing to write, or the folder is not writable or contains files in the
+        way that srl did not write.
     """
     check_folder(out)
-    tell("Reading runs")
+    show_step("Reading runs")
     scores = read_scores(root)
-    tell("Writing")
+    show_step("Writing")
     if kind == "archive":
         name = f"{safe_name(root.resolve().stem if root.is_file() else root.resolve().name)}.parquet"
         return write_files(out, {name: partial(_write_archive, scores)}), scores.left_out
@@ -58,14 +57,14 @@ def export(
 def _write_archive(scores: Scores, file: Path) -> None:
     from srl.report.archive import write_archive
 
-    # What is said of unfinished runs is said of them again when the archive is read
+    # Lines on unfinished runs are made again when the archive is read
     n_of_runs = len(unfinished(scores.runs))
     left_out = scores.left_out[: len(scores.left_out) - n_of_runs]
     write_archive(scores.runs, scores.source, file, left_out=left_out, compare=scores.compare)
 
 
 def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
-    """The runs that have evaluations, with what all rows of one have in common, in the order of paths."""
+    """Runs with evaluations, and the columns that all rows of a run share, in the order of paths."""
     runs = [
         (run.path, cell, run) for cell in scores.cells for run in cell.runs if run.evaluations is not None
     ]
@@ -87,7 +86,7 @@ def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
 
 
 def _columns(run: Run) -> dict[str, np.ndarray[Any, Any]]:
-    """What the rows of a run differ in, each of shape (n_evaluations,)."""
+    """The other columns of a run, each of shape (n_evaluations,)."""
     evaluations = run.evaluations
     assert evaluations is not None
     n_evaluations, n_episodes = evaluations.returns.shape
@@ -142,27 +141,22 @@ def _write_parquet(scores: Scores, file: Path) -> None:
 def _zoo_files(scores: Scores) -> dict[str, Path]:
     """The evaluations of finished runs by ``zoo/NOISE/ALGORITHM/ENVIRONMENT_SEED/evaluations.npz``.
 
-    Columns that differ in a hyperparameter, and runs of different lengths, have folders of their own: the
-    scripts would mix them.
+    Cells with different hyperparameters or lengths have separate folders, because the scripts would mix them.
     """
     steps = Counter((env, noise) for env, noise, _ in {(c.env, c.noise, c.n_timesteps) for c in scores.cells})
     files: dict[str, Path] = {}
     for cell in scores.cells:
-        top = f"{ZOO}/{_zoo_root(cell, several=steps[cell.env, cell.noise] > 1)}"
+        length = f"{cell.n_timesteps}-steps" if steps[cell.env, cell.noise] > 1 else ""
+        top = f"{ZOO}/{safe_name('_'.join(filter(None, (cell.noise, cell.variant, length))))}"
         for run in cell.runs:
             if run.state != "done":
                 continue
             place = base = f"{top}/{safe_name(run.name)}/{safe_name(run.env)}_{run.seed}"
             number = 1
-            while f"{place}/{EVALUATIONS}" in files:  # another environment of the same safe name
+            while f"{place}/{EVALUATIONS}" in files:  # another environment with the same safe name
                 number += 1
                 place = f"{base}_{number}"
             files[f"{place}/{EVALUATIONS}"] = scores.root / run.path / EVALUATIONS
     if not files:
         raise UserError("\n".join([f"{scores.root}: no run is finished.", *scores.left_out]))
     return files
-
-
-def _zoo_root(cell: Cell, *, several: bool) -> str:
-    parts = [cell.noise, cell.variant, f"{cell.n_timesteps}-steps" if several else ""]
-    return safe_name("_".join(part for part in parts if part))

@@ -1,18 +1,14 @@
-"""Figures, as PNG and SVG: one color for one algorithm everywhere, readable in grayscale.
+"""Figures of a report.
 
-Colors are Okabe and Ito's and Tol's for color-blind readers; markers and dashes tell algorithms apart
-without color. Symmetric algorithms have solid lines, baselines broken ones. ``columns`` are all columns of
-the report: a column has the same style in every figure.
+``columns`` are all columns of the report: a column has the same style in every figure.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator
 
-from srl.config.algorithms import ALGORITHMS
 from srl.report.ablation import Ablation
 from srl.report.aggregate import Aggregate, describe_noise
 from srl.report.comparison import Comparison, task_name
@@ -29,33 +24,11 @@ from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
 from srl.report.normalisation import NAMES, Task
 from srl.report.statistics import AGGREGATES
+from srl.report.style import Style, style, styled
 from srl.report.trends import Trend, noise_level
 
-#: Color, dashes and marker of each algorithm.
-_STYLES: dict[str, tuple[str, str, str]] = {
-    "a2c": ("#E69F00", "--", "o"),
-    "sa2c": ("#A6320A", "-", "s"),
-    "da2c": ("#CC79A7", "--", "v"),
-    "dsa2c": ("#661155", "-", "P"),
-    "ppo": ("#56B4E9", "--", "^"),
-    "sppo": ("#004C84", "-", "D"),
-    "dppo": ("#3DB892", "--", "<"),
-    "dsppo": ("#0B4F36", "-", "X"),
-    "llm-ppo": ("#56B4E9", "--", "s"),
-    "llm-sppo": ("#004C84", "-", "D"),
-    "llm-grpo": ("#E69F00", "--", "^"),
-    "llm-sgrpo": ("#A6320A", "-", "v"),
-}
-#: Colors of variants whose names begin with no algorithm.
-_OTHER_COLORS = ("#D55E00", "#999933", "#882255", "#44AA99", "#332288", "#DDCC77")
-#: Dashes of what differs in a hyperparameter from a column of the same algorithm.
-_VARIANTS = (":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-
-#: Markers of those; with the dashes there are enough for 44.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "<", "X", ">", "*", "h", "d")
-
-#: Values of a hyperparameter up to which each has a tick.
-_MOST_TICKS = 8
+#: Maximum number of values of a hyperparameter with a tick each.
+_MAX_TICKS = 8
 
 _AGGREGATE_TITLES = {
     "median": "Median",
@@ -64,68 +37,8 @@ _AGGREGATE_TITLES = {
     "optimality_gap": "Optimality gap (lower is better)",
 }
 
-_SETTINGS: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    # Names are shown as they are, and files depend on nothing but the figures
-    "text.parse_math": False,
-    "svg.hashsalt": "srl",
-    "svg.fonttype": "path",
-    # TrueType, which journals ask for
-    "pdf.fonttype": 42,
-}
 
-
-#: Draws with Matplotlib's own settings and ours, whatever the user's are.
-_styled = matplotlib.style.context(["default", _SETTINGS])
-
-
-@dataclass(frozen=True)
-class Style:
-    """How an algorithm is drawn."""
-
-    color: str
-    dashes: Any
-    marker: str
-
-
-def style(column: str, columns: Sequence[str]) -> Style:
-    """The style of a column.
-
-    :param column: As tables name it: an algorithm, perhaps with what sets it apart in brackets.
-    """
-    algorithm = _algorithm(column)
-    others_named = list(dict.fromkeys(n for n in map(_algorithm, columns) if n not in _STYLES))
-    if algorithm in others_named:
-        place = others_named.index(algorithm)
-        return Style(_OTHER_COLORS[place % len(_OTHER_COLORS)], "-", _MARKERS[place % len(_MARKERS)])
-    color, dashes, marker = _STYLES[algorithm]
-    place = [other for other in columns if _algorithm(other) == algorithm].index(column)
-    if not place:
-        return Style(color, dashes, marker)
-    others = [other for other in _MARKERS if other != marker]
-    return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)], others[(place - 1) % len(others)])
-
-
-def _algorithm(column: str) -> str:
-    """The algorithm that a column's name begins with; else its whole name."""
-    name = column.partition(" (")[0].lower()
-    first = name.partition("-")[0]
-    return first if first in _STYLES else name
-
-
-assert _STYLES.keys() == ALGORITHMS.keys()
-
-
-@_styled
+@styled
 def draw_curves(
     curves: Mapping[str, Mapping[str, Curve]],
     columns: Sequence[str],
@@ -137,8 +50,8 @@ def draw_curves(
     """Curves over training, with a panel for each noise, side by side.
 
     :param curves: By noise, then by column.
-    :param label: What the curves show.
-    :param suffixes: What to say of a column in the legend besides its name.
+    :param label: The label of the y axis.
+    :param suffixes: Texts after the names of columns in the legend.
     """
     figure, panels = _panels(1, len(curves), width=3.4, height=2.7)
     handles: dict[str, Any] = {}
@@ -157,7 +70,7 @@ def draw_curves(
     return figure
 
 
-@_styled
+@styled
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
     """Scores against a hyperparameter, with a panel for each noise, side by side."""
     figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
@@ -179,13 +92,13 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
     return figure
 
 
-@_styled
+@styled
 def draw_trends(
     trends: Sequence[Trend], comparisons: Sequence[Comparison], columns: Sequence[str], *, title: str
 ) -> Figure:
     """Probabilities of improvement in an environment against the noise, with a panel for each kind of noise.
 
-    :param trends: Those of the environment.
+    :param trends: The trends of the environment.
     """
     kinds = list(dict.fromkeys(trend.kind for trend in trends))
     figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
@@ -221,9 +134,9 @@ def draw_trends(
 def _draw_points(
     axes: Axes, x: Sequence[float], y: Sequence[float], widths: Sequence[Sequence[float]], look: Style
 ) -> Any:
-    """A line through points with intervals.
+    """Draw a line through points with intervals.
 
-    :param widths: How far the intervals reach below and above the points, NaN for none.
+    :param widths: Lengths of the intervals below and above the points, NaN for none.
     """
     return axes.errorbar(
         x, y, widths, color=look.color, linestyle=look.dashes, marker=look.marker, capsize=2.5, elinewidth=1
@@ -231,7 +144,7 @@ def _draw_points(
 
 
 def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> None:
-    """Ticks at the values themselves, on a scale that separates them unless it is to be linear."""
+    """Set ticks at the values, on a linear scale or one that separates them."""
     ticks = sorted(set(values))
     positive = [value for value in ticks if value > 0]
     if not linear and ticks[0] >= 0 and len(ticks) > 2 and ticks[-1] > 4 * positive[0]:
@@ -240,12 +153,12 @@ def _scale_x(axes: Axes, values: Sequence[float], *, linear: bool = False) -> No
         else:
             axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    if len(ticks) <= _MOST_TICKS:
+    if len(ticks) <= _MAX_TICKS:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
 class _Numbers(EngFormatter):
-    """Numbers with the prefixes k, M and so on, and none for those below 1: 0.5 instead of 500m."""
+    """Numbers with the prefixes k, M and so on, but 0.5 instead of 500m."""
 
     def __init__(self) -> None:
         super().__init__(sep="")
@@ -255,13 +168,13 @@ class _Numbers(EngFormatter):
 
 
 def _seeds(curves: Sequence[Curve]) -> str:
-    """The number of seeds of an algorithm's curves, one for each noise, in the order of the panels."""
+    """The numbers of seeds of a column's curves in words, in the order of the panels."""
     counts = [f"{curve.n_seeds}{'' if curve.finished else ', not finished'}" for curve in curves]
     return f"n={counts[0] if len(set(counts)) == 1 else ' and '.join(counts)}"
 
 
 def _draw_curve(axes: Axes, curve: Curve, look: Style) -> Line2D:
-    # All points of a short curve, else some
+    # Mark all points of a short curve, and some of a longer one
     markers = None if len(curve.steps) < 8 else (0.05, 0.15)
     line = _draw_band(axes, curve.steps, curve.mean, curve.low, curve.high, look, markers)
     if len(curve.steps) == 1:
@@ -278,7 +191,7 @@ def _draw_band(
     return line
 
 
-@_styled
+@styled
 def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Aggregates with their intervals: a row of panels for each noise, a panel for each figure.
 
@@ -286,7 +199,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     """
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
     longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
-    # The noise stands upright beside its panels
+    # The label of the noise is vertical
     height = max(0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest)
     figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
     for row, aggregate in zip(panels, aggregates, strict=True):
@@ -306,7 +219,7 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     return figure
 
 
-@_styled
+@styled
 def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Figure:
     """Performance profiles: a panel for each noise.
 
@@ -329,7 +242,7 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
     return figure
 
 
-@_styled
+@styled
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
     rows = [
@@ -348,7 +261,7 @@ def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str])
     return figure
 
 
-@_styled
+@styled
 def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement in each environment: a panel for each noise."""
     by_noise: dict[str, list[Comparison]] = {}
@@ -404,7 +317,7 @@ def _mark_half(axes: Axes) -> None:
 
 
 def _share(panels: Sequence[Axes], limits: str) -> None:
-    """Give all panels the same ``xlim`` or ``ylim``, which holds those that they have."""
+    """Give all panels the same ``xlim`` or ``ylim``, which includes those of each."""
     low, high = zip(*(getattr(axes, f"get_{limits}")() for axes in panels), strict=True)
     for axes in panels:
         axes.set(**{limits: (min(low), max(high))})
@@ -418,7 +331,7 @@ def _panels(n_rows: int, n_columns: int, *, width: float, height: float) -> tupl
 
 
 def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) -> None:
-    """Title above and legend below the panels, where they hide nothing; the figure grows to hold them."""
+    """Add a title above and a legend below the panels, and enlarge the figure for them."""
     heading = figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=10, fontweight="bold")
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     needed = heading.get_window_extent(renderer).width / figure.dpi + 0.2
@@ -436,7 +349,7 @@ def _head(figure: Figure, title: str, handles: Mapping[str, Any] | None = None) 
     figure.set_figwidth(max(figure.get_figwidth(), needed))
 
 
-#: What would make files differ from one time to the next, by format.
+#: Metadata that would make files differ between calls, by format.
 _METADATA: dict[str, Any] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -448,11 +361,10 @@ FORMATS = tuple(_METADATA)
 PAGE_DPI = 150
 
 
-@_styled
+@styled
 def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
-    """A figure as a file; the same figure gives the same bytes.
+    """The content of a figure's file; the same figure gives the same bytes.
 
-    :param figure: The figure.
     :param kind: One of :data:`FORMATS`.
     :param dpi: Dots per inch of a PNG.
     """
@@ -462,7 +374,7 @@ def render(figure: Figure, kind: str, dpi: int = PAGE_DPI) -> bytes:
 
 
 def without_title(figure: Figure) -> Figure:
-    """The figure without the title above it; what tells its panels apart stays."""
+    """The figure without its title; titles of panels are kept."""
     if figure._suptitle is not None:  # type: ignore[attr-defined]
         figure._suptitle.remove()  # type: ignore[attr-defined]
         figure._suptitle = None  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""What a report writes: files that replace those of an earlier report, and nothing else.
+"""Write the files of a report, which replace only files of earlier reports.
 
 The output folder has a record, ``.srl-report.json``, of the files that srl wrote there, with their SHA-256. A
-file in the way that is not in the record, or was changed since, is the user's. While files are replaced, the
-record holds the digests of the old and the new ones: after a kill, the same report can be written again.
+file that is not in the record, or has changed since, belongs to the user. While files are replaced, the
+record contains the digests of the old and the new ones: after a kill, the report can be written again.
 """
 
 from __future__ import annotations
@@ -21,47 +21,46 @@ from typing import TYPE_CHECKING
 
 from srl.errors import UserError
 from srl.report.earlier import is_of_earlier_version
-from srl.report.runs import RECORD
-from srl.rundir.directory import SPEC
+from srl.report.folders import RECORD
 from srl.rundir.files import check_writable, read_bytes, replacing, write_text
+from srl.rundir.names import SPEC
 
 if TYPE_CHECKING:
     from srl.report.tables import Table
 
 _LOCK = ".srl-report.lock"
 
-#: Writes the content of a file to the path that it is given.
+#: Writes the content of a file to a path.
 Writer = Callable[[Path], object]
-#: SHA-256 digests of what srl wrote to a file, by its path below the output folder.
+#: SHA-256 digests of the files that srl wrote, by path below the output folder.
 _Record = dict[str, list[str]]
 
 
 def check_folder(out: Path) -> None:
-    """See that a report can be written to a folder.
+    """Check that a report can be written to a folder.
 
-    :raises UserError: If it is in a run's folder, or cannot be written to.
+    :raises UserError: If it is in a run's folder, or is not writable.
     """
     for folder in (out.resolve(), *out.resolve().parents):
         if (folder / SPEC).is_file():
             raise UserError(
-                f"{out} is in the folder of a run, in which a report writes nothing. Name another with --out."
+                f"{out} is inside a run directory, where reports are not written. Name another with --out."
             )
     check_writable(out)
 
 
 def check_files(out: Path, names: Iterable[str], copies: Mapping[str, Path] | None = None) -> None:
-    """See that files can be written to a folder without replacing any that srl did not write.
+    """Check that files can be written to a folder without replacing files that srl did not write.
 
     :param out: The folder; it need not exist.
     :param names: Paths below it.
-    :param copies: Further paths, and the files that are copied there: nothing is lost where the same is
-        there already.
-    :raises UserError: If srl did not write what is there, or it was changed since.
+    :param copies: Files to copy by their path below it, which may replace identical files.
+    :raises UserError: If srl did not write an existing file, or it was changed since.
     """
     names, copies, lock = list(names), copies or {}, out / _LOCK
     is_first = not lock.exists()
     foreign = _foreign_files(out, names, copies) if is_first else set()
-    # Another report may be writing, whose files are in the record only when it is done
+    # Another report may be in progress; its files are in the record when it is done
     if lock.exists() and (foreign or not is_first):
         with lock.open() as opened:
             fcntl.flock(opened, fcntl.LOCK_SH)
@@ -70,7 +69,7 @@ def check_files(out: Path, names: Iterable[str], copies: Mapping[str, Path] | No
 
 
 def _foreign_files(out: Path, names: Iterable[str], copies: Mapping[str, Path]) -> set[str]:
-    """Which of these files are there and not srl's."""
+    """The existing files among these that srl did not write."""
     record = _read_record(out)
     foreign = {place for name in [*names, *copies] if (place := _foreign(out, name, record)) is not None}
     return foreign - {name for name in foreign & copies.keys() if _is_same(out / name, copies[name])}
@@ -95,13 +94,11 @@ def write_files(
 ) -> list[Path]:
     """Write the files of a report, all or none unless the process is killed, and record them as srl's.
 
-    :param out: The folder.
-    :param files: What writes each file, by its path below the folder.
-    :param copies: Files that are copied to further paths below it.
-    :param instead_of: A folder below that one: what an earlier report wrote there, and this does not, is
-        removed.
+    :param files: The writer of each file, by path below the folder.
+    :param copies: Files to copy, by path below the folder.
+    :param instead_of: A subfolder from which other files of earlier reports are removed.
     :return: The files.
-    :raises UserError: If the folder cannot be written to, or what is there is not srl's; nothing is written.
+    :raises UserError: If the folder is not writable, or contains other files in the way; nothing is written.
     """
     check_folder(out)
     check_files(out, files, copies)
@@ -128,7 +125,7 @@ def write_files(
 
 
 def _replace(out: Path, writers: Mapping[str, Writer], old: _Record) -> _Record:
-    """Write all files beside those that they replace, then put them in their places; returns their record."""
+    """Write all files to temporary ones, then replace the old files; return their record."""
     new: _Record = {}
     with ExitStack() as stack:
         for name, write in writers.items():
@@ -147,13 +144,9 @@ def table_files(name: str) -> list[str]:
 
 
 def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str, Writer]:
-    """Tables as Markdown, CSV and LaTeX, for :func:`write_files`.
-
-    :param tables: What to write.
-    :param left_out: Lines on what is in none of them; Markdown has these too.
-    """
+    """Tables as Markdown, CSV and LaTeX, for :func:`write_files`."""
     # SciPy, which tables need, takes half a second to import
-    from srl.report.tables import to_csv, to_latex, to_markdown
+    from srl.report.table_formats import to_csv, to_latex, to_markdown
 
     writers: dict[str, Writer] = {}
     for table in tables:
@@ -165,9 +158,13 @@ def table_writers(tables: Sequence[Table], left_out: Sequence[str]) -> dict[str,
 
 
 def text_writer(text: str) -> Writer:
-    """Writes a text."""
-    # Names of files may hold bytes that are no text
-    return lambda path: path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """The writer of a text, which may contain undecodable bytes of file names."""
+    return bytes_writer(text.encode(errors="backslashreplace"))
+
+
+def bytes_writer(content: bytes) -> Writer:
+    """The writer of bytes."""
+    return lambda path: path.write_bytes(content)
 
 
 def write_tables(tables: Sequence[Table], out: Path, left_out: Sequence[str]) -> list[Path]:
@@ -176,7 +173,7 @@ def write_tables(tables: Sequence[Table], out: Path, left_out: Sequence[str]) ->
 
 
 def _foreign(out: Path, name: str, record: _Record) -> str | None:
-    """What is in the way of a file and not srl's, as a path below the output folder; None if nothing is."""
+    """The path below the output folder that is in the way of a file and not srl's; None if there is none."""
     *folders, _ = PurePosixPath(name).parts
     for number in range(1, len(folders) + 1):
         folder = "/".join(folders[:number])
@@ -196,7 +193,7 @@ def _read_record(out: Path) -> _Record:
     file = out / RECORD
     try:
         files = json.loads(read_bytes(file))["files"]
-        # It says what may be deleted: nothing outside of the folder
+        # Files of the record may be deleted, so it must not name others outside of the folder
         paths = [PurePosixPath(name) for name in files]
         if not file.is_symlink() and not any(path.is_absolute() or ".." in path.parts for path in paths):
             return {name: [str(digest) for digest in digests] for name, digests in files.items()}
@@ -205,7 +202,7 @@ def _read_record(out: Path) -> _Record:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise UserError(
-        f"{file}: not the record of a report, or damaged. Move it away, with the files that it is about; "
+        f"{file}: not the record of a report, or damaged. Move it away with the files that it lists; "
         "nothing was written."
     )
 
@@ -228,7 +225,7 @@ def _is_same(file: Path, other: Path) -> bool:
 
 
 def _remove_empty(out: Path, name: str) -> None:
-    """Remove the folders that a file was in, as far as they are empty."""
+    """Remove the empty parent folders of a file."""
     with suppress(OSError):
         for folder in list(PurePosixPath(name).parents)[:-1]:
             (out / folder).rmdir()

@@ -1,4 +1,4 @@
-"""GIFs of what the runs of a report have learned, one for each cell."""
+"""GIFs of the trained agents of a report, one for each cell."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ def make_gifs(
     scores: Scores,
     root: Path,
     gif_of: Callable[[Path], bytes],
-    tell: Callable[[str], None] = lambda text: None,
+    show_step: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, bytes], list[str]]:
     """Play the first finished run of each cell.
 
-    :param scores: What is reported.
-    :param root: The folder of the runs.
     :param gif_of: Plays a run, see :func:`srl.training.play.gif_of`.
-    :param tell: Is given what is being done.
-    :return: GIF files by their captions, and lines on cells that have none.
+    :param show_step: Called with a description of each step.
+    :return: GIF files by caption, and lines on cells without one.
     """
     gifs: dict[str, bytes] = {}
     notes = []
@@ -34,7 +32,7 @@ def make_gifs(
         run = next((run for run in cell.runs if run.state == "done"), None)
         if run is None:
             continue
-        tell(f"Playing {run.path}")
+        show_step(f"Playing {run.path}")
         try:
             content = gif_of(root / run.path)
         except UserError as error:

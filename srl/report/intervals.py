@@ -1,4 +1,4 @@
-"""A figure with its interval, and bootstrap bands along curves."""
+"""Estimates with intervals, and bootstrap bands of curves."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-#: Of all intervals.
+#: Confidence level of all intervals.
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95% interval, NaN where there is too little to have one."""
+    """An estimate and its 95% interval, NaN for too few scores."""
 
     value: float
     low: float = float("nan")
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON, which has no NaN: None in place of numbers that are not finite."""
+    """A value for JSON, with None for numbers that are not finite."""
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -18,32 +18,32 @@ _LATEX = {
     "‡": r"\ddag{}",
     "§": r"\S{}",
     "¶": r"\P{}",
-    # After a line's end, brackets would be its spacing, and a star its kind
+    # After a line break, LaTeX would read brackets and stars as its options
     "[": "{[}",
     "]": "{]}",
     "*": "{*}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-#: Punctuation that means something to Markdown in the middle of a line, GitHub's included.
+#: Punctuation with a meaning inside a line of Markdown, GitHub's included.
 _MARKDOWN = "\\`*_{}[]|#~$"
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and control characters, of which a table's row has none."""
+    """A text with spaces in place of line breaks and control characters."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def latex(text: str) -> str:
-    """A text that LaTeX takes for nothing but text."""
+    """Escape a text for LaTeX."""
     escaped = "".join(_LATEX.get(character, character) for character in one_line(text))
-    # Two hyphens would become a dash; the one of a number is a minus
+    # Two hyphens would become a dash; the hyphen of a number is a minus
     escaped = re.sub("-(?=-)", "-{}", escaped)
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
 
 
 def markdown(text: str) -> str:
-    """A text that Markdown and HTML take for nothing but text."""
+    """Escape a text for Markdown and HTML."""
     escaped = "".join(
         _HTML.get(character, f"\\{character}" if character in _MARKDOWN else character)
         for character in one_line(text)
@@ -53,6 +53,6 @@ def markdown(text: str) -> str:
 
 
 def markdown_line(text: str) -> str:
-    """The same for a line of its own, whose beginning could look like an item of a list."""
+    """Escape a whole line for Markdown, which could start like a list item."""
     escaped = re.sub(r"^([-+=])", r"\\\1", markdown(text).lstrip())
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)

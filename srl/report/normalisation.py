@@ -1,4 +1,4 @@
-"""Scores of different environments on one scale."""
+"""Normalization of scores of different environments."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from srl.config.files import ConfigFile, configs_dir
 from srl.envs.registration import is_atari
 from srl.errors import UserError, nearest
+from srl.report.cells import Cell
 from srl.report.intervals import Array
-from srl.report.runs import Cell
 
-#: An environment with the steps of training in it.
+#: An environment and its training steps.
 Task = tuple[str, int]
 
 Kind = Literal["human", "minmax", "none"]
-#: What can be asked for; ``auto`` is ``human`` for Atari games and ``minmax`` elsewhere.
+#: Options of normalization; ``auto`` is ``human`` for Atari games and ``minmax`` elsewhere.
 Normalisation = Literal["auto", "human", "minmax", "none"]
 
-#: How each is said.
+#: The names of kinds of normalization.
 NAMES: dict[Kind, str] = {
     "human": "human-normalized",
     "minmax": "min-max normalized",
@@ -37,7 +37,7 @@ _ATARI = re.compile(r"(?:ALE/)?([A-Za-z]+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 @dataclass(frozen=True)
 class Scale:
-    """Where 0 and 1 of normalized scores lie among an environment's returns."""
+    """The returns of an environment with the normalized scores 0 and 1."""
 
     kind: Kind
     zero: float = 0.0
@@ -49,10 +49,7 @@ class Scale:
 
 
 def check_normalisation(name: str) -> Normalisation:
-    """See that a normalization is one.
-
-    :raises UserError: If it is not.
-    """
+    """Return a valid name of a normalization; raise a UserError for others."""
     known = get_args(Normalisation)
     if name not in known:
         raise UserError(f"--normalize {name}: is not one of {', '.join(known)}.{nearest(name, known)}")
@@ -60,7 +57,7 @@ def check_normalisation(name: str) -> Normalisation:
 
 
 def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float, float]], str]:
-    """Scores of random play and of a human, by Atari game, and where they come from.
+    """Scores of random play and of a human by Atari game, and their source.
 
     :param folder: A folder with ``atari.yml``; None takes ``configs/normalisation``.
     :raises UserError: If the file is malformed.
@@ -76,11 +73,9 @@ def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float
 
 
 def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, Scale], list[str]]:
-    """The scale of each environment, over all its finished runs.
+    """The scale of each environment from all its finished runs.
 
-    :param cells: All that is reported.
-    :param how: What was asked for.
-    :return: Scales; an environment without one is missing. And lines on what is without, or peculiar.
+    :return: Scales by environment, and lines on environments without one and on methods.
     """
     values: dict[Task, list[float]] = defaultdict(list)
     for cell in cells:
@@ -115,7 +110,7 @@ def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, S
 def _looks_like_atari(env: str) -> bool:
     try:
         return is_atari(env)
-    except Exception:  # whatever a name may do to Gymnasium's registry
+    except Exception:  # Gymnasium's registry may raise any error for a name
         return False
 
 
@@ -123,8 +118,6 @@ def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]
     """A matrix of normalized scores.
 
     :param scores: Returns, shape (n_runs, n_tasks).
-    :param tasks: What the columns are.
-    :param scales: The scale of each.
     """
     columns = [scales[task].normalise(scores[:, place]) for place, task in enumerate(tasks)]
     return np.stack(columns, axis=1)

@@ -1,4 +1,4 @@
-"""One page with everything: no network, no other file."""
+"""The HTML page of a report, which needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from srl.report.significance import ALPHA
 from srl.report.statistics import BOOTSTRAP_SEED
 from srl.report.tables import noise_order
 
-#: Figures are drawn at 150 dots per inch and shown at this share of their size.
-_SHOWN_SIZE = 96 / 150
+#: Scale of figures on the page: they are drawn at 150 dots per inch.
+_SCALE = 96 / 150
 #: Colors of a figure on the page.
 _N_COLORS = 128
 
@@ -36,7 +36,7 @@ class PageFigure:
     caption: str
     #: The image in base64.
     content: str
-    #: Size in which it is shown, in CSS pixels.
+    #: Size on the page in CSS pixels.
     width: int
     height: int
     #: ``"png"`` or ``"gif"``.
@@ -51,19 +51,18 @@ class PageFigure:
 
     @classmethod
     def of(cls, png: bytes, caption: str) -> PageFigure:
-        """A figure from a PNG file; its colors are reduced, which makes it much smaller."""
+        """A figure from a PNG file, with fewer colors to make it smaller."""
         with Image.open(io.BytesIO(png)) as image:
             small = image.convert("RGB").quantize(_N_COLORS, method=Image.Quantize.MEDIANCUT)
         buffer = io.BytesIO()
         small.save(buffer, format="PNG", optimize=True)
-        width, height = (round(size * _SHOWN_SIZE) for size in small.size)
+        width, height = (round(size * _SCALE) for size in small.size)
         return cls(one_line(caption), base64.b64encode(buffer.getvalue()).decode(), width, height)
 
 
 def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> str:
     """The page as HTML.
 
-    :param report: What it shows.
     :param figures: By kind: ``improvement``, ``aggregate``, ``learning_curve``, ``sign_change``, ``entropy``,
         ``gif``, ``language_model``.
     """
@@ -75,18 +74,21 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
     assert loader is not None
     style, script = (loader.get_source(environment, f"report.{kind}")[0] for kind in ("css", "js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    specs, versions = _Collection(), _Collection()
-    runs = [_run(report, run, specs, versions) for run in _in_order(report)]
+    envs = sorted({run.env for run in report.scores.runs})
+    where = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
+    specs: _Entries = {}
+    versions: _Entries = {}
+    runs = [_run(report, column, run, specs, versions) for column, run in _in_order(report)]
     return environment.get_template("report.html").render(
-        title=_title(report),
+        title=one_line(f"{', '.join(report.scores.columns)} on {where}"),
         summary=report.summary,
         tables=report.tables,
         figures=figures,
         left_out=report.scores.left_out,
         notes=report.notes,
         runs=runs,
-        specs=specs.entries,
-        versions=versions.entries,
+        specs=list(specs.values()),
+        versions=list(versions.values()),
         method=_method(report),
         n_points=N_POINTS,
         samples=_samples(report),
@@ -97,40 +99,30 @@ def make_page(report: Report, figures: Mapping[str, Sequence[PageFigure]]) -> st
     )
 
 
-def _title(report: Report) -> str:
-    envs = sorted({run.env for run in report.scores.runs})
-    where = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
-    return one_line(f"{', '.join(report.scores.columns)} on {where}")
-
-
 @dataclass
 class _Entry:
-    """A text that many runs share."""
+    """A text that many runs share, numbered from 1."""
 
     name: str
     text: str
+    number: int
     n_runs: int = 0
 
 
-class _Collection:
-    """Distinct texts, numbered from 1 in the order in which they come."""
+#: Entries by their text.
+_Entries = dict[str, _Entry]
 
-    def __init__(self) -> None:
-        self.entries: list[_Entry] = []
-        self._numbers: dict[str, int] = {}
 
-    def add(self, name: str, text: str) -> int:
-        """The number of a text."""
-        if text not in self._numbers:
-            self.entries.append(_Entry(name, text))
-            self._numbers[text] = len(self.entries)
-        number = self._numbers[text]
-        self.entries[number - 1].n_runs += 1
-        return number
+def _add(entries: _Entries, name: str, values: Mapping[str, Any]) -> int:
+    """Add values as JSON, and return their number."""
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    entry = entries.setdefault(text, _Entry(name, text, len(entries) + 1))
+    entry.n_runs += 1
+    return entry.number
 
 
 def _in_order(report: Report) -> list[tuple[str, Run]]:
-    """Runs with their columns, in the order of the tables."""
+    """Columns and runs, in the order of the tables."""
     columns = report.scores.columns
     cells = sorted(
         report.scores.cells,
@@ -139,11 +131,9 @@ def _in_order(report: Report) -> list[tuple[str, Run]]:
     return [(cell.column, run) for cell in cells for run in cell.runs]
 
 
-def _run(
-    report: Report, column_and_run: tuple[str, Run], specs: _Collection, versions: _Collection
-) -> dict[str, Any]:
-    column, run = column_and_run
-    status = run.status
+def _run(report: Report, column: str, run: Run, specs: _Entries, versions: _Entries) -> dict[str, Any]:
+    status, found = run.status, report.scores.source.versions(run)
+    command = (found or {}).get("command") or "no command recorded"
     progress = f"{run.n_timesteps:,}"
     if status is not None and run.state != "done":
         progress = f"{status.timesteps:,} of {progress}"
@@ -162,13 +152,13 @@ def _run(
         "speed": _number(speed) if speed else "",
         "speed_text": f"{speed:,.0f}" if speed else "-",
         "spec": _spec(run, column, specs),
-        "versions": _versions(report.scores.source.versions(run), versions),
+        "versions": None if found is None else _add(versions, str(command), found),
         "path": run.path,
     }
 
 
 def _samples(report: Report) -> list[dict[str, Any]]:
-    """Texts of language models, of one run in each cell."""
+    """Texts of language models, from one run of each cell."""
     found = []
     for cell in report.scores.cells:
         texts = next(filter(None, (report.scores.source.samples(run) for run in cell.runs)), [])
@@ -177,21 +167,13 @@ def _samples(report: Report) -> list[dict[str, Any]]:
     return found
 
 
-def _spec(run: Run, column: str, specs: _Collection) -> int | None:
+def _spec(run: Run, column: str, specs: _Entries) -> int | None:
     if run.spec is None:
         return None
     values = run.spec.model_dump(mode="json", exclude={"seed"})
     if run.unknown:
         values["not known to this version of srl"] = dict(run.unknown)
-    text = json.dumps(values, indent=1, ensure_ascii=False)
-    return specs.add(f"{column} on {run.env}, noise {run.noise}", text)
-
-
-def _versions(found: Mapping[str, Any] | None, versions: _Collection) -> int | None:
-    if found is None:
-        return None
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    return versions.add(str(found.get("command") or "no command recorded"), text)
+    return _add(specs, f"{column} on {run.env}, noise {run.noise}", values)
 
 
 def _method(report: Report) -> list[str]:

@@ -1,4 +1,4 @@
-"""Published figures, and the differences of their protocol from that of the runs."""
+"""Published scores, and the differences of their protocol from that of the runs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from srl.config.files import ConfigFile, configs_dir
-from srl.report.runs import Cell
+from srl.report.cells import Cell
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published figure."""
+    """A published score."""
 
     mean: float
     standard_error: float
     n_timesteps: int
     n_seeds: int
     source: str
-    #: Settings of its protocol, by their flat keys in a run's spec.
+    #: Settings of its protocol, by their flattened keys in a run's spec.
     settings: tuple[tuple[str, Any], ...] = ()
 
     def differences(self, cell: Cell, last: int) -> list[str]:
-        """In what its protocol differs from a cell's, in words; empty where it does not.
+        """The differences of its protocol from a cell's, in words.
 
-        :param cell: Our runs.
-        :param last: How many evaluations their scores average.
+        :param last: The number of evaluations that a score of the cell averages.
         """
         differences = []
         if self.n_timesteps != cell.n_timesteps:
@@ -45,7 +44,7 @@ class Published:
 
 
 def read_published(folder: Path | None = None) -> dict[tuple[str, str, str], Published]:
-    """Published figures by environment, noise and algorithm.
+    """Published scores by environment, noise and algorithm.
 
     :param folder: A folder of YAML files; None takes ``configs/published``.
     :raises UserError: If a file is malformed.

@@ -12,10 +12,10 @@ import numpy as np
 
 from srl.errors import UserError, nearest
 from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
-from srl.report.comparison import Comparison, Matched, compare_pairs, family_sizes, task_name
+from srl.report.cells import Cell
+from srl.report.comparison import Comparison, compare_pairs, family_sizes, task_name
 from srl.report.intervals import CONFIDENCE, Array, Estimate, plain
 from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
-from srl.report.runs import Cell
 from srl.report.scores import Scores, read_scores
 from srl.report.significance import ALPHA, best_of_rows
 from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean
@@ -26,7 +26,7 @@ from srl.report.trends import Trend, find_trends
 
 @dataclass(frozen=True)
 class Report:
-    """All figures of a report."""
+    """The tables, statistics and notes of a report."""
 
     scores: Scores
     aggregates: list[Aggregate]
@@ -36,11 +36,11 @@ class Report:
     #: The paper's table, the robust one, the probabilities of improvement, and trends with noise if there are
     #: any.
     tables: list[Table]
-    #: Sentences that say what there is, and what the figures show.
+    #: Sentences on the runs and the results.
     summary: list[str]
-    #: Lines on how figures were made, and on what was left out of some.
+    #: Lines on methods, and on runs that are left out of some results.
     notes: list[str]
-    #: How it was asked for.
+    #: The arguments of :func:`make_report`.
     last: int
     normalisation: Normalisation
     reps: int
@@ -53,32 +53,31 @@ def make_report(
     normalisation: Normalisation = "auto",
     reps: int = DEFAULT_REPS,
     compare: Sequence[tuple[str, str]] = (),
-    tell: Callable[[str], None] = lambda text: None,
+    show_step: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Read a folder of runs and compute all figures; nothing is written.
+    """Read a folder of runs and compute all results; nothing is written.
 
     :param root: The folder of a sweep, or of a run.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :param normalization: How scores of different environments come on one scale.
+    :param normalisation: The normalization of scores of different environments.
     :param reps: Bootstrap samples of each interval.
-    :param compare: The names of the columns to compare, each with its baseline's, instead of those of the
-        sweep.
-    :param tell: Is given what is being done.
-    :raises UserError: If there is nothing to report on, there is no column of a name to compare, or a
-        configuration is malformed.
+    :param compare: Pairs of columns and baselines to compare; by default those of the sweep.
+    :param show_step: Called with a description of each step.
+    :raises UserError: If there are no runs, a column to compare does not exist, or a configuration file is
+        malformed.
     """
-    tell("Reading runs")
+    show_step("Reading runs")
     scores = read_scores(root, last=last)
     cells, columns = scores.cells, scores.columns
     names = {cell.column: cell.name for cell in cells}
     _check_names([name for pair in compare for name in pair], [names[column] for column in columns])
-    tell("Computing intervals over environments")
+    show_step("Computing intervals over environments")
     scales, notes = find_scales(cells, normalisation)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
-    tell("Comparing algorithms")
+    show_step("Comparing algorithms")
     comparisons = compare_pairs(cells, compare or scores.compare, reps=reps)
     trends = find_trends(cells, list(dict.fromkeys((one.column, one.baseline) for one in comparisons)))
-    tell("Computing intervals of each environment")
+    show_step("Computing intervals of each environment")
     tables = [
         scores.table,
         _robust_table(cells, columns, aggregates, reps),
@@ -124,53 +123,10 @@ def _robust_table(
     """Interquartile means with 95% intervals, per environment and over environments."""
     rows: list[Row] = []
     records: list[dict[str, Any]] = []
-
-    def add(
-        env: str,
-        noise: str,
-        steps: int | None,
-        n_envs: int,
-        kind: str,
-        found: Mapping[str, tuple[Estimate, int]],
-        best: str | None,
-    ) -> None:
-        normalised = kind != "none"
-        entries = {
-            column: Entry(
-                with_interval(estimate, 3 if normalised else None),
-                n=n,
-                best=column == best,
-                value=estimate.value,
-            )
-            for column, (estimate, n) in found.items()
-        }
-        rows.append(Row(env, noise, steps, entries))
-        records.extend(
-            {
-                "environment": env if n_envs == 1 else "",
-                "n_environments": n_envs,
-                "noise": noise,
-                "n_timesteps": steps,
-                "normalisation": kind,
-                "column": column,
-                "iqm": estimate.value,
-                "low": estimate.low,
-                "high": estimate.high,
-                "n_seeds": n,
-                "best": column == best,
-            }
-            for column, (estimate, n) in found.items()
-        )
-
     over_envs = [
         {column: (figures["iqm"], one.scores[column]) for column, figures in one.figures.items()}
         for one in aggregates
     ]
-    for aggregate, figures, best in zip(aggregates, over_envs, _bests(over_envs), strict=True):
-        n_envs, n = len(aggregate.matched.tasks), len(aggregate.matched.seeds)
-        name = f"{n_envs} environment{'' if n_envs == 1 else 's'}, {NAMES[aggregate.kind]}"
-        found = {column: (iqm, n) for column, (iqm, _) in figures.items()}
-        add(name, aggregate.noise, None, n_envs, aggregate.kind, found, best)
     places = rows_of(cells, columns)
     in_env = [
         {
@@ -180,9 +136,41 @@ def _robust_table(
         }
         for _, row in places
     ]
-    for ((env, noise, steps), _), figures, best in zip(places, in_env, _bests(in_env), strict=True):
-        found = {column: (iqm, len(scores)) for column, (iqm, scores) in figures.items()}
-        add(env, noise, steps, 1, "none", found, best)
+    # Environment, noise, steps, number of environments, normalization
+    keys: list[tuple[str, str, int | None, int, str]] = []
+    for one in aggregates:
+        n_envs = len(one.matched.tasks)
+        name = f"{n_envs} environment{'' if n_envs == 1 else 's'}, {NAMES[one.kind]}"
+        keys.append((name, one.noise, None, n_envs, one.kind))
+    keys += [(*key, 1, "none") for key, _ in places]
+    bests = _bests(over_envs) + _bests(in_env)
+    for (env, noise, steps, n_envs, kind), figures, best in zip(keys, over_envs + in_env, bests, strict=True):
+        entries = {
+            column: Entry(
+                with_interval(iqm, None if kind == "none" else 3),
+                n=len(scores),
+                best=column == best,
+                value=iqm.value,
+            )
+            for column, (iqm, scores) in figures.items()
+        }
+        rows.append(Row(env, noise, steps, entries))
+        records += [
+            {
+                "environment": env if n_envs == 1 else "",
+                "n_environments": n_envs,
+                "noise": noise,
+                "n_timesteps": steps,
+                "normalisation": kind,
+                "column": column,
+                "iqm": iqm.value,
+                "low": iqm.low,
+                "high": iqm.high,
+                "n_seeds": len(scores),
+                "best": column == best,
+            }
+            for column, (iqm, scores) in figures.items()
+        ]
     title = "Interquartile mean [95% interval] of final scores, n seeds"
     note = (
         "Rows over environments compare matched runs: the seeds that every algorithm has finished in each of "
@@ -300,7 +288,7 @@ def _trend_table(trends: Sequence[Trend]) -> Table:
 
 
 def statistics(report: Report) -> dict[str, Any]:
-    """All figures with what they were computed from, for machines: plain data for JSON.
+    """All results with the scores that they were computed from, as plain data for JSON.
 
     Score matrices have the shape (n_seeds, n_environments).
     """
@@ -323,7 +311,9 @@ def statistics(report: Report) -> dict[str, Any]:
             {
                 "noise": aggregate.noise,
                 "normalisation": aggregate.kind,
-                **_matched(aggregate.matched),
+                "environments": [list(task) for task in aggregate.matched.tasks],
+                "seeds": list(aggregate.matched.seeds),
+                "left_out": list(aggregate.matched.left_out),
                 "columns": {
                     column: {
                         "scores": aggregate.matched.scores[column].tolist(),
@@ -345,14 +335,6 @@ def statistics(report: Report) -> dict[str, Any]:
         "summary": report.summary,
         "notes": report.notes,
         "left_out": report.scores.left_out,
-    }
-
-
-def _matched(matched: Matched) -> dict[str, Any]:
-    return {
-        "environments": [list(task) for task in matched.tasks],
-        "seeds": list(matched.seeds),
-        "left_out": list(matched.left_out),
     }
 
 

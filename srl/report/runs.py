@@ -1,10 +1,9 @@
-"""Run directories, and plans of sweeps, as runs with a score or the reason why they have none."""
+"""Read the runs of a folder, with a score or the reason why they have none."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,32 +11,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from srl.config.algorithms import get_algorithm
+from srl.config.difference import flatten
 from srl.config.lenient import LenientSpec
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import RESULTS, SPEC, RunDirectory, flatten, language_model_files, walk
-from srl.rundir.plan import PLAN, read_plan
+from srl.report.folders import find_folders, foreign_folders
+from srl.rundir.directory import RunDirectory
+from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 
-#: How a run was executed, and its seed, do not tell one row of a table from another.
+#: Keys of a spec that do not distinguish the cells of a table.
 _NOT_COMPARED = {"seed", "device", "threads", "stacked", "compile_update", "numpy_acting", "gym_packages"}
-#: What a report leaves beside its page, or at the root of what it is about.
-PAGE = "report.html"
-FIGURES = "figures"
-ZOO = "zoo"
-#: Which files of a folder a report wrote.
-RECORD = ".srl-report.json"
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "short", "missing"]
 
-#: The states of runs that have no score, in the order in which they are told.
+#: The states of runs without a score, in display order.
 UNFINISHED: tuple[State, ...] = ("running", "interrupted", "failed", "damaged", "short", "missing")
 
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What the evaluations of a run gave."""
+    """The evaluations of a run."""
 
     #: Training steps at each, shape (n_evaluations,).
     timesteps: np.ndarray[Any, Any]
@@ -57,9 +51,9 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is there, or planned."""
+    """A run in a folder or in a plan."""
 
-    #: Its folder, below the one that is reported on.
+    #: Its folder, relative to the root of the report.
     path: str
     env: str
     #: The algorithm.
@@ -74,15 +68,15 @@ class Run:
     score: float = float("nan")
     #: Why it is failed, damaged or short.
     reason: str = ""
-    #: All that is compared, flat; empty for a run that is missing.
+    #: The settings that distinguish cells, flattened; empty for a missing run.
     settings: tuple[tuple[str, str], ...] = ()
     spec: RunSpec | None = field(default=None, repr=False)
-    #: What only a newer srl knows of its spec, by dotted keys; it is compared, too.
+    #: Unknown keys of its spec by a newer srl, dotted; they also distinguish cells.
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     status: Status | None = field(default=None, repr=False)
-    #: None if there are none that can be read.
+    #: None if they cannot be read.
     evaluations: Evaluations | None = field(default=None, repr=False)
-    #: Lines on its damaged files that its score does not depend on.
+    #: Lines on damaged files that its score does not depend on.
     minor_damage: tuple[str, ...] = ()
 
     @property
@@ -92,13 +86,12 @@ class Run:
 
 
 def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
-    """All runs at or below a folder; nothing is written.
+    """Read all runs at or below a folder; nothing is written.
 
     :param root: The folder of a sweep, or of a run.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :return: A run for each that is there or planned, and lines that name what could not be read, or is no
-        run.
-    :raises UserError: If there is no such folder, or no run in it.
+    :return: The runs, planned ones included, and lines on folders that cannot be read or are not runs.
+    :raises UserError: If the folder does not exist or contains no run.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder.")
@@ -110,8 +103,8 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
         try:
             found_spec = directory.read_spec_leniently()
             if found_spec is None:
-                continue  # it went away since
-            # What it says would be a run of another experiment
+                continue  # it was removed in between
+            # A changed spec would be that of another experiment
             directory.check_spec(found_spec, directory.read_status())
         except UserError as error:
             notes.append(_relative(error, root))
@@ -134,77 +127,19 @@ def read_runs(root: Path, *, last: int = 1) -> tuple[list[Run], list[str]]:
                 runs.append(
                     Run(where, run.env, run.algo, name, run.noise, run.seed, run.n_timesteps, state="missing")
                 )
-    notes += _foreign(found, planned)
+    notes += foreign_folders(found, planned)
     if not runs:
-        raise UserError("\n".join([f"{root} holds no runs.", *notes]))
+        raise UserError("\n".join([f"{root} contains no runs.", *notes]))
     return runs, notes
 
 
-@dataclass(frozen=True)
-class FoundFolders:
-    """The folders at or below a root, as paths below it; the root itself is ``"."``."""
-
-    #: Those that hold a run's spec.
-    runs: list[str]
-    #: Those that hold a sweep's plan.
-    plans: list[str]
-    #: Those that hold other files.
-    others: list[str]
-    #: Those that a report was written to.
-    reports: list[str]
-    #: Lines on those that could not be looked into.
-    unreadable: list[str]
-
-
-def find_folders(root: Path) -> FoundFolders:
-    """Sort the folders at or below a root; nothing in them is read."""
-    found = FoundFolders([], [], [], ["."], [])
-
-    def cannot(error: OSError) -> None:
-        path = os.path.relpath(error.filename, root)
-        found.unreadable.append(f"{path}: cannot be read: {error.strerror}.")
-
-    for folder, folders, files in walk(root, cannot):
-        folders.sort()
-        path = Path(os.path.relpath(folder, root)).as_posix()
-        if SPEC in files:
-            found.runs.append(path)
-        elif files and {PLAN, PAGE, RECORD}.isdisjoint(files):
-            found.others.append(path)
-        if PLAN in files:
-            found.plans.append(path)
-        if PAGE in files or RECORD in files:
-            found.reports.append(path)
-    found.runs.sort()
-    return found
-
-
-def _foreign(found: FoundFolders, planned: Sequence[str]) -> list[str]:
-    """Lines on folders that have nothing to do with runs, the outermost ones alone."""
-    known = [*found.runs, *found.plans, *found.reports, *planned]
-    ours = {parent for path in known for parent in _with_parents(path)}
-    written = {(Path(path) / name).as_posix() for path in [".", *ours] for name in (FIGURES, ZOO)}
-    inside = {*found.runs, *planned, *written}
-    outermost = dict.fromkeys(
-        next(parent for parent in reversed(_with_parents(path)) if parent not in ours)
-        for path in found.others
-        if path not in ours and inside.isdisjoint(_with_parents(path))
-    )
-    return [f"{path}: left out, no run's folder." for path in outermost]
-
-
-def _with_parents(path: str) -> list[str]:
-    """A path and all those above it, from the inside out: ``a/b`` gives ``a/b``, ``a``, ``.``."""
-    return [path, *(parent.as_posix() for parent in Path(path).parents)]
-
-
 def _relative(line: object, root: Path) -> str:
-    """A line on a file, named as it is from the folder that is reported on."""
+    """A line with paths relative to the root."""
     return str(line).removeprefix(f"{root}{os.sep}")
 
 
 def _without_copies(runs: Sequence[Run], notes: list[str]) -> list[Run]:
-    """The same run in several folders counts once: the first that is done, else the first."""
+    """Keep one copy of each run: the first finished one, or else the first."""
     kept: dict[tuple[int, tuple[tuple[str, str], ...]], Run] = {}
     for run in runs:
         first = kept.setdefault((run.seed, run.settings), run)
@@ -237,10 +172,8 @@ def _read_run(directory: RunDirectory, found: LenientSpec, path: str, last: int,
     if (status is not None and status.state == "done") or (status is None and directory.is_finished()):
         state, reason = "done", problem
         minor_damage = directory.minor_damage(thorough=False)
-        # Its score is valid, but a sweep would make another model
-        if status:
-            results = [*RESULTS[2:], *language_model_files(status)]
-            minor_damage += directory.sealed_damage(status, results, thorough=False)
+        # The score is valid although a sweep would retrain the run
+        minor_damage += directory.model_damage(status) if status else []
     elif status is None and directory.has_status:
         state, reason = "damaged", "status.json cannot be read."
     elif status is not None and status.state == "failed":
@@ -274,15 +207,12 @@ def scored_run(
 ) -> Run:
     """Return a run with the score that its evaluations give.
 
-    :param path: Its folder, below the one that is reported on.
-    :param spec: What it is.
+    :param path: Its folder, relative to the root of the report.
     :param state: ``"done"`` for a run that has ended, which is damaged or short without the evaluations for
         a score; else its state.
     :param reason: Why it is in that state, or has no evaluations.
     :param last: The score is the mean over this many evaluations, the last ones.
-    :param unknown: What only a newer srl knows of its spec.
-    :param status: Its status.
-    :param evaluations: Its evaluations.
+    :param unknown: Unknown keys of its spec by a newer srl.
     :param minor_damage: Lines on its damaged files that its score does not depend on.
     """
     compared = flatten(spec.model_dump(mode="json", exclude=_NOT_COMPARED)) | dict(unknown)
@@ -312,7 +242,7 @@ def scored_run(
 def _judge(
     evaluations: Evaluations | None, spec: RunSpec, last: int, problem: str
 ) -> tuple[State, str, float]:
-    """State, reason and score of a run whose status says that it is done."""
+    """State, reason and score of a run whose status is done."""
     if evaluations is None:
         return "damaged", problem, float("nan")
     timesteps = evaluations.timesteps
@@ -323,128 +253,3 @@ def _judge(
         reason = f"its evaluations are {len(timesteps)}, fewer than the {last} to average."
         return "short", reason, float("nan")
     return "done", "", score
-
-
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one environment, noise, number of steps and column over seeds."""
-
-    env: str
-    noise: str
-    n_timesteps: int
-    #: The name of the column: the algorithm's, or that of a variant.
-    name: str
-    #: In what it differs from another cell of the same place, as ``beta=2.0``; usually empty.
-    variant: str
-    runs: tuple[Run, ...]
-
-    @property
-    def algo(self) -> str:
-        """The algorithm."""
-        return self.runs[0].algo
-
-    @property
-    def column(self) -> str:
-        """The column as a table names it."""
-        name = get_algorithm(self.algo).label if self.name == self.algo else self.name
-        return name + (f" ({self.variant})" if self.variant else "")
-
-    @property
-    def done(self) -> dict[int, float]:
-        """The scores of the finished runs by seed."""
-        return {run.seed: run.score for run in self.runs if run.state == "done"}
-
-    @property
-    def values(self) -> list[float]:
-        """The scores of the finished runs."""
-        return list(self.done.values())
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds; NaN without one."""
-        return float(np.mean(self.values)) if self.values else float("nan")
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over seeds, from the unbiased deviation; NaN for fewer than two."""
-        n = len(self.values)
-        return float(np.std(self.values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
-
-    def count(self, state: State) -> int:
-        """How many of its runs are in a state."""
-        return sum(run.state == state for run in self.runs)
-
-
-def name_seeds(seeds: set[int]) -> str:
-    """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
-    ranges: list[list[int]] = []
-    for seed in sorted(seeds):
-        if ranges and seed == ranges[-1][1] + 1:
-            ranges[-1][1] = seed
-        else:
-            ranges.append([seed, seed])
-    texts = [
-        f"{first} to {end}" if end > first + 1 else ", ".join(map(str, dict.fromkeys((first, end))))
-        for first, end in ranges
-    ]
-    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(texts)}"
-
-
-def group(runs: Sequence[Run]) -> list[Cell]:
-    """Runs over seeds: those that differ in nothing but the seed and how they were executed.
-
-    Runs of the same place that differ in a hyperparameter stay apart, and are named after what differs; but
-    those that have in it what the algorithm has wherever it has one value alone keep its plain name.
-    """
-    places: dict[tuple[str, str, int, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        places[run.place].append(run)
-    # What is missing has no settings
-    settings = {
-        place: list(dict.fromkeys(run.settings for run in members if run.settings)) or [()]
-        for place, members in places.items()
-    }
-    cells = []
-    for place, members in places.items():
-        own = settings[place]
-        differing = _differing(own)
-        elsewhere = [
-            dict(other[0])
-            for where, other in settings.items()
-            if where[-1] == place[-1] and len(other) == 1 and other[0]
-        ]
-        usual = {key: {values.get(key) for values in elsewhere} for key in differing}
-        plain = next(
-            (
-                one
-                for one in own
-                if elsewhere and all(usual[key] == {dict(one).get(key)} for key in differing)
-            ),
-            None,
-        )
-        for setting in own:
-            values = dict(setting)
-            named = [] if setting == plain else [key for key in differing if key in values]
-            variant = ", ".join(f"{key.rpartition('.')[2]}={values[key]}" for key in named)
-            # What is missing belongs to the plain one, else to the first
-            with_missing = own[0] if plain is None else plain
-            mine = [
-                run
-                for run in members
-                if run.settings == setting or (not run.settings and setting == with_missing)
-            ]
-            cells.append(Cell(*place, variant, tuple(sorted(mine, key=lambda run: run.seed))))
-    return cells
-
-
-def _differing(settings: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """The keys in which some settings differ."""
-    return list(
-        dict.fromkeys(
-            key
-            for one in settings
-            for key, value in one
-            for other in settings
-            if dict(other).get(key) != value
-        )
-    )

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from srl.rundir.directory import SAMPLES
 from srl.rundir.files import read_bytes
+from srl.rundir.names import SAMPLES
 
 
 @dataclass(frozen=True)

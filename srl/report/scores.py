@@ -1,4 +1,4 @@
-"""Mean ± standard error over seeds of the final evaluation: the paper's table of a folder of runs."""
+"""The scores of a folder of runs, and the paper's table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from srl.report.cells import Cell, group, name_seeds
 from srl.report.published import read_published
-from srl.report.runs import Cell, Run, State, group, name_seeds, read_runs
+from srl.report.runs import Run, State, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
 from srl.rundir.plan import PLAN, read_comparisons
@@ -17,18 +18,18 @@ from srl.rundir.plan import PLAN, read_comparisons
 
 @dataclass(frozen=True)
 class Scores:
-    """The paper's table of a folder, and what could not go into it."""
+    """The scores of a folder, the paper's table, and lines on missing runs."""
 
     root: Path
     source: Source
     runs: list[Run]
     cells: list[Cell]
-    #: Algorithms, and what sets those of the same name apart, in the order of the paper's tables.
+    #: Names of columns, in the order of the paper's tables.
     columns: list[str]
     table: Table
-    #: Lines on what is left out of everything.
+    #: Lines on runs and folders that are left out of all results.
     left_out: list[str]
-    #: Names of columns to compare, each with its baseline's; empty for the usual comparisons.
+    #: Pairs of columns and baselines to compare; empty for the default.
     compare: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -57,7 +58,7 @@ def read_scores(root: Path, *, last: int = 1) -> Scores:
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:
-    """Lines that name the runs without a score: those of an environment, or of a cell, together."""
+    """Lines on runs without a score, grouped by environment or cell."""
     lines = [f"{run.path}: {run.state}: {run.reason}" for run in runs if run.reason]
     by_env: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -75,7 +76,7 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 
 
 def _names(runs: Sequence[Run]) -> str:
-    """The names of folders, with those of three or more successive seeds in one."""
+    """The names of folders, with ranges of three or more successive seeds."""
     names = [Path(run.path).name for run in runs]
     if names != [f"seed-{run.seed}" for run in runs]:
         return ", ".join(names)

@@ -1,4 +1,4 @@
-"""Sources of a run's data besides its scores: run directories, or an archive of them."""
+"""Sources of other data of runs: run directories, or an archive of them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from srl.report.runs import Run
 from srl.report.samples import SampledText, read_samples
-from srl.rundir.directory import PROGRESS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import PROGRESS
 
 if TYPE_CHECKING:
     from srl.report.curves import Series
 
 
 class Source(Protocol):
-    """Gives what is known of a run."""
+    """Reads data of runs."""
 
     def versions(self, run: Run) -> dict[str, Any] | None:
-        """Return package versions, commit, platform and command of a run; None if they are not known."""
+        """Return package versions, commit, platform and command of a run; None if unknown."""
         ...
 
     def training(self, run: Run) -> Mapping[str, Series]:
-        """Return what the updates of a run logged, see :func:`~srl.report.curves.read_training`.
+        """Return the logged values of a run, see :func:`~srl.report.curves.read_training`.
 
         :raises UserError, OSError, ValueError: If it cannot be read.
         """
@@ -38,7 +39,7 @@ class Source(Protocol):
 class Folders:
     """Run directories.
 
-    :param root: The folder that is reported on.
+    :param root: The folder of the report.
     """
 
     root: Path
@@ -49,7 +50,7 @@ class Folders:
 
     def training(self, run: Run) -> Mapping[str, Series]:
         """See :class:`Source`."""
-        # It needs packages of the extra `report`
+        # Needs packages of the extra `report`
         from srl.report.curves import read_training
 
         return read_training(self.root / run.path / PROGRESS, run.status)

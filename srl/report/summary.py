@@ -1,4 +1,4 @@
-"""The results of a report in words."""
+"""Sentences on the results of a report."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import numpy as np
 
 from srl.config.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
+from srl.report.cells import Cell
 from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
 from srl.report.normalisation import Task
-from srl.report.runs import UNFINISHED, Cell, Run
+from srl.report.runs import UNFINISHED, Run
 from srl.report.significance import ALPHA
 from srl.report.tables import noise_order, p_text, with_interval
 from srl.report.trends import Trend
 
-#: In how many of 100 cases a 95% bootstrap interval of the interquartile mean of so many normally distributed
-#: scores holds the true one; simulated, see docs/reports.md.
+#: Coverage in percent of 95% bootstrap intervals of the interquartile mean, by the number of normally
+#: distributed scores; simulated, see docs/reports.md.
 _COVERAGE = {2: 49, 3: 74, 4: 87, 5: 89, 7: 92, 10: 93, 20: 94}
 
 
 def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
-    """What there is: runs and their states, algorithms, environments, noises, seeds."""
+    """A sentence on runs and their states, algorithms, environments, noises and seeds."""
     states = Counter(run.state for run in runs)
     unfinished = [f"{states[state]:,} {state}" for state in UNFINISHED if states[state]]
     finished = f"{states['done']:,} of {len(runs):,} runs are finished"
@@ -40,12 +41,7 @@ def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
 def summarise(
     comparisons: Sequence[Comparison], cells: Sequence[Cell], trends: Sequence[Trend] = ()
 ) -> list[str]:
-    """Sentences on each comparison, and on what they leave open.
-
-    :param comparisons: Columns with their baselines.
-    :param cells: All that is reported.
-    :param trends: How their differences change with noise.
-    """
+    """Sentences on comparisons and trends, with caveats."""
     lines = [line for comparison in comparisons for line in _describe(comparison)]
     if not comparisons:
         lines.append(
@@ -59,7 +55,8 @@ def summarise(
 
 def _describe(comparison: Comparison) -> list[str]:
     pair = f"{comparison.column} and {comparison.baseline}"
-    where = _capital(describe_noise(comparison.noise))
+    where = describe_noise(comparison.noise)
+    where = where[0].upper() + where[1:]
     overall = comparison.overall
     if overall is None:
         return [f"{where}, {pair} have no seed and environment in common that both have finished."]
@@ -117,7 +114,7 @@ def _describe_tasks(comparison: Comparison) -> str:
 
 
 def _noise_effects(comparisons: Sequence[Comparison]) -> list[str]:
-    """An improvement with noise next to the one without."""
+    """Improvements with noise next to those without."""
     lines = []
     clean = {comparison.name: comparison.overall for comparison in comparisons if comparison.noise == "none"}
     for comparison in comparisons:
@@ -153,7 +150,7 @@ def _describe_trends(trends: Sequence[Trend]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """How many, and which if they are few: the tables have them all."""
+    """The number of names, and the names if they are few."""
     return f"{len(names)}{f' ({_join(names)})' if 0 < len(names) <= 4 else ''}"
 
 
@@ -179,7 +176,7 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
             else "a single run has none at all"
         )
         lines.append(
-            f"Some figures stand on {_count(fewest, 'seed')} only. Bootstrap intervals of few seeds are too "
+            f"Some results use only {_count(fewest, 'seed')}. Bootstrap intervals of few seeds are too "
             f"narrow: {extent}.{' With 10 scores it is 93.' if known else ''}"
         )
     if any(cell.count(state) for cell in cells for state in UNFINISHED):
@@ -199,7 +196,7 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
 
 
 def _differs_in_coefficients(comparison: Comparison, cells: Sequence[Cell]) -> bool:
-    """Whether a PPO and an SPPO are not rescalings of one another in some environment."""
+    """Whether a PPO and an SPPO differ by more than a scale of the loss in some environment."""
     scaled: dict[tuple[str, Task], list[float]] = {}
     for cell in cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)
@@ -228,7 +225,3 @@ def _count(n: int, noun: str) -> str:
 
 def _join(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

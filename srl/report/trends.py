@@ -1,4 +1,4 @@
-"""Whether the difference of two columns grows with the noise on rewards."""
+"""Trends of the difference of two columns with the noise on rewards."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from srl.report.cells import Cell, name_seeds
 from srl.report.normalisation import Task
-from srl.report.runs import Cell, name_seeds
 from srl.report.significance import ALPHA, holm, trend_test
 
-#: The fewest levels of noise, none included, over which a trend is tested.
+#: Minimum number of levels of noise, no noise included, for a test of a trend.
 _FEWEST_LEVELS = 3
 
 
@@ -24,21 +24,21 @@ class Trend:
     task: Task
     #: The name of the noise process, such as ``gaussian``.
     kind: str
-    #: Its parameter, ascending; 0 without noise.
+    #: Parameters of the noise, ascending; 0 without noise.
     levels: tuple[float, ...]
-    #: Those that both sides have finished under each level.
+    #: Seeds that both sides have finished under each level.
     seeds: tuple[int, ...]
-    #: Spearman's, between level and difference.
+    #: Spearman's correlation of level and difference.
     correlation: float
     p_value: float
-    #: By Holm's method for all trends of a report.
+    #: Adjusted by Holm's method for all trends of a report.
     adjusted_p_value: float = float("nan")
-    #: A line on the seeds that are not among them; empty if there are none.
+    #: A line on other seeds; empty without any.
     left_out: str = ""
 
     @property
     def name(self) -> str:
-        """As a table names the pair."""
+        """Its name in tables."""
         return f"{self.column} over {self.baseline}"
 
     @property
@@ -56,10 +56,8 @@ def noise_level(noise: str) -> tuple[str, float]:
 
 
 def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list[Trend]:
-    """The trends of pairs of columns, in each environment with enough levels of a noise.
+    """Find the trends of pairs of columns and baselines, in each environment with enough levels of a noise.
 
-    :param cells: All that is reported.
-    :param pairs: Columns with their baselines.
     :return: The trends, pair by pair.
     """
     done = {(cell.column, (cell.env, cell.n_timesteps), cell.noise): cell.done for cell in cells}
@@ -82,7 +80,7 @@ def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list
 def _trend(
     pair: tuple[str, str], task: Task, kind: str, sides: Mapping[str, Sequence[Mapping[int, float]]]
 ) -> list[Trend]:
-    """The trend over the noises of one kind that both sides have finished runs of, if they are enough."""
+    """The trend over the levels that both sides have finished; empty if they are too few."""
     levels = sorted(sides, key=lambda noise: noise_level(noise)[1])
     finished = [set(scores) for both in sides.values() for scores in both]
     if len(levels) < _FEWEST_LEVELS or not (seeds := sorted(set.intersection(*finished))):

@@ -1,4 +1,4 @@
-"""A report's files: tables, figures, statistics, the page."""
+"""Write the files of a report: tables, figures, statistics, the page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from srl.errors import UserError, nearest
 from srl.report import figures
 from srl.report.ablation import find_ablations
 from srl.report.aggregate import ENOUGH_FOR_PROFILES
+from srl.report.cells import Cell
 from srl.report.comparison import task_name
 from srl.report.curves import (
     ENTROPY_LOSS,
@@ -25,15 +26,23 @@ from srl.report.curves import (
     learning_curve,
     training_curves,
 )
-from srl.report.files import Writer, check_files, table_files, table_writers, text_writer, write_files
+from srl.report.files import (
+    Writer,
+    bytes_writer,
+    check_files,
+    table_files,
+    table_writers,
+    text_writer,
+    write_files,
+)
+from srl.report.folders import FIGURES, PAGE
 from srl.report.normalisation import NAMES, Task
 from srl.report.page import PageFigure, make_page
 from srl.report.report import Report, statistics
-from srl.report.runs import FIGURES, PAGE, Cell
 from srl.report.tables import noise_order
 
 STATISTICS = "statistics.json"
-#: The files of a report of which it is known before it is made that it has them.
+#: The files that every report has.
 FILES = [
     *(file for name in ("table", "robust", "improvement") for file in table_files(name)),
     STATISTICS,
@@ -43,11 +52,10 @@ FILES = [
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """How figures are written.
+    """Options of figure files.
 
-    :param formats: Of :data:`srl.report.figures.FORMATS`.
-    :param dpi: Dots per inch of PNG files; the page has its own.
-    :param titles: Whether figures have titles.
+    :param formats: Formats of :data:`srl.report.figures.FORMATS`.
+    :param dpi: Dots per inch of PNG files; figures on the page have 150.
     """
 
     formats: tuple[str, ...] = ("png", "svg")
@@ -65,7 +73,7 @@ class FigureOptions:
             raise UserError(f"--dpi {self.dpi}: must be from 30 to 1200.")
 
 
-#: Folders of figures that there is one of for each environment.
+#: Folders with a figure for each environment.
 _KINDS = ("learning_curve", "sign_change", "entropy", "language_model")
 #: Curves by environment and steps, then noise, then column.
 _Curves = dict[Task, dict[str, dict[str, Curve]]]
@@ -75,9 +83,9 @@ _Curves = dict[Task, dict[str, dict[str, Curve]]]
 class _Drawing:
     """A figure to draw."""
 
-    #: What it is about, on the page.
+    #: Its section of the page.
     kind: str
-    #: Its files, below the folder of figures, without their endings.
+    #: Its path below the folder of figures, without extension.
     path: str
     caption: str
     draw: Callable[[], Figure]
@@ -86,22 +94,19 @@ class _Drawing:
 def write_report(
     report: Report,
     out: Path,
-    tell: Callable[[str], None] = lambda text: None,
+    show_step: Callable[[str], None] = lambda text: None,
     gifs: Mapping[str, bytes] | None = None,
     options: FigureOptions | None = None,
 ) -> list[Path]:
     """Write tables, figures, statistics and the page.
 
-    :param report: What to write.
-    :param out: The folder.
-    :param tell: Is given what is being done.
-    :param gifs: Animations for the page, by their captions.
-    :param options: How figures are written.
+    :param show_step: Called with a description of each step.
+    :param gifs: Animations for the page, by caption.
     :return: Tables, statistics and page, and the folder of figures.
-    :raises UserError: If the folder cannot be written to, or has files in the way that srl did not write.
+    :raises UserError: If the folder is not writable, or contains files in the way that srl did not write.
     """
     options = options or FigureOptions()
-    tell("Reading training logs")
+    show_step("Reading training logs")
     curves, training, notes = _curves(report)
     drawings = list(_drawings(report, curves, training))
     check_files(
@@ -111,7 +116,7 @@ def write_report(
     shown: dict[str, list[PageFigure]] = {kind: [] for kind in kinds}
     drawn: dict[str, Writer] = {}
     for number, drawing in enumerate(drawings, 1):
-        tell(f"Drawing figure {number} of {len(drawings)}")
+        show_step(f"Drawing figure {number} of {len(drawings)}")
         figure = drawing.draw()
         on_page = figures.render(figure, "png")
         shown[drawing.kind].append(PageFigure.of(on_page, drawing.caption))
@@ -120,9 +125,9 @@ def write_report(
         for ending in options.formats:
             is_on_page = (ending, options.dpi, options.titles) == ("png", figures.PAGE_DPI, True)
             content = on_page if is_on_page else figures.render(figure, ending, options.dpi)
-            drawn[f"{FIGURES}/{drawing.path}.{ending}"] = partial(_write_bytes, content)
+            drawn[f"{FIGURES}/{drawing.path}.{ending}"] = bytes_writer(content)
     shown["gif"] = [PageFigure.of_gif(content, caption) for caption, content in (gifs or {}).items()]
-    tell("Writing")
+    show_step("Writing")
     complete = replace(report, notes=[*report.notes, *notes])
     texts = {
         STATISTICS: json.dumps(statistics(complete), indent=1, ensure_ascii=False) + "\n",
@@ -132,10 +137,6 @@ def write_report(
     read |= {name: text_writer(text) for name, text in texts.items()}
     write_files(out, read | drawn, instead_of=FIGURES)
     return [*(out / name for name in read), *([out / FIGURES] if drawn else [])]
-
-
-def _write_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _curves(report: Report) -> tuple[_Curves, dict[str, _Curves], list[str]]:
@@ -242,10 +243,7 @@ def _drawings_of_curves(
 
 
 def _file_name(title: str, names: set[str]) -> str:
-    """The name of a figure's files, which is added to those that are taken.
-
-    Different titles may have the same safe name.
-    """
+    """A unique file name for a title, which is added to the used names."""
     name = base = safe_name(title) or "environment"
     number = 1
     while name in names:
@@ -256,7 +254,7 @@ def _file_name(title: str, names: set[str]) -> str:
 
 
 def _normalised(report: Report) -> dict[tuple[Task, str], str]:
-    """Of each cell, whether its updates normalize advantages, for the legend."""
+    """Legend texts on whether the updates of each cell normalize advantages."""
     texts = {}
     for cell in report.scores.cells:
         spec = next((run.spec for run in cell.runs if run.spec is not None), None)

@@ -1,4 +1,4 @@
-"""Find and remove files that interrupted runs and sweeps have left behind."""
+"""Find and remove files of runs and sweeps that are no longer needed."""
 
 from __future__ import annotations
 
@@ -12,60 +12,49 @@ from pathlib import Path
 
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_path, read_arrays
-from srl.rundir.directory import (
-    CHECKPOINT,
-    CHECKPOINTS,
-    LOCK,
-    LOG,
-    SPEC,
-    STATUS,
-    TEMPORARY,
-    TEMPORARY_CHECKPOINT,
-    RunDirectory,
-    find_runs,
-    walk,
-)
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import RANDOM, is_locked, plain_files
+from srl.rundir.find import find_runs, walk
+from srl.rundir.names import CHECKPOINT, CHECKPOINTS, LOCK, LOG, SPEC, STATUS, TEMPORARY, TEMPORARY_CHECKPOINT
 from srl.rundir.plan import PLAN, read_plan
 
-#: Checkpoints that an unfinished run needs: the last, and the one before if that is damaged.
+#: Number of checkpoints that an unfinished run keeps: the last one may be damaged.
 _KEPT = 2
-#: Seconds of age below which an unfinished file stays even if no process has locked it: file systems without
-#: locks exist. More than that the wall clock, which may jump, does not decide.
+#: Age in seconds below which an unfinished file is kept even if no process has locked it: some file systems
+#: have no locks.
 YOUNG = 60.0
 
-#: The plan, and what reports write beside it.
+#: Unfinished files of the plan and of reports.
 _TEMPORARY_OF_A_SWEEP = re.compile(
     rf"\.(?:{re.escape(PLAN)}|table[\w.-]*\.(?:md|csv|tex)|statistics\.json|report\.html"
     rf"|evaluations\.(?:json|parquet)|\.srl-report\.json){RANDOM}"
 )
-_UNFINISHED = "not written to its end by a process that was killed"
+_UNFINISHED = "left unfinished by a process that was killed"
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file that can go."""
+    """A file that can be removed."""
 
     path: Path
     n_bytes: int
-    #: Why nothing needs it, in one line.
+    #: The reason in one line.
     why: str
 
 
 def find_garbage(root: Path) -> list[Garbage]:
-    """Files at or below a folder that nothing needs any more; nothing is written.
+    """Find files at or below a folder that are no longer needed; nothing is written.
 
-    Of finished runs: their checkpoints, and an empty output. Of others that nothing trains now: checkpoints
-    before the last two. Of both, and of sweeps none of whose runs is trained now: files that a killed process
-    had not finished writing, a minute after their last change. Folders that hold neither, runs whose spec
-    cannot be read, and whatever is a link or lies behind one, are left alone.
+    These are checkpoints and empty output of finished runs; checkpoints before the last two of unfinished
+    runs; and files that a killed process has left unfinished, a minute after their last change. Runs in
+    progress, sweeps with such runs, runs whose spec cannot be read, and links are skipped.
 
     :param root: A run's folder, a sweep's, or one above those.
-    :return: In the order of their paths.
+    :return: The files in the order of their paths.
     :raises UserError: If there is no such folder.
     """
     if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
+        what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}. Name the folder of a run or a sweep.")
     folders = {Path(folder) for folder, _, files in walk(root) if SPEC in files or PLAN in files}
     return sorted((item for folder in folders for item in _garbage_of(folder)), key=lambda item: item.path)
@@ -74,48 +63,42 @@ def find_garbage(root: Path) -> list[Garbage]:
 def remove(garbage: Sequence[Garbage]) -> tuple[int, list[str]]:
     """Remove files, and folders of checkpoints that are empty then.
 
-    Each is looked at once more just before: what has become of use, because its run is trained again, stays.
+    Each is checked again first: a file that is needed now, because its run is trained again, is kept.
 
-    :param garbage: What :func:`find_garbage` has found.
-    :return: The bytes that were freed, and lines on what could not be removed.
+    :return: The number of bytes freed, and lines on files that could not be removed.
     """
     freed, problems = 0, []
     for item in garbage:
         try:
             if not os.path.lexists(item.path):
                 continue
-            now = next((found for found in _garbage_near(item.path) if found.path == item.path), None)
+            in_checkpoints = item.path.parent.name == CHECKPOINTS
+            folders = [item.path.parent, *([item.path.parent.parent] if in_checkpoints else [])]
+            found = [each for folder in folders for each in _garbage_of(folder)]
+            now = next((each for each in found if each.path == item.path), None)
             if now is None:
                 problems.append(f"{shown(item.path)}: left, since it is in use now or has changed")
                 continue
             item.path.unlink()
             freed += now.n_bytes
-            if item.path.parent.name == CHECKPOINTS and not any(item.path.parent.iterdir()):
+            if in_checkpoints and not any(item.path.parent.iterdir()):
                 item.path.parent.rmdir()
         except OSError as error:
             problems.append(f"{shown(item.path)}: {error.strerror or error}")
     return freed, problems
 
 
-def _garbage_near(path: Path) -> Iterator[Garbage]:
-    """What can go now in the folder of the run or sweep that a file belongs to."""
-    yield from _garbage_of(path.parent)
-    if path.parent.name == CHECKPOINTS:
-        yield from _garbage_of(path.parent.parent)
-
-
 def _garbage_of(folder: Path) -> list[Garbage]:
-    """What can go in a folder itself, that of a run, of a sweep, or of both."""
     return [*_garbage_of_run(RunDirectory(folder)), *_garbage_of_sweep(folder)]
 
 
 def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
     files = plain_files(run.path)
-    # A link leads elsewhere, and a pipe would keep whoever reads it waiting
+    # Links lead elsewhere, and reading a pipe blocks
     if any(name not in files and os.path.lexists(run.path / name) for name in (SPEC, STATUS, LOCK)):
         return
     try:
-        # Others may call a file so, too, and a newer srl may need what this one does not
+        # Other programs may use this name, and a newer srl may need other files
         found = run.read_spec_leniently()
         if found is None or found.unknown:
             return
@@ -129,10 +112,11 @@ def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
     checkpoints = {name: status for name, status in kept.items() if CHECKPOINT.fullmatch(name)}
     output = files.get(LOG)
     empty = output is not None and output.st_size == 0
-    # To see whether a run is whole takes reading it
+    # Checking a run for damage reads its files
     if not empty and not checkpoints:
         return
-    if _finished(run):
+    status = run.read_status()
+    if status is not None and status.state == "done" and not run.damage():
         if empty:
             yield Garbage(run.path / LOG, 0, "the empty output of a finished run")
         why = "a checkpoint of a finished run"
@@ -142,12 +126,12 @@ def _garbage_of_run(run: RunDirectory) -> Iterator[Garbage]:
         if not checkpoints or not all(_can_be_read(run.path, name) for name in latest[:_KEPT]):
             return
         why = f"a checkpoint before the last {_KEPT}"
-    for name, status in checkpoints.items():
-        yield Garbage(run.path / CHECKPOINTS / name, status.st_size, why)
+    for name, stat in checkpoints.items():
+        yield Garbage(run.path / CHECKPOINTS / name, stat.st_size, why)
 
 
 def _garbage_of_sweep(folder: Path) -> Iterator[Garbage]:
-    # Most folders have none, and to see whether one of many runs is in progress takes a while
+    # Most folders have none, and checking many runs for progress takes a while
     files = plain_files(folder)
     found = list(_temporary(folder, files, _TEMPORARY_OF_A_SWEEP))
     try:
@@ -169,20 +153,13 @@ def _temporary(folder: Path, files: dict[str, os.stat_result], pattern: re.Patte
 def _in_progress(run: RunDirectory) -> bool:
     """Whether a process may be training a run now, on this machine or on another.
 
-    The lock of a process on another machine may not be visible here, and nothing but its next heartbeat tells
-    whether it is alive.
+    The lock of a process on another machine may not be visible here, so that its status counts.
     """
     lock = run.path / LOCK
     if run.in_progress or (os.path.lexists(lock) and not os.access(lock, os.R_OK)):
         return True
     status = run.read_status()
     return status is not None and status.state == "running" and status.host != socket.gethostname()
-
-
-def _finished(run: RunDirectory) -> bool:
-    """Whether a run is done and whole; one that is damaged since may resume from its checkpoints."""
-    status = run.read_status()
-    return status is not None and status.state == "done" and not run.damage()
 
 
 def _can_be_read(folder: Path, name: str) -> bool:
@@ -194,6 +171,6 @@ def _can_be_read(folder: Path, name: str) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path to print: names may hold line ends, and bytes that are no text."""
+    """A path to print: names may contain line breaks and undecodable bytes."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

@@ -1,4 +1,4 @@
-"""Disks that are full."""
+"""Full disks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.filesize import decimal
 
 from srl.errors import OutOfSpace
 
-#: Free bytes below which a file system is taken to be full, since small files may still fit.
+#: Free bytes below which a file system counts as full: small files may still fit.
 _NOTHING = 100_000
-#: How the system reports a full disk, as a number and in words: a run's recorded reason is text.
+#: Error numbers and messages of a full disk: the recorded reason of a run is text.
 _FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 _FULL = tuple(map(os.strerror, _FULL_NUMBERS))
 
@@ -23,8 +23,8 @@ _FULL = tuple(map(os.strerror, _FULL_NUMBERS))
 def is_full(folder: Path, reason: str = "") -> bool:
     """Whether the disk of a folder is full.
 
-    :param folder: An existing folder. Quotas are not known before they are exceeded.
-    :param reason: Why a run failed; it may say that a disk is full.
+    :param folder: An existing folder. Quotas are unknown until they are exceeded.
+    :param reason: Why a run failed, which may be a full disk.
     """
     usage = shutil.disk_usage(folder)
     # Some network file systems report a size of 0
@@ -44,7 +44,7 @@ def out_of_space(folder: Path) -> OutOfSpace:
 def naming_full_disk(folder: Path) -> Iterator[None]:
     """Raise :class:`~srl.errors.OutOfSpace` in place of the system's error for a full disk.
 
-    :param folder: The folder that is written to; it exists when something fails.
+    :param folder: The folder that is written to; it must exist when an error occurs.
     """
     try:
         yield

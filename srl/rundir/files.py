@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks."""
+"""Atomic writes, locks, and checks of files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from typing import IO
 
 from srl.errors import UserError
 
-#: What :func:`replacing` adds to a name: a random part by tempfile.mkstemp.
+#: The random suffix that tempfile.mkstemp adds to the names of temporary files.
 RANDOM = r"\.[a-z0-9_]{8}"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
-    :param path: The file to be.
-    :return: A context that yields a path beside it to write to, and moves that to ``path`` at its end,
-        after the content has reached the disk; on an exception nothing changes. The file at that path is
-        locked meanwhile.
-    :raises UserError: If ``path`` is a link, or no file: srl writes plain files, and replaces no others.
+    :return: A context that yields a temporary path in the same folder, which is locked. At the end of the
+        context its content is flushed to disk and moved to ``path``; on an exception nothing changes.
+    :raises UserError: If ``path`` is a link, a folder or a device: srl replaces only regular files.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{path} is {kind_of(path)}, and srl writes a file there. Move it away.")
@@ -46,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.filename is None:
-            error.filename = str(path)  # a failing write does not say of which file
+            error.filename = str(path)  # a failing write does not name the file
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,21 +52,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
-        # Names of files may hold bytes that are no text
+        # File names may contain undecodable bytes
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_bytes(path: Path) -> bytes:
     """The content of a file.
 
-    :raises OSError: If it cannot be read, or is a pipe or a device, which could keep a reader waiting.
+    :raises OSError: If it cannot be read, or is a pipe or a device, which could block.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         if not S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
@@ -76,7 +74,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def plain_files(folder: Path) -> dict[str, os.stat_result]:
-    """The files in a folder by their names, without links; none if it cannot be read."""
+    """The regular files in a folder by name; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             states = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
@@ -86,17 +84,17 @@ def plain_files(folder: Path) -> dict[str, os.stat_result]:
 
 
 def kind_of(path: Path) -> str:
-    """What is at a path where srl writes something else, in words."""
+    """Describe a path that is in the way of a file or folder of srl."""
     mode = path.lstat().st_mode
     if S_ISLNK(mode):
         return "a link"
     if S_ISDIR(mode):
         return "a folder"
-    return "no folder" if S_ISREG(mode) else "no file"
+    return "a file" if S_ISREG(mode) else "not a regular file"
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a process has locked a file, as far as this one can tell; nothing is written."""
+    """Whether another process has locked a file, if that is visible here; nothing is written."""
     try:
         # Opening a pipe would wait
         opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
@@ -114,8 +112,8 @@ def is_locked(file: Path) -> bool:
 
 
 def acquire(lock: IO[str]) -> bool:
-    """Lock a file for this process, as long as it is open."""
-    # Whoever looks whether a run is in progress holds the lock for an instant
+    """Lock a file for this process until it is closed; return whether that succeeded."""
+    # `is_locked` of another process holds the lock for an instant
     for _ in range(10):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,9 +124,9 @@ def acquire(lock: IO[str]) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """See that a folder can be written to, or made.
+    """Check that a folder is writable or can be created.
 
-    :raises UserError: If it is a file or lies below one, or may not be written.
+    :raises UserError: If it is a file, is below a file, or is not writable.
     """
     try:
         nearest_existing = path
@@ -136,7 +134,7 @@ def check_writable(path: Path) -> None:
             nearest_existing = nearest_existing.parent
         if not nearest_existing.is_dir():
             raise UserError(f"{nearest_existing} is a file, and a folder is needed. Name another with --out.")
-        # Permissions alone do not tell: the file system may be mounted read-only
+        # Permissions are not enough: the file system may be mounted read-only
         with tempfile.TemporaryFile(dir=nearest_existing):
             pass
     except OSError as error:

@@ -21,7 +21,7 @@ PLAN_FORMAT = 1
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep is to make."""
+    """A run of a sweep's plan."""
 
     #: Its folder, below the sweep's.
     path: str
@@ -40,15 +40,15 @@ class PlannedRun:
 
 
 def read_plan(root: Path) -> list[PlannedRun]:
-    """The runs that the sweeps in a folder are to make; empty without a plan.
+    """The runs of the plan in a folder; empty without a plan.
 
-    :raises UserError: If there is a plan that cannot be read.
+    :raises UserError: If the plan cannot be read.
     """
     return [] if (plan := _load_plan(root)) is None else plan[0]
 
 
 def check_plan(root: Path) -> None:
-    """See that the plan of a sweep can be written: none is there yet, or one that this version writes.
+    """Check that the plan of a sweep can be written.
 
     :raises UserError: If it is a link, cannot be read, or has keys of a newer srl or of another program.
     """
@@ -57,11 +57,11 @@ def check_plan(root: Path) -> None:
     if file.is_symlink():
         raise UserError(f"{file} is a link, and srl writes a file there. Move it away; nothing was written.")
     if plan is not None and plan[1]:
-        raise _newer(file, plan[1])
+        raise newer_version_error(file, plan[1])
 
 
 def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
-    """The plan in a folder, and values of keys that this version does not write; None without a plan."""
+    """The plan in a folder and its unknown keys with their values; None without a plan."""
     file = root / PLAN
     try:
         values = json.loads(read_bytes(file))
@@ -85,18 +85,18 @@ def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
 
 
 def read_comparisons(root: Path) -> list[tuple[str, str]]:
-    """Return the pairs of columns that the sweeps in a folder compare; empty without any, or a plan."""
+    """The pairs of columns that the plan in a folder compares; empty without any, or a plan."""
     try:
         pairs = json.loads(read_bytes(root / PLAN)).get("compare", [])
         return TypeAdapter(list[tuple[str, str]]).validate_python(pairs)
     except (OSError, ValueError, AttributeError):
-        return []  # `read_plan` says what is wrong with it
+        return []  # `read_plan` reports the error
 
 
-def _newer(file: Path, unknown: dict[str, Any]) -> UserError:
-    """What there is to say of a file in a folder that this version must not write to."""
+def newer_version_error(file: Path, unknown: dict[str, Any]) -> UserError:
+    """The error for a file that this version must not overwrite."""
     keys = ", ".join(f"{key}={value!r}" for key, value in list(unknown.items())[:3])
     return UserError(
-        f"{file} was written by a newer version of srl, or by another program: {keys} is not known here. "
+        f"{file} was written by a newer version of srl, or by another program: {keys} is unknown. "
         "Update srl, or name another folder with --out; nothing was written."
     )

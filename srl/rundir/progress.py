@@ -1,4 +1,4 @@
-"""The progress of runs, and the estimate of the time left: numbers in, numbers out."""
+"""The progress of runs and the estimated time left."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 State = Literal["done", "running", "interrupted", "failed", "damaged", "not started"]
 
-#: Seconds of training below which the speed of other runs of the same kind counts too.
+#: Seconds of training below which the speed of other runs of the same kind is used.
 _SHORT = 10.0
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is."""
+    """The progress of a run."""
 
     #: Its folder, below the sweep's.
     path: str
-    #: What it is; None if its spec cannot be read and no plan names it.
+    #: Its entry in the plan; None if its spec cannot be read and no plan names it.
     entry: PlannedRun | None
     state: State
     status: Status | None = None
     #: Why it failed or is damaged.
     reason: str = ""
-    #: Training steps of the last checkpoint of a run that does not train now.
+    #: Training steps of its last checkpoint if it is not running.
     checkpoint: int = 0
-    #: Whole minutes without a heartbeat, in seconds, as far as they are known.
+    #: Seconds since the last heartbeat, rounded down to whole minutes; 0 if unknown.
     silence: float = 0.0
     #: Lines on damaged files that no result depends on.
     minor_damage: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class RunProgress:
 
     @property
     def kind(self) -> Hashable:
-        """Runs of one kind are about equally fast: a symmetric loss costs next to nothing."""
+        """Runs of one kind are about equally fast: a symmetric loss costs almost nothing."""
         if self.entry is None:
             return None
         algorithm = get_algorithm(self.entry.algo)
@@ -79,9 +79,9 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far several runs are."""
+    """The progress of several runs."""
 
-    #: In the order in which those that wait will start.
+    #: In the order in which waiting runs will start.
     runs: Sequence[RunProgress]
 
     def of(self, *states: State) -> list[RunProgress]:
@@ -124,8 +124,8 @@ class Progress:
         """Seconds of training that a run still needs; infinite if not known.
 
         They follow from the mean speed of its latest attempt, evaluations included. Until it has trained for
-        ten seconds, the speed is that of its kind: of those that run, else of those that are done. A run of
-        an unknown kind takes the mean of all running runs.
+        ten seconds, the mean speed of its kind is used: of running runs, or else of finished ones. For an
+        unknown kind it is the mean of all running runs.
         """
         speed = run.steps_per_second
         if run.state != "running" or speed == 0 or (run.status and 0 < run.status.seconds < _SHORT):
@@ -147,15 +147,15 @@ class Progress:
 
 
 def beat_interval(n_runs: int) -> float:
-    """Seconds between two signs of life of runs that train as one.
+    """Seconds between two heartbeats of the runs of a population.
 
-    A status that reaches the disk takes some milliseconds, and there is one for each run.
+    Writing a status to disk takes some milliseconds for each run.
     """
     return 1.0 + n_runs / 4
 
 
 def makespan(busy: Iterable[float], waiting: Iterable[float]) -> float:
-    """Seconds until everything is done if each waiting item starts, in order, at the next free place.
+    """Seconds until all items are done if each waiting item starts, in order, at the next free place.
 
     :param busy: Seconds until each place is free; at least one place.
     :param waiting: Seconds that each waiting item takes.
@@ -170,12 +170,12 @@ def makespan(busy: Iterable[float], waiting: Iterable[float]) -> float:
 def outlook(progress: Progress) -> str:
     """Speed and time left in words: ``"1,234 steps/s, about 12 min left"``."""
     left = progress.seconds_left
-    when = f"about {duration(left)} left" if math.isfinite(left) else "time left not known yet"
+    when = f"about {duration(left)} left" if math.isfinite(left) else "time left unknown"
     return f"{progress.steps_per_second:,.0f} steps/s, {when}"
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: ``"40 s"``, ``"12 min"``, ``"3 h 20 min"``, ``"5 days 4 h"``."""
+    """A time span in words: ``"40 s"``, ``"12 min"``, ``"3 h 20 min"``, ``"5 days 4 h"``."""
     seconds = max(seconds, 0)
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""How far a run is, as its ``status.json`` says."""
+"""The status of a run, ``status.json``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-#: Notes that a status keeps, the latest.
-_MOST_NOTES = 50
+#: Maximum number of notes; older ones are dropped.
+_MAX_NOTES = 50
 State = Literal["running", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is."""
+    """The status of a run."""
 
     state: State
     timesteps: int = 0
@@ -32,7 +32,7 @@ class Status:
     loss: float | None = None
     #: Training steps per second of the latest attempt, evaluations included, from its first step on.
     steps_per_second: float = 0.0
-    #: Seconds that this speed is the mean of, by the monotonic clock.
+    #: Seconds over which this speed is averaged, by the monotonic clock.
     seconds: float = 0.0
     #: Seconds since 1970; 0 for not yet.
     started: float = 0.0
@@ -40,14 +40,14 @@ class Status:
     ended: float = 0.0
     #: Why it failed or was interrupted, in one line.
     reason: str = ""
-    #: Whether it would fail so again, from the same checkpoint.
+    #: Whether it would fail again from the same checkpoint.
     lasting: bool = False
     pid: int = 0
     host: str = ""
     #: The machine's monotonic clock at the last heartbeat, and the boot that it counts from.
     clock: float = 0.0
     boot: str = ""
-    #: Training steps of the checkpoint that it went on from last; 0 for none.
+    #: Training steps of the checkpoint that it last resumed from; 0 for none.
     resumed_from: int = 0
     #: How often it was started or resumed.
     attempts: int = 1
@@ -55,20 +55,20 @@ class Status:
     compile_seconds: float = 0.0
     #: Why earlier attempts ended, and why it could not resume from a checkpoint, in lines.
     notes: tuple[str, ...] = ()
-    #: Of a finished run: size, time of change in nanoseconds and SHA-256 of each file that it left.
+    #: Size, modification time in nanoseconds and SHA-256 of each file of a finished run.
     files: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 
     def noted(self, note: str) -> Status:
         """This status with one more note."""
-        return replace(self, notes=(*self.notes, note)[-_MOST_NOTES:])
+        return replace(self, notes=(*self.notes, note)[-_MAX_NOTES:])
 
     def ended_as(self, state: State, now: float, reason: str = "") -> Status:
-        """This status, ended."""
+        """This status with an end."""
         return replace(self, state=state, updated=now, ended=now, reason=reason)
 
     @property
     def silence(self) -> float | None:
-        """Seconds since the last heartbeat; None if this machine cannot know: its wall clock may jump."""
+        """Seconds since the last heartbeat; None for a run of another machine or boot, as clocks differ."""
         known = self.boot != "" and self.boot == boot_id()
         return max(time.monotonic() - self.clock, 0.0) if known else None
 
@@ -77,7 +77,7 @@ class Status:
 def boot_id() -> str:
     """The latest boot of this machine, from which the monotonic clock of all its processes counts.
 
-    :return: Different for each boot of each machine; empty if the system does not tell.
+    :return: Different for each boot of each machine; empty if the system does not provide it.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -89,5 +89,5 @@ STATUS_TYPE = TypeAdapter(Status)
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """Return the checksum of a status as the file has it."""
+    """The checksum of the values of a status file."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The progress display: live on a terminal, otherwise a line now and then."""
+"""The progress display: live on a terminal, otherwise a line every 15 seconds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from srl.sweep.execution import SweepProgress
 
 #: Seconds between lines where there is no terminal.
 _LINE_INTERVAL = 15.0
-#: Tasks in progress shown one by one.
+#: Maximum number of tasks that are shown.
 _SHOWN = 16
 
 
 class _Display:
-    """A progress bar that is live on a terminal; elsewhere the same in lines."""
+    """A progress bar on a terminal; lines elsewhere."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -59,7 +59,8 @@ class _Display:
         self._next_line = time.monotonic() + _LINE_INTERVAL
         return True
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -72,13 +73,13 @@ class RunDisplay(_Display):
         self._entry = PlannedRun.of(spec)
         self._compiled = False
         self._task = self._bar.add_task(escape(name), total=spec.n_timesteps, rate="")
-        self._say(f"Training {name}: {spec.n_timesteps:,} steps on {spec.device}.")
+        self.say(f"Training {name}: {spec.n_timesteps:,} steps on {spec.device}.")
 
     def update(self, status: Status) -> None:
         """Show a new status."""
         if status.compile_seconds and not self._compiled:
             self._compiled = True
-            self._say(f"The update was compiled in {duration(status.compile_seconds)}.")
+            self.say(f"The update was compiled in {duration(status.compile_seconds)}.")
         progress = RunsProgress([RunProgress("", self._entry, "running", status)])
         rate = f"evaluating: {status.evaluation}" if status.evaluation else outlook(progress)
         figures = (("return", status.mean_return, "{:,.1f}"), ("loss", status.loss, "{:.3g}"))
@@ -87,7 +88,7 @@ class RunDisplay(_Display):
         if self._live is not None:
             self._live.update(self._bar)
         elif self._line_due():
-            self._say(f"{progress.timesteps:,} of {progress.n_timesteps:,} steps, {rate}")
+            self.say(f"{progress.timesteps:,} of {progress.n_timesteps:,} steps, {rate}")
 
 
 class SweepDisplay(_Display):
@@ -104,7 +105,7 @@ class SweepDisplay(_Display):
             seconds = max((run.status.compile_seconds for run in runs if run.status is not None), default=0)
             if seconds and name not in self._compiled:
                 self._compiled.add(name)
-                self._say(f"{name}: the update was compiled in {duration(seconds)}.")
+                self.say(f"{name}: the update was compiled in {duration(seconds)}.")
         n_running = sum(map(len, progress.tasks.values()))
         counts = (
             f"{len(progress.of('done'))} done, {n_running} running, {len(progress.of('failed'))} failed, "
@@ -114,7 +115,7 @@ class SweepDisplay(_Display):
             counts += f", {progress.n_elsewhere} trained by other processes"
         if self._live is None:
             if self._line_due():
-                self._say(f"{counts}; {outlook(progress)}")
+                self.say(f"{counts}; {outlook(progress)}")
             return
         self._bar.update(
             self._task,
@@ -135,7 +136,3 @@ class SweepDisplay(_Display):
         if len(progress.tasks) > _SHOWN:
             running.add_row(f"and {len(progress.tasks) - _SHOWN} more")
         self._live.update(Group(running, self._bar))
-
-    def say(self, line: str) -> None:
-        """Say something that is to stay."""
-        self._say(line)

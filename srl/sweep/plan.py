@@ -1,4 +1,4 @@
-"""A sweep: a file of comparisons, expanded into runs and a plan."""
+"""The runs of a sweep, and its plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from srl.config.algorithms import get_algorithm
-from srl.config.hyperparams import of_family
+from srl.config.resolve import of_family
 from srl.config.spec import RunSpec, make_run_spec
 from srl.config.sweep import SweepOptions, is_of_env
 from srl.errors import UserError
@@ -23,18 +23,21 @@ from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import Population, make_tasks
 
 _PLAN_LOCK = ".sweep.lock"
+#: Options of a sweep that are arguments of :func:`srl.config.spec.make_run_spec` for all of its runs.
+_OF_ALL_RUNS = {
+    "n_timesteps", "profile", "env_backend", "eval_freq", "n_eval_episodes", "eval_max_episode_steps",
+    "compile", "precision", "gym_packages", "env_kwargs", "max_episode_steps", "hyperparams_file",
+}  # fmt: skip
 
 
 def expand(
     options: SweepOptions, *, device: str = "auto", trust_file: bool = False
 ) -> tuple[list[RunSpec], list[str]]:
-    """All runs of a sweep, checked: each environment and each model is built once.
+    """Make and check all runs of a sweep: each environment and each model is built once.
 
-    :param options: What to compare.
-    :param device: See :func:`srl.config.spec.make_run_spec`.
     :param trust_file: Whether Python code that the hyperparameter file names is imported.
-    :return: The runs, seed by seed, so that a table fills evenly; and lines to tell the user.
-    :raises UserError: For anything that is wrong with any of them.
+    :return: The runs, seed by seed, so that a table fills evenly; and lines for the user.
+    :raises UserError: If one of them is not valid.
     """
     from srl.training.check import check_runs  # imports torch
 
@@ -55,23 +58,12 @@ def expand(
             env,
             options.seeds[0],
             noise=noise,
-            n_timesteps=options.n_timesteps,
             bins=options.bins if algorithm.discretised else None,
-            profile=options.profile,
             device=device,
-            env_backend=options.env_backend,
-            eval_freq=options.eval_freq,
-            n_eval_episodes=options.n_eval_episodes,
-            compile=options.compile,
-            precision=options.precision,
-            eval_max_episode_steps=options.eval_max_episode_steps,
-            gym_packages=options.gym_packages,
-            env_kwargs=options.env_kwargs,
-            max_episode_steps=options.max_episode_steps,
-            hyperparams_file=options.hyperparams_file,
             trust_file=trust_file,
             variant=variant.label,
             overrides=of_family(algorithm, overrides) | variant.overrides,
+            **options.model_dump(include=_OF_ALL_RUNS),
         )
         notes |= dict.fromkeys(lines)
         specs.append(spec)
@@ -86,23 +78,23 @@ def expand(
 
 @dataclass
 class Plan:
-    """A sweep in its folder: finished and pending runs."""
+    """The finished and pending runs of a sweep."""
 
     root: Path
     jobs: list[Job]
     #: Pairs of columns that reports compare.
     compare: list[list[str]] = field(default_factory=list)
-    #: Jobs whose run has fewer steps and is extended, and its spec. They are pending.
+    #: Pending jobs that extend a run with fewer steps, and the spec of that run.
     to_extend: list[tuple[Job, RunSpec]] = field(default_factory=list)
     #: Jobs whose run is finished.
     done: list[Job] = field(default_factory=list)
-    #: Jobs still to run, those that failed or were interrupted before included.
+    #: Pending jobs, failed and interrupted runs included.
     to_do: list[Job] = field(default_factory=list)
     #: Pending runs, as tasks for an engine.
     tasks: list[Task] = field(default_factory=list)
-    #: What of its runs is damaged, in lines: those runs are pending.
+    #: Lines on damaged runs, which are pending.
     damaged: list[str] = field(default_factory=list)
-    #: Damaged files that no result depends on, in lines.
+    #: Lines on damaged files that no result depends on.
     minor_damage: list[str] = field(default_factory=list)
 
 
@@ -117,28 +109,24 @@ def make_plan(
     compile: str = "off",
     extend: bool = False,
 ) -> Plan:
-    """Hold the runs of a sweep against what its folder holds; nothing is written.
+    """Compare the runs of a sweep with its folder; nothing is written.
 
-    :param specs: The runs.
-    :param root: The sweep's folder.
     :param compare: Pairs of columns that reports compare.
-    :param population: Whether runs that can train as one do: the most members of a population, or ``"auto"``,
-        see :func:`~srl.sweep.tasks.make_tasks`.
-    :param n_jobs: How many tasks run at once, among which ``"auto"`` divides them.
+    :param population: The maximum size of a population, ``"auto"`` or ``"off"``, see
+        :func:`~srl.sweep.tasks.make_tasks`.
+    :param n_jobs: The number of parallel tasks, used by ``"auto"``.
     :param memory: Bytes that these share; None for no limit.
-    :param compile: With ``"auto"``, runs that were begun before stay compiled or not, as they were begun.
-    :param extend: Whether runs that differ in nothing but fewer steps are extended, see
-        :mod:`srl.training.extend`.
-    :raises UserError: If the folder cannot be used, or holds a run of another spec in a run's place, or files
-        of a newer srl.
+    :param compile: With ``"auto"``, runs that were started before keep their compilation.
+    :param extend: Whether runs that differ only in fewer steps are extended, see :mod:`srl.training.extend`.
+    :raises UserError: If the folder cannot be used, or contains runs of other specs or files of a newer srl.
     """
     check_writable(root)
     check_plan(root)
     jobs = [Job(spec, root / spec.path) for spec in specs]
     if compile == "auto":
-        jobs = [Job(RunDirectory(job.path).as_begun(job.spec), job.path) for job in jobs]
+        jobs = [Job(RunDirectory(job.path).keep_compilation(job.spec), job.path) for job in jobs]
     plan = Plan(root, jobs, [list(pair) for pair in compare])
-    begun: dict[Path, bool] = {}
+    started: dict[Path, bool] = {}
     for job in plan.jobs:
         directory = RunDirectory(job.path)
         shorter = directory.shorter(job.spec) if extend else None
@@ -149,7 +137,7 @@ def make_plan(
             check_extendable(directory, shorter)
             plan.to_extend.append((job, shorter))
             plan.to_do.append(job)
-            begun[job.path] = shorter.stacked
+            started[job.path] = shorter.stacked
             continue
         there = directory.compare(job.spec)
         (plan.done if there == "done" else plan.to_do).append(job)
@@ -158,18 +146,14 @@ def make_plan(
             plan.damaged += directory.damage()
             spec = directory.readable_spec()
             if spec is not None and checkpoint_steps(job.path):
-                begun[job.path] = spec.stacked
+                started[job.path] = spec.stacked
     done = {job.path for job in plan.done}
-    plan.tasks = make_tasks(plan.jobs, population, n_jobs, memory=memory, done=done, begun=begun)
+    plan.tasks = make_tasks(plan.jobs, population, n_jobs, memory=memory, done=done, started=started)
     return plan
 
 
 def extend_runs(plan: Plan, say: Callable[[str], None]) -> None:
-    """Turn the shorter runs of a plan into unfinished ones of their new length.
-
-    :param plan: The plan.
-    :param say: Is given lines to tell the user.
-    """
+    """Turn the shorter runs of a plan into unfinished runs of their new length; ``say`` prints lines."""
     from srl.training.extend import extend  # imports torch
 
     for job, shorter in plan.to_extend:
@@ -177,10 +161,10 @@ def extend_runs(plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def write_plan(plan: Plan) -> None:
-    """Record its pending and finished runs, those of earlier sweeps in the same folder included."""
+    """Write the plan, runs of earlier sweeps in the same folder included."""
     plan.root.mkdir(parents=True, exist_ok=True)
     with (plan.root / _PLAN_LOCK).open("a+") as lock:
-        # Another sweep that begins in this folder adds its runs
+        # Another sweep that starts in this folder adds its runs
         fcntl.flock(lock, fcntl.LOCK_EX)
         check_plan(plan.root)
         runs = {run.path: run for run in read_plan(plan.root)}

@@ -16,18 +16,16 @@ from srl.errors import UserError
 from srl.rundir.progress import makespan
 from srl.sweep.engines import Job, Task
 
-#: The most members of a population; ``"auto"`` chooses, ``"off"`` trains each run alone.
+#: The maximum number of members of a population; ``"auto"`` chooses it, ``"off"`` trains each run alone.
 Population = int | Literal["auto", "off"]
 
-#: The most members that ``"auto"`` puts together. More hardly make a step cheaper, and a process that dies
-#: takes its runs with it.
+#: The maximum of ``"auto"``. More members hardly make a step cheaper, and a process that dies stops them all.
 _LARGEST = 64
-#: What a step of a population takes besides its members, in members: between 4 and 22 where it was measured,
-#: see docs/benchmarks.md.
+#: The fixed cost of a population's step, in members: measured between 4 and 22, see docs/benchmarks.md.
 POPULATION_OVERHEAD = 8
-#: Members below which a population is divided only if processes would be idle: it gets little faster.
+#: Members below which a population is divided only if processes would be idle.
 _SMALLEST = 4
-#: Bytes that a process, an environment and a number of a rollout take; measured, and rounded up.
+#: Bytes of a process and of an environment, and copies of a rollout in memory; measured and rounded up.
 _PROCESS_BYTES = 500e6
 _ENV_BYTES = 6e6
 _COPIES_OF_A_ROLLOUT = 4
@@ -38,13 +36,13 @@ _MEMORY_SHARE = 0.7
 def parse_population(text: str) -> Population:
     """Read the option ``--population``.
 
-    :param text: ``"auto"``, ``"off"``, or how many members a population has at the most.
+    :param text: ``"auto"``, ``"off"``, or the maximum number of members.
     :raises UserError: For anything else.
     """
     if text in ("auto", "off"):
         return text  # type: ignore[return-value]
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise UserError(f"--population {text}: must be auto, off, or the most members of one, 1 or above.")
+        raise UserError(f"--population {text}: must be auto, off, or the maximum size, 1 or above.")
     return int(text)
 
 
@@ -55,31 +53,28 @@ def make_tasks(
     *,
     memory: float | None = None,
     done: Collection[Path] = (),
-    begun: Mapping[Path, bool] | None = None,
+    started: Mapping[Path, bool] | None = None,
 ) -> list[Task]:
-    """Put runs together that can train as one population.
+    """Group runs that can train together into populations.
 
-    ``"auto"`` divides the runs among ``n_jobs`` processes as far as memory allows, see :func:`divide`. It
-    leaves networks for images alone on the CPU, where their convolutions take the time, stacked or not.
+    ``"auto"`` divides the runs among ``n_jobs`` processes within the memory limit, see :func:`divide`. On the
+    CPU it trains networks for images alone, because stacking does not make their convolutions faster.
 
-    :param jobs: The runs.
-    :param population: The most members of a population, ``"auto"``, or ``"off"``.
-    :param n_jobs: How many tasks run at once.
+    :param population: The maximum number of members of a population, ``"auto"``, or ``"off"``.
     :param memory: Bytes that these share; None for no limit.
-    :param done: Folders of jobs that are finished: no task has them. They count in whether a run is stacked,
-        so that what is left of an interrupted sweep trains as it would have: on some CPUs a stacked network
-        rounds differently from one alone.
-    :param begun: Folders of jobs that resume from a checkpoint, and whether they were started stacked, which
-        does not change.
-    :return: Tasks in the order of their first runs. A run that fits no other is by itself; it is a population
-        of one only if ``population`` is a number, or those that it would train with are done.
+    :param done: Folders of finished jobs, which are in no task. They count in whether a run is stacked, so
+        that an interrupted sweep gives the same results: on some CPUs a stacked network rounds differently.
+    :param started: Folders of jobs that resume from a checkpoint, and whether they were started stacked,
+        which does not change.
+    :return: Tasks in the order of their first runs. A run that fits no other is alone; it is a population of
+        one only if ``population`` is a number, or the rest of its population is done.
     """
-    begun = {} if begun is None else begun
+    started = {} if started is None else started
     groups: dict[str, list[Job]] = {}
     for index, job in enumerate(jobs):
-        if begun.get(job.path) is False:
+        if started.get(job.path) is False:
             key = None
-        elif begun.get(job.path):
+        elif started.get(job.path):
             key = population_key(job.spec)
         else:
             key = _group(job.spec, population)
@@ -98,12 +93,14 @@ def make_tasks(
         if isinstance(population, int) and not key.startswith("alone"):
             stacked, n_parts = True, -(-len(members) // population)
         else:
-            stacked = n_whole < len(groups[key]) or any(begun.get(job.path) for job in members)
-        # Runs that stand next to each other in the plan, so that tables fill evenly
+            stacked = n_whole < len(groups[key]) or any(started.get(job.path) for job in members)
+        # Adjacent runs of the plan, so that tables fill evenly
         ends = [round(part * len(members) / max(n_parts, 1)) for part in range(n_parts + 1)]
         for first, end in pairwise(ends):
             part = members[first:end]
-            tasks.append(tuple(_stacked(job) for job in part) if stacked else tuple(part))
+            if stacked:
+                part = [Job(job.spec.model_copy(update={"stacked": True}), job.path) for job in part]
+            tasks.append(tuple(part))
     order = {job.path: index for index, job in enumerate(jobs)}
     return [Task(members) for members in sorted(tasks, key=lambda members: order[members[0].path])]
 
@@ -111,7 +108,7 @@ def make_tasks(
 def divide(
     n_runs: Sequence[int], n_timesteps: Sequence[int], largest: Sequence[int], n_jobs: int
 ) -> list[int]:
-    """Into how many populations each group of runs is divided, so that all end soon.
+    """Find the number of populations of each group of runs that minimizes the total time.
 
     A population takes as long as its training steps times its members and a constant overhead. There are
     ``n_jobs`` populations in total, or a multiple of that: more would repeat the overhead, fewer would leave
@@ -120,8 +117,7 @@ def divide(
 
     :param n_runs: Runs in each group, shape (n_groups,).
     :param n_timesteps: Training steps of each run of a group, shape (n_groups,).
-    :param largest: The most members of a population of each group, shape (n_groups,).
-    :param n_jobs: How many populations train at once.
+    :param largest: The maximum size of a population of each group, shape (n_groups,).
     :return: Populations of each group, shape (n_groups,).
     """
     n_jobs = max(min(n_jobs, sum(n_runs)), 1)
@@ -147,7 +143,7 @@ def divide(
                 for part in range(n_parts)
             ]
             if sum(durations) / n_jobs >= soonest:
-                return best  # and more populations take longer still
+                return best  # more populations take even longer
             end = makespan([0.0] * n_jobs, sorted(durations, reverse=True))
             if end < soonest:
                 best, soonest = list(parts), end
@@ -160,7 +156,7 @@ def divide(
 
 
 def describe(tasks: Sequence[Task]) -> str:
-    """How runs are put together, to stand after their number; empty if each is by itself."""
+    """Describe the populations in words, as in ``" in 2 populations of 8"``; empty without any."""
     sizes = sorted(len(task.jobs) for task in tasks if task.jobs[0].spec.stacked)
     if not sizes:
         return ""
@@ -168,10 +164,6 @@ def describe(tasks: Sequence[Task]) -> str:
     n_alone = len(tasks) - len(sizes)
     populations = "1 population" if len(sizes) == 1 else f"{len(sizes)} populations"
     return f" in {populations} of {span}" + (f" and {n_alone} alone" if n_alone else "")
-
-
-def _stacked(job: Job) -> Job:
-    return Job(job.spec.model_copy(update={"stacked": True}), job.path)
 
 
 def _group(spec: RunSpec, population: Population) -> str | None:
@@ -183,12 +175,12 @@ def _group(spec: RunSpec, population: Population) -> str | None:
 
 
 def _fitting(spec: RunSpec, n_jobs: int, memory: float | None) -> int:
-    """How many members a population can have if ``n_jobs`` are to fit into memory."""
+    """The maximum size of a population such that ``n_jobs`` of them fit into memory."""
     if memory is None:
         return _LARGEST
     hyperparams = spec.hyperparams
     n_envs = hyperparams.n_envs + spec.n_eval_envs
-    # Atari's frames are far larger than any other observation of the protocol
+    # Atari's frames are far larger than all other observations of the protocol
     observation = 84 * 84 * hyperparams.frame_stack if hyperparams.policy == "CnnPolicy" else 400 * 8
     rollout = prod((hyperparams.n_envs, hyperparams.n_steps, observation, _COPIES_OF_A_ROLLOUT))
     share = memory * _MEMORY_SHARE / n_jobs - _PROCESS_BYTES

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from srl.config.difference import flatten
 from srl.config.spec import RunSpec
 from srl.errors import UserError, nearest
-from srl.rundir.directory import flatten
 
 #: Backends and the packages that they need: as imported, and as installed.
 BACKENDS = {"wandb": "wandb", "mlflow": "mlflow-skinny", "trackio": "trackio"}

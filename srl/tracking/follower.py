@@ -15,8 +15,9 @@ from pathlib import Path
 
 from srl.config.lenient import spec_text
 from srl.config.spec import RunSpec
-from srl.rundir.directory import MODEL, PROGRESS, VECNORMALIZE, VERSIONS, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes, write_text
+from srl.rundir.names import MODEL, PROGRESS, VECNORMALIZE, VERSIONS
 from srl.tracking.backends import STEP_COLUMN, Backend, Sent
 
 #: The file in a run directory that records what was sent.

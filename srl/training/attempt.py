@@ -19,8 +19,9 @@ from srl.envs.finite import NonFiniteError
 from srl.errors import UserError
 from srl.own_algorithms import own_package
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint, remove_checkpoints
-from srl.rundir.directory import ERROR, PROGRESS, SPEC, VERSIONS, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import write_text
+from srl.rundir.names import ERROR, PROGRESS, SPEC, VERSIONS
 from srl.rundir.status import State, Status, boot_id
 from srl.training.checkpoint import read_checkpoint
 from srl.training.logs import cut_logs, progress_is_intact

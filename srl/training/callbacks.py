@@ -20,8 +20,8 @@ from srl.config.spec import RunSpec
 from srl.envs import make_eval_env
 from srl.envs.make import eval_episode_limit, without_reward_noise
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
-from srl.rundir.directory import EVALUATIONS
 from srl.rundir.files import replacing
+from srl.rundir.names import EVALUATIONS
 from srl.training.resume import generator_state, restore_generators
 
 

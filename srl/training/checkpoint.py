@@ -20,8 +20,8 @@ import torch as th
 from srl.envs.replay import NotRestorable
 from srl.errors import UserError
 from srl.rundir.checkpoints import FORMAT, TREE, checkpoint_path, checkpoint_steps, read_arrays
-from srl.rundir.directory import CHECKPOINTS, FINAL_STATE
 from srl.rundir.files import replacing
+from srl.rundir.names import CHECKPOINTS, FINAL_STATE
 
 #: Keys of the structure for an array, a NumPy scalar, a tensor and a tuple.
 _ARRAY, _SCALAR, _TENSOR, _TUPLE = "__array__", "__scalar__", "__tensor__", "__tuple__"

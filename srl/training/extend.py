@@ -11,8 +11,9 @@ from srl.config.lenient import spec_text
 from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
-from srl.rundir.directory import FINAL_STATE, SPEC, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import write_text
+from srl.rundir.names import FINAL_STATE, SPEC
 from srl.rundir.status import Status
 from srl.training.checkpoint import read_checkpoint, read_final_state, write_checkpoint
 from srl.training.versions import checkpoint_origin

@@ -19,8 +19,9 @@ from srl.config.spec import RunSpec, resolve_device
 from srl.envs import EnvSpec, make_eval_env
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.errors import UserError
-from srl.rundir.directory import BEST_MODEL, BEST_VECNORMALIZE, MODEL, SPEC, VECNORMALIZE, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import read_bytes
+from srl.rundir.names import BEST_MODEL, BEST_VECNORMALIZE, MODEL, SPEC, VECNORMALIZE
 from srl.training.model import make_model
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from srl.errors import UserError
-from srl.rundir.directory import PROGRESS, growing_logs
 from srl.rundir.files import read_bytes
+from srl.rundir.names import PROGRESS, growing_logs
 
 
 class ProgressCsv(CSVOutputFormat):

@@ -24,8 +24,8 @@ from srl.config.spec import RunSpec
 from srl.envs.seeding import Stream, seed_globals, seed_numpy, seed_sequence, stream_rng
 from srl.own_algorithms import algorithm_class
 from srl.policies import PolicyMixin
-from srl.rundir.directory import BEST_MODEL, BEST_VECNORMALIZE, MODEL, VECNORMALIZE
 from srl.rundir.files import replacing
+from srl.rundir.names import BEST_MODEL, BEST_VECNORMALIZE, MODEL, VECNORMALIZE
 from srl.training.attempt import Attempt
 from srl.training.policy_options import policy_kwargs
 

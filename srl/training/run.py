@@ -22,7 +22,8 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.envs.state import env_state, restore_env
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps
-from srl.rundir.directory import MONITOR, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import MONITOR
 from srl.rundir.status import Status
 from srl.training.attempt import Attempt, RunFailed, in_one_line
 from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses

@@ -13,7 +13,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial
 
-from srl.config.hyperparams import check_hyperparams, of_algorithm
+from srl.config.resolve import check_hyperparams, of_algorithm
 from srl.config.spec import RunSpec
 from srl.tuning.space import Parameter, trial_spec
 

@@ -7,10 +7,11 @@ from collections import Counter
 import pytest
 import yaml
 
-from srl.config import hyperparams as hyperparams_module
+from srl.config import resolve as resolve_module
 from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.files import configs_dir
-from srl.config.hyperparams import FAMILIES, NormalizeOptions, PolicyOptions, resolve_hyperparams
+from srl.config.hyperparams import FAMILIES, NormalizeOptions, PolicyOptions
+from srl.config.resolve import resolve_hyperparams
 from srl.config.spec import RunSpec, make_run_spec
 from srl.config.sweep import load_sweep
 from srl.errors import UserError
@@ -270,7 +271,7 @@ def test_error_messages_do_not_expose_pydantic_internals():
 def sppo_file(tmp_path, monkeypatch):
     """The path of sppo.yml in a temporary configuration folder; the test writes the file."""
     (tmp_path / "hyperparams").mkdir()
-    monkeypatch.setattr(hyperparams_module, "configs_dir", lambda: tmp_path)
+    monkeypatch.setattr(resolve_module, "configs_dir", lambda: tmp_path)
     return tmp_path / "hyperparams" / "sppo.yml"
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from srl.rundir.directory import find_runs
+from srl.rundir.find import find_runs
 from tests.docs.blocks import ROOT, Runner, blocks, commands
 
 #: The second page reads the runs that the first page trains.

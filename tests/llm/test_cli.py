@@ -72,8 +72,8 @@ def test_train_eval_and_sample(project, capsys):
         (("train", "offline", "--timesteps", 0), "n_timesteps"),
         (("train", "offline", "--local-files", "nowhere"), "nowhere: there is no such folder"),
         (("train", "PROJECT/tiny.yml", "--local-files", "."), "contains neither owner/policy nor policy"),
-        (("eval", "nowhere"), "nowhere holds no run"),
-        (("sample", "nowhere", "a"), "nowhere holds no run"),
+        (("eval", "nowhere"), "nowhere contains no run"),
+        (("sample", "nowhere", "a"), "nowhere contains no run"),
     ],
 )
 def test_mistake_is_one_line_error_before_anything_is_written(project, tmp_path, capsys, words, message):

@@ -126,7 +126,7 @@ def test_loading_error_names_invalid_entry(project, task_file, replacement, mess
     ("replacement", "message"),
     [
         (("n_epochs: 1", "n_epoch: 1"), "line 11, key hyperparams.n_epoch: there is no"),
-        (("batch_size: 8", "batch_size: 7"), "n_rollouts=16 is no multiple of batch_size=7"),
+        (("batch_size: 8", "batch_size: 7"), "n_rollouts=16 is not a multiple of batch_size=7"),
         (("owner/policy}", "owner/policy, load_in_4bit: true}"), "load_in_4bit needs lora"),
         (("path: owner/classifier, label: 1", "label: 1"), "give either path or function"),
         (("grpo: &grpo", "gppo: &grpo"), "key algorithms.gppo: is none of ppo, sppo, grpo, sgrpo"),

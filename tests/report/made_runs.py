@@ -20,7 +20,8 @@ from srl.config.spec import RunSpec, make_run_spec
 from srl.config.sweep import load_sweep
 from srl.envs import resolve_env_id
 from srl.errors import UserError
-from srl.rundir.directory import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import ERROR, EVALUATIONS, LOCK, MONITOR, SPEC, STATUS, VERSIONS
 from srl.rundir.status import State, Status
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan
@@ -112,6 +113,12 @@ def lay_down(
     generator = np.random.default_rng([spec.seed, crc32(spec.path.encode())])
     _write_run(directory.path, spec, timesteps, results, generator, state, reason, training)
     return directory
+
+
+def finish(root: Path, algo: str, scores, env: str = "A", **changes) -> None:
+    """Finished runs of 32 steps, by seed; of ``range(n)`` the seeds are the scores."""
+    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
+        lay_down(root, [[score - 1, score + 1]], algo=algo, env=env, seed=seed, **changes)
 
 
 def make_sweep(

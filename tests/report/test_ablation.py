@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from srl.report.ablation import find_ablations
+from srl.report.cells import group
 from srl.report.figures import draw_ablation
 from srl.report.intervals import mean_band
-from srl.report.runs import group, read_runs
+from srl.report.runs import read_runs
 from srl.report.tables import column_order
 from tests.report.made_runs import lay_down
 

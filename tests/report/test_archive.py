@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from srl.rundir.directory import EVALUATIONS, PROGRESS
+from srl.rundir.names import EVALUATIONS, PROGRESS
 from tests.report.made_runs import MADE_VERSIONS, lay_down
 from tests.small_runs import srl
 

@@ -11,22 +11,17 @@ from rliable import library, metrics
 from srl.config.files import configs_dir
 from srl.errors import UserError
 from srl.report.aggregate import make_aggregates
+from srl.report.cells import group, name_seeds
 from srl.report.comparison import Improvement, compare_pairs, match
 from srl.report.intervals import Estimate
 from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
-from srl.report.runs import Run, group, name_seeds, read_runs
+from srl.report.runs import Run, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
 from srl.rundir.plan import PlannedRun
-from tests.report.made_runs import lay_down
+from tests.report.made_runs import finish, lay_down
 from tests.small_runs import small_spec
 
 REPS = 200
-
-
-def finish(root, algo, scores, env="A", **changes):
-    """Write finished runs of 32 steps; ``scores`` maps seeds to scores, or lists seeds used as scores."""
-    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
-        lay_down(root, [[score - 1, score + 1]], algo=algo, env=env, seed=seed, **changes)
 
 
 def cells_of(root, last=1):

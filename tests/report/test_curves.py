@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from srl.report.cells import group
 from srl.report.curves import (
     ENTROPY_LOSS,
     N_POINTS,
@@ -17,7 +18,7 @@ from srl.report.curves import (
     read_training,
     training_curves,
 )
-from srl.report.runs import group, read_runs
+from srl.report.runs import read_runs
 from srl.report.source import Folders
 from tests.report.made_runs import lay_down
 from tests.small_runs import SMALL_WORDS, contents, srl

@@ -10,7 +10,8 @@ import pytest
 from srl.errors import UserError
 from srl.report.export import export
 from srl.report.scores import read_scores
-from srl.rundir.directory import EVALUATIONS, RunDirectory
+from srl.rundir.directory import RunDirectory
+from srl.rundir.names import EVALUATIONS
 from tests.report.hostile import NAMES, SCRIPT
 from tests.report.made_runs import lay_down
 from tests.small_runs import contents, srl

@@ -16,7 +16,7 @@ from srl.report.files import write_tables
 from srl.report.published import read_published
 from srl.report.runs import UNFINISHED
 from srl.report.scores import read_scores
-from srl.report.tables import to_csv, to_markdown
+from srl.report.table_formats import to_csv, to_markdown
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import PlannedRun
 from srl.rundir.status import Status

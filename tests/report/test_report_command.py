@@ -71,7 +71,7 @@ def test_file_instead_of_a_folder_of_runs_is_named_in_error(tmp_path):
 
 @pytest.mark.parametrize("kind", ["page", "json", "parquet", "zoo"])
 def test_empty_folder_is_rejected_and_stays_empty(kind, tmp_path):
-    refused(srl("report", tmp_path, "--format", kind), str(tmp_path), "holds no runs")
+    refused(srl("report", tmp_path, "--format", kind), str(tmp_path), "contains no runs")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +104,7 @@ def test_unreadable_specs_are_named_individually(runs):
         file.write_text(["{", "[]", '{"format": 2}', "null"][number])
     refused(
         srl("report", runs),
-        "holds no runs",
+        "contains no runs",
         *(f"{a}/none/seed-{n}/spec.json" for a in ("ppo", "sppo") for n in (0, 1)),
     )
 
@@ -284,7 +284,7 @@ def test_variant_in_one_environment_does_not_affect_other_comparisons(tmp_path):
 
 def test_warning_about_a_single_seed_counts_cases(tmp_path):
     lay_down(tmp_path, RETURNS)
-    (line,) = [line for line in make_report(tmp_path, reps=100).summary if "1 seed only" in line]
+    (line,) = [line for line in make_report(tmp_path, reps=100).summary if "only 1 seed." in line]
     # The rate is given as cases out of cases
     assert "93" not in line or "of 100 cases" in line
 

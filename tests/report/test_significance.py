@@ -10,8 +10,9 @@ import pytest
 import scipy.stats
 
 from srl.report import significance
+from srl.report.cells import group
 from srl.report.comparison import compare_pairs, family_sizes
-from srl.report.runs import Run, group
+from srl.report.runs import Run
 from srl.report.significance import ALPHA, best_of_rows, holm, p_value, share_above, smallest_p_value
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,8 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 
 from srl.report.markup import one_line
-from srl.report.status import Folder, screen
+from srl.report.overview import Folder
+from srl.report.screen import screen
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import PlannedRun
 from srl.rundir.status import Status, boot_id
@@ -63,7 +64,7 @@ def look(root):
 def drawn(root, width, height=None):
     """Return the lines on a terminal of this size."""
     console = Console(width=width, record=True, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
-    console.print(screen(Folder(root).look(), root, width, height))
+    console.print(screen(Folder(root).read(), root, width, height))
     return console.export_text().splitlines()
 
 
@@ -92,7 +93,7 @@ def test_finished_sweep_is_summarized(tmp_path):
     text = look(tmp_path)
     assert f"{tmp_path}: 6 runs\n6 done\n" in text
     assert "100%  384 of 384 steps" in text
-    assert "All is done." in text
+    assert "All runs are finished." in text
     assert re.search("^environment +PPO +SPPO *$", text, re.MULTILINE)
     assert words(text, "environment") == ["CartPole-v1 3/3 100% 3/3 100%"]
     for word in ("running", "failed", "damaged", "interrupted", "not started"):
@@ -136,7 +137,7 @@ def test_time_left_is_unknown_if_nothing_runs_or_a_run_just_started(tmp_path):
     directory = lay(tmp_path, "running", status=dict(timesteps=0, steps_per_second=0.0))
     with claimed(directory):
         text = look(tmp_path)
-        assert "0 steps/s, time left not known yet" in text
+        assert "0 steps/s, time left unknown" in text
         assert words(text, "running") == ["CartPole-v1 SPPO none 0 0% 0 starting"]
         (directory.path / "status.json").unlink()
         assert words(look(tmp_path), "running") == words(text, "running")
@@ -184,11 +185,11 @@ def test_time_since_heartbeat_ignores_wall_clock_jumps(jump, tmp_path, monkeypat
         assert [line[-4:] for line in words(look(tmp_path), "running")] == ["48 s", "48 s"]
         # Later snapshots detect missing heartbeats
         folder = Folder(tmp_path)
-        assert [run.silence for run in folder.look().runs] == [0, 0]
+        assert [run.silence for run in folder.read().runs] == [0, 0]
         monkeypatch.setattr(time, "monotonic", lambda: monotonic + 150)
-        assert [run.silence for run in folder.look().runs] == [120, 120]
+        assert [run.silence for run in folder.read().runs] == [120, 120]
         directory.write_status(replace(directory.read_status(), timesteps=17))
-        assert [run.silence for run in folder.look().runs] == [120, 0]
+        assert [run.silence for run in folder.read().runs] == [120, 0]
 
 
 def test_heartbeat_of_one_run_counts_for_its_process(tmp_path, monkeypatch):
@@ -387,7 +388,7 @@ def test_folder_with_undecodable_name_is_shown(tmp_path):
 MISTAKES = [
     (["nowhere"], "nowhere: there is no such folder"),
     (["file"], "file: there is no such folder"),
-    (["."], ". holds no runs"),
+    (["."], ". contains no runs"),
     ([], "equired"),
     *(([".", "--interval", value], f"--interval {value}: must be above 0") for value in ("0", "-1", "nan")),
     ([".", "--watch", "--interval", "inf"], "--interval inf"),
@@ -410,7 +411,7 @@ def test_folder_with_only_a_damaged_plan_names_the_plan(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     outcome = srl("status", tmp_path)
     assert outcome.status == 2
-    assert "holds no runs" in outcome.err
+    assert "contains no runs" in outcome.err
     assert "sweep.json: not the plan of a sweep" in outcome.err
 
 
@@ -481,15 +482,15 @@ def test_specs_and_evaluations_are_read_again_only_if_they_change(tmp_path, monk
             RunDirectory, name, lambda self, read=read: reads.append(self.path.name) or read(self)
         )
     folder = Folder(tmp_path)
-    assert len(folder.look().of("done")) == 3
+    assert len(folder.read().of("done")) == 3
     assert sorted(reads) == ["seed-0", "seed-0", "seed-1", "seed-1", "seed-2", "seed-2"]
     reads.clear()
-    assert len(folder.look().of("done")) == 3
+    assert len(folder.read().of("done")) == 3
     assert reads == []
     lay(tmp_path, seed=1)
     (lay(tmp_path, seed=2).path / "evaluations.npz").unlink()
     lay(tmp_path, "failed", seed=3)
-    overview = folder.look()
+    overview = folder.read()
     assert [len(overview.of(state)) for state in ("done", "damaged", "failed")] == [2, 1, 1]
     assert set(reads) == {"seed-1", "seed-2", "seed-3"}
 
@@ -502,7 +503,7 @@ def test_run_that_finishes_during_a_snapshot_is_not_interrupted(tmp_path, monkey
         return False
 
     monkeypatch.setattr(RunDirectory, "in_progress", property(ends))
-    assert len(Folder(tmp_path).look().of("done")) == 1
+    assert len(Folder(tmp_path).read().of("done")) == 1
 
 
 def test_watch_exits_when_nothing_is_pending(tmp_path):
@@ -639,5 +640,5 @@ def test_steps_up_to_the_last_checkpoint_count(tmp_path):
     directory = lay_down(tmp_path, RETURNS, state="running", n_timesteps=64)
     (directory.path / "checkpoints").mkdir()
     (directory.path / "checkpoints" / "32.npz").write_bytes(b"")
-    (run,) = Folder(tmp_path).look().runs
+    (run,) = Folder(tmp_path).read().runs
     assert (run.state, run.timesteps) == ("interrupted", 32)

@@ -3,26 +3,21 @@
 import numpy as np
 import pytest
 
+from srl.report.cells import group
 from srl.report.comparison import Comparison, Improvement, compare_pairs
 from srl.report.intervals import Estimate
 from srl.report.report import make_report
-from srl.report.runs import group, read_runs
+from srl.report.runs import read_runs
 from srl.report.significance import smallest_p_value
 from srl.report.summary import describe_runs, summarise
-from tests.report.made_runs import lay_down
+from tests.report.made_runs import finish, lay_down
 
 REPS = 200
 #: Parts that identify sentences.
 COEFFICIENT = "the policy gradient of SPPO is PPO's times c = alpha + beta |z|"
-FEW = "Some figures stand on"
+FEW = "Some results use only"
 UNFINISHED = "Not all runs are finished"
 MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
-
-
-def finish(root, algo, scores, env="A", **changes):
-    """Write finished runs of 32 steps; ``scores`` maps seeds to scores, or lists seeds used as scores."""
-    for seed, score in (scores if isinstance(scores, dict) else {n: n for n in scores}).items():
-        lay_down(root, [[score, score]], algo=algo, env=env, seed=seed, **changes)
 
 
 def summary(root):
@@ -309,14 +304,14 @@ def test_noise_is_not_mentioned_without_matching_runs(comparisons):
 @pytest.mark.parametrize(
     ("n_seeds", "says"),
     [
-        (1, "1 seed only. Bootstrap intervals of few seeds are too narrow: a single run has none at all."),
-        (2, "2 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 2 normally "
+        (1, "1 seed. Bootstrap intervals of few seeds are too narrow: a single run has none at all."),
+        (2, "2 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 2 normally "
             "distributed scores holds their true interquartile mean in about 49 of 100 cases."),
-        (5, "5 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
+        (5, "5 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally "
             "distributed scores holds their true interquartile mean in about 89 of 100 cases."),
         # The coverage of 6 seeds is not known; that of 5 is given instead
-        (6, "6 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
-        (9, "9 seeds only. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
+        (6, "6 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 5 normally"),
+        (9, "9 seeds. Bootstrap intervals of few seeds are too narrow: a 95% interval of 7 normally"),
         (10, None),
         (12, None),
     ],
@@ -334,7 +329,7 @@ def test_few_shared_seeds_are_reported(tmp_path):
     finish(tmp_path, "ppo", range(5, 15))
     lines = summary(tmp_path)
     assert "A, 5 seeds each" in lines[0]
-    assert len(those_with(f"{FEW} 5 seeds only", lines)) == 1
+    assert len(those_with(f"{FEW} 5 seeds.", lines)) == 1
 
 
 def test_unfinished_runs_are_reported(tmp_path):

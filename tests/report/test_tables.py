@@ -16,7 +16,8 @@ from rich.console import Console
 from srl.report.files import write_tables
 from srl.report.report import make_report
 from srl.report.scores import read_scores
-from srl.report.tables import Entry, Row, Table, to_csv, to_latex, to_markdown, to_rich
+from srl.report.table_formats import to_csv, to_latex, to_markdown, to_rich
+from srl.report.tables import Entry, Row, Table
 from srl.report.write import FigureOptions, write_report
 from tests.report.hostile import NAMES, PUNCTUATION, parse
 from tests.report.made_runs import lay_down

@@ -24,7 +24,7 @@ from tests.small_runs import contents, small_spec, srl
 
 RESULTS = ["spec.json", "status.json", "versions.json", "progress.csv", "evaluations.npz", "model.zip"]
 STATE = {"weights": np.arange(100.0)}
-UNFINISHED = "not written to its end by a process that was killed"
+UNFINISHED = "left unfinished by a process that was killed"
 FINISHED = "a checkpoint of a finished run"
 
 
@@ -506,7 +506,7 @@ def test_clean_command_lists_files_and_removes_them_with_yes(tmp_path):
     asked = srl("clean", tmp_path)
     assert asked.status == 0
     assert f"{str(checkpoint)!a}  5.0 kB  a checkpoint of a finished run\n" in asked.out
-    assert "5.0 kB in all; nothing was removed. With --yes it is." in asked.out
+    assert "5.0 kB in all; nothing was removed. Use --yes to remove them." in asked.out
     assert contents(tmp_path) == before
     told = srl("clean", tmp_path, "--yes")
     assert (told.status, "Removed: 5.0 kB." in told.out) == (0, True)

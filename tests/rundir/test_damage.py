@@ -308,7 +308,7 @@ def test_report_names_a_modified_spec(old, new, copied, right):
     assert_right_or_named(right["alone"], run, root, run / "spec.json")
     shown = srl("status", root)
     assert "1 damaged" in shown.out
-    assert "spec.json: damaged: not what the run left" in " ".join(shown.out.split())
+    assert "spec.json: damaged: changed since the run finished" in " ".join(shown.out.split())
 
 
 def test_export_contains_only_undamaged_evaluations(copied, finished, tmp_path):
@@ -537,7 +537,7 @@ def test_dry_run_names_damage_and_its_consequences(copied):
     ended = srl(*STACKED, "--out", root, "--dry-run")
     assert (ended.status, ended.err) == (0, "")
     assert "Finished: 1. Pending: 1" in ended.out
-    assert f"{run / 'model.zip'}: damaged: not what the run left. The run is retrained." in ended.out
+    assert f"{run / 'model.zip'}: damaged: changed since the run finished. The run is retrained." in ended.out
     line = f"{other / 'progress.csv'}: damaged: "
     assert line in ended.out
     assert "The results are not affected." in ended.out.partition(line)[2]

@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.directory import EVALUATIONS, SPEC, STATUS, RunDirectory
+from srl.rundir.directory import RunDirectory
 from srl.rundir.files import check_writable, replacing, write_text
+from srl.rundir.names import EVALUATIONS, SPEC, STATUS
 from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 from tests.small_runs import contents, small_spec
@@ -96,7 +98,7 @@ def test_new_attempt_removes_files_of_the_previous_one(claimed):
 def test_folder_with_foreign_files_is_rejected_unmodified(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"holds thesis\.tex and is no run"):
+    with pytest.raises(UserError, match=r"contains thesis\.tex and is not a run directory"):
         RunDirectory(tmp_path).compare(small_spec())
     assert contents(tmp_path) == before
 
@@ -143,22 +145,25 @@ with directory.claimed(small_spec()):
 """
 
 
+@contextmanager
+def claiming(path):
+    """A process that holds the lock of a run's folder."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", CLAIM, path]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    try:
+        assert process.stdout.readline() == b"claimed\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.fixture
 def other_process(tmp_path):
-    """A process that has claimed a run, and the run directory."""
-    root = Path(__file__).parents[2]
-    path = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
-    )
-    assert process.stdout.readline() == b"claimed\n"
-    yield process, path
-    process.kill()
-    process.communicate()
+    """A process that holds the lock of a run's folder, and the folder."""
+    with claiming(tmp_path / "run") as process:
+        yield process, tmp_path / "run"
 
 
 @pytest.mark.slow

@@ -85,14 +85,14 @@ def test_foreign_files_survive_a_run(state, trained, tmp_path):
 def test_status_of_another_program_is_not_replaced(content, tmp_path):
     (tmp_path / "status.json").write_text(content)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=r"holds status\.json and is no run"):
+    with pytest.raises(UserError, match=r"contains status\.json and is not a run directory"):
         train_run(SPEC, tmp_path)
     assert contents(tmp_path) == before
 
 
 def test_folder_with_foreign_files_is_rejected_unmodified(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds thesis\.tex and is no run"):
+    with pytest.raises(UserError, match=r"contains thesis\.tex and is not a run directory"):
         train_run(SPEC, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

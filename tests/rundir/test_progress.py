@@ -13,7 +13,7 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
-from srl.report.status import Folder
+from srl.report.overview import Folder
 from srl.rundir.directory import RunDirectory
 from srl.rundir.plan import PlannedRun
 from srl.rundir.progress import Progress, RunProgress, duration, makespan, outlook
@@ -214,9 +214,9 @@ def test_resumed_sweep_and_status_show_the_same_speed_and_time_left(tmp_path, mo
     try:
         shown = display.SweepDisplay(Console(file=out, width=200))
         sweep = execution._Execution(plan, engine, "", told.append, print, Persistence())
-        sweep._note(plan.jobs[3], "failed")
+        sweep._record(plan.jobs[3], "failed")
         assert sweep.step()
-        overview = Folder(tmp_path).look()
+        overview = Folder(tmp_path).read()
     finally:
         engine.close()
     (progress,) = told

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 
 #: 2 algorithms x 2 noises x 10 seeds.
 SWEEP = [

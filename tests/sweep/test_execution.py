@@ -17,17 +17,18 @@ from types import SimpleNamespace
 import pytest
 
 from srl.errors import OutOfSpace, UserError
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.rundir.status import Status
 from srl.sweep import execution
 from srl.sweep.engines import Ended, Job, Order, Task
 from srl.sweep.engines.local import LocalEngine, visible_gpus
 from srl.sweep.engines.slurm import parse_minutes
-from srl.sweep.execution import Persistence, check_numbers, run_sweep
+from srl.sweep.execution import Persistence, run_sweep
 from srl.sweep.plan import Plan, make_plan, write_plan
 from srl.training.attempt import RunFailed
 from srl.training.run import train_run
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, start_srl, until
 from tests.sweep import chaos
 from tests.training.broken_envs import BreaksForOne
 from tests.training.stacked.comparison import assert_same_result
@@ -35,17 +36,6 @@ from tests.training.test_resume import outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 BAD = BreaksForOne.SEED
-
-
-def command(*words: object) -> subprocess.Popen[str]:
-    """Start the command ``srl`` in a subprocess that can import the broken environments."""
-    return subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def execute(
@@ -99,7 +89,7 @@ class JumpingClock:
 @pytest.mark.slow
 def test_runs_that_hang_crash_or_are_killed_are_retried_from_checkpoints(tmp_path, monkeypatch):
     names = ("HangsOnce", "KilledOnce", "RaisesOnce")
-    reasons = ("no heartbeat for 1,800 s", "ended by SIGKILL", "ConnectionError: the simulator is gone")
+    reasons = ("no heartbeat for 1,800 s", "killed by SIGKILL", "ConnectionError: the simulator is gone")
     specs = [small_spec(env=f"{BROKEN}{name}-v0", n_timesteps=96) for name in names]
     clock = JumpingClock(monkeypatch, [tmp_path / "out" / specs[0].path / "mark"])
     failures, said = execute(specs, tmp_path / "out", retries=1, tell=clock)
@@ -162,7 +152,7 @@ def test_run_that_always_hangs_fails_without_affecting_others(tmp_path, monkeypa
     clock = JumpingClock(monkeypatch, [tmp_path / specs[0].path / "mark"])
     failures, said = execute(specs, tmp_path, retries=0, tell=clock)
     assert list(failures) == [specs[0].path]
-    assert failures[specs[0].path].startswith("no heartbeat for 1,800 s, so it was ended (--stall-timeout)")
+    assert failures[specs[0].path].startswith("no heartbeat for 1,800 s, so it was killed (--stall-timeout)")
     assert [line.partition(":")[0] for line in said] == ["failed"]
     assert [status(tmp_path, spec).state for spec in specs] == ["failed", "done"]
     assert status(tmp_path, specs[0]).reason == failures[specs[0].path]
@@ -172,7 +162,7 @@ def test_run_that_always_hangs_fails_without_affecting_others(tmp_path, monkeypa
 def test_run_that_is_killed_each_time_is_retried_five_times_as_often(tmp_path):
     spec = small_spec(env=f"{BROKEN}KilledForOne-v0", seed=BAD)
     failures, said = execute([spec], tmp_path, retries=1)
-    assert "its process was ended by SIGKILL" in failures[spec.path]
+    assert "its process was killed by SIGKILL" in failures[spec.path]
     # The killed run may not be at fault
     assert [line.partition(":")[0] for line in said] == ["retried from the start"] * 5 + ["failed"]
     now = status(tmp_path, spec)
@@ -269,7 +259,7 @@ def test_two_sweeps_in_one_folder_share_the_work(tmp_path):
         *("--seeds", "0:3", "--timesteps", 640, "--device", "cpu", "--jobs", 1, "--population", "off"),
         *(*SMALL_WORDS, "--out", tmp_path / "both"),
     ]
-    processes = [command(*words) for _ in range(2)]
+    processes = [start_srl(*words) for _ in range(2)]
     ended = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ended
     runs = find_runs(tmp_path / "both")
@@ -438,10 +428,9 @@ def test_job_time_limit_is_parsed_like_in_slurm(text, minutes):
     assert parse_minutes(text) == minutes
 
 
-def test_command_line_numbers_are_validated():
-    assert check_numbers(0, 0.5, 0.0) == Persistence(0, 0.5, 0.0)
+def test_timeout_that_is_not_a_number_is_rejected():
     with pytest.raises(UserError):
-        check_numbers(0, float("nan"), 0.0)
+        Persistence(0, float("nan"), 0.0)
 
 
 # GPUs

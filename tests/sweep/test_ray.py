@@ -14,12 +14,13 @@ from threading import Thread
 import pytest
 
 from srl.errors import UserError
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from srl.rundir.status import Status
 from srl.sweep.engines import Job, Order, Task
 from srl.sweep.engines.ray import Options, RayEngine
 from srl.training.run import train_run
-from tests.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, small_spec, srl, start_srl, until
 from tests.training.test_resume import outcome
 
 pytest.importorskip("ray")
@@ -59,14 +60,6 @@ def all_ended(engine, n):
     ended = []
     until(lambda: ended.extend(engine.wait(0.2)) or len(ended) == n)
     return ended
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hears_ctrl_c():
-    """Enable SIGINT in subprocesses even if the tests run in the background."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +165,7 @@ def test_stopped_sweep_stops_its_tasks_gracefully(number, cluster, tmp_path):
         *("--seeds", "0:2", "--timesteps", "1000000", "--device", "cpu", "--population", "off", *SMALL_WORDS),
         *("--engine", "ray", "--address", cluster.address, "--out", str(tmp_path / "out")),
     ]
-    sweep = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    sweep = start_srl(*words)
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(2)]
     until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs))
     sweep.send_signal(number)
@@ -236,7 +223,7 @@ def test_invalid_address_is_named_in_error(address, what):
 def test_address_without_a_ray_head_is_named_in_error():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        with pytest.raises(UserError, match="no head of a Ray cluster"):
+        with pytest.raises(UserError, match="not the head of a Ray cluster"):
             RayEngine(address)
 
 

@@ -49,14 +49,6 @@ def is_beyond(order, steps):
     return status(order) is not None and status(order).timesteps > steps
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hears_ctrl_c():
-    """Enable SIGINT in subprocesses even if the tests run in the background."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 @pytest.fixture
 def local(tmp_path):
     engine = SlurmEngine(tmp_path / "slurm", cluster="local", time=60)
@@ -131,8 +123,8 @@ def cluster(tmp_path, monkeypatch):
         (here / name).write_text(f'#!/bin/sh\nHERE={here}\necho {name} "$@" >> "$HERE/asked"\n{does}\n')
         (here / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
-    monkeypatch.setattr(engine_module, "_LOOK_EVERY", 0)
-    monkeypatch.setattr(engine_module, "_ASK_EVERY", 0)
+    monkeypatch.setattr(engine_module, "_CHECK_INTERVAL", 0)
+    monkeypatch.setattr(engine_module, "_SACCT_INTERVAL", 0)
     monkeypatch.setattr(engine_module, "_GRACE", 1)
     return here
 

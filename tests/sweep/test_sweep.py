@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from srl.rundir.plan import read_plan
 from srl.rundir.status import Status
 from srl.sweep import execution
 from srl.sweep.plan import expand, make_plan
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl, until
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, srl, start_srl, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +56,7 @@ def test_seeds_are_numbers_and_half_open_ranges(texts, seeds):
         ([""], "'' is neither"),
         (["²"], "'²' is neither"),
         (["2147483648"], "beyond"),
-        (["0:1000000"], "100,000 is the most"),
+        (["0:1000000"], "the maximum is 100,000"),
         ([], "at least one"),
     ],
 )
@@ -227,7 +225,7 @@ def test_failed_runs_do_not_stop_other_runs(swept):
         assert status.state == ("done" if env == FINE else "failed")
         assert min(status.started, status.ended) > 0
     assert states[NAN, 0].reason.endswith("(NaN) in environment 0. (at step 40)")
-    assert states[KILLED, 1].reason.startswith("its process was ended by SIGKILL")
+    assert states[KILLED, 1].reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -301,7 +299,7 @@ def test_rerunning_the_command_skips_finished_runs(swept):
     assert "4 of 4 runs failed" in again.err
     assert [contents(path) for path in done] == before
     assert RunDirectory(folder(root, NAN, 0)).read_status().attempts > failed_before.attempts
-    assert interrupted.read_status().reason.startswith("its process was ended by SIGKILL")
+    assert interrupted.read_status().reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -317,9 +315,9 @@ def test_plan_of_two_sweeps_in_one_folder_contains_the_runs_of_both(tmp_path):
 
 @pytest.mark.slow
 def test_sweep_waits_for_a_run_of_another_process_and_takes_over_if_that_dies(tmp_path, monkeypatch):
-    from tests.rundir.test_directory import CLAIM
+    from tests.rundir.test_directory import claiming
 
-    look, n_waited_for = execution._Execution._look_elsewhere, []
+    look, n_waited_for = execution._Execution._check_elsewhere, []
 
     def kill_before_the_second_look(sweep):
         n_waited_for.append(len(sweep._elsewhere))
@@ -329,16 +327,9 @@ def test_sweep_waits_for_a_run_of_another_process_and_takes_over_if_that_dies(tm
         look(sweep)
 
     monkeypatch.setattr(execution, "_ELSEWHERE_INTERVAL", 0.0)
-    monkeypatch.setattr(execution._Execution, "_look_elsewhere", kill_before_the_second_look)
+    monkeypatch.setattr(execution._Execution, "_check_elsewhere", kill_before_the_second_look)
     path = tmp_path / "CartPole-v1" / "sppo" / "none" / "seed-0"
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    try:
-        assert process.stdout.readline() == b"claimed\n"
+    with claiming(path) as process:
         outcome = srl(
             *("sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"),
             *("--seeds", "0", "--timesteps", "64", "--out", tmp_path, *SMALL_WORDS),
@@ -347,14 +338,6 @@ def test_sweep_waits_for_a_run_of_another_process_and_takes_over_if_that_dies(tm
         assert "trains 1 of these runs: waited for." in outcome.out
         assert n_waited_for[:2] == [1, 1]
         assert RunDirectory(path).read_status().state == "done"
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def hear_signals():
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -364,15 +347,7 @@ def long_sweep(tmp_path):
     words += ["--seeds", "0:3", "--timesteps", "100000000", "--jobs", "2", "--out", str(tmp_path / "out")]
     words += ["--population", "off"]
     words += ["--hyperparams", "n_steps=32", "batch_size=32", "n_epochs=1", "n_envs=1"]
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Shells ignore SIGINT in background processes, which the tests may be
-        preexec_fn=hear_signals,
-    )
+    process = start_srl(*words, start_new_session=True)
     runs = [RunDirectory(tmp_path / "out" / "CartPole-v1" / "sppo" / "none" / f"seed-{i}") for i in range(3)]
     try:
         until(lambda: all((run.read_status() or Status("running")).timesteps > 0 for run in runs[:2]))

@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 from threading import Thread
@@ -16,8 +14,7 @@ from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import describe, divide, make_tasks, parse_population
-from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, until
-from tests.sweep.test_sweep import ROOT
+from tests.small_runs import BROKEN, SMALL_WORDS, contents, small_spec, srl, start_srl, until
 from tests.training.stacked.comparison import assert_same_result
 
 MEGABYTE = 1e6
@@ -57,9 +54,7 @@ def test_population_option_is_parsed(text, means):
 def test_invalid_population_option_is_named_in_error(text):
     with pytest.raises(UserError) as error:
         parse_population(text)
-    assert (
-        str(error.value) == f"--population {text}: must be auto, off, or the most members of one, 1 or above."
-    )
+    assert str(error.value) == f"--population {text}: must be auto, off, or the maximum size, 1 or above."
 
 
 @pytest.mark.parametrize(
@@ -250,7 +245,7 @@ def test_resumed_run_keeps_its_mode_regardless_of_options():
     jobs = jobs_of(seeds(4))
     begun = {jobs[0].path: True, jobs[1].path: False}
     for population, expected in (("off", [True, False, False, False]), (4, [True, False, True, True])):
-        tasks = make_tasks(jobs, population, 1, begun=begun)
+        tasks = make_tasks(jobs, population, 1, started=begun)
         stacked = {job.path: job.spec.stacked for task in tasks for job in task.jobs}
         assert [stacked[job.path] for job in jobs] == expected
 
@@ -399,7 +394,7 @@ def test_slurm_sweep_is_divided_by_jobs_instead_of_local_cores(cores, monkeypatc
 def test_invalid_population_size_is_an_error(value, tmp_path):
     outcome = sweep(tmp_path / "out", f"--population={value}")
     assert outcome.status == 2
-    assert f"--population {value}: must be auto, off, or the most members of one" in outcome.err
+    assert f"--population {value}: must be auto, off, or the maximum size, 1 or above" in outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "out").exists()
 
@@ -434,7 +429,7 @@ def test_killed_population_process_fails_all_its_runs(tmp_path):
     for file in tmp_path.rglob("spec.json"):
         status = RunDirectory(file.parent).read_status()
         assert status.state == "failed"
-        assert status.reason.startswith("its process was ended by SIGKILL")
+        assert status.reason.startswith("its process was killed by SIGKILL")
 
 
 @pytest.mark.slow
@@ -442,13 +437,7 @@ def test_stopped_sweep_of_populations_marks_all_members_and_can_be_resumed(tmp_p
     env = BROKEN + "WaitsOnce-v0"
     words = ["sweep", "discrete_srl", "--envs", env, "--algos", "sppo", "--noise", "none", "--seeds", "0:4"]
     words += ["--timesteps", "64", "--jobs", "1", "--population", "3", "--out", str(tmp_path), *SMALL_WORDS]
-    process = subprocess.Popen(
-        [Path(sys.executable).with_name("srl"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    process = start_srl(*words)
     runs = [RunDirectory(tmp_path / env.replace(":", "-") / "sppo" / "none" / f"seed-{i}") for i in range(4)]
     try:
         until((runs[0].path / "mark").exists)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from srl.rundir.directory import RunDirectory, find_runs
+from srl.rundir.directory import RunDirectory
+from srl.rundir.find import find_runs
 from tests.sweep.chaos import disturb
 from tests.training.test_resume import outcome
 

@@ -1,8 +1,7 @@
 """Engines execute tasks: each is a file here, whose class ``Options`` (:class:`EngineOptions`) starts it.
 
-An engine knows nothing of runs that are finished, retried or hanging:
-:func:`srl.sweep.execution.run_sweep` decides that from the run directories, and tells it what to start
-and what to end.
+An engine does not know which runs are finished, retried or hanging:
+:func:`srl.sweep.execution.run_sweep` decides from the run directories what it starts and ends.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from typing import Any, Protocol
 
 from srl.config.spec import RunSpec
 from srl.errors import UserError
-from srl.rundir.directory import LOG
+from srl.rundir.names import LOG
 from srl.training.memory import available_memory
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run and the folder that it is to fill."""
+    """A run and its folder."""
 
     spec: RunSpec
     path: Path
@@ -32,13 +31,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """Jobs that one process does: a single run, or the runs of a population."""
+    """The jobs of one process: a single run, or the runs of a population."""
 
     jobs: tuple[Job, ...]
 
     @property
     def name(self) -> str:
-        """What a user sees it as."""
+        """Its name for users."""
         first = self.jobs[0].spec
         if len(self.jobs) == 1:
             return first.path
@@ -47,7 +46,7 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """Where what the process prints goes."""
+        """The file of the process' output."""
         return self.jobs[0].path / LOG
 
     @property
@@ -61,7 +60,7 @@ class Order:
     """A task, and how to execute it."""
 
     task: Task
-    #: The command that asked for it, for the record.
+    #: The command line, for the record.
     command: str = ""
     #: Seconds between two checkpoints; with 0 there is one after each update.
     checkpoint_every: float = 180.0
@@ -72,59 +71,55 @@ class Ended:
     """A task whose process has ended; the run directories say how the runs went."""
 
     task: Task
-    #: Why the process ended, if not by itself: one line, else empty.
+    #: Why the process was killed, in one line; empty if it was not.
     killed: str = ""
 
 
 class Engine(Protocol):
-    """Executes tasks independently of one another. Closing it ends those that run."""
+    """Executes tasks independently of one another. Closing it ends running tasks."""
 
     @property
     def room(self) -> int:
-        """How many more tasks it takes now."""
+        """The number of tasks that it accepts now."""
         ...
 
     def submit(self, orders: Sequence[Order]) -> None:
-        """Start tasks, or have them started when there is a place for them.
+        """Start or queue tasks.
 
-        :param orders: At most as many as there is room for.
+        :param orders: At most :attr:`room` orders.
         """
         ...
 
     def wait(self, seconds: float) -> list[Ended]:
         """Wait for tasks to end.
 
-        :param seconds: How long at the most.
-        :return: Those that have ended since the last call; each is returned once.
+        :return: The tasks that have ended since the last call.
         """
         ...
 
     def end(self, task: Task) -> None:
-        """End a task at once; :meth:`wait` returns it later.
-
-        :param task: One that was submitted. What it prints last says where it was.
-        """
+        """Kill a submitted task, which first prints its stack; :meth:`wait` returns it later."""
         ...
 
     def close(self) -> None:
-        """End all tasks in order, and wait until they have ended."""
+        """Terminate all tasks, and wait until they have ended."""
         ...
 
 
 def option(default: Any, help: str) -> Any:
-    """A field of :class:`EngineOptions` that is an option of ``srl sweep``, with its help."""
+    """A field of :class:`EngineOptions` that is an option of ``srl sweep`` with a help text."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class EngineOptions(ABC):
-    """What an engine is told, and how it is started.
+    """The options of an engine, which start it.
 
     Fields that subclasses add with :func:`option` are options of ``srl sweep``, by their names; ``check``
-    refuses values without a meaning.
+    rejects invalid values.
     """
 
-    #: How many tasks run at once, ``--jobs``; None for as many as there is room for.
+    #: The number of parallel tasks, ``--jobs``; None for the engine's default.
     n_jobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,19 +128,19 @@ class EngineOptions(ABC):
         self.check()
 
     def check(self) -> None:  # noqa: B027 - not every engine has options
-        """See that the options have a meaning.
+        """Check the options.
 
-        :raises UserError: If one has none.
+        :raises UserError: If one is invalid.
         """
 
     def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
-        """How much there is to divide a sweep among; here of this machine.
+        """The available resources; by default those of this machine.
 
         :param on_gpus: Whether all tasks train on GPUs.
-        :return: The number of tasks at once, and the bytes of memory that these share; None if not known.
-        :raises UserError: If a cluster has to be asked and does not answer.
+        :return: The number of parallel tasks, and the bytes of memory that they share; None if unknown.
+        :raises UserError: If a cluster does not answer.
         """
-        # Where the system tells, the cores that this process may use
+        # The cores that this process may use, if the system provides them
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.n_jobs or cores, available_memory()
 
@@ -153,20 +148,17 @@ class EngineOptions(ABC):
     def start(self, root: Path, n_jobs: int) -> Engine:
         """Start the engine.
 
-        :param root: The sweep's folder.
-        :param n_jobs: Tasks at once, as :meth:`capacity` said.
+        :param n_jobs: The number of parallel tasks, from :meth:`capacity`.
         :raises UserError: If it cannot be used here.
         """
 
 
 def execute(order: Order) -> int:
-    """Do a task in this process.
+    """Execute a task in this process.
 
-    :param order: What to run.
     :return: The process' exit status: 0 if all its runs are done, 1 if one failed.
     """
     jobs = order.task.jobs
-    # An engine is chosen before anything heavy is loaded
     if jobs[0].spec.stacked:
         from srl.training.stacked.train import execute_population
 
@@ -183,7 +175,7 @@ def execute(order: Order) -> int:
 
 
 def log_to_file(task: Task) -> None:
-    """Send what this process prints into the folder of the task's first run, and where it is on SIGUSR1."""
+    """Redirect the output of this process to the folder of the task's first run; SIGUSR1 prints the stack."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
@@ -193,12 +185,12 @@ def log_to_file(task: Task) -> None:
 
 
 def why_ended(exit_code: int | None) -> str:
-    """Why a process ended, if not by itself: one line, else empty.
+    """Why a process was killed, in one line; empty if it was not.
 
     :param exit_code: As :class:`multiprocessing.Process` has it: negative for a signal.
     """
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{hint}"
+        return f"its process was killed by {name}{hint}"
     return "" if exit_code in (0, 1) else f"its process ended with status {exit_code}"

@@ -18,7 +18,7 @@ from srl.sweep.engines import EngineOptions
 
 @cache
 def known_engines() -> dict[str, type[EngineOptions]]:
-    """Return what the engines of srl are told, by name: the classes ``Options`` in this package."""
+    """The options of srl's engines by name: the classes ``Options`` in this package."""
     names = [found.name for found in pkgutil.iter_modules(engines.__path__)]
     modules = {name: import_module(f"{engines.__name__}.{name}") for name in names}
     return {name: module.Options for name, module in modules.items() if hasattr(module, "Options")}
@@ -33,10 +33,8 @@ def engine_options(
     """Make the options of an engine.
 
     :param name: Its name, or ``module:Class`` for options of the user's own.
-    :param n_jobs: How many tasks run at once; None for as many as there is room for.
-    :param given: The options of srl's engines that are given, by name.
-    :param arguments: Arguments of the user's class.
-    :raises UserError: If there is no such engine, or an option has no meaning, or none for this engine.
+    :param n_jobs: The number of parallel tasks; None for the engine's default.
+    :raises UserError: If the engine is unknown, or an option is invalid or belongs to another engine.
     """
     for owner, options in known_engines().items():
         own = {field.name for field in fields(options)}

@@ -20,14 +20,14 @@ from pathlib import Path
 from srl.errors import UserError
 from srl.sweep.engines import Ended, EngineOptions, Order, Task, execute, log_to_file, why_ended
 
-#: Seconds that a run is given to end in order.
+#: Seconds that a run has to terminate.
 _GRACE = 10.0
-#: Seconds that a process which is ended at once has to say where it is.
-_LAST_WORDS = 1.0
-#: What the process that others are forked from imports. The first optimizer of a process imports
+#: Seconds that a process has to print its stack before it is killed.
+_TRACEBACK = 1.0
+#: Imports of the fork server. The first optimizer of a process imports
 #: torch._dynamo, which takes more than a second.
 PRELOADED = ["srl.training.stacked.train", "torch._dynamo"]
-#: How often a process is restarted if the one that it is forked from is killed.
+#: How often the start of a process is tried while the fork server is killed.
 _STARTS = 5
 #: Settings of the thread pools below torch and NumPy; they are read when those are imported.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -40,11 +40,11 @@ def use_one_thread(n_threads: int = 1) -> None:
 
 
 def process_context() -> ForkServerContext:
-    """Where a sweep's processes come from: forks of one process that has imported torch and nothing else."""
+    """The fork server of a sweep's processes, which has imported torch."""
     use_one_thread()
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    # It must outlive a closed terminal until its runs have ended, as it does Ctrl-C
+    # It must survive a closed terminal until its runs have ended, as it survives Ctrl-C
     handler = None
     if threading.current_thread() is threading.main_thread():
         handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -57,20 +57,19 @@ def process_context() -> ForkServerContext:
 
 
 def start_process(make: Callable[[], BaseProcess]) -> BaseProcess:
-    """Start a process of :func:`process_context`, also when the one that they come from was just killed.
+    """Start a process of :func:`process_context`, also if the fork server was just killed.
 
-    :param make: Makes it.
-    :raises UserError: If that is killed again and again.
+    :raises UserError: If the fork server is killed again and again.
     """
     for _ in range(_STARTS):
         process = make()
         try:
             process.start()
         except (EOFError, ConnectionError):
-            time.sleep(0.5)  # until the system has noticed; then the next call begins another
+            time.sleep(0.5)  # then the next call starts another fork server
         else:
             return process
-    raise UserError("no process can be started: the one that they are forked from is killed each time.")
+    raise UserError("no process can be started: the fork server is killed each time.")
 
 
 def visible_gpus() -> list[str]:
@@ -87,16 +86,14 @@ def visible_gpus() -> list[str]:
 class _Running:
     process: BaseProcess
     task: Task
-    #: The GPU that it was given; None for none, or one that its runs name themselves.
+    #: Its GPU; None for none, or if its runs name their GPU.
     gpu: str | None
 
 
 class LocalEngine:
-    """As many tasks at once as told, each an independent process with one thread.
+    """Independent processes with one thread each.
 
-    Tasks for ``cuda`` are spread over the GPUs that are visible, the next to the one that has the fewest.
-
-    :param n_jobs: How many run at once.
+    A task for ``cuda`` gets the visible GPU with the fewest tasks.
     """
 
     def __init__(self, n_jobs: int):
@@ -107,7 +104,7 @@ class LocalEngine:
 
     @property
     def room(self) -> int:
-        """How many more tasks it takes now."""
+        """The number of tasks that it accepts now."""
         return self._n_jobs - len(self._running)
 
     def submit(self, orders: Sequence[Order]) -> None:
@@ -131,16 +128,16 @@ class LocalEngine:
         return ended
 
     def end(self, task: Task) -> None:
-        """End a task at once; see :class:`srl.sweep.engines.Engine`."""
+        """Kill a task; see :class:`srl.sweep.engines.Engine`."""
         for running in self._running:
             if running.task is task and running.process.pid is not None:
                 if running.process.is_alive():
                     os.kill(running.process.pid, signal.SIGUSR1)
-                    running.process.join(_LAST_WORDS)
+                    running.process.join(_TRACEBACK)
                 running.process.kill()
 
     def close(self) -> None:
-        """End all tasks in order."""
+        """Terminate all tasks; see :class:`srl.sweep.engines.Engine`."""
         for running in self._running:
             running.process.terminate()
         deadline = time.monotonic() + _GRACE
@@ -152,7 +149,7 @@ class LocalEngine:
         self._running.clear()
 
     def _free_gpu(self, task: Task) -> str | None:
-        # cuda:N is a GPU that the user has chosen
+        # With cuda:N the user has chosen the GPU
         if task.jobs[0].spec.device != "cuda":
             return None
         if self._gpus is None:
@@ -171,32 +168,32 @@ class Options(EngineOptions):
         return LocalEngine(n_jobs)
 
 
-def _stop_in_order(number: int, frame: object) -> None:
+def _terminate(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
 def _end_with_the_sweep() -> None:
-    """End this run when the sweep is gone, however it went, so that the same command can resume it."""
+    """End this process when the sweep has ended, so that the same command can resume its runs."""
     sweep = parent_process()
     if sweep is not None:
         wait([sweep.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE)
-        os.kill(os.getpid(), signal.SIGKILL)  # it hangs where no signal is heard
+        os.kill(os.getpid(), signal.SIGKILL)  # Python does not handle signals while it hangs
 
 
 def _work(order: Order, gpu: str | None) -> None:
-    """The process of a task: what it prints goes into the folder of its first run."""
-    # Ctrl-C and a closed terminal reach the whole process group; the sweep ends its runs in order by SIGTERM
+    """Execute a task in a new process."""
+    # Ctrl-C and a closed terminal reach the whole process group; the sweep terminates its runs by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop_in_order)
+    signal.signal(signal.SIGTERM, _terminate)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     log_to_file(order.task)
     status = execute(order)
-    # A thread that an environment has left behind must not keep the process
+    # A remaining thread of an environment must not keep the process alive
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

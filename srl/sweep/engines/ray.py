@@ -17,23 +17,23 @@ from srl.errors import UserError
 from srl.sweep.engines import Ended, EngineOptions, Order, Task, option, why_ended
 from srl.sweep.engines.remote import absolute, execute_elsewhere, in_progress, thread_variables
 
-#: Ray queues what there is no place for.
+#: Ray queues tasks that it cannot run yet.
 _ROOM = 100_000
-#: Seconds that a node is given to answer, and that tasks are given to end in order.
+#: Seconds that a node has to answer, and that tasks have to terminate.
 _ANSWER, _GRACE = 5.0, 10.0
 
 
 class RayEngine:
-    """Tasks of a Ray cluster, each in a process of its own, as many at once as the cluster has cores for.
+    """Tasks of a Ray cluster, each in its own process.
 
     Run directories must be in storage that all nodes mount at the same path, and srl must be installed on
-    all. If this process dies, Ray ends its tasks.
+    all nodes. If this process dies, Ray ends its tasks.
 
-    :param address: ``"auto"`` for the cluster that this machine is a node of, ``HOST:PORT`` of its head, or
-        ``"local"`` for a cluster of this machine alone that ends with the engine.
-    :param n_jobs: How many tasks it takes at once; None for all, which then wait in Ray's queue.
-    :param tasks_per_gpu: How many tasks on GPUs share one.
-    :param n_lost: How often Ray does a task again whose node or process is lost, before it is told of.
+    :param address: ``"auto"`` for the cluster of this machine, ``HOST:PORT`` of its head, or ``"local"`` for
+        a cluster of this machine alone that ends with the engine.
+    :param n_jobs: The maximum number of submitted tasks; None for no limit: Ray queues them.
+    :param tasks_per_gpu: The number of tasks that share a GPU.
+    :param n_lost: How often Ray restarts a task whose node or process is lost.
     :raises UserError: If Ray is not installed, or no cluster answers.
     """
 
@@ -43,15 +43,15 @@ class RayEngine:
         self._tasks_per_gpu = tasks_per_gpu
         self._n_lost = n_lost
         self._running: dict[Any, Task] = {}
-        self._began_ray = not ray.is_initialized()
-        if self._began_ray:
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
             _connect(ray, address)
-        # A fresh process for each: a run must not see what another has left
+        # A new process for each task, without state of earlier runs
         self._work = ray.remote(max_calls=1)(execute_elsewhere)
 
     @property
     def room(self) -> int:
-        """How many more tasks it takes now."""
+        """The number of tasks that it accepts now."""
         return self._n_jobs - len(self._running)
 
     def submit(self, orders: Sequence[Order]) -> None:
@@ -78,29 +78,29 @@ class RayEngine:
         return [Ended(self._running.pop(ref), killed=self._why(ref)) for ref in self._ended(None, 0)]
 
     def end(self, task: Task) -> None:
-        """End a task at once; see :class:`srl.sweep.engines.Engine`."""
+        """Kill a task; see :class:`srl.sweep.engines.Engine`."""
         for ref, running in self._running.items():
             if running is task:
                 self._ray.cancel(ref, force=True)
 
     def close(self) -> None:
-        """End all tasks in order."""
+        """Terminate all tasks; see :class:`srl.sweep.engines.Engine`."""
         jobs = [job for task in self._running.values() for job in task.jobs]
         for force in (False, True):
             for ref in self._running:
                 self._ray.cancel(ref, force=force)
-            # Ray says that a task has ended before its process has
+            # Ray reports the end of a task before its process has ended
             deadline = time.monotonic() + _GRACE
             for ref in self._ended(None, _GRACE):
                 del self._running[ref]
             while in_progress(jobs) and time.monotonic() < deadline:
                 time.sleep(0.1)
         self._running.clear()
-        if self._began_ray:
+        if self._started_ray:
             self._ray.shutdown()
 
     def _ended(self, count: int | None, seconds: float) -> list[Any]:
-        """Wait until so many tasks, or all, have ended; those that have."""
+        """Wait until a number of tasks, or all, have ended; return those that have."""
         refs = list(self._running)
         if not refs:
             return []
@@ -109,12 +109,11 @@ class RayEngine:
         return ready
 
     def _why(self, ref: Any) -> str:
-        """Why a task has ended, if not by itself: one line, else empty."""
+        """Why a task was killed, in one line; empty if it was not."""
         exceptions = self._ray.exceptions
         try:
             return why_ended(self._ray.get(ref))
         except exceptions.RayTaskError as error:
-            # Its text is the traceback
             return f"its process failed: {type(error.cause).__name__}: {_first_line(error.cause)}"
         except exceptions.TaskCancelledError:
             return "it was cancelled"
@@ -135,12 +134,12 @@ class Options(EngineOptions):
     tasks_per_gpu: int = option(4, "Number of runs or populations that share a GPU of a Ray cluster.")
 
     def check(self) -> None:
-        """See that the options have a meaning; see :class:`srl.sweep.engines.EngineOptions`."""
+        """Check the options; see :class:`srl.sweep.engines.EngineOptions`."""
         if self.tasks_per_gpu < 1:
             raise UserError(f"--tasks-per-gpu {self.tasks_per_gpu}: must be 1 or above.")
 
     def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
-        """What the cluster has, of which tasks on GPUs share the GPUs."""
+        """The resources of the cluster; tasks on GPUs share its GPUs."""
         if self.address == "local":
             return super().capacity()
         if self.n_jobs is not None:
@@ -152,14 +151,14 @@ class Options(EngineOptions):
         return max(int(n_jobs), 1), resources.get("memory")
 
     def start(self, root: Path, n_jobs: int) -> RayEngine:
-        """Start the engine. Without ``--jobs`` it takes more tasks when machines join the cluster."""
+        """Start the engine. Without ``--jobs`` it runs more tasks when machines join the cluster."""
         return RayEngine(self.address, n_jobs=self.n_jobs, tasks_per_gpu=self.tasks_per_gpu)
 
 
 def cluster_resources(address: str) -> dict[str, float]:
-    """What all nodes of a cluster have: ``"CPU"``, ``"GPU"``, and ``"memory"`` in bytes.
+    """The total resources of a cluster: ``"CPU"``, ``"GPU"``, and ``"memory"`` in bytes.
 
-    :param address: As of :class:`RayEngine`.
+    :param address: See :class:`RayEngine`.
     :raises UserError: If Ray is not installed, or no cluster answers.
     """
     ray = _import_ray()
@@ -172,7 +171,7 @@ def cluster_resources(address: str) -> dict[str, float]:
 
 
 def _import_ray() -> Any:
-    # What Ray would else send home, and a warning of each process about GPUs
+    # Disable usage statistics, and a warning of each process about GPUs
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -188,7 +187,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _connect(ray: Any, address: str) -> None:
-    """Connect to a cluster, or begin one of this machine.
+    """Connect to a cluster, or start one on this machine.
 
     :raises UserError: If there is none.
     """
@@ -211,7 +210,7 @@ def _connect(ray: Any, address: str) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--address {address}: no Ray cluster: {_first_line(error)} {what_to_do}") from None
     finally:
-        # Ray puts one for SIGTERM below Python's, which aborts
+        # Ray installs a handler for SIGTERM that aborts
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 if handler is not None:
@@ -219,7 +218,7 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _check_answer(address: str, what_to_do: str) -> None:
-    """Ray itself waits for minutes for a machine that does not answer."""
+    """Check that a cluster answers: Ray would wait for minutes."""
     host, _, port = address.rpartition(":")
     if not (host and port.isascii() and port.isdecimal() and int(port) < 2**16):
         raise UserError(f"--address {address}: must be auto, local, or HOST:PORT of a cluster's head.")
@@ -228,7 +227,7 @@ def _check_answer(address: str, what_to_do: str) -> None:
     except OSError as error:
         raise UserError(f"--address {address}: nothing answers there: {error}. {what_to_do}") from None
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
-        return  # whose certificates Ray itself looks at
+        return  # Ray checks the certificates
     import grpc  # type: ignore[import-untyped]
 
     channel = grpc.insecure_channel(address)
@@ -236,7 +235,7 @@ def _check_answer(address: str, what_to_do: str) -> None:
         grpc.channel_ready_future(channel).result(timeout=_ANSWER)
     except grpc.FutureTimeoutError:
         raise UserError(
-            f"--address {address}: what answers there is no head of a Ray cluster. {what_to_do}"
+            f"--address {address}: the server there is not the head of a Ray cluster. {what_to_do}"
         ) from None
     finally:
         channel.close()

@@ -14,24 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from srl.errors import UserError
-from srl.rundir.directory import RunDirectory
 from srl.sweep.engines import Ended, EngineOptions, Order, Task, option, why_ended
-from srl.sweep.engines.remote import absolute, execute_elsewhere, thread_variables
+from srl.sweep.engines.remote import absolute, execute_elsewhere, in_progress, thread_variables
 
-#: Slurm's own limit, unless a cluster says otherwise.
+#: Slurm's default limit.
 _LARGEST_ARRAY = 1000
-#: Tasks of an array that run at once, if nothing else is said.
+#: Default number of parallel tasks of an array.
 MAX_PARALLEL = 64
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?([0-5]?\d):([0-5]\d)|(\d+)")
-#: How often a job may reach its time limit and be requeued: practically always.
-_MOST_TIMEOUTS = 1000
-#: Seconds before its end at which Slurm tells a job of it.
+#: How often a job may reach its time limit and be requeued: practically unlimited.
+_MAX_TIMEOUTS = 1000
+#: Seconds before the time limit at which Slurm signals a job.
 _SIGNAL_BEFORE = 120
-#: Seconds between two looks at the jobs' results, and between two questions to Slurm.
-_LOOK_EVERY, _ASK_EVERY = 2.0, 30.0
-#: Seconds that tasks are given to end in order.
+#: Seconds between two checks of result files, and between two calls of sacct.
+_CHECK_INTERVAL, _SACCT_INTERVAL = 2.0, 30.0
+#: Seconds that tasks have to terminate.
 _GRACE = 10.0
-#: States that a job leaves no more. Submitit takes a suspended job for one that has ended.
+#: Final states of a job. Submitit also counts suspended jobs as ended.
 _ENDED = {
     "BOOT_FAIL": "its node did not start",
     "CANCELLED": "its job was cancelled",
@@ -44,25 +43,22 @@ _ENDED = {
     "REVOKED": "its job was moved to another cluster",
     "TIMEOUT": "its job was ended at its time limit",
 }
-#: How often in succession Slurm must say that. It does for a moment of a job that it queues again.
+#: How often in succession Slurm must report them: a requeued job has them for a moment.
 _TIMES_ENDED, _TIMES_PREEMPTED = 2, 10
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job does, and does again when it was preempted or has reached its time limit.
-
-    :param order: The task, its paths absolute.
-    """
+    """The function of a job, which is requeued after a preemption or its time limit."""
 
     order: Order
 
     def __call__(self) -> int:
-        """Do it in this process, from the runs' last checkpoints."""
+        """Execute the task in this process, from the runs' last checkpoints."""
         return execute_elsewhere(self.order)
 
     def checkpoint(self) -> Any:
-        """What is requeued: the same, since its state is in the run directories."""
+        """Requeue the same function: its state is in the run directories."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -72,7 +68,7 @@ class Work:
 class _Job:
     job: Any
     task: Task
-    #: What Slurm said of it last, and how often in succession.
+    #: Its last state in Slurm, and how often in succession it was reported.
     state: str = ""
     times: int = 0
 
@@ -83,17 +79,16 @@ class SlurmEngine:
     A job that is preempted or reaches its time limit is requeued, and its runs resume from their last
     checkpoints; Slurm does the same with those of a node that fails. If this process dies, the jobs continue.
 
-    :param folder: For Slurm's logs and what jobs are told; in storage that all nodes have at the same path,
-        as the run directories are.
-    :param cluster: ``"slurm"``, which is what None means, or ``"local"``: processes of this machine in
-        Slurm's place, for tests.
-    :param partition: Where jobs run; None for the cluster's default.
-    :param time: Minutes that a job may run before it is queued again.
-    :param max_parallel: The most tasks of an array that run at once.
+    :param folder: For Slurm's logs and pickled jobs, in storage that all nodes mount at the same path, like
+        the run directories.
+    :param cluster: ``"slurm"``, the default, or ``"local"`` for processes of this machine, for tests.
+    :param partition: The partition; None for the cluster's default.
+    :param time: Time limit of a job in minutes, after which it is requeued.
+    :param max_parallel: The maximum number of parallel tasks of an array.
     :param mem_gb: Memory of a job; None for the cluster's default.
     :param options: More options of ``sbatch``, by their long names: ``{"account": "lab"}``; True for one
         without a value.
-    :raises UserError: If submitit is not installed, or Slurm is not here.
+    :raises UserError: If submitit or Slurm is not available.
     """
 
     def __init__(
@@ -115,10 +110,10 @@ class SlurmEngine:
         self._cluster = cluster or "slurm"
         self._max_parallel = max_parallel
         self._running: list[_Job] = []
-        #: What Slurm did not take, to be submitted again.
-        self._refused: list[Order] = []
-        self._taken_once = False
-        self._next_look = self._next_ask = self._next_submit = 0.0
+        #: Orders that Slurm has rejected, which are submitted again.
+        self._rejected: list[Order] = []
+        self._accepted_once = False
+        self._next_check = self._next_sacct = self._next_submit = 0.0
         self._parameters: dict[str, Any] = {
             "name": "srl",
             "timeout_min": time,
@@ -135,15 +130,14 @@ class SlurmEngine:
 
     @property
     def room(self) -> int:
-        """How many more tasks it takes now: an array, or when few are left, what may run beside them."""
-        n_there = len(self._running) + len(self._refused)
+        """The number of tasks that it accepts now: an array, or as many as can run beside the others."""
+        n_there = len(self._running) + len(self._rejected)
         return _LARGEST_ARRAY if n_there == 0 else max(self._max_parallel - n_there, 0)
 
     def submit(self, orders: Sequence[Order]) -> None:
         """Start tasks; see :class:`srl.sweep.engines.Engine`.
 
-        :raises UserError: If Slurm refuses the first. Later it may only be out of order for a while, and is
-            asked again.
+        :raises UserError: If Slurm rejects the first orders. Later orders are submitted again.
         """
         alike: dict[tuple[bool, int], list[Order]] = {}
         for order in orders:
@@ -155,29 +149,29 @@ class SlurmEngine:
             except (RuntimeError, OSError) as error:
                 lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
                 reason = f"Slurm did not take the jobs: {lines[-1] if lines else error}"
-                if not self._taken_once:
+                if not self._accepted_once:
                     raise UserError(reason) from None
                 print(f"{reason}; retrying.", file=sys.stderr)
-                self._refused += group
-                self._next_submit = time.monotonic() + _ASK_EVERY
+                self._rejected += group
+                self._next_submit = time.monotonic() + _SACCT_INTERVAL
                 continue
-            self._taken_once = True
+            self._accepted_once = True
             self._running += [_Job(job, order.task) for job, order in zip(jobs, group, strict=True)]
-        self._next_look = 0.0
+        self._next_check = 0.0
 
     def _submit_alike(self, orders: Sequence[Order], needs_gpu: bool, n_threads: int) -> list[Any]:
         executor = self._submitit.AutoExecutor(
             self._folder,
             cluster=self._cluster,
-            slurm_max_num_timeout=_MOST_TIMEOUTS,
-            local_max_num_timeout=_MOST_TIMEOUTS,
+            slurm_max_num_timeout=_MAX_TIMEOUTS,
+            local_max_num_timeout=_MAX_TIMEOUTS,
         )
         variables = thread_variables(orders[0])
         executor.update_parameters(
             **self._parameters,
             cpus_per_task=n_threads,
             gpus_per_node=1 if needs_gpu else None,
-            # They must hold before submitit imports NumPy
+            # They must be set before submitit imports NumPy
             slurm_setup=[f"export {name}={value}" for name, value in variables.items()],
         )
         with self._submitit.helpers.environment_variables(**variables):
@@ -187,43 +181,38 @@ class SlurmEngine:
     def wait(self, seconds: float) -> list[Ended]:
         """Wait for tasks to end; see :class:`srl.sweep.engines.Engine`."""
         deadline = time.monotonic() + seconds
-        while not (ended := self._look()) and (left := deadline - time.monotonic()) > 0:
+        while not (ended := self._check()) and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         return ended
 
     def end(self, task: Task) -> None:
-        """End a task at once; see :class:`srl.sweep.engines.Engine`."""
+        """Kill a task; see :class:`srl.sweep.engines.Engine`."""
         for running in self._running:
             if running.task is task:
                 if self._cluster == "slurm":
-                    self._scancel("--signal=USR1", [running])  # it says where it is
+                    self._scancel("--signal=USR1", [running])  # it prints its stack
                     self._scancel("", [running])
                 else:
                     running.job.cancel()
 
     def close(self) -> None:
-        """End all tasks in order."""
+        """Terminate all tasks; see :class:`srl.sweep.engines.Engine`."""
         if self._running and self._cluster == "slurm":
-            # What scancel itself sends is what Slurm sends before a preemption, and means nothing to a job
+            # Jobs ignore scancel's default signal, which Slurm also sends before a preemption
             self._scancel("--signal=INT", self._running)
-            self._wait_until(
-                lambda: (
-                    not any(
-                        RunDirectory(job.path).in_progress for each in self._running for job in each.task.jobs
-                    )
-                )
-            )
+            jobs = [job for each in self._running for job in each.task.jobs]
+            self._wait_until(lambda: not in_progress(jobs))
             self._scancel("", self._running)
         else:
             for running in self._running:
                 running.job.cancel()
             self._wait_until(lambda: all(running.job.done() for running in self._running))
         self._running.clear()
-        self._refused.clear()
+        self._rejected.clear()
 
     def _scancel(self, option: str, running: Sequence[_Job]) -> None:
         command = ["scancel", *([option] if option else []), *(each.job.job_id for each in running)]
-        # It complains of those that have ended
+        # It reports errors for jobs that have ended
         subprocess.run(command, check=False, capture_output=True)
 
     @staticmethod
@@ -232,33 +221,33 @@ class SlurmEngine:
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def _look(self) -> list[Ended]:
-        """The tasks that have ended."""
+    def _check(self) -> list[Ended]:
+        """Return the tasks that have ended."""
         now = time.monotonic()
-        if self._refused and now >= self._next_submit:
-            again, self._refused = self._refused, []
+        if self._rejected and now >= self._next_submit:
+            again, self._rejected = self._rejected, []
             self.submit(again)
-        if not self._running or now < self._next_look:
+        if not self._running or now < self._next_check:
             return []
         if self._cluster != "slurm":
             return self._take({id(each): each.job.state for each in self._running if each.job.done()})
-        self._next_look = now + _LOOK_EVERY
-        # One call, where asking for each file is one for each job
+        self._next_check = now + _CHECK_INTERVAL
+        # One system call instead of one for each job
         written = set(os.listdir(self._folder))
         ended = {id(each): "" for each in self._running if each.job.paths.result_pickle.name in written}
-        if now >= self._next_ask:
-            self._next_ask = now + _ASK_EVERY
-            ended |= {id(each): each.state for each in self._ask() if id(each) not in ended}
+        if now >= self._next_sacct:
+            self._next_sacct = now + _SACCT_INTERVAL
+            ended |= {id(each): each.state for each in self._call_sacct() if id(each) not in ended}
         return self._take(ended)
 
-    def _ask(self) -> list[_Job]:
-        """Ask Slurm for states; those jobs that have ended for good."""
+    def _call_sacct(self) -> list[_Job]:
+        """Ask Slurm for the states of jobs; return those that have ended."""
         arrays = dict.fromkeys(each.job.job_id.split("_")[0] for each in self._running)
         command = ["sacct", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(arrays)]
         try:
             answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.SubprocessError):
-            return []  # it is asked again
+            return []  # it is called again
         from submitit.slurm.slurm import SlurmInfoWatcher
 
         states = SlurmInfoWatcher().read_info(answer.stdout)
@@ -273,7 +262,7 @@ class SlurmEngine:
         return ended
 
     def _take(self, states: Mapping[int, str]) -> list[Ended]:
-        """Tasks that have ended, taken from those that run."""
+        """Remove jobs that have ended in these states from the running ones."""
         taken = [each for each in self._running if id(each) in states]
         self._running = [each for each in self._running if id(each) not in states]
         return [Ended(each.task, killed=_why(each, states[id(each)])) for each in taken]
@@ -290,11 +279,11 @@ class Options(EngineOptions):
     )
 
     def check(self) -> None:
-        """See that the options have a meaning; see :class:`srl.sweep.engines.EngineOptions`."""
+        """Check the options; see :class:`srl.sweep.engines.EngineOptions`."""
         parse_minutes(self.time)
 
     def capacity(self, *, on_gpus: bool = False) -> tuple[int, float | None]:
-        """As many tasks as an array runs at once."""
+        """The number of parallel tasks of an array."""
         return self.n_jobs or MAX_PARALLEL, None
 
     def start(self, root: Path, n_jobs: int) -> SlurmEngine:
@@ -307,8 +296,8 @@ class Options(EngineOptions):
 def parse_minutes(text: str) -> int:
     """Read the option ``--time``.
 
-    :param text: Minutes, or ``[D-][H:]MM:SS`` as Slurm has it; seconds make a full minute.
-    :raises UserError: For anything else, and for no time at all.
+    :param text: Minutes, or Slurm's ``[D-][H:]MM:SS``; seconds are rounded up to a minute.
+    :raises UserError: For anything else, and for zero.
     """
     match = _TIME.fullmatch(text)
     minutes = 0
@@ -317,17 +306,17 @@ def parse_minutes(text: str) -> int:
         minutes = int(whole or 0) + int(days or 0) * 1440 + int(hours or 0) * 60 + int(odd or 0)
         minutes += int(seconds or 0) > 0
     if minutes < 1:
-        raise UserError(f"--time {text}: must be H:MM:SS or minutes, and a minute at the least.")
+        raise UserError(f"--time {text}: must be H:MM:SS or minutes, at least one minute.")
     return minutes
 
 
 def _why(ended: _Job, state: str) -> str:
-    """Why a job has ended, if not by itself: one line, else empty."""
+    """Why a job was killed, in one line; empty if it was not."""
     from submitit.core.utils import pickle_load
 
     try:
         outcome, result = pickle_load(ended.job.paths.result_pickle)
-    except Exception:  # there is none, or half of one
+    except Exception:  # it is missing or truncated
         if state in _ENDED:
             return f"{_ENDED[state]} (Slurm: {state})" if _ENDED[state] else ""
         return f"its job ended without a result; see {ended.job.paths.stdout}"
@@ -338,17 +327,14 @@ def _why(ended: _Job, state: str) -> str:
 
 
 def _check_slurm() -> None:
-    """See that jobs can be submitted and followed from here.
-
-    :raises UserError: If not.
-    """
+    """Raise a UserError if jobs cannot be submitted or followed from here."""
     missing = [
         name for name in ("sbatch", "srun", "sacct", "scancel", "scontrol") if shutil.which(name) is None
     ]
     if missing:
         raise UserError(
-            f"--engine slurm: no {', '.join(missing)} on the PATH. Give the command on a machine from which "
-            "jobs are submitted, or --engine local."
+            f"--engine slurm: no {', '.join(missing)} on the PATH. Run the command on a machine that can "
+            "submit jobs, or use --engine local."
         )
     ask = ["sacct", "--noheader", "--allocations", "--starttime=now"]
     try:
@@ -356,5 +342,5 @@ def _check_slurm() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         said = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise UserError(
-            f"--engine slurm: sacct, which says how jobs have ended, does not work here: {said}"
+            f"--engine slurm: sacct, which reports the states of jobs, does not work here: {said}"
         ) from None

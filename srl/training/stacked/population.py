@@ -20,7 +20,7 @@ from srl.envs.make import make_member_env, normalize_arguments
 from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.envs.state import env_state, normalize_state, restore_env
-from srl.rundir.directory import MONITOR
+from srl.rundir.names import MONITOR
 from srl.training.attempt import Attempt
 from srl.training.callbacks import check_losses, eval_interval
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint, write_final_state
