@@ -57,9 +57,9 @@ def report(options: Report, command: str) -> int:
         raise UserError(f"--compare has no effect on --format {options.format}, which compares nothing.")
     console = new_console()
     from srl.report.files import check_folder
-    from srl.report.normalisation import check_normalisation
+    from srl.report.normalization import check_normalization
 
-    normalisation = check_normalisation(options.normalize)
+    normalization = check_normalization(options.normalize)
     if not options.dir.exists():
         raise UserError(f"{options.dir}: there is no such folder or archive.")
     # The report of an archive NAME.parquet is written to the folder NAME
@@ -78,7 +78,7 @@ def report(options: Report, command: str) -> int:
         raise UserError("--gifs: only a page made from run directories can show them.")
     with console.status("Reading runs") as shown:
         if options.format == "page":
-            files = _write_page(options, normalisation, out, console, shown.update)
+            files = _write_page(options, normalization, out, console, shown.update)
         else:
             from srl.report.export import export
 
@@ -89,7 +89,7 @@ def report(options: Report, command: str) -> int:
 
 
 def _write_page(
-    options: Report, normalisation: Any, out: Path, console: Console, show_step: Callable[[str], None]
+    options: Report, normalization: Any, out: Path, console: Console, show_step: Callable[[str], None]
 ) -> list[Path]:
     try:
         from srl.report.files import check_files
@@ -107,7 +107,7 @@ def _write_page(
     made = make_report(
         options.dir,
         last=options.last,
-        normalisation=normalisation,
+        normalization=normalization,
         reps=options.reps,
         compare=_pairs(options.compare),
         show_step=show_step,

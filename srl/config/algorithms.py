@@ -20,7 +20,7 @@ class Algorithm:
     #: Whether it has the reverse loss; without it, ``beta=0``.
     symmetric: bool
     #: Whether it acts on discretized actions.
-    discretised: bool
+    discretized: bool
 
     @property
     def label(self) -> str:
@@ -35,7 +35,7 @@ class Algorithm:
     @property
     def symmetric_name(self) -> str:
         """The algorithm with the reverse loss, of the same family."""
-        prefix = "llm-" if self.on_language_models else "d" * self.discretised
+        prefix = "llm-" if self.on_language_models else "d" * self.discretized
         return f"{prefix}s{self.family.removeprefix('llm-')}"
 
     @property
@@ -51,20 +51,20 @@ class Algorithm:
         """
         if self.is_own:
             return "ppo"
-        return self.name.removeprefix("d") if self.discretised else self.name
+        return self.name.removeprefix("d") if self.discretized else self.name
 
 
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for family in ("a2c", "ppo")
     for algorithm in (
-        Algorithm(family, family, symmetric=False, discretised=False),
-        Algorithm(f"s{family}", family, symmetric=True, discretised=False),
-        Algorithm(f"d{family}", family, symmetric=False, discretised=True),
-        Algorithm(f"ds{family}", family, symmetric=True, discretised=True),
+        Algorithm(family, family, symmetric=False, discretized=False),
+        Algorithm(f"s{family}", family, symmetric=True, discretized=False),
+        Algorithm(f"d{family}", family, symmetric=False, discretized=True),
+        Algorithm(f"ds{family}", family, symmetric=True, discretized=True),
     )
 } | {
-    f"llm-{prefix}{name}": Algorithm(f"llm-{prefix}{name}", f"llm-{name}", bool(prefix), discretised=False)
+    f"llm-{prefix}{name}": Algorithm(f"llm-{prefix}{name}", f"llm-{name}", bool(prefix), discretized=False)
     for name in ("ppo", "grpo")
     for prefix in ("", "s")
 }
@@ -84,7 +84,7 @@ def get_algorithm(name: str) -> Algorithm:
     :raises UserError: For an unknown name.
     """
     if is_own(name):
-        return Algorithm(name, "own", symmetric=False, discretised=False)
+        return Algorithm(name, "own", symmetric=False, discretized=False)
     algorithm = ALGORITHMS.get(name.lower())
     if algorithm is None:
         known = [name for name, each in ALGORITHMS.items() if not each.on_language_models]

@@ -210,7 +210,7 @@ def make_run_spec(
             f"There is no env_backend {env_backend!r}. Known: {', '.join(BACKENDS)}."
             f"{nearest(env_backend, BACKENDS)}"
         )
-    if bins is not None and not algorithm.discretised:
+    if bins is not None and not algorithm.discretized:
         raise UserError(
             f"bins={bins}: {algorithm.label} does not discretize actions. Use d{algorithm.name} for "
             "discretized actions, or leave bins out."
@@ -244,7 +244,7 @@ def make_run_spec(
             env_kwargs=env_kwargs or {},
             max_episode_steps=max_episode_steps,
             n_timesteps=n_timesteps,
-            bins=(DEFAULT_BINS if bins is None else bins) if algorithm.discretised else None,
+            bins=(DEFAULT_BINS if bins is None else bins) if algorithm.discretized else None,
             profile=profile,
             eval_freq=(10_000 if atari else 5_000) if eval_freq is None else eval_freq,
             n_eval_episodes=n_eval_episodes,

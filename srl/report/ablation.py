@@ -13,7 +13,7 @@ import numpy as np
 from srl.config.algorithms import get_algorithm
 from srl.report.cells import Cell
 from srl.report.intervals import mean_band
-from srl.report.normalisation import Task
+from srl.report.normalization import Task
 from srl.report.tables import noise_order
 
 _PREFIX = "hyperparams."

@@ -10,7 +10,7 @@ import numpy as np
 from srl.report.cells import Cell
 from srl.report.comparison import Matched, by_column, match
 from srl.report.intervals import Array, Estimate
-from srl.report.normalisation import NAMES, Kind, Scale, Task, normalise
+from srl.report.normalization import NAMES, Kind, Scale, Task, normalize
 from srl.report.statistics import aggregates, performance_profile
 from srl.report.tables import noise_order
 
@@ -96,7 +96,7 @@ def _without_rare(
 def _aggregate(
     noise: str, kind: Kind, matched: Matched, thresholds: Array, scales: Mapping[Task, Scale], reps: int
 ) -> Aggregate:
-    scores = {column: normalise(returns, matched.tasks, scales) for column, returns in matched.scores.items()}
+    scores = {column: normalize(returns, matched.tasks, scales) for column, returns in matched.scores.items()}
     return Aggregate(
         noise,
         kind,
@@ -114,7 +114,7 @@ def _thresholds(
     """Points from the lowest score, at most 0, to the highest, the same for all noises."""
     scores = np.concatenate(
         [
-            normalise(returns, matched.tasks, scales).ravel()
+            normalize(returns, matched.tasks, scales).ravel()
             for _, other, matched in matches
             if other == kind
             for returns in matched.scores.values()

@@ -10,7 +10,7 @@ import numpy as np
 from srl.config.algorithms import get_algorithm
 from srl.report.cells import Cell, name_seeds
 from srl.report.intervals import Array, Estimate
-from srl.report.normalisation import Task
+from srl.report.normalization import Task
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
 from srl.report.statistics import probability_of_improvement
 from srl.report.tables import column_order, noise_order
@@ -173,7 +173,7 @@ def compare_pairs(
         if chosen:
             return (names[column], names[baseline]) in chosen
         one, other = algorithms[column], algorithms[baseline]
-        alike = (one.family, one.discretised) == (other.family, other.discretised)
+        alike = (one.family, one.discretized) == (other.family, other.discretized)
         return one.symmetric and not other.symmetric and alike
 
     found = []

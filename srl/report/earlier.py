@@ -45,9 +45,9 @@ def is_of_earlier_version(name: str, content: bytes) -> bool:
 
     :param name: Its path below the output folder, one that srl writes.
     """
-    recognise = _RECOGNISERS.get(PurePosixPath(name).suffix)
+    recognize = _RECOGNIZERS.get(PurePosixPath(name).suffix)
     try:
-        return recognise is not None and recognise(content)
+        return recognize is not None and recognize(content)
     except (ValueError, struct.error):
         return False
 
@@ -85,7 +85,7 @@ def _is_png(content: bytes) -> bool:
     return chunks.keys() == {b"IHDR", b"pHYs", b"IDAT", b"IEND"} and chunks[b"pHYs"] == dots
 
 
-_RECOGNISERS: dict[str, Callable[[bytes], bool]] = {
+_RECOGNIZERS: dict[str, Callable[[bytes], bool]] = {
     ".md": lambda content: _MARKDOWN.fullmatch(content.decode()) is not None,
     ".csv": _is_csv,
     ".tex": lambda content: _LATEX.fullmatch(content.decode()) is not None,

@@ -22,7 +22,7 @@ from srl.report.comparison import Comparison, task_name
 from srl.report.curves import Curve
 from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
-from srl.report.normalisation import NAMES, Task
+from srl.report.normalization import NAMES, Task
 from srl.report.statistics import AGGREGATES
 from srl.report.style import Style, style, styled
 from srl.report.trends import Trend, noise_level

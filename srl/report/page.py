@@ -16,7 +16,7 @@ from PIL import Image
 
 from srl.report.curves import N_POINTS
 from srl.report.markup import one_line
-from srl.report.normalisation import NAMES
+from srl.report.normalization import NAMES
 from srl.report.report import Report
 from srl.report.runs import Run
 from srl.report.significance import ALPHA

@@ -15,11 +15,11 @@ from srl.report.aggregate import Aggregate, describe_noise, make_aggregates
 from srl.report.cells import Cell
 from srl.report.comparison import Comparison, compare_pairs, family_sizes, task_name
 from srl.report.intervals import CONFIDENCE, Array, Estimate, plain
-from srl.report.normalisation import NAMES, Normalisation, Scale, Task, find_scales
+from srl.report.normalization import NAMES, Normalization, Scale, Task, find_scales
 from srl.report.scores import Scores, read_scores
 from srl.report.significance import ALPHA, best_of_rows
 from srl.report.statistics import BOOTSTRAP_SEED, DEFAULT_REPS, interquartile_mean
-from srl.report.summary import describe_runs, summarise
+from srl.report.summary import describe_runs, summarize
 from srl.report.tables import BOLD, Entry, Row, Table, rows_of, with_interval, with_p_values
 from srl.report.trends import Trend, find_trends
 
@@ -42,7 +42,7 @@ class Report:
     notes: list[str]
     #: The arguments of :func:`make_report`.
     last: int
-    normalisation: Normalisation
+    normalization: Normalization
     reps: int
 
 
@@ -50,7 +50,7 @@ def make_report(
     root: Path,
     *,
     last: int = 1,
-    normalisation: Normalisation = "auto",
+    normalization: Normalization = "auto",
     reps: int = DEFAULT_REPS,
     compare: Sequence[tuple[str, str]] = (),
     show_step: Callable[[str], None] = lambda text: None,
@@ -59,7 +59,7 @@ def make_report(
 
     :param root: The folder of a sweep, or of a run.
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :param normalisation: The normalization of scores of different environments.
+    :param normalization: The normalization of scores of different environments.
     :param reps: Bootstrap samples of each interval.
     :param compare: Pairs of columns and baselines to compare; by default those of the sweep.
     :param show_step: Called with a description of each step.
@@ -72,7 +72,7 @@ def make_report(
     names = {cell.column: cell.name for cell in cells}
     _check_names([name for pair in compare for name in pair], [names[column] for column in columns])
     show_step("Computing intervals over environments")
-    scales, notes = find_scales(cells, normalisation)
+    scales, notes = find_scales(cells, normalization)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
     show_step("Comparing algorithms")
     comparisons = compare_pairs(cells, compare or scores.compare, reps=reps)
@@ -101,10 +101,10 @@ def make_report(
         trends,
         scales,
         tables,
-        [describe_runs(scores.runs, columns), *summarise(comparisons, cells, trends)],
+        [describe_runs(scores.runs, columns), *summarize(comparisons, cells, trends)],
         notes,
         last,
-        normalisation,
+        normalization,
         reps,
     )
 
@@ -296,7 +296,7 @@ def statistics(report: Report) -> dict[str, Any]:
     return {
         "format": 1,
         "last": report.last,
-        "normalize": report.normalisation,
+        "normalize": report.normalization,
         "reps": report.reps,
         "bootstrap_seed": BOOTSTRAP_SEED,
         "confidence": CONFIDENCE,

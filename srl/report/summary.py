@@ -12,7 +12,7 @@ from srl.config.algorithms import get_algorithm
 from srl.report.aggregate import describe_noise
 from srl.report.cells import Cell
 from srl.report.comparison import Comparison, Improvement, family_sizes, task_name
-from srl.report.normalisation import Task
+from srl.report.normalization import Task
 from srl.report.runs import UNFINISHED, Run
 from srl.report.significance import ALPHA
 from srl.report.tables import noise_order, p_text, with_interval
@@ -38,7 +38,7 @@ def describe_runs(runs: Sequence[Run], columns: Sequence[str]) -> str:
     )
 
 
-def summarise(
+def summarize(
     comparisons: Sequence[Comparison], cells: Sequence[Cell], trends: Sequence[Trend] = ()
 ) -> list[str]:
     """Sentences on comparisons and trends, with caveats."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from srl.report.cells import Cell, name_seeds
-from srl.report.normalisation import Task
+from srl.report.normalization import Task
 from srl.report.significance import ALPHA, holm, trend_test
 
 #: Minimum number of levels of noise, no noise included, for a test of a trend.

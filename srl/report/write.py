@@ -36,7 +36,7 @@ from srl.report.files import (
     write_files,
 )
 from srl.report.folders import FIGURES, PAGE
-from srl.report.normalisation import NAMES, Task
+from srl.report.normalization import NAMES, Task
 from srl.report.page import PageFigure, make_page
 from srl.report.report import Report, statistics
 from srl.report.tables import noise_order
@@ -207,7 +207,7 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
             "ablation", path, title, partial(figures.draw_ablation, ablation, columns, title=title)
         )
     yield from _drawings_of_curves("learning_curve", "mean return", learning, columns)
-    suffixes = _normalised(report)
+    suffixes = _normalized(report)
     yield from _drawings_of_curves(
         "sign_change", "signs changed (%)", training[SIGN_CHANGE], columns, suffixes
     )
@@ -253,7 +253,7 @@ def _file_name(title: str, names: set[str]) -> str:
     return name
 
 
-def _normalised(report: Report) -> dict[tuple[Task, str], str]:
+def _normalized(report: Report) -> dict[tuple[Task, str], str]:
     """Legend texts on whether the updates of each cell normalize advantages."""
     texts = {}
     for cell in report.scores.cells:

@@ -74,7 +74,7 @@ class RunProgress:
             return None
         algorithm = get_algorithm(self.entry.algo)
         family = algorithm.name if algorithm.is_own else algorithm.family
-        return self.entry.env, family, algorithm.discretised
+        return self.entry.env, family, algorithm.discretized
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def expand(
             env,
             options.seeds[0],
             noise=noise,
-            bins=options.bins if algorithm.discretised else None,
+            bins=options.bins if algorithm.discretized else None,
             device=device,
             trust_file=trust_file,
             variant=variant.label,

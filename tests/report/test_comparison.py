@@ -14,7 +14,7 @@ from srl.report.aggregate import make_aggregates
 from srl.report.cells import group, name_seeds
 from srl.report.comparison import Improvement, compare_pairs, match
 from srl.report.intervals import Estimate
-from srl.report.normalisation import check_normalisation, find_scales, read_human_scores
+from srl.report.normalization import check_normalization, find_scales, read_human_scores
 from srl.report.runs import Run, read_runs
 from srl.report.statistics import aggregates, performance_profile, probability_of_improvement
 from srl.rundir.plan import PlannedRun
@@ -540,7 +540,7 @@ def test_random_play_normalizes_to_0_and_human_score_to_1_in_every_game(name, ho
         scale = scales[name.format(game), 32]
         assert scale.kind == "human"
         between = (random + human) / 2
-        assert scale.normalise(np.array([random, human, between])) == pytest.approx([0, 1, 0.5])
+        assert scale.normalize(np.array([random, human, between])) == pytest.approx([0, 1, 0.5])
     assert not any("in no aggregate" in note for note in notes)
 
 
@@ -557,7 +557,7 @@ def test_random_play_normalizes_to_0_and_human_score_to_1_in_every_game(name, ho
 def test_human_normalized_score_matches_manual_calculation(game, score, normalized):
     scales, notes = find_scales(lone_cells(f"{game}NoFrameskip-v4"), "auto")
     (scale,) = scales.values()
-    assert scale.normalise(np.array([score])) == pytest.approx([normalized], abs=1e-4)
+    assert scale.normalize(np.array([score])) == pytest.approx([normalized], abs=1e-4)
     (note,) = notes
     assert note.startswith("Human-normalized: 0 is random play, 1 a human's score.")
     assert "arXiv 1511.06581" in note
@@ -610,7 +610,7 @@ def test_min_max_uses_all_finished_runs_of_an_environment(tmp_path):
     lay_down(tmp_path, [[9999]], env="A", algo="ppo", seed=7, state="failed", reason="broke")
     scales, notes = find_scales(cells_of(tmp_path), "auto")
     assert (scales["A", 32].kind, scales["A", 32].zero, scales["A", 32].one) == ("minmax", -30, 70)
-    assert scales["A", 32].normalise(np.array([10.0, 20.0])) == pytest.approx([0.4, 0.5])
+    assert scales["A", 32].normalize(np.array([10.0, 20.0])) == pytest.approx([0.4, 0.5])
     assert scales["A", 64].zero == 2000
     assert any("These values change with the runs" in note for note in notes)
 
@@ -659,13 +659,13 @@ def test_probability_of_improvement_needs_no_normalization(tmp_path):
 
 @pytest.mark.parametrize("how", ["auto", "human", "minmax", "none"])
 def test_known_normalization_is_accepted(how):
-    assert check_normalisation(how) == how
+    assert check_normalization(how) == how
 
 
 @pytest.mark.parametrize("how", ["humans", "", "min-max", "None"])
 def test_unknown_normalization_error_lists_valid_ones(how):
     with pytest.raises(UserError, match="auto, human, minmax, none"):
-        check_normalisation(how)
+        check_normalization(how)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from srl.report.statistics import AGGREGATES
 from tests.report.hostile import NAMES
 
 CONTINUOUS = ("A2C", "PPO", "SA2C", "SPPO")
-DISCRETISED = ("DA2C", "DPPO", "DSA2C", "DSPPO")
+DISCRETIZED = ("DA2C", "DPPO", "DSA2C", "DSPPO")
 ALL = [algorithm.label for algorithm in ALGORITHMS.values() if not algorithm.on_language_models]
 LANGUAGE_MODELS = [algorithm.label for algorithm in ALGORITHMS.values() if algorithm.on_language_models]
 VARIANTS = [f"SPPO (beta={beta})" for beta in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
@@ -84,7 +84,7 @@ def test_algorithms_have_distinct_colors(names):
         assert np.linalg.norm(colors[0] - colors[1]) > 30, (left, right)
 
 
-@pytest.mark.parametrize("names", [CONTINUOUS, DISCRETISED], ids=str)
+@pytest.mark.parametrize("names", [CONTINUOUS, DISCRETIZED], ids=str)
 @pytest.mark.parametrize("sight", ["greyscale", "protanopia", "deuteranopia"])
 def test_common_sets_of_algorithms_are_distinguishable_without_full_color(names, sight):
     for left, right in combinations(names, 2):
@@ -154,7 +154,7 @@ NOISES = ("none", "gaussian:0.05")
 ENVS = ("HumanoidStandup-v4", "InvertedDoublePendulum-v4", "LunarLanderContinuous-v3")
 
 
-def draw(kind, *, noises=NOISES, columns=DISCRETISED, envs=ENVS, title=ENVS[-1], curve=make_curve, suffix=""):
+def draw(kind, *, noises=NOISES, columns=DISCRETIZED, envs=ENVS, title=ENVS[-1], curve=make_curve, suffix=""):
     """Draw a figure of one kind with the values of a typical sweep."""
     pairs = [
         (name.replace("A2C", "SA2C").replace("PPO", "SPPO"), name) for name in columns if "S" not in name
@@ -207,7 +207,7 @@ def check_no_names_overlap(figure):
 #: The smallest and the largest figure.
 SMALLEST_AND_LARGEST = pytest.mark.parametrize(
     ("columns", "noises"),
-    [(("PPO", "SPPO"), ("none",)), (DISCRETISED, NOISES)],
+    [(("PPO", "SPPO"), ("none",)), (DISCRETIZED, NOISES)],
     ids=["two algorithms, one noise", "four algorithms, two noises"],
 )
 

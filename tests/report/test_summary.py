@@ -9,7 +9,7 @@ from srl.report.intervals import Estimate
 from srl.report.report import make_report
 from srl.report.runs import read_runs
 from srl.report.significance import smallest_p_value
-from srl.report.summary import describe_runs, summarise
+from srl.report.summary import describe_runs, summarize
 from tests.report.made_runs import finish, lay_down
 
 REPS = 200
@@ -23,7 +23,7 @@ MANY = "A difference is called shown if its adjusted p-value is at most 0.05."
 def summary(root):
     """Return all summary sentences on a folder except the first."""
     cells = group(read_runs(root)[0])
-    return summarise(compare_pairs(cells, reps=REPS), cells)
+    return summarize(compare_pairs(cells, reps=REPS), cells)
 
 
 def those_with(part, lines):
@@ -127,7 +127,7 @@ def test_summary_starts_with_runs_followed_by_comparisons(tmp_path):
     ids=["higher", "lower", "no difference", "too few runs", "one seed", "nothing in common"],
 )
 def test_sentence_follows_from_the_p_value(comparison, sentence):
-    assert summarise([comparison], []) == [sentence]
+    assert summarize([comparison], []) == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_sentence_follows_from_the_p_value(comparison, sentence):
 )
 def test_headline_over_environments_counts_significant_environments(overall, single, says):
     found = dict(zip(tasks(3), single, strict=True))
-    headline = summarise([compared(overall, per_task=found)], [])[0]
+    headline = summarize([compared(overall, per_task=found)], [])[0]
     assert headline.startswith(f"Without noise, {says}")
     assert ("higher" in headline or "lower" in headline) == (" and in " in headline)
 
@@ -227,7 +227,7 @@ def test_one_seed_in_many_environments_has_no_interval(tmp_path):
 def test_environments_are_counted_by_significance():
     single = [HIGHER, NEITHER, LOWER, *[NEITHER] * 4, HIGHER, HIGHER]
     found = dict(zip(tasks(9), single, strict=True))
-    (_, line, caveat) = summarise([compared((0.6, 0.3, 0.4, 0.8), n_tasks=9, per_task=found)], [])
+    (_, line, caveat) = summarize([compared((0.6, 0.3, 0.4, 0.8), n_tasks=9, per_task=found)], [])
     assert line == (
         "By environment, without noise: of 9, SPPO is shown to score higher than PPO in 3 (A, H and I), "
         "lower in 1 (C), and neither in 5."
@@ -240,12 +240,12 @@ def test_environments_are_counted_by_significance():
 
 def test_environment_with_several_lengths_is_named_with_its_lengths():
     found = {("A", 32): HIGHER, ("A", 64): LOWER}
-    line = summarise([compared((0.5, 1.0, 0.3, 0.7), per_task=found)], [])[1]
+    line = summarize([compared((0.5, 1.0, 0.3, 0.7), per_task=found)], [])[1]
     assert "higher than PPO in 1 (A (32 steps)), lower in 1 (A (64 steps)), and neither in 0." in line
 
 
 def test_single_environment_is_not_counted_separately():
-    lines = summarise([compared(HIGHER, n_tasks=1, per_task={("A", 32): HIGHER})], [])
+    lines = summarize([compared(HIGHER, n_tasks=1, per_task={("A", 32): HIGHER})], [])
     assert len(lines) == 1
 
 
@@ -253,7 +253,7 @@ def test_single_environment_is_not_counted_separately():
 
 
 def noise_lines(*comparisons):
-    return those_with("The probability of improvement of", summarise(comparisons, []))
+    return those_with("The probability of improvement of", summarize(comparisons, []))
 
 
 def test_improvement_with_noise_is_reported_next_to_the_one_without_noise(tmp_path):

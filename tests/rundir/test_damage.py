@@ -124,10 +124,10 @@ class Here:
 
 
 def sweeps(n_timesteps):
-    normalised = {"noise": "gaussian:0.1", "overrides": {"normalize": True}}
+    normalized = {"noise": "gaussian:0.1", "overrides": {"normalize": True}}
     return {
         "alone": Sweep(
-            [small_spec(seed=seed, n_timesteps=n_timesteps, **normalised) for seed in (0, 1)], "off"
+            [small_spec(seed=seed, n_timesteps=n_timesteps, **normalized) for seed in (0, 1)], "off"
         ),
         "stacked": Sweep([small_spec(seed=seed, n_timesteps=n_timesteps) for seed in (0, 1)], 2),
     }

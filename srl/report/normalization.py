@@ -22,7 +22,7 @@ Task = tuple[str, int]
 
 Kind = Literal["human", "minmax", "none"]
 #: Options of normalization; ``auto`` is ``human`` for Atari games and ``minmax`` elsewhere.
-Normalisation = Literal["auto", "human", "minmax", "none"]
+Normalization = Literal["auto", "human", "minmax", "none"]
 
 #: The names of kinds of normalization.
 NAMES: dict[Kind, str] = {
@@ -43,14 +43,14 @@ class Scale:
     zero: float = 0.0
     one: float = 1.0
 
-    def normalise(self, scores: Array) -> Array:
+    def normalize(self, scores: Array) -> Array:
         """Normalized scores, of the same shape."""
         return (scores - self.zero) / (self.one - self.zero)
 
 
-def check_normalisation(name: str) -> Normalisation:
+def check_normalization(name: str) -> Normalization:
     """Return a valid name of a normalization; raise a UserError for others."""
-    known = get_args(Normalisation)
+    known = get_args(Normalization)
     if name not in known:
         raise UserError(f"--normalize {name}: is not one of {', '.join(known)}.{nearest(name, known)}")
     return name  # type: ignore[return-value]
@@ -72,7 +72,7 @@ def read_human_scores(folder: Path | None = None) -> tuple[dict[str, tuple[float
         raise file.error([], f"not a file of random and human scores: {error!r}.") from None
 
 
-def find_scales(cells: Sequence[Cell], how: Normalisation) -> tuple[dict[Task, Scale], list[str]]:
+def find_scales(cells: Sequence[Cell], how: Normalization) -> tuple[dict[Task, Scale], list[str]]:
     """The scale of each environment from all its finished runs.
 
     :return: Scales by environment, and lines on environments without one and on methods.
@@ -114,10 +114,10 @@ def _looks_like_atari(env: str) -> bool:
         return False
 
 
-def normalise(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]) -> Array:
+def normalize(scores: Array, tasks: Sequence[Task], scales: Mapping[Task, Scale]) -> Array:
     """A matrix of normalized scores.
 
     :param scores: Returns, shape (n_runs, n_tasks).
     """
-    columns = [scales[task].normalise(scores[:, place]) for place, task in enumerate(tasks)]
+    columns = [scales[task].normalize(scores[:, place]) for place, task in enumerate(tasks)]
     return np.stack(columns, axis=1)
