@@ -37,9 +37,9 @@ python=.venv/bin/python
 step "ruff check" "$python" -m ruff check
 step "ruff format" "$python" -m ruff format --check
 step "mypy" "$python" -m mypy
-# Many tests wait for processes: a third one keeps two cores busy. With worksteal each process starts with tests
+# Many tests wait for processes: four at once keep two cores busy. With worksteal each process starts with tests
 # that follow one another, which share fixtures, and none is left with the long ones at the end.
-step "pytest" "$python" -m pytest -n 3 --dist worksteal "$@"
+step "pytest" "$python" -m pytest -n 4 --dist worksteal "$@"
 
 if ((${#failed[@]})); then
     printf 'FAILED:'
