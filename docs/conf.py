@@ -8,6 +8,7 @@ import re
 import sys
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +47,9 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"show-inheritance": True}
+if not (find_spec("transformers") and find_spec("trl")):
+    # Python 3.10: the API reference leaves out the trainers of language models
+    suppress_warnings = ["autodoc.import_object"]
 
 #: A frame around a group of options, and an option with the first line of its explanation.
 _FRAME = re.compile(r"^╭─ (.+?) ─*╮$")
