@@ -120,7 +120,8 @@ def _thresholds(
             for returns in matched.scores.values()
         ]
     )
-    return np.linspace(min(0.0, float(scores.min())), max(float(scores.max()), 1e-9), _N_THRESHOLDS)
+    low, high = min(0.0, float(scores.min())), max(float(scores.max()), 1e-9)
+    return np.linspace(low, high, _N_THRESHOLDS, dtype=np.float64)
 
 
 def describe_noise(noise: str) -> str:
