@@ -166,7 +166,8 @@ class Checkout:
             "PYTHON": str(self.python),
             "CALLS": str(self._calls),
             "PIP_SAYS": "",
-            "REAL_PYTHON": getattr(sys, "_base_executable", sys.executable),
+            # Of a virtual environment, the Python that it was made from
+            "REAL_PYTHON": os.path.realpath(sys.executable),
         }
 
     def write_python(self, text: str) -> None:
