@@ -52,9 +52,10 @@ choose_python() {
     if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
     local seen=() without_venv="" candidate answer kind version venv_module executable
     for candidate in "${candidates[@]}"; do
-        # Works in any Python, even old ones; a virtual environment prints its base Python
+        # Works in any Python, even old ones. A virtual environment prints its base Python; in Python 3.10
+        # sys._base_executable is the environment's own
         answer="$("$candidate" -E -s -c '
-import platform, sys
+import os, platform, sys
 try:
     import ensurepip, venv
     has_venv = "yes"
@@ -62,7 +63,9 @@ except ImportError:
     has_venv = "no"
 path = ""
 if getattr(sys, "base_prefix", sys.prefix) != sys.prefix:
-    path = getattr(sys, "_base_executable", "")
+    path = os.path.join(sys.base_prefix, "bin", "python%d.%d" % tuple(sys.version_info[:2]))
+    if not os.access(path, os.X_OK):
+        path = getattr(sys, "_base_executable", "")
 print("%s %d.%d.%d %s %s" % ((platform.python_implementation(),) + tuple(sys.version_info[:3]) + (has_venv, path)))
 ' 2>/dev/null)" || answer=""
         read -r kind version venv_module executable <<<"$answer" || true

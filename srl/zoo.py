@@ -1,9 +1,8 @@
 """Use SPPO and SA2C from rl-baselines3-zoo: ``python -m srl.zoo train --algo sppo --env CartPole-v1``.
 
 The first argument is the name of a script of rl_zoo3, and its options follow. Before the script runs,
-``sppo`` and ``sa2c`` are registered with their search spaces, and their hyperparameter files, those of srl or
-one named
-by ``--conf-file``, are converted to its format.
+``sppo`` and ``sa2c`` are registered with their search spaces, and their hyperparameter files, or the one that
+``--conf-file`` names, are converted to its format.
 """
 
 from __future__ import annotations

@@ -212,6 +212,16 @@ def test_setup_does_nothing_when_nothing_changed(checkout):
     assert state_of(checkout.root) == before
 
 
+@pytest.mark.slow
+def test_setup_uses_the_base_python_of_a_virtual_environment(checkout, tmp_path):
+    other = tmp_path / "other"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", other], check=True)
+    # The project is empty, so that its installation fails; .venv is complete by then
+    assert checkout.set_up(PYTHON=str(other / "bin/python"), PIP_NO_INDEX="1").returncode == 1
+    home = re.search("^home = (.*)$", (checkout.root / ".venv/pyvenv.cfg").read_text(), re.MULTILINE)[1]
+    assert Path(home).resolve() == Path(os.path.realpath(sys.executable)).parent
+
+
 @pytest.mark.parametrize("name", ["requirements.txt", "setup.py"])
 def test_setup_reinstalls_into_the_same_environment_when_pins_change(checkout, name):
     checkout.set_up()

@@ -20,8 +20,7 @@ def find_runs(root: Path) -> list[RunDirectory]:
 def walk(
     root: Path, onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """:func:`os.walk` without runs that were moved to ``damaged-N``, and without specs and plans that are not
-    files.
+    """:func:`os.walk` without the files in ``damaged-N``, and without specs and plans that are not files.
 
     :param root: The folder to start from.
     :param onerror: Called with the error of a folder that cannot be read.
