@@ -95,7 +95,7 @@ def resolve_hyperparams(
     :param path: A file of the user, which all algorithms of a sweep share: keys that do not apply to the
         algorithm are ignored. None takes the algorithm's file in ``configs/hyperparams``.
     :param trust: Whether this file may name Python code, which is imported for training.
-    :param n_timesteps: Training steps that take precedence over the file's.
+    :param n_timesteps: Training steps if the file has none.
     :return: The hyperparameters, the number of training steps, and lines for the user.
     :raises UserError: For a mistake in the file or an override.
     """

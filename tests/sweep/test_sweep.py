@@ -124,6 +124,11 @@ def test_sweep_file_error_names_line_and_key(mine, old, new, line, says):
     assert str(error.value).startswith(f"{mine}, line {line}" if line else f"{mine}, key")
 
 
+def test_sweep_file_without_noise_has_none(mine):
+    change(mine, "noise: [none]\n", "")
+    assert load_sweep(mine).noise == ["none"]
+
+
 @pytest.mark.parametrize("text", ["1:5", "10:20", "[1:5]", "[10:30]"])
 def test_seeds_that_yaml_parses_as_base_60_are_not_misread(mine, text):
     # In YAML 1.1, 1:5 without quotes is 65: one hour and five minutes
