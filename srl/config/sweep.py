@@ -64,7 +64,7 @@ class SweepOptions(Strict):
     grid: dict[str, Any] = Field(default_factory=dict)
     #: Pairs of columns that reports compare; without any, symmetric algorithms with their baselines.
     compare: list[list[str]] = Field(default_factory=list)
-    noise: Annotated[list[str], Field(min_length=1)] = ["none"]
+    noise: list[str] = Field(default_factory=lambda: ["none"], min_length=1)
     seeds: Annotated[list[int], Field(min_length=1)]
     #: None takes the hyperparameter files'.
     n_timesteps: Positive | None = None

@@ -24,11 +24,13 @@ from srl.report.intervals import Array, Estimate
 from srl.report.markup import one_line
 from srl.report.normalization import NAMES, Task
 from srl.report.statistics import AGGREGATES
-from srl.report.style import Style, style, styled
+from srl.report.style import Style, pair_styles, style, styled
 from srl.report.trends import Trend, noise_level
 
 #: Maximum number of values of a hyperparameter with a tick each.
 _MAX_TICKS = 8
+#: Inches of a letter.
+_LETTER = 0.075
 
 _AGGREGATE_TITLES = {
     "median": "Median",
@@ -102,6 +104,7 @@ def draw_trends(
     """
     kinds = list(dict.fromkeys(trend.kind for trend in trends))
     figure, panels = _panels(1, len(kinds), width=3.8, height=2.7)
+    looks = pair_styles([(trend.column, trend.baseline) for trend in trends], columns)
     handles: dict[str, Any] = {}
     for axes, kind in zip(panels[0], kinds, strict=True):
         own = [trend for trend in trends if trend.kind == kind]
@@ -119,7 +122,7 @@ def draw_trends(
                 [abs(one.value - end) for one, end in zip(estimates, ends, strict=True)]
                 for ends in ([one.low for one in estimates], [one.high for one in estimates])
             ]
-            look = style(trend.column, columns)
+            look = looks[trend.column, trend.baseline]
             values = [one.value for one in estimates]
             handles.setdefault(trend.name, _draw_points(axes, levels, values, widths, look))
         axes.axhline(0.5, color="#666666", linewidth=1, linestyle=":")
@@ -200,8 +203,10 @@ def draw_aggregates(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> 
     names = [name for name in AGGREGATES if aggregates[0].kind != "none" or name != "optimality_gap"]
     longest = max(len(describe_noise(aggregate.noise)) for aggregate in aggregates)
     # The label of the noise is vertical
-    height = max(0.55 + 0.28 * max(len(aggregate.figures) for aggregate in aggregates), 0.7 + 0.075 * longest)
-    figure, panels = _panels(len(aggregates), len(names), width=2.3, height=height)
+    most = max(len(aggregate.figures) for aggregate in aggregates)
+    height = max(0.55 + 0.28 * most, 0.7 + _LETTER * longest)
+    width = 2.4 + _LETTER * max(map(len, columns)) / len(names)
+    figure, panels = _panels(len(aggregates), len(names), width=width, height=height)
     for row, aggregate in zip(panels, aggregates, strict=True):
         shown = [column for column in columns if column in aggregate.figures]
         for axes, name in zip(row, names, strict=True):
@@ -245,16 +250,15 @@ def draw_profiles(aggregates: Sequence[Aggregate], columns: Sequence[str]) -> Fi
 @styled
 def draw_improvements(comparisons: Sequence[Comparison], columns: Sequence[str]) -> Figure:
     """Probabilities of improvement over all environments, a row for each pair and noise."""
-    rows = [
-        (f"{comparison.name}, {describe_noise(comparison.noise)}", comparison.column, comparison.overall)
-        for comparison in comparisons
-    ]
-    figure, panels = _panels(1, 1, width=4.4, height=1.0 + 0.3 * len(rows))
+    names = [f"{one.name}, {describe_noise(one.noise)}" for one in comparisons]
+    width = 2.4 + _LETTER * max(map(len, names))
+    figure, panels = _panels(1, 1, width=width, height=1.0 + 0.3 * len(names))
     axes = panels[0][0]
-    for place, (_, column, improvement) in enumerate(rows):
-        if improvement is not None:
-            _draw_interval(axes, place, improvement.estimate, style(column, columns))
-    _name_places(axes, [name for name, _, _ in rows])
+    looks = _looks_of(comparisons, columns)
+    for place, one in enumerate(comparisons):
+        if one.overall is not None:
+            _draw_interval(axes, place, one.overall.estimate, looks[one.column, one.baseline])
+    _name_places(axes, names)
     axes.tick_params(axis="y", labelsize=8)
     _mark_half(axes)
     _head(figure, "Probability of improvement, with 95% intervals")
@@ -271,10 +275,11 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
     n_pairs = max(map(len, by_noise.values()))
     height = 1.5 + len(tasks) * (0.14 + 0.13 * n_pairs)
     figure, panels = _panels(1, len(by_noise), width=3.6, height=height)
+    looks = _looks_of(comparisons, columns)
     handles: dict[str, Any] = {}
     for axes, (noise, own) in zip(panels[0], by_noise.items(), strict=True):
         for number, comparison in enumerate(own):
-            look = style(comparison.column, columns)
+            look = looks[comparison.column, comparison.baseline]
             shift = (number - (len(own) - 1) / 2) * 0.7 / n_pairs
             for place, task in enumerate(tasks):
                 if task in comparison.per_task:
@@ -287,6 +292,10 @@ def draw_task_improvements(comparisons: Sequence[Comparison], columns: Sequence[
         axes.set_title(one_line(describe_noise(noise)), loc="left")
     _head(figure, "Probability of improvement in each environment, with 95% intervals", handles)
     return figure
+
+
+def _looks_of(comparisons: Sequence[Comparison], columns: Sequence[str]) -> dict[tuple[str, str], Style]:
+    return pair_styles([(one.column, one.baseline) for one in comparisons], columns)
 
 
 def _draw_interval(axes: Axes, place: float, estimate: Estimate, look: Style) -> Line2D:

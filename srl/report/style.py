@@ -7,7 +7,7 @@ without color. Symmetric algorithms have solid lines, baselines dashed ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib.style
@@ -87,6 +87,24 @@ def style(column: str, columns: Sequence[str]) -> Style:
         return Style(color, dashes, marker)
     others = [other for other in _MARKERS if other != marker]
     return Style(color, _VARIANTS[(place - 1) % len(_VARIANTS)], others[(place - 1) % len(others)])
+
+
+def pair_styles(pairs: Sequence[tuple[str, str]], columns: Sequence[str]) -> dict[tuple[str, str], Style]:
+    """The styles of pairs of a column and its baseline.
+
+    The first pair of a column has the column's style, and each further one another marker and other dashes.
+    """
+    columns_styles = {column: style(column, columns) for column, _ in pairs}
+    taken = {look.marker for look in columns_styles.values()}
+    styles: dict[tuple[str, str], Style] = {}
+    for column, baseline in dict.fromkeys(pairs):
+        look = columns_styles[column]
+        if further := [pair for pair in styles if pair[0] == column]:
+            marker = next((marker for marker in _MARKERS if marker not in taken), look.marker)
+            taken.add(marker)
+            look = replace(look, marker=marker, dashes=_VARIANTS[(len(further) - 1) % len(_VARIANTS)])
+        styles[column, baseline] = look
+    return styles
 
 
 def _algorithm(column: str) -> str:

@@ -24,6 +24,8 @@ CONTINUOUS = ("A2C", "PPO", "SA2C", "SPPO")
 DISCRETIZED = ("DA2C", "DPPO", "DSA2C", "DSPPO")
 ALL = [algorithm.label for algorithm in ALGORITHMS.values() if not algorithm.on_language_models]
 LANGUAGE_MODELS = [algorithm.label for algorithm in ALGORITHMS.values() if algorithm.on_language_models]
+#: Columns of the project's own study.
+STUDY = ("DA2C", "DSA2C", "DPPO", "dppo-rescaled", "DSPPO", "dsppo-unweighted")
 VARIANTS = [f"SPPO (beta={beta})" for beta in (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)]
 
 #: Simulation of color vision deficiency of severity 1.0 on linear RGB: Machado, Oliveira and Fernandes, "A
@@ -159,6 +161,8 @@ def draw(kind, *, noises=NOISES, columns=DISCRETIZED, envs=ENVS, title=ENVS[-1],
     pairs = [
         (name.replace("A2C", "SA2C").replace("PPO", "SPPO"), name) for name in columns if "S" not in name
     ]
+    if "dppo-rescaled" in columns:
+        pairs = [*pairs[:2], ("dsppo-unweighted", "DPPO"), ("DSPPO", "dppo-rescaled")]
     comparisons = [make_comparison(*pair, noise, envs) for noise in noises for pair in pairs]
     if kind == "curves":
         return figures.draw_curves(
@@ -207,8 +211,8 @@ def check_no_names_overlap(figure):
 #: The smallest and the largest figure.
 SMALLEST_AND_LARGEST = pytest.mark.parametrize(
     ("columns", "noises"),
-    [(("PPO", "SPPO"), ("none",)), (DISCRETIZED, NOISES)],
-    ids=["two algorithms, one noise", "four algorithms, two noises"],
+    [(("PPO", "SPPO"), ("none",)), (DISCRETIZED, NOISES), (STUDY, NOISES)],
+    ids=["two algorithms, one noise", "four algorithms, two noises", "with variants"],
 )
 
 
@@ -275,6 +279,25 @@ def test_each_pair_has_distinct_markers_in_improvements_by_environment():
         for _, point in legend_of(figures.draw_task_improvements(comparisons, columns))
     ]
     assert len(set(looks)) == len(pairs)
+
+
+def test_comparisons_of_one_column_with_two_baselines_have_distinct_markers():
+    pairs = [("DSPPO", "DPPO"), ("DSPPO", "dppo-rescaled"), ("dsppo-unweighted", "DPPO")]
+    comparisons = [make_comparison(*pair, "none", ENVS) for pair in pairs]
+    figure = figures.draw_task_improvements(comparisons, STUDY)
+    markers = [point.get_marker() for _, point in legend_of(figure)]
+    assert len(set(markers)) == len(pairs)
+    # A column has its usual marker
+    usual = [figures.style(column, STUDY).marker for column in ("DSPPO", "dsppo-unweighted")]
+    assert [markers[0], markers[2]] == usual
+
+
+def test_panels_of_improvements_are_wide_enough_for_their_label():
+    figure = draw("improvements", columns=STUDY)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    label = axes.xaxis.label.get_window_extent(figure.canvas.get_renderer())
+    assert axes.get_window_extent().width > label.width
 
 
 def test_curves_have_algorithm_colors_and_numbers_of_seeds():
