@@ -88,6 +88,8 @@ class Evaluate:
     """Number of prompts. By default that of the run's evaluations."""
     seed: int = 1
     """Seed of the sampled tokens."""
+    device: Unset[str] = None
+    """auto, cpu, cuda or cuda:N. By default that of the run."""
     local_files: Unset[Path] = None
     """Folder with the models and data sets of the task, instead of the Hugging Face Hub."""
     trust_config: bool = False
@@ -106,6 +108,8 @@ class Sample:
     """Number of responses."""
     seed: int = 0
     """Seed of the sampled tokens."""
+    device: Unset[str] = None
+    """auto, cpu, cuda or cuda:N. By default that of the run."""
 
 
 @dataclass
@@ -245,14 +249,18 @@ def _print_evaluations(path: Path, console: Console) -> None:
             console.print(line, markup=False, highlight=False)
 
 
-def _finished_run(path: Path) -> RunSpec:
-    """The spec of a finished run on a language model.
+def _finished_run(command: Evaluate | Sample) -> RunSpec:
+    """The spec of a finished run on a language model, with the device of a command.
 
-    :raises UserError: If the folder holds none.
+    :raises UserError: If the folder holds none, or an option is invalid.
     """
+    from srl.config.spec import resolve_device
     from srl.llm.tasks import options
     from srl.rundir.directory import RunDirectory
 
+    if command.seed < 0:
+        raise UserError(f"--seed {command.seed}: must be at least 0.")
+    path = command.dir
     directory = RunDirectory(path)
     spec = directory.read_spec()
     if spec is None:
@@ -262,7 +270,7 @@ def _finished_run(path: Path) -> RunSpec:
         raise UserError(problems[0])
     if not directory.is_finished():
         raise UserError(f"{path}: the run is not finished and has no final model yet.")
-    return spec
+    return spec.model_copy(update={"device": resolve_device(command.device or spec.device, "CnnPolicy")})
 
 
 def evaluate(options: Evaluate) -> int:
@@ -272,7 +280,7 @@ def evaluate(options: Evaluate) -> int:
     from srl.llm.tasks import options as of
 
     put_current_directory_on_path()
-    spec = _finished_run(options.dir)
+    spec = _finished_run(options)
     for code in of(spec).named_code():
         if not options.trust_config:
             raise UserError(f"{options.dir}: the spec names Python code, {code!r}; give --trust-config.")
@@ -303,7 +311,7 @@ def sample(options: Sample) -> int:
         raise UserError(f"--n {options.n}: at least one response is needed.")
     if not options.prompt.strip():
         raise UserError("The prompt is empty.")
-    spec = _finished_run(options.dir)
+    spec = _finished_run(options)
     for response in load_trained(spec, options.dir).respond(options.prompt, options.n, options.seed):
         print(response)
     return 0

@@ -182,8 +182,23 @@ class LanguageModelHyperparams(Hyperparams):
         return {r.function: f"{key}.function" for key, r in rewards.items() if r is not None and r.function}
 
     def without_effect(self, given: Any) -> dict[str, str]:
-        """See the base class; keys of GRPO are in every task's file."""
+        """See the base class; for keys of other algorithms see :func:`of_other_algorithms`."""
         return {"z": "reverse_loss is mae"} if self.reverse_loss == "mae" and self.z != -1 else {}
+
+
+#: Hyperparameters that only algorithms with a critic have, and those that only GRPO has.
+_OF_CRITIC = frozenset(
+    (
+        *("gamma", "gae_lambda", "clip_range_vf", "vf_coef", "ent_coef"),
+        *("normalize_advantage", "mask_normalization", "min_new_tokens"),
+    )
+)
+_OF_GRPO = frozenset(("num_generations", "loss_type"))
+
+
+def of_other_algorithms(algorithm: Algorithm) -> frozenset[str]:
+    """The hyperparameters that have no effect on an algorithm; the files of tasks have those of all."""
+    return _OF_CRITIC if algorithm.family == "llm-grpo" else _OF_GRPO
 
 
 def hyperparams_model(algorithm: Algorithm) -> type[EnvHyperparams]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
 from srl.llm.record import Record
+from srl.llm.rewards import RewardFunction, score
 from srl.llm.sampling import Evaluation, Sampler
 from srl.llm.tasks import Task, options
 from srl.training.attempt import Attempt
@@ -112,7 +113,7 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
     with tempfile.TemporaryDirectory() as folder:
         trainer = SymmetricGRPOTrainer(
             task.model,
-            task.reward,
+            _checked(task.reward),
             grpo_config(spec, folder),
             train_dataset=_prompts(task, hyperparams.max_prompt_length),
             processing_class=task.tokenizer,
@@ -149,6 +150,16 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
         task.tokenizer.save_pretrained(into)
 
     return steps, save
+
+
+def _checked(function: RewardFunction) -> RewardFunction:
+    """The reward function with a check of its scores; TRL takes NaN for a missing score."""
+
+    def checked(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        scores: list[float] = score(function, prompts, completions, columns).tolist()
+        return scores
+
+    return checked
 
 
 def _prompts(task: Task, max_length: int) -> Dataset:

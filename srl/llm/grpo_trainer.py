@@ -17,7 +17,7 @@ from srl.envs import parse_noise
 from srl.errors import UserError
 from srl.llm.losses import advantage_weights
 from srl.llm.rewards import add_noise
-from srl.losses import REVERSE_LOSSES
+from srl.symmetric import check_symmetric_loss
 
 #: TRL's loss types with PPO's clipped surrogate loss and ratio for each token.
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
@@ -50,14 +50,12 @@ class SymmetricGRPOConfig(GRPOConfig):  # type: ignore[misc]
         :raises UserError: If one is not.
         """
         parse_noise(self.srl_noise)
-        if self.srl_reverse_loss not in REVERSE_LOSSES:
-            raise UserError(
-                f"srl_reverse_loss={self.srl_reverse_loss!r} is not one of {', '.join(REVERSE_LOSSES)}."
+        try:
+            check_symmetric_loss(
+                alpha=self.srl_alpha, beta=self.srl_beta, z=self.srl_z, reverse_loss=self.srl_reverse_loss
             )
-        if self.srl_alpha < 0 or self.srl_beta < 0:
-            raise UserError("srl_alpha and srl_beta must not be negative.")
-        if self.srl_z >= 0:
-            raise UserError(f"srl_z={self.srl_z}: must be negative.")
+        except UserError as error:
+            raise UserError(f"srl_{error}") from None
         if not self.is_symmetric:
             return
         if self.loss_type not in LOSS_TYPES:

@@ -35,10 +35,13 @@ def score(
     :param completions: The responses.
     :param columns: Other columns of the data set, by name.
     :return: Shape ``(n_responses,)``.
-    :raises UserError: If the function does not return a finite number for each response.
+    :raises UserError: If the function fails, or does not return a finite number for each response.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    returned = function(prompts=list(prompts), completions=list(completions), **(columns or {}))
+    try:
+        returned = function(prompts=list(prompts), completions=list(completions), **(columns or {}))
+    except Exception as error:
+        raise UserError(f"The reward function {name} failed: {type(error).__name__}: {error}") from error
     try:
         scores = np.array([float(value) for value in returned], dtype=np.float64)
     except (TypeError, ValueError):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from srl.envs.seeding import Stream, seed_sequence, seed_torch
 from srl.errors import UserError
@@ -150,17 +150,18 @@ class Sampler:
         parts = []
         for start in range(0, len(rows), self.batch_size):
             chosen = slice(start, start + self.batch_size)
-            tokens = self.policy.generate(
-                input_ids=prompts[chosen],
-                attention_mask=prompt_mask[chosen],
-                do_sample=do_sample,
-                max_new_tokens=self.max_new_tokens,
-                min_new_tokens=self.min_new_tokens or None,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                use_cache=True,
-                **sampling,
-            )
+            with _without_generation_config(self.policy):
+                tokens = self.policy.generate(
+                    input_ids=prompts[chosen],
+                    attention_mask=prompt_mask[chosen],
+                    do_sample=do_sample,
+                    max_new_tokens=self.max_new_tokens,
+                    min_new_tokens=self.min_new_tokens or None,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    use_cache=True,
+                    **sampling,
+                )
             parts.append(tokens[:, prompts.shape[1] :])
         self.policy.train(was_training)
         return self.join(prompts, prompt_mask, [row for part in parts for row in part])
@@ -222,9 +223,15 @@ class Sampler:
     def texts(self, batch: Rollout) -> tuple[list[str], list[str]]:
         """The prompts after truncation, and the responses."""
         p = batch.prompt_length
-        decode = self.tokenizer.batch_decode
-        prompts = decode(batch.tokens[:, :p], skip_special_tokens=True)
-        return prompts, decode(batch.tokens[:, p:], skip_special_tokens=True)
+        parts = (batch.tokens[:, :p], batch.tokens[:, p:], batch.tokens)
+        prompts, responses, both = (
+            self.tokenizer.batch_decode(part, skip_special_tokens=True) for part in parts
+        )
+        # Some tokenizers drop the space before the first word of a text
+        return prompts, [
+            text.removeprefix(prompt) if text.startswith(prompt) else response
+            for prompt, response, text in zip(prompts, responses, both, strict=True)
+        ]
 
     def score(self, function: RewardFunction, rows: Sequence[Row], batch: Rollout) -> np.ndarray[Any, Any]:
         """The scores of responses, shape ``(n,)``."""
@@ -291,6 +298,20 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
             "The tokenizer has no padding token. Name one, for example "
             f"tokenizer.pad_token = {tokenizer.eos_token!r}; in a task's file, model: {{pad_token: ...}}."
         )
+
+
+@contextmanager
+def _without_generation_config(policy: Any) -> Iterator[None]:
+    """A context in which the settings that a model has for generation do not apply.
+
+    Most of them change the probabilities of tokens, and the losses need those of the model.
+    """
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from srl.config.algorithms import get_algorithm
 from srl.config.files import ConfigFile, configs_dir, read_config, user_error
 from srl.config.hyperparams import untrusted
-from srl.config.language_models import LanguageModelHyperparams
+from srl.config.language_models import LanguageModelHyperparams, of_other_algorithms
 from srl.config.resolve import check_hyperparams
 from srl.config.spec import RunSpec, resolve_device, safe_name
 from srl.config.values import Positive, Strict
@@ -118,6 +118,8 @@ def make_llm_spec(
         raise user_error(error, known_keys, "Hyperparameter") from None
     for key, reason in hyperparams.without_effect(values | (overrides or {})).items():
         raise UserError(f"Hyperparameter {key}: has no effect, because {reason}. Leave it out.")
+    for key in of_other_algorithms(algorithm) & (overrides or {}).keys():
+        raise UserError(f"Hyperparameter {key}: has no effect, because {algorithm.label} does not use it.")
     model = of_file.model.path
     n_prompts = task.n_eval_episodes if n_eval_episodes is None else n_eval_episodes
     try:

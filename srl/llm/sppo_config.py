@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
+from srl.config.files import user_error
+from srl.config.language_models import OFFLINE, LanguageModelHyperparams, PolicyModel, RewardModel, TextData
 from srl.envs import parse_noise
 from srl.errors import UserError
 from srl.symmetric import check_symmetric_loss
@@ -87,19 +91,18 @@ class SPPOConfig:
         :raises UserError: If one is invalid.
         """
         parse_noise(self.noise)
-        at_least_one = ("n_iterations", "n_rollouts", "batch_size", "n_epochs", "max_prompt_length")
-        for name in (*at_least_one, "max_new_tokens", "inference_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1.")
-        if self.n_rollouts % self.batch_size:
-            raise UserError(
-                f"n_rollouts={self.n_rollouts} is not a multiple of batch_size={self.batch_size}."
-            )
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise UserError(
-                f"batch_size={self.batch_size} is not a multiple of gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps}."
-            )
         check_symmetric_loss(alpha=self.alpha, beta=self.beta, z=self.z, reverse_loss=self.reverse_loss)
-        if self.mixed_precision not in ("no", "bf16"):
-            raise UserError(f"mixed_precision={self.mixed_precision!r} is not one of no, bf16.")
+        for name, lowest in (("n_iterations", 1), ("eval_every", 0), ("checkpoint_every", 0)):
+            if not getattr(self, name) >= lowest:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {lowest}.")
+        names = LanguageModelHyperparams.model_fields
+        try:
+            LanguageModelHyperparams(
+                **{name: value for name, value in vars(self).items() if name in names},
+                # The models and texts are arguments of the trainer
+                model=PolicyModel(path=OFFLINE),
+                data=TextData(path=OFFLINE),
+                reward=RewardModel(path=OFFLINE),
+            )
+        except ValidationError as error:
+            raise user_error(error) from None

@@ -7,6 +7,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ from srl.llm.sampling import Evaluation, Rollout, Row, Sampler, check_padding, k
 from srl.llm.sppo_config import SPPOConfig
 from srl.rundir.checkpoints import last_checkpoint
 from srl.training.checkpoint import CheckpointTimer, read_checkpoint, write_checkpoint
+
+#: Arguments that may change when training is resumed.
+_NOT_OF_RESULTS = (
+    *("output_dir", "n_iterations", "eval_do_sample", "eval_every", "log_with", "checkpoint_every"),
+    "disable_tqdm",
+)
 
 
 class Critic(nn.Module):
@@ -94,7 +101,8 @@ class SPPOTrainer:
         if isinstance(model, str):
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model)
+            # In the bfloat16 of many checkpoints, most updates would be rounded off
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=th.float32)
         if processing_class is None:
             raise UserError("processing_class: give the tokenizer of the model.")
         self.processing_class = processing_class
@@ -137,9 +145,6 @@ class SPPOTrainer:
     def _make_models(
         self, model: PreTrainedModel, peft_config: Any, value_model: nn.Module | None
     ) -> tuple[nn.Module, nn.Module, nn.Module | None]:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
         model.config.use_cache = False
         hidden_size = model.config.get_text_config().hidden_size
         reference, policy, critic = None, model, value_model
@@ -158,6 +163,8 @@ class SPPOTrainer:
             from peft import get_peft_model
 
             policy = get_peft_model(model, copy.deepcopy(peft_config))
+        for module in (policy, critic):
+            _disable_dropout(module)
         return policy, critic, reference
 
     def _values(self, batch: Rollout) -> th.Tensor:
@@ -296,11 +303,22 @@ class SPPOTrainer:
 
         :param resume: Resume from the latest checkpoint in ``output_dir``, if there is one. On the CPU the
             result is the same as without the interruption.
+        :raises UserError: If ``output_dir`` holds checkpoints and this trainer starts from scratch, or if
+            they are of a trainer with other arguments.
         """
         args, out = self.args, Path(self.args.output_dir)
         out.mkdir(parents=True, exist_ok=True)
-        if resume and (last := last_checkpoint(out)):
-            self.load_state_dict(read_checkpoint(out, last))
+        of_results = {name: value for name, value in asdict(args).items() if name not in _NOT_OF_RESULTS}
+        if last := last_checkpoint(out):
+            if resume:
+                state = read_checkpoint(out, last)
+                _check_same_arguments(out, state.get("args", {}), of_results)
+                self.load_state_dict(state)
+            elif not self.iteration:
+                raise UserError(
+                    f"{out}: holds checkpoints. Continue from them with train(resume=True), or give another "
+                    "output_dir."
+                )
         if args.log_with:
             config = {
                 k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in asdict(args).items()
@@ -319,7 +337,8 @@ class SPPOTrainer:
                 bar.update()
                 bar.set_postfix(reward=f"{figures['rollout/reward']:.3f}")
                 if timer.is_due:
-                    timer.keep(lambda: write_checkpoint(out, self.iteration, self.state_dict()))
+                    state = {"args": of_results, **self.state_dict()}
+                    timer.keep(partial(write_checkpoint, out, self.iteration, state))
         if is_evaluated:
             self.accelerator.log(self.evaluate().metrics, step=self.iteration)
         if args.log_with:
@@ -375,12 +394,27 @@ class SPPOTrainer:
 
 
 def _trainable(model: nn.Module) -> dict[str, th.Tensor]:
-    """The trainable weights, in dtypes that NumPy supports."""
-    return {
-        name: value.detach().float() if value.dtype == th.bfloat16 else value.detach()
-        for name, value in model.named_parameters()
-        if value.requires_grad
-    }
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Set all probabilities of dropout to 0, those of modules and those that modules give to functions."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _check_same_arguments(folder: Path, of_checkpoint: dict[str, Any], own: dict[str, Any]) -> None:
+    for name, value in own.items():
+        there = of_checkpoint.get(name, "unknown")
+        if there != value:
+            raise UserError(
+                f"{folder}: its checkpoints are of a trainer with {name}={there}; this one has "
+                f"{name}={value}. Give the same arguments, or another output_dir."
+            )
 
 
 def _stack(batch: Rollout, references: Rollout) -> Rollout:

@@ -3,8 +3,9 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,6 +89,7 @@ def load_task(
         None if hyperparams.judge is None else load_reward(hyperparams.judge, files, spec.device, judge=True),
         *load_rows(hyperparams, tokenizer, files, spec.n_eval_episodes),
     )
+    _check_model(model, task.peft_config, hyperparams)
     # Find mistakes in rewards before training
     first = list(islice(task.eval_rows, 2))
     columns = {name: [row[name] for row in first] for name in first[0] if name != "prompt"}
@@ -95,6 +97,27 @@ def load_task(
         if function is not None:
             score(function, [row["prompt"] for row in first], [" good"] * len(first), columns)
     return task
+
+
+def _check_model(model: PreTrainedModel, peft_config: Any, hyperparams: LanguageModelHyperparams) -> None:
+    """Check that a model accepts texts of the maximum length, and has the modules of its adapter."""
+    n_needed = hyperparams.max_prompt_length + hyperparams.max_new_tokens
+    n_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if n_positions is not None and n_positions < n_needed:
+        raise UserError(
+            f"{hyperparams.model.path}: has {n_positions} positions, fewer than the {n_needed} of "
+            "max_prompt_length + max_new_tokens."
+        )
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        # A copy without data
+        with th.device("meta"):
+            empty = type(model)(model.config)
+        try:
+            get_peft_model(empty, copy.deepcopy(peft_config))
+        except ValueError as error:
+            raise UserError(f"{hyperparams.model.path}, lora: {error}") from None
 
 
 class Files:
@@ -141,7 +164,7 @@ class Files:
         found = self.find(name)
         try:
             return load(found, **arguments)
-        except (OSError, ValueError, ConnectionError, KeyError, ImportError) as error:
+        except Exception as error:  # a damaged file can raise anything
             why = " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:300] + "."
             if found != name or Path(found).is_dir():
                 raise UserError(f"{found}: cannot be loaded: {why}") from None
@@ -204,8 +227,9 @@ def import_function(name: str) -> RewardFunction:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"Reward function {name}: cannot be imported: {error}. Write module:name.") from None
+    except Exception as error:  # the module is the user's
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"Reward function {name}: cannot be imported: {why}. Write module:name.") from None
     if not callable(function):
         raise UserError(f"The reward function {name} is not callable.")
     return function  # type: ignore[no-any-return]
@@ -312,6 +336,7 @@ def load_rows(
     data = hyperparams.data
     tokenizer.truncation_side = data.truncation_side
     if data.path == OFFLINE:
+        _check_number(OFFLINE, _N_OFFLINE_PROMPTS, hyperparams.n_rollouts)
         return _offline_rows(_N_OFFLINE_PROMPTS, offline.TRAIN_PROMPTS), _offline_rows(
             n_eval_rows, offline.EVAL_PROMPTS
         )
@@ -322,20 +347,33 @@ def load_rows(
             if column not in dataset.column_names:
                 there = ", ".join(dataset.column_names)
                 raise UserError(f"{data.path}, split {split}: has no column {column!r}, only {there}.")
+            _check_texts(f"{data.path}, split {split}", column, dataset[column])
         splits.append(dataset)
     train, evaluation = splits
     for dataset, n_needed, split in (
         (train, hyperparams.n_rollouts, data.train_split),
         (evaluation, n_eval_rows, data.eval_split),
     ):
-        if len(dataset) < n_needed:
-            raise UserError(f"{data.path}, split {split}: has {len(dataset)} rows; {n_needed} are needed.")
+        _check_number(f"{data.path}, split {split}", len(dataset), n_needed)
     chosen = stream_rng(offline.MATERIAL_SEED, Stream.TEXTS, offline.EVAL_PROMPTS).choice(
         len(evaluation), n_eval_rows, replace=False
     )
     length = hyperparams.max_prompt_length
     numbers: list[int] = np.sort(chosen).tolist()
     return TextRows(train, data, tokenizer, length), TextRows(evaluation, data, tokenizer, length, numbers)
+
+
+def _check_number(where: str, n_rows: int, n_needed: int) -> None:
+    if n_rows < n_needed:
+        raise UserError(f"{where}: has {n_rows} rows; {n_needed} are needed.")
+
+
+def _check_texts(where: str, column: str, texts: Iterable[Any]) -> None:
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{where}: row {number} of column {column!r} is {text!r:.40}, not a text.")
+        if not text.strip():
+            raise UserError(f"{where}: row {number} of column {column!r} is empty. Remove the row.")
 
 
 def _offline_rows(n: int, index: int) -> list[Row]:

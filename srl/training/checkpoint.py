@@ -125,13 +125,17 @@ def _encoded(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, (th.Tensor, np.ndarray)):
         kind = _TENSOR if isinstance(value, th.Tensor) else _ARRAY
         name = str(len(arrays))
+        dtype = {}
+        if isinstance(value, th.Tensor) and value.dtype == th.bfloat16:
+            # NumPy has no such type
+            value, dtype = value.detach().view(th.int16), {"dtype": "bfloat16"}
         array = value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
         if array.dtype.hasobject:
             raise TypeError(f"an array of {array.dtype} cannot be kept in a checkpoint")
         # The rounding of convolutions depends on the memory layout of their input
         axes = sorted(range(array.ndim), key=lambda axis: (-array.strides[axis], -array.shape[axis]))
         arrays[name] = array.transpose(axes)
-        return {kind: name, "axes": axes}
+        return {kind: name, "axes": axes, **dtype}
     if isinstance(value, dict):
         # JSON would turn the integer keys of an optimizer's state into strings
         return {"keys": list(value), "values": [_encoded(item, arrays) for item in value.values()]}
@@ -153,7 +157,10 @@ def _decoded(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
         array = arrays[value[_ARRAY] if _ARRAY in value else value[_TENSOR]].transpose(
             np.argsort(value["axes"])
         )
-        return array if _ARRAY in value else th.from_numpy(array)
+        if _ARRAY in value:
+            return array
+        tensor = th.from_numpy(array)
+        return tensor.view(th.bfloat16) if value.get("dtype") == "bfloat16" else tensor
     if _SCALAR in value:
         return _decoded(value[_SCALAR], arrays)[()]
     if _TUPLE in value:

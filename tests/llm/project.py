@@ -37,9 +37,22 @@ def nothing(prompts, completions, **columns):
     return [float("nan")] * len(completions)
 
 
+def failing(prompts, completions, **columns):
+    return [columns["score"]]
+
+
 def few(prompts, completions, **columns):
     return [1.0]
 """
+
+
+#: Lines of data sets with a mistake.
+BAD_TEXTS = {
+    "broken": ['{"prompt": "the movie was", "response": "good"}', "{"],
+    "numbers": ['{"prompt": 1, "response": "good"}'],
+    "nulls": ['{"prompt": "the movie was", "response": "good"}', '{"prompt": null, "response": "good"}'],
+    "empty": ['{"prompt": "the movie was", "response": "good"}', '{"prompt": " ", "response": "good"}'],
+}
 
 
 def make_project(folder: Path) -> None:
@@ -67,5 +80,13 @@ def make_project(folder: Path) -> None:
     for split, n in (("train", 40), ("test", 10)):
         lines = [json.dumps(row) for row in rows(n, len(split))]
         (files / "texts" / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    for name, lines in BAD_TEXTS.items():
+        (files / name).mkdir()
+        for split in ("train", "test"):
+            (files / name / f"{split}.jsonl").write_text("\n".join(lines * 20))
+    (files / "cut").mkdir()
+    for file in (files / "policy").iterdir():
+        (files / "cut" / file.name).write_bytes(file.read_bytes()[:900])
     (folder / "tiny.yml").write_text(TASK)
     (folder / "my_rewards.py").write_text(REWARDS)
+    (folder / "broken_rewards.py").write_text("1 / 0")

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from srl.cli import main
 from srl.llm import extras
@@ -54,6 +55,13 @@ def test_train_eval_and_sample(project, capsys):
     assert command(capsys, "sample", "run", " ")[0] == 2
     assert command(capsys, "sample", "run", "the", "--n", 0)[0] == 2
     assert command(capsys, "eval", "run", "--episodes", 0)[0] == 2
+    for words in (("sample", "run", "the"), ("eval", "run", "--local-files", project / "files")):
+        status, _, err = command(capsys, *words, "--seed", -1)
+        assert (status, err) == (2, "srl: --seed -1: must be at least 0.\n")
+        if not torch.cuda.is_available():
+            status, _, err = command(capsys, *words, "--device", "cuda")
+            assert (status, "sees 0 CUDA devices" in err) == (2, True)
+        assert command(capsys, *words, "--device", "cpu")[0] == 0
 
 
 @pytest.mark.parametrize(

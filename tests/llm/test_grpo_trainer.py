@@ -162,8 +162,8 @@ def test_resumed_training_ends_with_identical_weights(tmp_path):
         ({"importance_sampling_level": "sequence"}, "that of a sequence is about 0"),
         ({"delta": 4.0}, "delta=4.0: clips ratios"),
         ({"srl_reverse_loss": "mse"}, "is not one of rce, mae"),
-        ({"srl_z": 0.0}, "srl_z=0.0: must be negative"),
-        ({"srl_beta": -1.0}, "must not be negative"),
+        ({"srl_z": 0.0}, "srl_z=0.0 is not a finite number < 0"),
+        ({"srl_beta": -1.0}, "srl_beta=-1.0 is not a finite number >= 0"),
         ({"srl_noise": "flip"}, "exactly one parameter"),
     ],
 )

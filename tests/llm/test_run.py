@@ -140,6 +140,19 @@ def test_invalid_reward_during_training_fails_the_run(project, tmp_path):
     assert RunDirectory(tmp_path / "run").read_status().state == "failed"
 
 
+def test_invalid_reward_fails_a_grpo_run(project, tmp_path):
+    pytest.importorskip("trl")
+    spec, task = spec_and_task(project, "grpo")
+
+    def reward(prompts, completions, **columns):
+        # The batches of training are larger than those of evaluations
+        return [float("nan") if len(completions) > 6 and not i else 0.5 for i in range(len(completions))]
+
+    task.reward = reward
+    with pytest.raises(RunFailed, match="The reward function reward returned nan for the response"):
+        train_llm_run(spec, tmp_path / "run", task)
+
+
 def test_lora_adapter_is_saved(project, tmp_path):
     overrides = {"model": {"path": "owner/policy", "lora": {"r": 2, "target_modules": ["c_attn"]}}}
     spec, task = spec_and_task(project, overrides=overrides, n_timesteps=16)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch as th
+from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from srl.errors import UserError
 from srl.llm.losses import normalize_masked
+from srl.llm.sampling import seeded
 from srl.llm.sppo_config import SPPOConfig
 from srl.llm.sppo_trainer import SPPOTrainer
 from srl.rundir.checkpoints import last_checkpoint
@@ -99,6 +102,16 @@ def test_token_rewards_are_kl_penalty_plus_final_score():
     assert figures["rollout/kl"] == pytest.approx(float(kl.sum(1).mean()))
 
 
+def test_prompt_and_response_join_to_the_whole_text():
+    # The tokenizer puts spaces between words, and none before the first one
+    sampler = make_trainer().sampler
+    batch = sampler.generate(rows(8))
+    prompts, responses = sampler.texts(batch)
+    joined = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    assert joined == TOKENIZER.batch_decode(batch.tokens, skip_special_tokens=True)
+    assert all(response.startswith(" ") for response in responses if response)
+
+
 def test_log_probabilities_match_the_sampling_distribution():
     trainer = make_trainer(temperature=0.7)
     batch = trainer.sampler.generate(rows(6))
@@ -135,6 +148,55 @@ def test_resumed_training_ends_with_identical_weights(tmp_path, at):
     second.sampler.reference.load_state_dict(whole.sampler.reference.state_dict())
     second.train(resume=True)
     assert distance(weights(whole), weights(second)) == 0.0
+
+
+def test_fresh_training_does_not_replace_checkpoints_of_another_trainer(tmp_path):
+    options = {"output_dir": str(tmp_path), "checkpoint_every": 0.0}
+    make_trainer(**options).train()
+    files = sorted(tmp_path.rglob("*.npz"))
+    with pytest.raises(UserError, match="holds checkpoints"):
+        make_trainer(seed=1, **options).train()
+    assert sorted(tmp_path.rglob("*.npz")) == files
+
+
+def test_resuming_with_other_arguments_is_rejected(tmp_path):
+    options = {"output_dir": str(tmp_path), "checkpoint_every": 0.0}
+    make_trainer(**options).train()
+    with pytest.raises(UserError, match="seed=0; this one has seed=1"):
+        make_trainer(seed=1, **options).train(resume=True)
+    longer = make_trainer(n_iterations=4, **options)
+    longer.train(resume=True)
+    assert longer.iteration == 4
+
+
+def test_bfloat16_weights_resume_from_a_checkpoint(tmp_path):
+    options = {"output_dir": str(tmp_path), "checkpoint_every": 0.0}
+    whole = make_trainer(tiny_model().bfloat16(), **(options | {"checkpoint_every": 1e9}))
+    whole.train()
+    make_trainer(tiny_model().bfloat16(), **options, n_iterations=2).train()
+    second = make_trainer(tiny_model().bfloat16(), **options)
+    second.train(resume=True)
+    assert next(second.policy.parameters()).dtype == th.bfloat16
+    assert distance(weights(whole), weights(second)) == 0.0
+
+
+def test_model_given_by_name_is_trained_in_float32(tmp_path):
+    tiny_model().bfloat16().save_pretrained(tmp_path)
+    trainer = make_trainer(str(tmp_path))
+    assert {p.dtype for p in trainer.policy.parameters()} == {th.float32}
+
+
+def test_sampling_ignores_the_generation_config_of_a_model():
+    plain, changed = tiny_model(), tiny_model()
+    changed.generation_config.update(
+        no_repeat_ngram_size=1, repetition_penalty=5.0, min_p=0.9, typical_p=0.5, bad_words_ids=[[5]]
+    )
+    batches = []
+    for model in (plain, changed):
+        sampler = make_trainer(model).sampler
+        with seeded(np.random.SeedSequence(0), sampler.device):
+            batches.append(sampler.generate(rows(8)))
+    assert batches[0].tokens.equal(batches[1].tokens)
 
 
 def test_state_dict_round_trips_through_checkpoint(tmp_path):
@@ -189,15 +251,42 @@ def test_saved_model_loads_with_transformers(tmp_path):
     )
 
 
-def test_dropout_is_disabled_during_training():
-    trainer = make_trainer(tiny_model(dropout=0.5))
+def functional_dropout():
+    """A model that calls dropout as a function."""
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=len(TOKENIZER),
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            ffn_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=48,
+            dropout=0.5,
+            attention_dropout=0.5,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "lora"),
+    [
+        (lambda: tiny_model(dropout=0.5), None),
+        (functional_dropout, None),
+        (tiny_model, LoraConfig(target_modules=["c_attn"], lora_dropout=0.5, init_lora_weights=False)),
+    ],
+    ids=["modules", "functions", "adapter"],
+)
+def test_dropout_is_disabled_during_training(model, lora):
+    trainer = make_trainer(model(), peft_config=lora)
     batch = trainer.sampler.generate(rows(4))
     assert trainer.policy.training
     assert trainer.sampler.log_probs(batch).equal(trainer.sampler.log_probs(batch))
+    assert trainer._values(batch).equal(trainer._values(batch))
 
 
 def test_lora_adapters_train_and_base_weights_stay_fixed(tmp_path):
-    from peft import AutoPeftModelForCausalLM, LoraConfig
+    from peft import AutoPeftModelForCausalLM
 
     config = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")
     base = tiny_model()
@@ -286,7 +375,14 @@ def test_invalid_rewards_are_rejected(value, message):
         ({"reverse_loss": "mse"}, "is not one of rce, mae"),
         ({"noise": "flip:2"}, "prob is 2.0"),
         ({"n_rollouts": 64}, "has 40 prompts, fewer than n_rollouts=64"),
-        ({"mixed_precision": "fp8"}, "is not one of no, bf16"),
+        ({"mixed_precision": "fp8"}, "mixed_precision: 'fp8': must be 'no' or 'bf16'"),
+        ({"temperature": 0.0}, "temperature: 0.0: must be greater than 0"),
+        ({"learning_rate": -1.0}, "learning_rate: -1.0: must be greater than 0"),
+        ({"gamma": 2.0}, "gamma: 2.0: must be less than or equal to 1"),
+        ({"kl_coef": float("nan")}, "kl_coef: nan: must be a finite number"),
+        ({"min_new_tokens": 9}, "min_new_tokens=9 is above max_new_tokens=8"),
+        ({"n_iterations": 0}, "n_iterations=0: must be at least 1"),
+        ({"eval_every": -1}, "eval_every=-1: must be at least 0"),
     ],
 )
 def test_invalid_options_are_rejected(options, message):

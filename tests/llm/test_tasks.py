@@ -108,6 +108,15 @@ def test_texts_without_references_are_split_into_prompt_and_response():
         (("path: owner/classifier, label: 1", "function: my_rewards"), "Write module:name"),
         (("path: owner/classifier, label: 1", "function: 'my_rewards:nothing'"), "nothing returned nan"),
         (("path: owner/classifier, label: 1", "function: 'my_rewards:few'"), "1 scores for 2 responses"),
+        (("path: owner/classifier, label: 1", "function: 'my_rewards:failing'"), "failing failed: KeyError"),
+        (("path: owner/classifier, label: 1", "function: 'broken_rewards:a'"), "ZeroDivisionError"),
+        (("owner/policy", "owner/cut"), "cut: cannot be loaded"),
+        (("owner/texts", "owner/broken"), "broken: cannot be loaded"),
+        (("owner/texts", "owner/numbers"), "row 0 of column 'prompt' is 1, not a text"),
+        (("owner/texts", "owner/nulls"), "row 1 of column 'prompt' is None, not a text"),
+        (("owner/texts", "owner/empty"), "row 1 of column 'prompt' is empty"),
+        (("max_new_tokens: 8", "max_new_tokens: 40"), "has 48 positions, fewer than the 56"),
+        (("owner/policy}", "owner/policy, lora: {target_modules: [q_proj]}}"), "lora: .*q_proj.* not found"),
         (("owner/policy}", "owner/policy, pad_token: null, tokenizer: no_padding}"), "has no padding token"),
     ],
 )
@@ -136,6 +145,28 @@ def test_loading_error_names_invalid_entry(project, task_file, replacement, mess
 def test_task_file_error_names_line_and_key(task_file, replacement, message):
     with pytest.raises(UserError, match=message):
         make_llm_spec(task_file(replacement), "sppo", 0, device="cpu")
+
+
+def test_offline_task_has_enough_prompts():
+    spec = make_llm_spec("offline", "sppo", 0, device="cpu", overrides={"n_rollouts": 2800})
+    with pytest.raises(UserError, match="has 2000 rows; 2800 are needed"):
+        load_task(spec)
+
+
+@pytest.mark.parametrize(
+    ("algo", "key", "value"),
+    [
+        ("grpo", "gamma", 0.9),
+        ("sgrpo", "vf_coef", 1.0),
+        ("grpo", "min_new_tokens", 2),
+        ("sppo", "num_generations", 4),
+        ("ppo", "loss_type", "grpo"),
+    ],
+)
+def test_hyperparameter_without_effect_on_algorithm_is_rejected(algo, key, value):
+    values = {key: value} | ({"target_coef": 0.0} if "grpo" in algo else {})
+    with pytest.raises(UserError, match=f"{key}: has no effect"):
+        make_llm_spec("offline", algo, 0, overrides=values)
 
 
 def test_unknown_task_and_algorithm_errors_list_known_names():
