@@ -14,7 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from srl.distributions import (
@@ -28,18 +28,30 @@ from srl.spaces import start_of
 _Layer = Callable[[np.ndarray], np.ndarray]
 
 
+#: Methods of a policy that compute what :class:`NumpyActor` computes, and the modules that define them.
+_METHODS = ("extract_features", "_get_action_dist_from_latent", "evaluate_actions")
+_OWN_MODULES = ("srl.policies", "stable_baselines3.common.policies")
+
+
 def can_act_in_numpy(policy: ActorCriticPolicy) -> bool:
-    """Whether :class:`NumpyActor` supports a policy: an MLP on the CPU with tanh or ReLU."""
-    known = (nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU)
-    nets = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
+    """Whether :class:`NumpyActor` supports a policy: an MLP on the CPU without code of the user."""
     return (
         type(policy.observation_space) is spaces.Box
         and not is_image_space(policy.observation_space)
         and type(policy.features_extractor) is FlattenExtractor
-        and all(type(part) in known for net in nets for part in net.modules())
+        and type(policy.mlp_extractor) is MlpExtractor
+        and type(policy.action_net) is type(policy.value_net) is nn.Linear
+        and all(_is_known(part) for part in policy.modules() if part is not policy)
+        and all(getattr(type(policy), name).__module__ in _OWN_MODULES for name in _METHODS)
         and type(policy.action_dist) in _CHOICES
         and policy.device.type == "cpu"
     )
+
+
+def _is_known(part: nn.Module) -> bool:
+    known = (FlattenExtractor, MlpExtractor, nn.Flatten, nn.Sequential, nn.Linear, nn.Tanh, nn.ReLU)
+    has_bias = not isinstance(part, nn.Linear) or part.bias is not None
+    return type(part) in known and has_bias and not (part._forward_hooks or part._forward_pre_hooks)
 
 
 class NumpyActor:

@@ -39,10 +39,14 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
 
     :param buffer: SB3's buffer, filled or not.
     :return: Tensors with ``N = buffer_size * n_envs`` rows, which may share the buffer's memory.
-    :raises NotCompiled: If the buffer's class overrides ``get``.
+    :raises NotCompiled: If the buffer's class overrides how minibatches are made.
     """
-    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
-        raise NotCompiled(f"{type(buffer).__name__} makes minibatches in its own way")
+    for name in ("get", "_get_samples", "to_torch", "swap_and_flatten"):
+        if getattr(type(buffer), name) not in (
+            getattr(RolloutBuffer, name),
+            getattr(DictRolloutBuffer, name),
+        ):
+            raise NotCompiled(f"{type(buffer).__name__} makes minibatches in its own way")
 
     def rows(array: np.ndarray) -> th.Tensor:
         flat = array if buffer.generator_ready else buffer.swap_and_flatten(array)
@@ -342,7 +346,9 @@ def _key(model: SymmetricLossMixin, rollout: RolloutBufferSamples, batch_size: i
     """Everything that the trace depends on and that may change during training."""
     group = model.policy.optimizer.param_groups[0]
     options = {name: value for name, value in group.items() if name not in ("params", "lr", "initial_lr")}
-    return id(model.policy.optimizer), repr(options), model._trace_options(), _shapes(rollout), batch_size
+    is_trained = tuple(parameter.requires_grad for parameter in group["params"])
+    trace = model._trace_options(), _shapes(rollout), batch_size, is_trained
+    return id(model.policy.optimizer), repr(options), *trace
 
 
 def _check(model: SymmetricLossMixin) -> None:
@@ -355,6 +361,10 @@ def _check(model: SymmetricLossMixin) -> None:
     if type(optimizer) not in OPTIMIZERS or len(optimizer.param_groups) > 1:
         raise NotCompiled(f"the optimizer {name} cannot be compiled")
     (group,) = optimizer.param_groups
+    if set(map(id, group["params"])) != set(map(id, policy.parameters())):
+        raise NotCompiled(f"an optimizer of other parameters than those of {type(policy).__name__}")
+    if not all(parameter.requires_grad for parameter in policy.parameters()):
+        raise NotCompiled(f"{type(policy).__name__} has parameters that are not trained")
     off = OPTIMIZERS[type(optimizer)].not_compiled
     options = [option for option in off if group.get(option)]
     if options:

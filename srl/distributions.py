@@ -158,14 +158,14 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         self._logits = action_logits
         # Rows that do not fill a vector of the CPU would be rounded differently, and the result of a row must
         # not depend on the number of rows
-        table = action_logits.t()
+        # Masked choices may have -inf, whose product with probability 0 is no number
+        lowest = -math.sqrt(th.finfo(action_logits.dtype).max)
+        table = action_logits.t().clamp(min=lowest)
         if len(action_logits) == 1:
             table = table.expand(-1, VECTOR)
         elif len(action_logits) % VECTOR:
             table = F.pad(table, (0, -len(action_logits) % VECTOR))
         if self._positions is not None:
-            # Probability 0, and no overflow when a gradient is multiplied with it
-            lowest = -math.sqrt(th.finfo(table.dtype).max)
             padded = table.new_full((self._n_dims * self._largest, table.shape[1]), lowest)
             self._positions = self._positions.to(table.device)
             table = padded.index_copy(0, self._positions, table)

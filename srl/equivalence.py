@@ -55,7 +55,8 @@ def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
     :param sppo_kwargs: Keyword arguments of SPPO's constructor; missing ones have SPPO's defaults.
     :return: Keyword arguments for ``stable_baselines3.PPO``.
     :raises UserError: If no PPO is equivalent: without importance weighting, with transformed or flipped
-        advantages, with ``alpha = beta = 0``, or with an optimizer that depends on the gradient's scale.
+        advantages, with ``alpha = beta = 0``, in bfloat16, or with an optimizer that depends on the
+        gradient's scale.
 
     Example::
 
@@ -67,6 +68,8 @@ def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
             raise UserError(
                 f"{name}={loss[name]!r}: no PPO is equivalent, since this is not a rescaling of its gradient."
             )
+    if sppo_kwargs.get("precision", "float32") != "float32":
+        raise UserError(f"precision={sppo_kwargs['precision']!r}: PPO computes in float32 only.")
     c = policy_coefficient(loss["alpha"], loss["beta"], loss["z"], loss["reverse_loss"])
     if c == 0:
         raise UserError("alpha=0 and beta=0: no PPO is equivalent, since there is no policy loss.")
@@ -83,12 +86,14 @@ def equivalent_ppo_kwargs(**sppo_kwargs: Any) -> dict[str, Any]:
     default_eps = 1e-5 if optimizer_kwargs is None and optimizer is th.optim.Adam else 1e-8
     optimizer_kwargs = dict(optimizer_kwargs or {})
     optimizer_kwargs["eps"] = optimizer_kwargs.get("eps", default_eps) / c
-    if optimizer is not th.optim.AdamW and optimizer_kwargs.get("weight_decay"):
-        # It is added to the gradient, unlike AdamW's
+    is_decoupled = optimizer is th.optim.AdamW or optimizer_kwargs.get("decoupled_weight_decay")
+    if optimizer_kwargs.get("weight_decay") and not is_decoupled:
+        # It is added to the gradient
         optimizer_kwargs["weight_decay"] /= c
     scaled = {
         name: sppo_kwargs.get(name, default) / c
         for name, default in (("vf_coef", 0.5), ("ent_coef", 0.0), ("max_grad_norm", 0.5))
     }
-    others = {name: value for name, value in sppo_kwargs.items() if name not in _DEFAULTS}
+    own = (*_DEFAULTS, "compile_update", "precision")
+    others = {name: value for name, value in sppo_kwargs.items() if name not in own}
     return {**others, **scaled, "policy_kwargs": {**policy_kwargs, "optimizer_kwargs": optimizer_kwargs}}

@@ -35,6 +35,8 @@ def match_wrappers(eval_env: VecEnv, training_env: VecEnv) -> VecEnv:
     :param training_env: The training environment.
     :return: The evaluation environment, wrapped if the outermost wrapper of training is for training only.
     """
+    while type(eval_env) is TrainingOnlyWrapper:
+        eval_env = eval_env.venv  # of an earlier training environment
     if isinstance(training_env, TrainingOnlyWrapper) and not isinstance(eval_env, TrainingOnlyWrapper):
         eval_env = TrainingOnlyWrapper(eval_env)
     if isinstance(training_env, VecEnvWrapper) and isinstance(eval_env, VecEnvWrapper):

@@ -7,6 +7,9 @@ SB3's policies in both directions. MLPs on the CPU sample MultiDiscrete actions 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch as th
 from stable_baselines3.common import policies as sb3
 from stable_baselines3.common.distributions import Distribution
@@ -31,7 +34,9 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     #: on the CPU faster; results differ in the last bits.
     channels_last: bool = False
     _actor: NumpyActor | None = None
-    _actor_address: int | None = None
+    #: Addresses of the parameters that the actor reads.
+    _actor_addresses: list[int] | None = None
+    _actor_is_checked: bool = False
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._has_start = has_start(self.observation_space, self.action_space)
@@ -90,8 +95,9 @@ class PolicyMixin(sb3.ActorCriticPolicy):
         if actor is None:
             return super().forward(obs, deterministic)
         rows = obs.numpy()[None]
-        actions, values, log_probs = actor.act(rows, actor.draws(len(obs))[None])
-        return th.from_numpy(actions[0]), th.from_numpy(values[0])[:, None], th.from_numpy(log_probs[0])
+        found = actor.act(rows, actor.draws(len(obs))[None])
+        actions, values, log_probs = (th.from_numpy(each[0]) for each in found)
+        return actions.reshape(-1, *self.action_space.shape), values[:, None], log_probs  # type: ignore[misc]
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """State values, as in SB3's policy.
@@ -110,15 +116,31 @@ class PolicyMixin(sb3.ActorCriticPolicy):
     def _numpy_actor(self) -> NumpyActor | None:
         if not self.numpy_acting or th.is_grad_enabled():
             return None
-        # The memory of parameters may change, and a copy of the policy has its own parameters
-        address = self.value_net.bias.data_ptr()  # type: ignore[operator, union-attr]
-        if self._actor_address != address:
-            self._actor_address = address
-            self._actor = None
-            if can_act_in_numpy(self):
-                own = {name: parameter.data[None] for name, parameter in self.named_parameters()}
-                self._actor = NumpyActor(self, own)
+        if not self._actor_is_checked:
+            self._actor_is_checked = True
+            # The memory of parameters may change, and a copy of the policy has its own parameters
+            addresses = [parameter.data_ptr() for parameter in self.parameters()]
+            if self._actor_addresses != addresses:
+                self._actor_addresses = addresses
+                self._actor = None
+                if can_act_in_numpy(self):
+                    own = {name: parameter.data[None] for name, parameter in self.named_parameters()}
+                    self._actor = NumpyActor(self, own)
         return self._actor
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch between training and evaluation mode, as in SB3, which does so before each rollout."""
+        super().set_training_mode(mode)
+        self._actor_is_checked = False
+
+    def _apply(self, fn: Callable[[th.Tensor], th.Tensor], recurse: bool = True) -> Any:
+        self._actor_is_checked = False  # parameters move to another device or type
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has its own parameters, and an actor cannot be pickled
+        actor = ("_actor", "_actor_addresses", "_actor_is_checked")
+        return {name: value for name, value in vars(self).items() if name not in actor}
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         try:

@@ -233,6 +233,9 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         if seed is not None:
             self._flip_rng = np.random.default_rng([seed, _FLIP_NOISE_STREAM])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_compiled", "not_compiled"]
 

@@ -1,14 +1,17 @@
 """Acting in NumPy matches the policy, and members of populations act like single policies."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.torch_layers import MlpExtractor
 
 from srl import SPPO
 from srl.acting import NumpyActor, can_act_in_numpy
+from srl.policies import ActorCriticPolicy
 from srl.training.stacked.networks import StackedPolicy
 from tests.test_algorithms import RandomEnv
 
@@ -124,6 +127,101 @@ def test_actor_uses_current_parameters():
         assert float(policy.predict_values(rows)) == values[1]
     # PyTorch computes values with gradients
     assert policy.predict_values(rows).requires_grad
+
+
+class Masked(ActorCriticPolicy):
+    def _get_action_dist_from_latent(self, latent_pi):
+        logits = self.action_net(latent_pi).clone()
+        logits[:, 0] = -1e8
+        return self.action_dist.proba_distribution(action_logits=logits)
+
+
+class Scaled(ActorCriticPolicy):
+    def extract_features(self, obs, features_extractor=None):
+        return super().extract_features(obs * 0.1, features_extractor)
+
+
+class Residual(MlpExtractor):
+    def forward_actor(self, features):
+        return 5 * self.policy_net(features)
+
+
+class WithResidual(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = Residual(self.features_dim, net_arch=[8], activation_fn=th.nn.Tanh)
+
+
+class OwnExtractor(th.nn.Module):
+    latent_dim_pi = latent_dim_vf = 4
+
+    def forward(self, features):
+        return features, features
+
+    def forward_actor(self, features):
+        return features
+
+    def forward_critic(self, features):
+        return features
+
+
+class WithOwnExtractor(ActorCriticPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = OwnExtractor()
+
+
+class TwoLayers(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        self.action_net = th.nn.Sequential(th.nn.Linear(64, 8), th.nn.Linear(8, 6))
+
+
+class WeightNorm(ActorCriticPolicy):
+    def _build(self, lr_schedule):
+        super()._build(lr_schedule)
+        th.nn.utils.weight_norm(self.mlp_extractor.policy_net[0])
+        self.mlp_extractor.policy_net[0].weight_g.data *= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("cls", [Masked, Scaled, WithResidual, WithOwnExtractor, TwoLayers, WeightNorm])
+def test_policy_with_own_code_acts_with_it(cls):
+    env = RandomEnv(spaces.MultiDiscrete([3, 3]))
+    policy = SPPO(cls, env, n_steps=8, batch_size=8, seed=0, device="cpu").policy
+    rows = th.randn(50, 4)
+    with th.no_grad():
+        actions, values, log_probs = policy(rows)
+        their_values, their_log_probs, _ = policy.evaluate_actions(rows, actions)
+    th.testing.assert_close(values, their_values)
+    th.testing.assert_close(log_probs, their_log_probs)
+    assert cls is not Masked or (actions[:, 0] > 0).all()
+
+
+def test_actor_uses_parameters_that_replace_others():
+    policy = make_policy("MultiDiscrete")
+    rows = th.randn(50, 4)
+    with th.no_grad():
+        policy(rows)
+        policy.action_net.weight = th.nn.Parameter(-policy.action_net.weight)
+        policy.set_training_mode(False)
+        actions, _, log_probs = policy(rows)
+        th.testing.assert_close(log_probs, policy.evaluate_actions(rows, actions)[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_box_actions_have_the_shape_of_their_space(shape):
+    policy = SPPO("MlpPolicy", RandomEnv(spaces.Box(-1, 1, shape)), beta=0.0, device="cpu").policy
+    policy.numpy_acting = True
+    with th.no_grad():
+        assert policy(th.zeros(5, 4))[0].shape == (5, *shape)
+
+
+def test_policy_can_be_pickled_after_acting():
+    policy = make_policy("MultiDiscrete")
+    rows = th.zeros(3, 4)
+    with th.no_grad():
+        policy(rows)
+        loaded = pickle.loads(pickle.dumps(policy))
+        assert loaded.predict_values(rows).equal(policy.predict_values(rows))
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from functools import partial
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
 from filelock import FileLock
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
@@ -259,6 +261,15 @@ def test_damaged_library_is_recompiled(cache, tmp_path, monkeypatch):
     assert_same_result(tmp_path / "second", tmp_path / "first")
 
 
+def test_compiled_model_can_be_pickled(cache):
+    model = SPPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", compile_update=True)
+    model.learn(32)
+    assert model._compiled is not None
+    loaded = cloudpickle.loads(cloudpickle.dumps(model))
+    assert loaded._compiled is None
+    assert parameters_of(loaded).equal(parameters_of(model))
+
+
 def test_saved_model_keeps_compile_option(tmp_path):
     for cls in (SPPO, SA2C):
         model = cls("MlpPolicy", "CartPole-v1", device="cpu", compile_update=True)
@@ -288,21 +299,35 @@ def test_runs_train_uncompiled_with_a_note_without_compiler(no_compiler, tmp_pat
     assert RunDirectory(paths[0]).read_spec().compile_update
 
 
+class OwnSamples(RolloutBuffer):
+    def _get_samples(self, batch_inds, env=None):
+        samples = super()._get_samples(batch_inds, env)
+        return samples._replace(returns=samples.returns * 0)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
         (dict(optimizer_class=th.optim.SGD, optimizer_kwargs=dict(momentum=0.9)), "SGD with momentum=0.9"),
         (dict(optimizer_class=th.optim.Adagrad), "Adagrad"),
         ({}, "it draws random numbers"),
+        ("frozen", "parameters that are not trained"),
+        ("buffer", "OwnSamples makes minibatches in its own way"),
+        ("foreign", "an optimizer of other parameters"),
     ],
 )
 def test_reason_for_not_compiling_is_named(kwargs, reason, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    case, kwargs = (kwargs, {}) if isinstance(kwargs, str) else ("", kwargs)
     model = SPPO(
         "MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32, device="cpu", compile_update=True,
-        policy_kwargs=kwargs,
+        policy_kwargs=kwargs, rollout_buffer_class=OwnSamples if case == "buffer" else None,
     )  # fmt: skip
-    if not kwargs:
+    if case == "frozen":
+        model.policy.action_net.requires_grad_(False)
+    elif case == "foreign":
+        model.policy.optimizer.param_groups[0]["params"].append(th.nn.Parameter(th.zeros(1)))
+    elif not case and not kwargs:
         model.policy.mlp_extractor.policy_net.append(th.nn.Dropout(0.5))
     model.policy.set_training_mode(False)
     with pytest.warns(UserWarning, match=f"not compiled: .*{reason}"):

@@ -46,6 +46,23 @@ def test_gradients_match_sb3(sizes):
     th.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("sizes", [[3, 3], [2, 5, 3]])
+def test_masked_choices_match_sb3(sizes):
+    both = []
+    for cls in (BatchedMultiCategoricalDistribution, MultiCategoricalDistribution):
+        logits = th.randn(20, sum(sizes), generator=th.Generator().manual_seed(1)).requires_grad_()
+        mask = th.zeros(sum(sizes))
+        mask[0] = -th.inf
+        distribution = cls(sizes).proba_distribution(logits + mask)
+        actions = th.ones(20, len(sizes), dtype=th.long)
+        log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+        (log_prob.mean() + 0.3 * entropy.mean()).backward()
+        both.append((log_prob, entropy, logits.grad))
+        assert (distribution.sample()[:, 0] > 0).all()
+    for ours, theirs in zip(*both, strict=True):
+        th.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_sample_frequencies_match_probabilities(sizes):
     th.manual_seed(0)

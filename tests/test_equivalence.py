@@ -102,6 +102,14 @@ def test_unscaled_arguments_are_kept_and_defaults_are_filled_in():
     decayed = dict(optimizer_class=th.optim.RMSprop, optimizer_kwargs=dict(weight_decay=0.2))
     options = equivalent_ppo_kwargs(beta=1.5, policy_kwargs=decayed)["policy_kwargs"]["optimizer_kwargs"]
     assert options == {"eps": 5e-9, "weight_decay": 0.1}
+    decoupled = dict(optimizer_kwargs=dict(weight_decay=0.2, decoupled_weight_decay=True))
+    options = equivalent_ppo_kwargs(beta=1.5, policy_kwargs=decoupled)["policy_kwargs"]["optimizer_kwargs"]
+    assert options["weight_decay"] == 0.2
+    # PPO does not have these arguments
+    assert (
+        not {"compile_update", "precision"}
+        & equivalent_ppo_kwargs(compile_update=True, precision="float32").keys()
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,7 @@ def test_unscaled_arguments_are_kept_and_defaults_are_filled_in():
         ({"policy_kwargs": {"optimizer_class": th.optim.SGD}}, "SGD"),
         ({"policy_kwargs": {"optimizer_class": RMSpropTFLike}}, "RMSpropTFLike"),
         ({"z": 1.0}, "z=1.0"),
+        ({"precision": "bf16"}, "precision='bf16'"),
     ],
 )
 def test_settings_without_equivalent_ppo_are_rejected(kwargs, says):

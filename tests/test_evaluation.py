@@ -57,6 +57,12 @@ def layers(venv):
     return names
 
 
+def test_placeholders_are_removed_for_training_without_noise():
+    eval_env = match_wrappers(VecNormalize(games(1)), TRAINING["noise outside"]())
+    assert layers(eval_env)[0] == TrainingOnlyWrapper.__name__
+    assert layers(match_wrappers(eval_env, TRAINING["no noise"]())) == ["VecNormalize", "DummyVecEnv"]
+
+
 def test_wrappers_are_matched_once():
     training = TRAINING["noise twice"]()
     eval_env = VecNormalize(games(1))
