@@ -16,7 +16,7 @@ from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
 from srl.tuning.space import sampled_hyperparams, search_space
 from srl.tuning.tuner import Tuner
-from tests.small_runs import BROKEN, SMALL, small_spec, srl
+from tests.small_runs import BROKEN, SMALL, contents, small_spec, srl
 
 WORDS = [
     *("tune", "--algo", "sppo", "--env", "CartPole-v1", "--n-timesteps", 64, "--n-evaluations", 2),
@@ -85,6 +85,17 @@ def test_trials_that_share_a_shape_form_one_population():
         assert None not in keys
 
 
+@pytest.mark.parametrize("name", ["best.yml", "trials.csv", "history.png", "importances.png"])
+def test_foreign_files_in_the_folder_are_not_replaced(somewhere, name):
+    (somewhere / "mine").mkdir()
+    (somewhere / "mine" / name).write_text("mine")
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "mine")
+    assert outcome.status == 2
+    assert f"mine/{name}: not written by srl" in outcome.err
+    assert contents(somewhere) == before
+
+
 @pytest.mark.slow
 def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(somewhere):
     outcome = srl(*WORDS, "--n-trials", 5)
@@ -125,6 +136,10 @@ def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(some
     refused = srl(*WORDS, "--n-trials", 7, "--seed", 1)
     assert refused.status == 2
     assert "with other settings: seed is 0 there and 1 here" in refused.err
+    best.write_text("# mine\n")
+    edited = srl(*WORDS, "--n-trials", 7)
+    assert edited.status == 2
+    assert "best.yml: not written by srl, or changed since" in edited.err
 
 
 @pytest.mark.slow

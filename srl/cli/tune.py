@@ -76,7 +76,6 @@ def tune(options: Tune, command: str) -> int:
     except ModuleNotFoundError as error:
         raise MissingExtra("srl tune", error, "tune") from None
     from srl.config.spec import make_run_spec, safe_name
-    from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.local import Options as LocalOptions
     from srl.sweep.engines.local import process_context
@@ -131,7 +130,6 @@ def tune(options: Tune, command: str) -> int:
         persistence=persistence,
         command=command,
     )
-    check_writable(out)
     check_run(spec)
     for note in notes:
         console.print(note, markup=False)

@@ -21,15 +21,15 @@ from optuna.trial import Trial, TrialState
 from srl.config.compiling import resolve_compile
 from srl.config.spec import RunSpec
 from srl.errors import UserError
+from srl.report.files import check_files, check_folder, text_writer, write_files
 from srl.rundir.directory import RunDirectory, request_stop
-from srl.rundir.files import write_text
 from srl.sweep.engines import EngineOptions
 from srl.sweep.engines.local import Options as LocalOptions
 from srl.sweep.execution import Persistence, SweepProgress, run_sweep
 from srl.sweep.plan import make_plan, write_plan
 from srl.training.callbacks import eval_interval
 from srl.tuning.division import divide_tasks
-from srl.tuning.results import BEST, TRIALS, best_file, draw_plots, trials_table
+from srl.tuning.results import BEST, PLOTS, TRIALS, best_file, plot_writers, trials_table
 from srl.tuning.space import search_space, trial_spec
 from srl.tuning.study import TrialSampler, TuningOptions, make_pruner, open_storage
 
@@ -93,9 +93,11 @@ class Tuner:
 
         :param tell: Called with the progress of a batch about twice a second.
         :return: The study.
-        :raises UserError: If the folder or the study belongs to something else.
+        :raises UserError: If the folder or the study belongs to something else, or files are in the way.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        check_folder(self.out)
+        check_files(self.out, (BEST, TRIALS, *PLOTS))
         storage = None if self.storage is None else open_storage(self.storage)
         self.out.mkdir(parents=True, exist_ok=True)
         with self._locked_folder():
@@ -265,10 +267,13 @@ class Tuner:
         """Write the best hyperparameters, a table of all trials and Optuna's plots to the folder.
 
         :return: The files; none if no trial is complete.
+        :raises UserError: If srl did not write an existing file, or it was changed since.
         """
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return []
         best = self.study.best_trial
-        write_text(self.out / BEST, best_file(self.base, self.space, best, self.study_name))
-        write_text(self.out / TRIALS, trials_table(self.study, self.space))
-        return [self.out / BEST, self.out / TRIALS, *draw_plots(self.study, self.out)]
+        writers = {
+            BEST: text_writer(best_file(self.base, self.space, best, self.study_name)),
+            TRIALS: text_writer(trials_table(self.study, self.space)),
+        }
+        return write_files(self.out, writers | plot_writers(self.study))
