@@ -15,6 +15,7 @@ from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
 from srl.tuning.space import sampled_hyperparams, search_space
+from srl.tuning.study import open_storage
 from srl.tuning.tuner import Tuner
 from tests.small_runs import BROKEN, SMALL, contents, small_spec, srl
 
@@ -94,6 +95,26 @@ def test_foreign_files_in_the_folder_are_not_replaced(somewhere, name):
     assert outcome.status == 2
     assert f"mine/{name}: not written by srl" in outcome.err
     assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("text", ["mine\n", '{"level": "info"}\n', "[1]", "\n"])
+def test_foreign_log_file_is_refused_as_storage(somewhere, text):
+    (somewhere / "my.log").write_text(text)
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--storage", "my.log")
+    assert outcome.status == 2
+    assert outcome.err == "srl: --storage my.log: contains no study of Optuna. Name another file.\n"
+    assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("start", ["none", "empty", "study"])
+def test_journal_of_optuna_is_accepted_as_storage(somewhere, start):
+    if start == "empty":
+        (somewhere / "my.log").touch()
+    elif start == "study":
+        optuna.create_study(study_name="other", storage=open_storage("my.log"))
+    optuna.create_study(study_name="mine", storage=open_storage("my.log"))
+    assert "mine" in optuna.get_all_study_names(open_storage("my.log"))
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from srl.errors import UserError, nearest
+from srl.rundir.files import read_bytes
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "halving", "hyperband", "none")
@@ -62,10 +65,11 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
     """Open a study's storage.
 
     :param name: A database such as ``sqlite:///tune.db``, or a log file ``NAME.log``.
-    :raises UserError: If it cannot be opened.
+    :raises UserError: If it cannot be opened, or is a file of another program.
     """
     try:
         if name.endswith(".log"):
+            _check_journal(Path(name))
             return JournalStorage(JournalFileBackend(name))
         if "://" not in name:
             raise UserError(
@@ -78,6 +82,20 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
         raise
     except Exception as error:  # of SQLAlchemy, of a database driver, or of the operating system
         raise UserError(f"--storage {name}: cannot be opened: {' '.join(str(error).split())[:300]}") from None
+
+
+def _check_journal(file: Path) -> None:
+    """Check that a log file is new, empty or Optuna's, which appends to it."""
+    try:
+        content = read_bytes(file)
+    except FileNotFoundError:
+        return
+    try:
+        if not content or "op_code" in json.loads(content.partition(b"\n")[0]):
+            return
+    except (ValueError, TypeError):  # no JSON, or a number
+        pass
+    raise UserError(f"--storage {file}: contains no study of Optuna. Name another file.")
 
 
 class TrialSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]
