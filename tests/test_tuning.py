@@ -15,7 +15,7 @@ from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
 from srl.tuning.space import sampled_hyperparams, search_space
-from srl.tuning.study import open_storage
+from srl.tuning.study import open_storage, storage_place
 from srl.tuning.tuner import Tuner
 from tests.small_runs import BROKEN, SMALL, contents, small_spec, srl
 
@@ -115,6 +115,79 @@ def test_journal_of_optuna_is_accepted_as_storage(somewhere, start):
         optuna.create_study(study_name="other", storage=open_storage("my.log"))
     optuna.create_study(study_name="mine", storage=open_storage("my.log"))
     assert "mine" in optuna.get_all_study_names(open_storage("my.log"))
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Interrupts srl tune before the first batch is trained."""
+
+    def train(self, batch, tell):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tuner, "_train", train)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--study-name", "b"],
+            "d belongs to the study 'a' in tune.db, not to 'b' in tune.db. Name another --out.",
+        ),
+        (
+            ["--study-name", "a", "--storage", "sqlite:///x.db"],
+            "d belongs to the study 'a' in tune.db, not to 'a' in {here}/x.db. Name another --out.",
+        ),
+        (
+            ["--study-name", "a", "--seed", 1],
+            "seed is 0 there and 1 here. Name another --study-name and another --out.",
+        ),
+    ],
+)
+def test_folder_of_another_study_is_refused_before_sampling(somewhere, interrupted, words, message):
+    assert srl(*WORDS, "--out", "d", "--study-name", "a").status == 130
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "d", *words)
+    assert outcome.status == 2
+    assert message.format(here=somewhere) in outcome.err
+    assert contents(somewhere) == before
+
+
+def test_folder_of_a_study_is_recognized_when_moved_and_by_its_storage(somewhere, interrupted):
+    assert srl(*WORDS, "--out", "d").status == 130
+    (somewhere / "d").rename(somewhere / "e")
+    assert srl(*WORDS, "--out", "e").status == 130
+    assert srl(*WORDS, "--out", "e", "--storage", "sqlite:///e/tune.db").status == 130
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("sqlite:///d/tune.db", "tune.db"),
+        ("sqlite:////x/tune.db?timeout=9", "/x/tune.db"),
+        ("/x/my.log", "/x/my.log"),
+        ("postgresql://me:secret@host:5432/studies?sslmode=require", "postgresql://host:5432/studies"),
+    ],
+)
+def test_place_of_a_storage_has_no_login(somewhere, name, place):
+    assert storage_place(name, somewhere / "d") == place
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("sweep.json", "{}", "d contains a sweep. Name another --out."),
+        ("tune.lock", "mine", "d/tune.lock: not written by srl tune. Name another --out."),
+    ],
+)
+def test_folder_of_something_else_is_refused(somewhere, name, text, message):
+    (somewhere / "d").mkdir()
+    (somewhere / "d" / name).write_text(text)
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "d")
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert contents(somewhere) == before
 
 
 @pytest.mark.slow

@@ -84,6 +84,16 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
         raise UserError(f"--storage {name}: cannot be opened: {' '.join(str(error).split())[:300]}") from None
 
 
+def storage_place(name: str, out: Path) -> str:
+    """The database or file of a storage, without login and options; files below ``out`` as relative paths."""
+    scheme, _, rest = name.partition("?")[0].partition("://")
+    if not name.endswith(".log") and not scheme.startswith("sqlite"):
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    file = Path(name if name.endswith(".log") else rest[1:]).resolve()
+    folder = out.resolve()
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
 def _check_journal(file: Path) -> None:
     """Check that a log file is new, empty or Optuna's, which appends to it."""
     try:

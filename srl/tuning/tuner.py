@@ -8,6 +8,7 @@ population (:mod:`srl.training.stacked`). Each trial is a run directory.
 from __future__ import annotations
 
 import fcntl
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.report.files import check_files, check_folder, text_writer, write_files
 from srl.rundir.directory import RunDirectory, request_stop
+from srl.rundir.files import read_bytes
+from srl.rundir.plan import PLAN
 from srl.sweep.engines import EngineOptions
 from srl.sweep.engines.local import Options as LocalOptions
 from srl.sweep.execution import Persistence, SweepProgress, run_sweep
@@ -31,7 +34,7 @@ from srl.training.callbacks import eval_interval
 from srl.tuning.division import divide_tasks
 from srl.tuning.results import BEST, PLOTS, TRIALS, best_file, plot_writers, trials_table
 from srl.tuning.space import search_space, trial_spec
-from srl.tuning.study import TrialSampler, TuningOptions, make_pruner, open_storage
+from srl.tuning.study import TrialSampler, TuningOptions, make_pruner, open_storage, storage_place
 
 _LOCK = "tune.lock"
 #: The attribute of a study that holds its settings, and of a trial that names its folder.
@@ -98,10 +101,13 @@ class Tuner:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         check_folder(self.out)
         check_files(self.out, (BEST, TRIALS, *PLOTS))
+        self._check_owner()
         storage = None if self.storage is None else open_storage(self.storage)
         self.out.mkdir(parents=True, exist_ok=True)
         with self._locked_folder():
+            self._check_owner()  # another srl tune may have used the folder since
             self.study = self._open_study(storage or open_storage(f"sqlite:///{self.out / 'tune.db'}"))
+            (self.out / _LOCK).write_text(json.dumps(self._owner()) + "\n", encoding="utf-8")
             while batch := self._unfinished() or self._sample():
                 self._train(batch, tell)
             return self.study
@@ -118,6 +124,29 @@ class Tuner:
                     "give each process the same --storage and --study-name, and its own --out."
                 ) from None
             yield
+
+    def _owner(self) -> dict[str, str]:
+        """The study that uses the folder, for the lock file."""
+        storage = "tune.db" if self.storage is None else storage_place(self.storage, self.out)
+        return {"study": self.study_name, "storage": storage}
+
+    def _check_owner(self) -> None:
+        """Check that the folder does not belong to another study, or to a sweep."""
+        lock, owner = self.out / _LOCK, self._owner()
+        try:
+            there = json.loads(read_bytes(lock) or "null") or owner
+            study, storage = there["study"], there["storage"]
+        except FileNotFoundError:
+            if (self.out / PLAN).exists():
+                raise UserError(f"{self.out} contains a sweep. Name another --out.") from None
+            return
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{lock}: not written by srl tune. Name another --out.") from None
+        if there != owner:
+            raise UserError(
+                f"{self.out} belongs to the study {study!r} in {storage}, not to {self.study_name!r} in "
+                f"{owner['storage']}. Name another --out."
+            )
 
     def _settings(self) -> dict[str, Any]:
         """The settings that all processes of a study must share."""
@@ -157,7 +186,7 @@ class Tuner:
             raise UserError(
                 f"{name} contains a study {self.study_name!r} with other settings: {key} is "
                 f"{there[part].get(key)!r} there and {settings[part].get(key)!r} here. Name another "
-                "--study-name."
+                "--study-name and another --out."
             )
         return study
 
