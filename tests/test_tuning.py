@@ -14,8 +14,9 @@ from srl.config.resolve import resolve_hyperparams
 from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
+from srl.tuning.results import trials_table
 from srl.tuning.space import sampled_hyperparams, search_space
-from srl.tuning.study import open_storage, storage_place
+from srl.tuning.study import TuningOptions, open_storage, storage_place
 from srl.tuning.tuner import Tuner
 from tests.small_runs import BROKEN, SMALL, contents, small_spec, srl
 
@@ -188,6 +189,42 @@ def test_folder_of_something_else_is_refused(somewhere, name, text, message):
     assert outcome.status == 2
     assert message in outcome.err
     assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///shared.db", "shared.log"])
+def test_processes_that_sample_at_once_share_the_number_of_trials(somewhere, storage):
+    def tuner(name, n_trials):
+        options = TuningOptions(n_trials=n_trials, batch=4, share=2, n_evaluations=1)
+        tuner = Tuner(small_spec(), options, somewhere / name, "race", storage=storage)
+        tuner.study = tuner._open_study(open_storage(storage))
+        return tuner
+
+    one, two = tuner("one", 4), tuner("two", 4)
+    ask, batches = one.study.ask, []
+
+    def ask_after_the_other():
+        if not batches:
+            batches.append(two._sample())
+        return ask()
+
+    one.study.ask = ask_after_the_other
+    batches.append(one._sample())
+    assert [len(batch) for batch in batches] == [4, 0]
+    assert [trial.state.name for trial in one.study.trials] == ["RUNNING"] * 4 + ["WAITING"]
+    assert len(trials_table(one.study, one.space).splitlines()) == 1 + 4
+    # The trial that was too many is sampled when it is needed
+    assert [each.trial.number for each in tuner("one", 6)._sample()] == [4, 5]
+    alone = tuner("one", 6)
+    assert all(set(trial.params) == {each.name for each in alone.space} for trial in alone.study.trials)
+    assert alone._sample() == []
+
+
+def test_process_without_a_trial_left_succeeds_while_others_train(somewhere, interrupted):
+    words = [*WORDS, "--storage", f"sqlite:///{somewhere / 'shared.db'}", "--n-trials", 2]
+    assert srl(*words, "--out", "one").status == 130
+    outcome = srl(*words, "--out", "two")
+    assert outcome.status == 0, outcome.err
+    assert "No trial is complete yet; 2 trials of other processes are running." in outcome.out
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ class Tune:
 def tune(options: Tune, command: str) -> int:
     """Run ``srl tune``; return the exit status."""
     try:
+        from srl.tuning.results import sampled_trials
         from srl.tuning.study import TuningOptions
         from srl.tuning.tuner import Tuner
     except ModuleNotFoundError as error:
@@ -137,12 +138,20 @@ def tune(options: Tune, command: str) -> int:
         tuner.say = display.say
         study = tuner.run(display.update)
     files = tuner.write_results()
+    n_running = sum(trial.state.name == "RUNNING" for trial in study.trials)
+    if not files and n_running:
+        console.print(
+            f"No trial is complete yet; {n_running} trials of other processes are running. When they are "
+            "finished, rerun the command to write the results.",
+            soft_wrap=True,
+        )
+        return 0
     if not files:
         print("srl: no trial is complete, so there are no best hyperparameters.", file=sys.stderr)
         return FAILED
     best = study.best_trial
     console.print(
-        f"Best of {len(study.trials)} trials: number {best.number}, mean return {best.value:.1f}. "
+        f"Best of {len(sampled_trials(study))} trials: number {best.number}, mean return {best.value:.1f}. "
         f"Written: {', '.join(map(str, files))}",
         markup=False,
         soft_wrap=True,

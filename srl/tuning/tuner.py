@@ -217,7 +217,13 @@ class Tuner:
             if index % self.options.share == 0:
                 shape = {}
             self.study.sampler = TrialSampler(self.options, shape)
-            trial = self.study.ask({each.name: each.distribution for each in self.space})
+            trial = self.study.ask()
+            if trial.number >= self.options.n_trials:
+                # Other processes have sampled since; a larger --n-trials takes it from Optuna's queue
+                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                break
+            for each in self.space:
+                trial._suggest(each.name, each.distribution)
             trial.set_user_attr(_FOLDER, str(self.out.resolve()))
             batch.append(self._trial_run(trial))
             shape = {each.name: trial.params[each.name] for each in self.space if each.is_shape}
