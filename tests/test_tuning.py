@@ -367,6 +367,16 @@ def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
     assert list(somewhere.iterdir()) == []
 
 
+def test_algorithm_of_another_package_is_rejected(somewhere):
+    outcome = srl("tune", "--algo", "stable_baselines3:DQN", "--env", "CartPole-v1")
+    assert outcome.status == 2
+    assert outcome.err == (
+        "srl: srl tune has no search space for stable_baselines3:DQN. It tunes a2c, ppo, sa2c and sppo, also "
+        "with discretized actions.\n"
+    )
+    assert list(somewhere.iterdir()) == []
+
+
 def test_too_many_evaluations_for_the_steps_are_rejected(somewhere):
     given = [str(word) for word in WORDS]
     given[given.index("--n-evaluations") + 1] = "65"
