@@ -71,8 +71,7 @@ class Tune:
 def tune(options: Tune, command: str) -> int:
     """Run ``srl tune``; return the exit status."""
     try:
-        from srl.tuning.results import sampled_trials
-        from srl.tuning.study import TuningOptions
+        from srl.tuning.study import TuningOptions, counted_trials
         from srl.tuning.tuner import Tuner
     except ModuleNotFoundError as error:
         raise MissingExtra("srl tune", error, "tune") from None
@@ -151,7 +150,7 @@ def tune(options: Tune, command: str) -> int:
         return FAILED
     best = study.best_trial
     console.print(
-        f"Best of {len(sampled_trials(study))} trials: number {best.number}, mean return {best.value:.1f}. "
+        f"Best of {len(counted_trials(study))} trials: number {best.number}, mean return {best.value:.1f}. "
         f"Written: {', '.join(map(str, files))}",
         markup=False,
         soft_wrap=True,

@@ -10,12 +10,13 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from srl.config.resolve import check_hyperparams, of_algorithm
 from srl.config.spec import RunSpec
 from srl.report.files import Writer, bytes_writer
 from srl.tuning.space import Parameter, trial_spec
+from srl.tuning.study import counted_trials
 
 #: Names of the files that tuning writes next to the trials' run directories.
 BEST, TRIALS = "best.yml", "trials.csv"
@@ -42,18 +43,13 @@ def best_file(base: RunSpec, space: Sequence[Parameter], best: FrozenTrial, stud
     return comment + yaml.safe_dump({spec.env: entry}, sort_keys=False)
 
 
-def sampled_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials of a study without those that are queued."""
-    return [each for each in study.get_trials(deepcopy=False) if each.state != TrialState.WAITING]
-
-
 def trials_table(study: optuna.Study, space: Sequence[Parameter]) -> str:
     """Return all trials as CSV: number, state, value, evaluations and hyperparameters."""
     names = [parameter.target for parameter in space]
     text = io.StringIO()
     writer = csv.DictWriter(text, ["trial", "state", "value", "evaluations", *names], lineterminator="\n")
     writer.writeheader()
-    for trial in sampled_trials(study):
+    for trial in counted_trials(study):
         row = {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
         evaluations = [value for _, value in sorted(trial.intermediate_values.items())]
         hyperparams = {

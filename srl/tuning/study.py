@@ -14,13 +14,15 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from srl.errors import UserError, nearest
 from srl.rundir.files import read_bytes
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "halving", "hyperband", "none")
+#: The attribute of a trial that parallel processes sampled beyond ``--n-trials``. It is not trained.
+SURPLUS = "srl_surplus"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,15 @@ def _check_journal(file: Path) -> None:
     except (ValueError, TypeError):  # no JSON, or a number
         pass
     raise UserError(f"--storage {file}: contains no study of Optuna. Name another file.")
+
+
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count for ``--n-trials``: not queued, and not :data:`SURPLUS`."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.WAITING and SURPLUS not in trial.user_attrs
+    ]
 
 
 class TrialSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]

@@ -34,7 +34,15 @@ from srl.training.callbacks import eval_interval
 from srl.tuning.division import divide_tasks
 from srl.tuning.results import BEST, PLOTS, TRIALS, best_file, plot_writers, trials_table
 from srl.tuning.space import search_space, trial_spec
-from srl.tuning.study import TrialSampler, TuningOptions, make_pruner, open_storage, storage_place
+from srl.tuning.study import (
+    SURPLUS,
+    TrialSampler,
+    TuningOptions,
+    counted_trials,
+    make_pruner,
+    open_storage,
+    storage_place,
+)
 
 _LOCK = "tune.lock"
 #: The attribute of a study that holds its settings, and of a trial that names its folder.
@@ -209,8 +217,7 @@ class Tuner:
 
     def _sample(self) -> list[TrialRun]:
         """Sample the next batch; empty if the study has all its trials."""
-        n_waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        left = self.options.n_trials - len(self.study.get_trials(deepcopy=False)) + n_waiting
+        left = self.options.n_trials - len(counted_trials(self.study))
         batch = []
         shape: dict[str, Any] = {}
         for index in range(min(left, self.options.batch)):
@@ -218,9 +225,10 @@ class Tuner:
                 shape = {}
             self.study.sampler = TrialSampler(self.options, shape)
             trial = self.study.ask()
-            if trial.number >= self.options.n_trials:
-                # Other processes have sampled since; a larger --n-trials takes it from Optuna's queue
-                self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            n_before = sum(each.number < trial.number for each in counted_trials(self.study))
+            if n_before >= self.options.n_trials:  # other processes have sampled since
+                trial.set_user_attr(SURPLUS, True)
+                self.study.tell(trial, state=TrialState.FAIL)
                 break
             for each in self.space:
                 trial._suggest(each.name, each.distribution)
