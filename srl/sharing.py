@@ -35,6 +35,7 @@ from srl.rundir.names import (
     BEST_VECNORMALIZE,
     EVALUATIONS,
     FINAL_STATE,
+    LANGUAGE_MODEL,
     MODEL,
     MONITOR,
     PROGRESS,
@@ -50,7 +51,7 @@ RUN, CARD, RESULTS, VIDEO, NORMALIZE = "run", "README.md", "results.json", "repl
 
 def model_name(spec: RunSpec) -> str:
     """Return a model's name, as ``huggingface_sb3.ModelName``."""
-    return f"{spec.algo}-{spec.env.replace('/', '-').replace(':', '-')}"
+    return f"{spec.algo}-{spec.env.replace('/', '-')}".replace(":", "-")
 
 
 def check_repo(repo: str) -> None:
@@ -72,12 +73,17 @@ def check_repo(repo: str) -> None:
 def finished_run(path: Path) -> tuple[RunDirectory, RunSpec]:
     """Return a finished run and its spec.
 
-    :raises UserError: If there is none, or its results are damaged.
+    :raises UserError: If there is none, it is that of a language model, or its results are damaged.
     """
     directory = RunDirectory(path)
     spec = directory.read_spec()
     if spec is None:
         raise UserError(f"{path}: there is no run.")
+    if spec.algorithm.on_language_models:
+        raise UserError(
+            f"{path}: a run of a language model, which srl push does not publish. Publish its model with "
+            f"hf upload OWNER/NAME {path / LANGUAGE_MODEL}"
+        )
     damage = directory.damage()
     if damage:
         raise UserError(damage[0])
@@ -161,8 +167,12 @@ def model_card(
         ],
     )
     values = spec.hyperparams.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-    hyperparams = yaml.safe_dump(of_algorithm(spec.algorithm, values), sort_keys=False)
-    cls = {"a2c": "SA2C", "ppo": "SPPO"}[spec.algorithm.family]
+    if spec.algorithm.is_own:
+        module, _, cls = spec.algo.partition(":")
+    else:
+        values = of_algorithm(spec.algorithm, values)
+        module, cls = "srl", {"a2c": "SA2C", "ppo": "SPPO"}[spec.algorithm.family]
+    hyperparams = yaml.safe_dump(values, sort_keys=False)
     packages = ", ".join(
         f"{name} {version}" for name, version in (versions.get("packages") or {}).items() if version
     )
@@ -202,7 +212,7 @@ srl pull {repo}
 ```python
 # With TRUST_REMOTE_CODE=True in the environment: loading a model executes code in it
 from huggingface_sb3 import load_from_hub
-from srl import {cls}
+from {module} import {cls}
 
 model = {cls}.load(load_from_hub("{repo}", "{model_name(spec)}.zip"))
 ```

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 import yaml
+from stable_baselines3 import DQN
 
 from srl import SPPO
 from srl.rundir.directory import RunDirectory
@@ -166,6 +167,38 @@ def test_dry_run_writes_model_card_and_files_for_huggingface_sb3(run, somewhere)
     assert results["mean_reward"] == returns.mean()
 
 
+def test_run_with_algorithm_of_another_package_is_published(server, somewhere):
+    words = (
+        "--algo",
+        "stable_baselines3:DQN",
+        "--env",
+        "CartPole-v1",
+        "--timesteps",
+        64,
+        "--eval-episodes",
+        1,
+    )
+    trained = srl("train", *words, "--hyperparams", "learning_rate=0.01", "n_envs=1", "--out", "dqn")
+    assert trained.status == 0, trained.err
+    outcome = srl("push", "dqn", REPO, "--dry-run", "files")
+    assert outcome.status == 0, outcome.err
+    name = "stable_baselines3-DQN-CartPole-v1.zip"
+    assert not any(":" in file for file in contents(somewhere / "files"))
+    assert DQN.load(somewhere / "files" / name).learning_rate == 0.01
+    card = (somewhere / "files" / "README.md").read_text()
+    for text in (
+        "from stable_baselines3 import DQN\n",
+        f'DQN.load(load_from_hub("{REPO}", "{name}"))',
+        "learning_rate: 0.01",
+    ):
+        assert text in card
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "stable_baselines3:DQN"
+    assert srl("push", "dqn", REPO).status == 0
+    pulled = srl("pull", REPO, "--out", "pulled")
+    assert pulled.status == 0, pulled.err
+    assert (somewhere / "pulled" / MODEL).read_bytes() == (somewhere / "dqn" / MODEL).read_bytes()
+
+
 def test_pushed_and_pulled_run_is_unchanged(run, server, somewhere, monkeypatch):
     outcome = srl("push", run, REPO)
     assert outcome.status == 0, outcome.err
@@ -226,12 +259,18 @@ def test_mistake_exits_2_and_writes_nothing(run, somewhere, monkeypatch, tmp_pat
     shutil.copytree(run, unfinished)
     (unfinished / MODEL).unlink()
     (tmp_path / "there").mkdir()
+    language_model = tmp_path / "llm"
+    language_model.mkdir()
+    llm = {"algo": "llm-sppo", "env": "offline", "seed": 0, "n_timesteps": 112}
+    llm["hyperparams"] = {name: {"path": "offline"} for name in ("model", "data", "reward", "judge")}
+    (language_model / SPEC).write_text(json.dumps(llm))
     for words, message in [
         (["push", run, REPO], "There is no login to the Hugging Face Hub."),
         (["push", run, "nothing"], "REPO must be OWNER/NAME"),
         (["push", run, "a/b/c"], "REPO must be OWNER/NAME"),
         (["push", tmp_path / "none", REPO], "there is no run."),
         (["push", unfinished, REPO, "--dry-run", "files"], "model.zip: missing."),
+        (["push", language_model, REPO, "--dry-run", "files"], "a run of a language model"),
         (["push", run, REPO, "--dry-run", tmp_path / "there"], "exists. Name a new folder."),
         (["push", run, REPO, "--video", "none.mp4", "--dry-run", "x"], "must be an MP4 file."),
         (["pull", "nothing"], "REPO must be OWNER/NAME"),

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -196,16 +197,20 @@ class Failing:
 
     def __init__(self, method):
         self.fails = method
-        self.rows, self.finished = [], []
+        self.created, self.rows, self.finished = [], [], []
 
     def _may_fail(self, method):
         if method == self.fails:
             self.fails = ""
             raise ConnectionError("no network")
 
-    def start(self, sent, spec, group, is_new):
-        self._may_fail("start")
+    def create(self, sent, spec, group):
+        self._may_fail("create")
+        self.created.append(sent.id)
         return sent.id
+
+    def start(self, sent, spec, group):
+        self._may_fail("start")
 
     def log(self, run_id, rows):
         self._may_fail("log")
@@ -216,7 +221,7 @@ class Failing:
         self.finished.append((state, [file.name for file in files]))
 
 
-@pytest.mark.parametrize("method", ["start", "log", "finish"])
+@pytest.mark.parametrize("method", ["create", "start", "log", "finish"])
 def test_failed_uploads_are_reported_and_sent_later(somewhere, method):
     assert srl(*TRAIN, "--out", "run").status == 0
     service = Failing(method)
@@ -225,11 +230,74 @@ def test_failed_uploads_are_reported_and_sent_later(somewhere, method):
     assert problem.endswith("run: ConnectionError: no network")
     assert follower.send_new(last=True) == []
     assert [step for step, values in service.rows if "eval/mean_reward" in values] == [32, 64, 96, 128]
+    assert len(service.created) == 1
     assert service.finished == [("done", [MODEL, "versions.json"])]
     # A later process finds that everything was sent
     later = Failing("")
     assert Follower("wandb", "mine", [somewhere / "run"], later).send_new(last=True) == []
-    assert later.rows == later.finished == []
+    assert later.created == later.rows == later.finished == []
+
+
+@pytest.fixture
+def progress(somewhere, monkeypatch):
+    """A function that sets the number of lines and the state of the run ``run``."""
+    assert srl(*TRAIN, "--out", "run").status == 0
+    lines = (somewhere / "run" / PROGRESS).read_text().splitlines(True)
+    read_status = RunDirectory.read_status
+
+    def set_progress(n_rows, state="running"):
+        (somewhere / "run" / PROGRESS).write_text("".join(lines[: n_rows + 1]))
+        monkeypatch.setattr(RunDirectory, "read_status", lambda self: replace(read_status(self), state=state))
+        return len(lines) - 1
+
+    return set_progress
+
+
+def test_each_row_is_sent_once_by_processes_that_track_one_folder(somewhere, progress):
+    one, two, other = Failing(""), Failing(""), Failing("")
+    paths = [somewhere / "run"]
+    first, second = (Follower("mlflow", "mine", paths, service) for service in (one, two))
+    n_rows = progress(1)
+    assert first.send_new() == second.send_new() == []
+    progress(2)
+    assert first.send_new() == second.send_new() == []
+    assert (len(one.rows), two.created, two.rows) == (2, [], [])
+    (problem,) = Follower("mlflow", "yours", paths, other).send_new(last=True)
+    assert problem.endswith("run: RuntimeError: another process tracks this run")
+    # The second process continues when the first one ends
+    assert first.send_new(last=True) == []
+    progress(n_rows, "done")
+    assert second.send_new(last=True) == []
+    assert len(one.rows + two.rows) == n_rows
+    assert (len(one.created), two.created) == (1, [])
+    assert [state for state, _ in one.finished + two.finished] == ["running", "done"]
+    third = Follower("mlflow", "mine", paths, other)
+    assert third.send_new(last=True) == other.rows == other.finished == []
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_failing_start_creates_one_run_in_mlflow(somewhere, monkeypatch):
+    from mlflow import MlflowClient
+
+    from srl.tracking.backends import MlflowBackend
+
+    assert srl(*TRAIN, "--out", "run").status == 0
+    log_batch, failures = MlflowClient.log_batch, iter([OSError("503")] * 2)
+
+    def fail_twice(self, *arguments, **options):
+        for failure in failures:
+            raise failure
+        return log_batch(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", fail_twice)
+    backend = MlflowBackend("mine")
+    follower = Follower("mlflow", "mine", [somewhere / "run"], backend)
+    assert len(follower.send_new() + follower.send_new()) == 2
+    assert follower.send_new(last=True) == []
+    client = MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == "0"
 
 
 @pytest.mark.parametrize(

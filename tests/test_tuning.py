@@ -14,9 +14,11 @@ from srl.config.resolve import resolve_hyperparams
 from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
+from srl.tuning.results import trials_table
 from srl.tuning.space import sampled_hyperparams, search_space
+from srl.tuning.study import TuningOptions, open_storage, storage_place
 from srl.tuning.tuner import Tuner
-from tests.small_runs import BROKEN, SMALL, small_spec, srl
+from tests.small_runs import BROKEN, SMALL, contents, small_spec, srl
 
 WORDS = [
     *("tune", "--algo", "sppo", "--env", "CartPole-v1", "--n-timesteps", 64, "--n-evaluations", 2),
@@ -85,6 +87,144 @@ def test_trials_that_share_a_shape_form_one_population():
         assert None not in keys
 
 
+@pytest.mark.parametrize("name", ["best.yml", "trials.csv", "history.png", "importances.png"])
+def test_foreign_files_in_the_folder_are_not_replaced(somewhere, name):
+    (somewhere / "mine").mkdir()
+    (somewhere / "mine" / name).write_text("mine")
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "mine")
+    assert outcome.status == 2
+    assert f"mine/{name}: not written by srl" in outcome.err
+    assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("text", ["mine\n", '{"level": "info"}\n', "[1]", "\n"])
+def test_foreign_log_file_is_refused_as_storage(somewhere, text):
+    (somewhere / "my.log").write_text(text)
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--storage", "my.log")
+    assert outcome.status == 2
+    assert outcome.err == "srl: --storage my.log: contains no study of Optuna. Name another file.\n"
+    assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("start", ["none", "empty", "study"])
+def test_journal_of_optuna_is_accepted_as_storage(somewhere, start):
+    if start == "empty":
+        (somewhere / "my.log").touch()
+    elif start == "study":
+        optuna.create_study(study_name="other", storage=open_storage("my.log"))
+    optuna.create_study(study_name="mine", storage=open_storage("my.log"))
+    assert "mine" in optuna.get_all_study_names(open_storage("my.log"))
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Interrupts srl tune before the first batch is trained."""
+
+    def train(self, batch, tell):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tuner, "_train", train)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--study-name", "b"],
+            "d belongs to the study 'a' in tune.db, not to 'b' in tune.db. Name another --out.",
+        ),
+        (
+            ["--study-name", "a", "--storage", "sqlite:///x.db"],
+            "d belongs to the study 'a' in tune.db, not to 'a' in {here}/x.db. Name another --out.",
+        ),
+        (
+            ["--study-name", "a", "--seed", 1],
+            "seed is 0 there and 1 here. Name another --study-name and another --out.",
+        ),
+    ],
+)
+def test_folder_of_another_study_is_refused_before_sampling(somewhere, interrupted, words, message):
+    assert srl(*WORDS, "--out", "d", "--study-name", "a").status == 130
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "d", *words)
+    assert outcome.status == 2
+    assert message.format(here=somewhere) in outcome.err
+    assert contents(somewhere) == before
+
+
+def test_folder_of_a_study_is_recognized_when_moved_and_by_its_storage(somewhere, interrupted):
+    assert srl(*WORDS, "--out", "d").status == 130
+    (somewhere / "d").rename(somewhere / "e")
+    assert srl(*WORDS, "--out", "e").status == 130
+    assert srl(*WORDS, "--out", "e", "--storage", "sqlite:///e/tune.db").status == 130
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("sqlite:///d/tune.db", "tune.db"),
+        ("sqlite:////x/tune.db?timeout=9", "/x/tune.db"),
+        ("/x/my.log", "/x/my.log"),
+        ("postgresql://me:secret@host:5432/studies?sslmode=require", "postgresql://host:5432/studies"),
+    ],
+)
+def test_place_of_a_storage_has_no_login(somewhere, name, place):
+    assert storage_place(name, somewhere / "d") == place
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("sweep.json", "{}", "d contains a sweep. Name another --out."),
+        ("tune.lock", "mine", "d/tune.lock: not written by srl tune. Name another --out."),
+    ],
+)
+def test_folder_of_something_else_is_refused(somewhere, name, text, message):
+    (somewhere / "d").mkdir()
+    (somewhere / "d" / name).write_text(text)
+    before = contents(somewhere)
+    outcome = srl(*WORDS, "--out", "d")
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert contents(somewhere) == before
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///shared.db", "shared.log"])
+def test_processes_that_sample_at_once_share_the_number_of_trials(somewhere, storage):
+    def tuner(name, n_trials):
+        options = TuningOptions(n_trials=n_trials, batch=4, share=2, n_evaluations=1)
+        tuner = Tuner(small_spec(), options, somewhere / name, "race", storage=storage)
+        tuner.study = tuner._open_study(open_storage(storage))
+        return tuner
+
+    one, two = tuner("one", 4), tuner("two", 4)
+    ask, batches = one.study.ask, []
+
+    def ask_after_the_other():
+        if not batches:
+            batches.append(two._sample())
+        return ask()
+
+    one.study.ask = ask_after_the_other
+    batches.append(one._sample())
+    assert [len(batch) for batch in batches] == [4, 0]
+    assert [trial.state.name for trial in one.study.trials] == ["RUNNING"] * 4 + ["FAIL"]
+    assert len(trials_table(one.study, one.space).splitlines()) == 1 + 4
+    # The surplus trial does not count when the study is extended
+    assert [each.trial.number for each in tuner("one", 6)._sample()] == [5, 6]
+    assert tuner("one", 6)._sample() == []
+
+
+def test_process_without_a_trial_left_succeeds_while_others_train(somewhere, interrupted):
+    words = [*WORDS, "--storage", f"sqlite:///{somewhere / 'shared.db'}", "--n-trials", 2]
+    assert srl(*words, "--out", "one").status == 130
+    outcome = srl(*words, "--out", "two")
+    assert outcome.status == 0, outcome.err
+    assert "No trial is complete yet; 2 trials of other processes are running." in outcome.out
+
+
 @pytest.mark.slow
 def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(somewhere):
     outcome = srl(*WORDS, "--n-trials", 5)
@@ -125,6 +265,10 @@ def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(some
     refused = srl(*WORDS, "--n-trials", 7, "--seed", 1)
     assert refused.status == 2
     assert "with other settings: seed is 0 there and 1 here" in refused.err
+    best.write_text("# mine\n")
+    edited = srl(*WORDS, "--n-trials", 7)
+    assert edited.status == 2
+    assert "best.yml: not written by srl, or changed since" in edited.err
 
 
 @pytest.mark.slow
@@ -218,6 +362,16 @@ def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
     outcome = srl(*given, *words)
     assert outcome.status == 2
     assert message in " ".join((outcome.err + outcome.out).split())
+    assert list(somewhere.iterdir()) == []
+
+
+def test_algorithm_of_another_package_is_rejected(somewhere):
+    outcome = srl("tune", "--algo", "stable_baselines3:DQN", "--env", "CartPole-v1")
+    assert outcome.status == 2
+    assert outcome.err == (
+        "srl: srl tune has no search space for stable_baselines3:DQN. It tunes a2c, ppo, sa2c and sppo, also "
+        "with discretized actions.\n"
+    )
     assert list(somewhere.iterdir()) == []
 
 

@@ -71,12 +71,11 @@ class Tune:
 def tune(options: Tune, command: str) -> int:
     """Run ``srl tune``; return the exit status."""
     try:
-        from srl.tuning.study import TuningOptions
+        from srl.tuning.study import TuningOptions, counted_trials
         from srl.tuning.tuner import Tuner
     except ModuleNotFoundError as error:
         raise MissingExtra("srl tune", error, "tune") from None
     from srl.config.spec import make_run_spec, safe_name
-    from srl.rundir.files import check_writable
     from srl.sweep.display import SweepDisplay
     from srl.sweep.engines.local import Options as LocalOptions
     from srl.sweep.engines.local import process_context
@@ -131,7 +130,6 @@ def tune(options: Tune, command: str) -> int:
         persistence=persistence,
         command=command,
     )
-    check_writable(out)
     check_run(spec)
     for note in notes:
         console.print(note, markup=False)
@@ -139,12 +137,20 @@ def tune(options: Tune, command: str) -> int:
         tuner.say = display.say
         study = tuner.run(display.update)
     files = tuner.write_results()
+    n_running = sum(trial.state.name == "RUNNING" for trial in study.trials)
+    if not files and n_running:
+        console.print(
+            f"No trial is complete yet; {n_running} trials of other processes are running. When they are "
+            "finished, rerun the command to write the results.",
+            soft_wrap=True,
+        )
+        return 0
     if not files:
         print("srl: no trial is complete, so there are no best hyperparameters.", file=sys.stderr)
         return FAILED
     best = study.best_trial
     console.print(
-        f"Best of {len(study.trials)} trials: number {best.number}, mean return {best.value:.1f}. "
+        f"Best of {len(counted_trials(study))} trials: number {best.number}, mean return {best.value:.1f}. "
         f"Written: {', '.join(map(str, files))}",
         markup=False,
         soft_wrap=True,

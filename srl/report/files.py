@@ -1,4 +1,4 @@
-"""Write the files of a report, which replace only files of earlier reports.
+"""Write the files of a report or a study, which replace only files of earlier ones.
 
 The output folder has a record, ``.srl-report.json``, of the files that srl wrote there, with their SHA-256. A
 file that is not in the record, or has changed since, belongs to the user. While files are replaced, the
@@ -81,7 +81,7 @@ def _refuse(out: Path, foreign: Iterable[str]) -> None:
         more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
         raise UserError(
             f"{', '.join(shown[:3])}{more}: not written by srl, or changed since. Move away what you want to "
-            "keep, or write the report to another folder with --out; nothing was written."
+            "keep, or name another folder with --out; nothing was written."
         )
 
 

@@ -16,6 +16,7 @@
 | ``output.log`` | what a sweep's run printed |
 | ``model/``, ``samples.json`` | a language model in place of ``model.zip``, and texts before and after |
 | ``tracking.json`` | what was sent to a tracking service, see :mod:`srl.tracking` |
+| ``tracking-SERVICE.lock`` | locked by the process that sends the run |
 | ``stop.txt`` | why the run was told to stop early, as a pruned trial of ``srl tune`` |
 
 ``evaluations.npz`` also has ``successes`` if an episode reported ``is_success``, and

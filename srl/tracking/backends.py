@@ -42,11 +42,15 @@ class Sent:
 class Backend(Protocol):
     """A tracking service. An id identifies each run."""
 
-    def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
-        """Open a tracked run, a new one or an existing one to continue.
+    def create(self, sent: Sent, spec: RunSpec, group: str) -> str:
+        """Create a tracked run, unless the service does that when it is opened.
 
         :return: Its id from now on.
         """
+        ...
+
+    def start(self, sent: Sent, spec: RunSpec, group: str) -> None:
+        """Open a tracked run, a new one or an existing one to continue. May be called again if it fails."""
         ...
 
     def log(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -73,7 +77,10 @@ class WandbBackend:
         if wandb.setup().settings.mode in ("online", "shared") and not wandb.login():
             raise RuntimeError("no API key; run `wandb login`, or set WANDB_MODE=offline")
 
-    def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
+    def create(self, sent: Sent, spec: RunSpec, group: str) -> str:
+        return sent.id
+
+    def start(self, sent: Sent, spec: RunSpec, group: str) -> None:
         run = self._module.init(
             project=self._project,
             group=group,
@@ -88,7 +95,6 @@ class WandbBackend:
         )
         run.define_metric("*", step_metric=STEP_COLUMN)
         self._runs[sent.id] = run
-        return sent.id
 
     def log(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         for step, values in rows:
@@ -118,20 +124,20 @@ class MlflowBackend:
         found = self._client.get_experiment_by_name(project)
         self._experiment = found.experiment_id if found else self._client.create_experiment(project)
 
-    def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
+    def create(self, sent: Sent, spec: RunSpec, group: str) -> str:
+        tags = {"group": group, "srl.path": spec.path}
+        run = self._client.create_run(self._experiment, run_name=spec.path, tags=tags)
+        return str(run.info.run_id)
+
+    def start(self, sent: Sent, spec: RunSpec, group: str) -> None:
         from mlflow.entities import Param
 
-        run_id = sent.id
-        if is_new:
-            tags = {"group": group, "srl.path": spec.path}
-            run_id = self._client.create_run(self._experiment, run_name=spec.path, tags=tags).info.run_id
         params = [
             Param(name, json.dumps(value)) for name, value in flatten(spec.model_dump(mode="json")).items()
         ]
         for first in range(0, len(params), 100):  # the most that one call takes
-            self._client.log_batch(run_id, params=params[first : first + 100])
-        self._client.update_run(run_id, status="RUNNING")
-        return run_id
+            self._client.log_batch(sent.id, params=params[first : first + 100])
+        self._client.update_run(sent.id, status="RUNNING")
 
     def log(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         from mlflow.entities import Metric
@@ -162,7 +168,7 @@ class TrackioBackend(WandbBackend):
             if get_token() is None:
                 raise RuntimeError("no token for the Space of TRACKIO_SPACE_ID; run `hf auth login`")
 
-    def start(self, sent: Sent, spec: RunSpec, group: str, is_new: bool) -> str:
+    def start(self, sent: Sent, spec: RunSpec, group: str) -> None:
         # Trackio continues runs by name; the id distinguishes runs of one path in different folders
         self._runs[sent.id] = self._module.init(
             project=self._project,
@@ -174,7 +180,6 @@ class TrackioBackend(WandbBackend):
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        return sent.id
 
     def log(self, run_id: str, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         for step, values in rows:

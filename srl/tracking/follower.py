@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import math
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class Follower:
     backend: Backend
     #: Open tracked runs by folder.
     _open: dict[Path, Sent] = field(default_factory=dict)
+    #: Their locks: one process sends a run to a service.
+    _locks: dict[Path, ExitStack] = field(default_factory=dict)
     #: Modification time and size of the ``progress.csv`` that was read last.
     _seen: dict[Path, tuple[int, int]] = field(default_factory=dict)
     #: Folders of completely sent runs.
@@ -89,21 +92,19 @@ class Follower:
         status = directory.read_status()
         if spec is None or status is None:
             return
-        sent = self._open.get(path) or self._recorded(path, spec)
         is_done = status.state == "done"
         digest = hashlib.sha256(read_bytes(path / MODEL)).hexdigest() if is_done else ""
-        if sent is not None and is_done and sent.done and sent.model == digest:
-            self._complete.add(path)
-            return
         if path not in self._open:
-            is_new = sent is None
-            if sent is None:
-                sent = Sent(self.backend_name, self.project, uuid.uuid4().hex[:12], _digest(spec))
-            group = spec.path.rpartition("/")[0]
-            sent.id = self.backend.start(sent, spec, group, is_new)
-            self._open[path] = sent
-            self._record(path, sent)
-        assert sent is not None
+            recorded = self._recorded(path, spec)
+            if recorded is not None and is_done and recorded.done and recorded.model == digest:
+                self._complete.add(path)
+                return
+            if not self._start(path, spec):
+                # The other process sends what is new, if it is for this project
+                if last and recorded is None:
+                    raise RuntimeError("another process tracks this run")
+                return
+        sent = self._open[path]
         self._send_rows(path, sent)
         if is_done or last:
             files = [path / name for name in (MODEL, VECNORMALIZE, VERSIONS) if (path / name).is_file()]
@@ -111,8 +112,30 @@ class Follower:
             sent.model, sent.done = digest, is_done
             self._record(path, sent)
             del self._open[path]
+            self._locks.pop(path).close()
             if is_done:
                 self._complete.add(path)
+
+    def _start(self, path: Path, spec: RunSpec) -> bool:
+        """Open the tracked run of a run; return False if another process has it open."""
+        with ExitStack() as stack:
+            lock = stack.enter_context((path / f"tracking-{self.backend_name}.lock").open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:  # not every file system has locks
+                pass
+            group = spec.path.rpartition("/")[0]
+            sent = self._recorded(path, spec)
+            if sent is None:
+                sent = Sent(self.backend_name, self.project, uuid.uuid4().hex[:12], _digest(spec))
+                sent.id = self.backend.create(sent, spec, group)
+                self._record(path, sent)
+            self.backend.start(sent, spec, group)
+            self._open[path] = sent
+            self._locks[path] = stack.pop_all()
+            return True
 
     def _send_rows(self, path: Path, sent: Sent) -> None:
         with suppress(FileNotFoundError):

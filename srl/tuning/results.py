@@ -6,7 +6,6 @@ import csv
 import io
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,10 +14,13 @@ from optuna.trial import FrozenTrial
 
 from srl.config.resolve import check_hyperparams, of_algorithm
 from srl.config.spec import RunSpec
+from srl.report.files import Writer, bytes_writer
 from srl.tuning.space import Parameter, trial_spec
+from srl.tuning.study import counted_trials
 
 #: Names of the files that tuning writes next to the trials' run directories.
 BEST, TRIALS = "best.yml", "trials.csv"
+PLOTS = ("history.png", "importances.png", "slices.png", "intermediate.png")
 
 
 def best_file(base: RunSpec, space: Sequence[Parameter], best: FrozenTrial, study_name: str) -> str:
@@ -47,7 +49,7 @@ def trials_table(study: optuna.Study, space: Sequence[Parameter]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["trial", "state", "value", "evaluations", *names], lineterminator="\n")
     writer.writeheader()
-    for trial in study.get_trials(deepcopy=False):
+    for trial in counted_trials(study):
         row = {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
         evaluations = [value for _, value in sorted(trial.intermediate_values.items())]
         hyperparams = {
@@ -59,8 +61,8 @@ def trials_table(study: optuna.Study, space: Sequence[Parameter]) -> str:
     return text.getvalue()
 
 
-def draw_plots(study: optuna.Study, out: Path) -> list[Path]:
-    """Draw Optuna's plots; those that need more trials than there are, are left out."""
+def plot_writers(study: optuna.Study) -> dict[str, Writer]:
+    """Optuna's plots, for :func:`~srl.report.files.write_files`; those that need more trials are left out."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,23 +70,22 @@ def draw_plots(study: optuna.Study, out: Path) -> list[Path]:
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.visualization import matplotlib as draw
 
-    drawers: dict[str, Callable[[], Any]] = {
-        "history": lambda: draw.plot_optimization_history(study),
-        "importances": lambda: draw.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator()),
-        "slices": lambda: draw.plot_slice(study),
-        "intermediate": lambda: draw.plot_intermediate_values(study),
-    }
-    files = []
+    drawers: list[Callable[[], Any]] = [
+        lambda: draw.plot_optimization_history(study),
+        lambda: draw.plot_param_importances(study, evaluator=PedAnovaImportanceEvaluator()),
+        lambda: draw.plot_slice(study),
+        lambda: draw.plot_intermediate_values(study),
+    ]
+    writers = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its matplotlib figures experimental
-        for name, drawer in drawers.items():
+        for name, drawer in zip(PLOTS, drawers, strict=True):
             try:
                 axes = drawer()
             except (ValueError, RuntimeError):  # importances of one trial, or of equal values
                 continue
-            figure = getattr(axes, "flat", [axes])[0].figure
-            file = out / f"{name}.png"
-            figure.savefig(file, dpi=120, bbox_inches="tight")
+            content = io.BytesIO()
+            getattr(axes, "flat", [axes])[0].figure.savefig(content, dpi=120, bbox_inches="tight")
             plt.close("all")
-            files.append(file)
-    return files
+            writers[name] = bytes_writer(content.getvalue())
+    return writers

@@ -106,7 +106,13 @@ def search_space(algorithm: Algorithm, fixed: Mapping[str, Any] | None = None) -
 
     :param algorithm: The algorithm.
     :param fixed: Hyperparameters that are not searched, by name.
+    :raises UserError: For an algorithm of another package.
     """
+    if algorithm.is_own:
+        raise UserError(
+            f"srl tune has no search space for {algorithm.name}. It tunes a2c, ppo, sa2c and sppo, also with "
+            "discretized actions."
+        )
     space = {"a2c": _A2C, "ppo": _PPO}[algorithm.family] + (_SYMMETRIC if algorithm.symmetric else ())
     flat = set(fixed or {})
     options = (fixed or {}).get("policy_kwargs")

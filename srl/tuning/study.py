@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from srl.errors import UserError, nearest
+from srl.rundir.files import read_bytes
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "halving", "hyperband", "none")
+#: The attribute of a trial that parallel processes sampled beyond ``--n-trials``. It is not trained.
+SURPLUS = "srl_surplus"
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,11 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
     """Open a study's storage.
 
     :param name: A database such as ``sqlite:///tune.db``, or a log file ``NAME.log``.
-    :raises UserError: If it cannot be opened.
+    :raises UserError: If it cannot be opened, or is a file of another program.
     """
     try:
         if name.endswith(".log"):
+            _check_journal(Path(name))
             return JournalStorage(JournalFileBackend(name))
         if "://" not in name:
             raise UserError(
@@ -78,6 +84,39 @@ def open_storage(name: str) -> optuna.storages.BaseStorage:
         raise
     except Exception as error:  # of SQLAlchemy, of a database driver, or of the operating system
         raise UserError(f"--storage {name}: cannot be opened: {' '.join(str(error).split())[:300]}") from None
+
+
+def storage_place(name: str, out: Path) -> str:
+    """The database or file of a storage, without login and options; files below ``out`` as relative paths."""
+    scheme, _, rest = name.partition("?")[0].partition("://")
+    if not name.endswith(".log") and not scheme.startswith("sqlite"):
+        return f"{scheme}://{rest.rpartition('@')[2]}"
+    file = Path(name if name.endswith(".log") else rest[1:]).resolve()
+    folder = out.resolve()
+    return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
+def _check_journal(file: Path) -> None:
+    """Check that a log file is new, empty or Optuna's, which appends to it."""
+    try:
+        content = read_bytes(file)
+    except FileNotFoundError:
+        return
+    try:
+        if not content or "op_code" in json.loads(content.partition(b"\n")[0]):
+            return
+    except (ValueError, TypeError):  # no JSON, or a number
+        pass
+    raise UserError(f"--storage {file}: contains no study of Optuna. Name another file.")
+
+
+def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count for ``--n-trials``: not queued, and not :data:`SURPLUS`."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state != TrialState.WAITING and SURPLUS not in trial.user_attrs
+    ]
 
 
 class TrialSampler(optuna.samplers.BaseSampler):  # type: ignore[misc]

@@ -8,6 +8,7 @@ population (:mod:`srl.training.stacked`). Each trial is a run directory.
 from __future__ import annotations
 
 import fcntl
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,17 +22,27 @@ from optuna.trial import Trial, TrialState
 from srl.config.compiling import resolve_compile
 from srl.config.spec import RunSpec
 from srl.errors import UserError
+from srl.report.files import check_files, check_folder, text_writer, write_files
 from srl.rundir.directory import RunDirectory, request_stop
-from srl.rundir.files import write_text
+from srl.rundir.files import read_bytes
+from srl.rundir.plan import PLAN
 from srl.sweep.engines import EngineOptions
 from srl.sweep.engines.local import Options as LocalOptions
 from srl.sweep.execution import Persistence, SweepProgress, run_sweep
 from srl.sweep.plan import make_plan, write_plan
 from srl.training.callbacks import eval_interval
 from srl.tuning.division import divide_tasks
-from srl.tuning.results import BEST, TRIALS, best_file, draw_plots, trials_table
+from srl.tuning.results import BEST, PLOTS, TRIALS, best_file, plot_writers, trials_table
 from srl.tuning.space import search_space, trial_spec
-from srl.tuning.study import TrialSampler, TuningOptions, make_pruner, open_storage
+from srl.tuning.study import (
+    SURPLUS,
+    TrialSampler,
+    TuningOptions,
+    counted_trials,
+    make_pruner,
+    open_storage,
+    storage_place,
+)
 
 _LOCK = "tune.lock"
 #: The attribute of a study that holds its settings, and of a trial that names its folder.
@@ -93,13 +104,18 @@ class Tuner:
 
         :param tell: Called with the progress of a batch about twice a second.
         :return: The study.
-        :raises UserError: If the folder or the study belongs to something else.
+        :raises UserError: If the folder or the study belongs to something else, or files are in the way.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        check_folder(self.out)
+        check_files(self.out, (BEST, TRIALS, *PLOTS))
+        self._check_owner()
         storage = None if self.storage is None else open_storage(self.storage)
         self.out.mkdir(parents=True, exist_ok=True)
         with self._locked_folder():
+            self._check_owner()  # another srl tune may have used the folder since
             self.study = self._open_study(storage or open_storage(f"sqlite:///{self.out / 'tune.db'}"))
+            (self.out / _LOCK).write_text(json.dumps(self._owner()) + "\n", encoding="utf-8")
             while batch := self._unfinished() or self._sample():
                 self._train(batch, tell)
             return self.study
@@ -116,6 +132,29 @@ class Tuner:
                     "give each process the same --storage and --study-name, and its own --out."
                 ) from None
             yield
+
+    def _owner(self) -> dict[str, str]:
+        """The study that uses the folder, for the lock file."""
+        storage = "tune.db" if self.storage is None else storage_place(self.storage, self.out)
+        return {"study": self.study_name, "storage": storage}
+
+    def _check_owner(self) -> None:
+        """Check that the folder does not belong to another study, or to a sweep."""
+        lock, owner = self.out / _LOCK, self._owner()
+        try:
+            there = json.loads(read_bytes(lock) or "null") or owner
+            study, storage = there["study"], there["storage"]
+        except FileNotFoundError:
+            if (self.out / PLAN).exists():
+                raise UserError(f"{self.out} contains a sweep. Name another --out.") from None
+            return
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{lock}: not written by srl tune. Name another --out.") from None
+        if there != owner:
+            raise UserError(
+                f"{self.out} belongs to the study {study!r} in {storage}, not to {self.study_name!r} in "
+                f"{owner['storage']}. Name another --out."
+            )
 
     def _settings(self) -> dict[str, Any]:
         """The settings that all processes of a study must share."""
@@ -155,7 +194,7 @@ class Tuner:
             raise UserError(
                 f"{name} contains a study {self.study_name!r} with other settings: {key} is "
                 f"{there[part].get(key)!r} there and {settings[part].get(key)!r} here. Name another "
-                "--study-name."
+                "--study-name and another --out."
             )
         return study
 
@@ -178,15 +217,21 @@ class Tuner:
 
     def _sample(self) -> list[TrialRun]:
         """Sample the next batch; empty if the study has all its trials."""
-        n_waiting = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        left = self.options.n_trials - len(self.study.get_trials(deepcopy=False)) + n_waiting
+        left = self.options.n_trials - len(counted_trials(self.study))
         batch = []
         shape: dict[str, Any] = {}
         for index in range(min(left, self.options.batch)):
             if index % self.options.share == 0:
                 shape = {}
             self.study.sampler = TrialSampler(self.options, shape)
-            trial = self.study.ask({each.name: each.distribution for each in self.space})
+            trial = self.study.ask()
+            n_before = sum(each.number < trial.number for each in counted_trials(self.study))
+            if n_before >= self.options.n_trials:  # other processes have sampled since
+                trial.set_user_attr(SURPLUS, True)
+                self.study.tell(trial, state=TrialState.FAIL)
+                break
+            for each in self.space:
+                trial._suggest(each.name, each.distribution)
             trial.set_user_attr(_FOLDER, str(self.out.resolve()))
             batch.append(self._trial_run(trial))
             shape = {each.name: trial.params[each.name] for each in self.space if each.is_shape}
@@ -265,10 +310,13 @@ class Tuner:
         """Write the best hyperparameters, a table of all trials and Optuna's plots to the folder.
 
         :return: The files; none if no trial is complete.
+        :raises UserError: If srl did not write an existing file, or it was changed since.
         """
         if not self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             return []
         best = self.study.best_trial
-        write_text(self.out / BEST, best_file(self.base, self.space, best, self.study_name))
-        write_text(self.out / TRIALS, trials_table(self.study, self.space))
-        return [self.out / BEST, self.out / TRIALS, *draw_plots(self.study, self.out)]
+        writers = {
+            BEST: text_writer(best_file(self.base, self.space, best, self.study_name)),
+            TRIALS: text_writer(trials_table(self.study, self.space)),
+        }
+        return write_files(self.out, writers | plot_writers(self.study))
