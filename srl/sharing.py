@@ -46,6 +46,8 @@ from srl.rundir.names import (
 )
 
 RUN, CARD, RESULTS, VIDEO, NORMALIZE = "run", "README.md", "results.json", "replay.mp4", "vec_normalize.pkl"
+#: The class that loads a model, by the family of its algorithm.
+CLASSES = {"a2c": "SA2C", "ppo": "SPPO"}
 
 
 def model_name(spec: RunSpec) -> str:
@@ -70,7 +72,7 @@ def check_repo(repo: str) -> None:
 
 
 def finished_run(path: Path) -> tuple[RunDirectory, RunSpec]:
-    """Return a finished run and its spec.
+    """Return a finished run of SPPO, SA2C or a baseline, and its spec.
 
     :raises UserError: If there is none, or its results are damaged.
     """
@@ -78,6 +80,9 @@ def finished_run(path: Path) -> tuple[RunDirectory, RunSpec]:
     spec = directory.read_spec()
     if spec is None:
         raise UserError(f"{path}: there is no run.")
+    if spec.algorithm.family not in CLASSES:
+        label = spec.algorithm.label
+        raise UserError(f"{path}: only runs of SPPO, SA2C and their baselines can be published, not {label}.")
     damage = directory.damage()
     if damage:
         raise UserError(damage[0])
@@ -162,7 +167,7 @@ def model_card(
     )
     values = spec.hyperparams.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
     hyperparams = yaml.safe_dump(of_algorithm(spec.algorithm, values), sort_keys=False)
-    cls = {"a2c": "SA2C", "ppo": "SPPO"}[spec.algorithm.family]
+    cls = CLASSES[spec.algorithm.family]
     packages = ", ".join(
         f"{name} {version}" for name, version in (versions.get("packages") or {}).items() if version
     )

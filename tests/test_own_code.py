@@ -186,6 +186,44 @@ def test_custom_code_in_a_sweep_file_requires_trust(line, says, project):
     assert contents(project).keys() == before.keys() | {"mine.yml"}
 
 
+COLUMNS = """envs: [CartPole-v1]
+seeds: [0]
+n_timesteps: 64
+algos: [ppo]
+quick: {n_timesteps: 32}
+"""
+SHOUT = "variants: {x: {algo: ppo, env_wrapper: 'mypkg:Shout'}}"
+NET = "policy_kwargs: {features_extractor_class: 'mypkg:Net'}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "says"),
+    [
+        ("algos: [ppo]", SHOUT, [], "variants.x.env_wrapper"),
+        ("algos: [ppo]", f"variants: {{x: {{algo: ppo, {NET}}}}}", [], "variants.x.policy_kwargs"),
+        ("[ppo]", "[ppo]\ngrid: {env_wrapper: [mypkg.Shout]}", [], "grid.env_wrapper"),
+        ("[ppo]", f"[ppo]\ngrid: {{{NET.replace('{', '[{').replace('}', '}]')}}}", [], "grid.policy_kwargs"),
+        ("n_timesteps: 32", "grid: {env_wrapper: [mypkg.Shout]}", [], "quick.grid.env_wrapper"),
+        ("n_timesteps: 32", SHOUT, ["--quick"], "quick.variants.x"),
+        (
+            "[ppo]",
+            "[]\ngym_packages: [mypkg]\nvariants: {mypkg: {algo: ppo}}",
+            ["--algos", "mypkg"],
+            "gym_packages",
+        ),
+    ],
+)
+def test_custom_code_of_columns_in_a_sweep_file_requires_trust(old, new, words, says, project):
+    assert old in COLUMNS
+    Path("mine.yml").write_text(COLUMNS.replace(old, new))
+    before = contents(project)
+    done = srl("sweep", "mine.yml", "--dry-run", "--out", "runs", *words)
+    assert contents(project) == before
+    assert done.status == 2
+    assert says in done.err
+    assert "--trust-config" in done.err
+
+
 def test_custom_hyperparameter_file_is_used(project):
     Path("mine.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"

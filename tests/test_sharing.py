@@ -4,8 +4,10 @@ import base64
 import json
 import shutil
 import threading
+from dataclasses import replace
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -164,6 +166,21 @@ def test_dry_run_writes_model_card_and_files_for_huggingface_sb3(run, somewhere)
         assert text in body
     results = json.loads((somewhere / "files" / "results.json").read_text())
     assert results["mean_reward"] == returns.mean()
+
+
+def test_run_of_own_algorithm_is_rejected_before_its_class_is_imported(run, somewhere, monkeypatch):
+    shutil.copytree(run, "own")
+    values = json.loads((run / SPEC).read_text())
+    Path("own", SPEC).write_text(json.dumps(values | {"algo": "spy:TRPO"}))
+    directory = RunDirectory(Path("own"))
+    directory.write_status(replace(directory.read_status(), files=directory.seal()))
+    Path("spy.py").write_text("open('imported', 'w')\nfrom sb3_contrib import TRPO\n")
+    monkeypatch.syspath_prepend(somewhere)
+    outcome = srl("push", "own", REPO, "--dry-run", "files")
+    assert not Path("imported").exists()
+    assert outcome.status == 2
+    assert "own: only runs of SPPO, SA2C and their baselines can be published, not spy:TRPO" in outcome.err
+    assert not Path("files").exists()
 
 
 def test_pushed_and_pulled_run_is_unchanged(run, server, somewhere, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_environment_algorithm
+from srl.config.algorithms import get_environment_algorithm, is_own
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
@@ -154,9 +154,9 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             prefix = prefix if keys and keys[0] in small else []
             raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
     if not trust:
+        packages, chosen_algos = changes.get("gym_packages") or (), changes.get("algos") or ()
         for prefix, part in (([], values), (["quick"], small)):
-            named = [*(changes.get("gym_packages") or ()), *(changes.get("algos") or ())]
-            _check_code(file, prefix, part, allowed=named)
+            _check_code(file, prefix, part, packages, chosen_algos)
     _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
     for part in (values, values | small):
         try:
@@ -201,27 +201,33 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
 
 
 def _check_code(
-    file: ConfigFile, prefix: list[str], values: dict[str, Any], allowed: Collection[str]
+    file: ConfigFile,
+    prefix: list[str],
+    values: dict[str, Any],
+    packages: Collection[str],
+    algos: Collection[str],
 ) -> None:
     """Check that a part of a sweep's file names no Python code that is not trusted.
 
-    :param allowed: Modules and algorithms of the command line, which are trusted.
+    :param packages: Modules of the command line, which are trusted.
+    :param algos: Algorithms of the command line, which are trusted.
     :raises UserError: If it does.
     """
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
     modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
-    algos = [(["algos"], algo) for algo in values.get("algos", ())]
-    variants = values.get("variants", {}).items()
-    algos += [
-        (["variants", name, "algo"], one.get("algo")) for name, one in variants if isinstance(one, dict)
-    ]
-    # Invalid names are rejected when the columns are made
-    modules += [(keys, algo) for keys, algo in algos if isinstance(algo, str) and ":" in algo]
-    named = [(keys, name) for keys, name in modules if name not in allowed]
+    named: list[tuple[list[str], Any]] = [(keys, name) for keys, name in modules if name not in packages]
+    # Malformed variants and grids are rejected when the columns are made
+    variants = {key: one for key, one in values.get("variants", {}).items() if isinstance(one, dict)}
+    grid = {key: points for key, points in values.get("grid", {}).items() if isinstance(points, list)}
+    classes = [(["algos"], algo) for algo in values.get("algos", ())]
+    classes += [(["variants", key, "algo"], one.get("algo")) for key, one in variants.items()]
+    named += [(keys, name) for keys, name in classes if is_own(name) and name not in algos]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
     for key in ("overrides", "symmetric_overrides"):
         places.append(([key], values.get(key, {})))
         places += [([key, env], part) for env, part in values.get(key, {}).items() if is_of_env(env, part)]
+    places += [(["variants", key], one) for key, one in variants.items()]
+    places += [(["grid"], {key: point}) for key, points in grid.items() for point in points]
     for keys, part in places:
         if part.get("env_wrapper") not in (None, [], ATARI_WRAPPER, [ATARI_WRAPPER]):
             named.append(([*keys, "env_wrapper"], part["env_wrapper"]))
