@@ -161,6 +161,15 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
     return process(value)  # type: ignore[call-arg]
 
 
+def is_unknown_process(text: str) -> bool:
+    """Whether a text has the form of a process that is not registered, for example one of the user's."""
+    name, _, parameter = text.partition(":")
+    try:
+        return bool(name) and name not in NOISE_PROCESSES and math.isfinite(float(parameter))
+    except ValueError:
+        return False
+
+
 class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):
     """Add noise to the rewards of one environment.
 
