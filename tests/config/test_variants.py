@@ -8,7 +8,9 @@ import pytest
 
 from srl.config.population import population_key
 from srl.config.sweep import load_sweep
+from srl.rundir.plan import read_comparisons
 from srl.sweep.plan import expand
+from srl.training.run import train_run
 from tests.small_runs import contents, srl
 
 FILE = """envs: [CartPole-v1]
@@ -88,6 +90,25 @@ def test_command_line_selects_columns_and_their_comparisons(file):
     options = load_sweep(file, algos=["ppo-rescaled", "sppo"])
     assert [column.name for column in options.columns()] == ["sppo", "ppo-rescaled"]
     assert options.compare == [["sppo", "ppo-rescaled"]]
+
+
+@pytest.mark.slow
+def test_changed_comparisons_replace_those_of_the_same_columns_without_training(file):
+    first = FILE.replace("  - [sppo, ppo-rescaled]\n", "")
+    file.write_text(first)
+    words = ("sweep", "mine.yml", "--seeds", 0, "--algos", "ppo", "sppo", "--out", "runs")
+    for spec in expand(load_sweep(file, seeds=["0"], algos=["ppo", "sppo"]))[0]:
+        train_run(spec, Path("runs") / spec.path)
+    assert srl(*words, "--dry-run").status == 0
+    assert read_comparisons(Path("runs")) == []
+    assert "Pending: 0" in srl(*words).out
+    assert read_comparisons(Path("runs")) == [("sppo", "ppo")]
+    # Pairs of columns that a sweep does not have are kept
+    assert srl(*words[:-4], "ppo", *words[-2:]).status == 0
+    assert read_comparisons(Path("runs")) == [("sppo", "ppo")]
+    file.write_text(first.replace("  - [sppo, ppo]", "  - [ppo, sppo]"))
+    assert srl(*words).status == 0
+    assert read_comparisons(Path("runs")) == [("ppo", "sppo")]
 
 
 @pytest.mark.parametrize(
