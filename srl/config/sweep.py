@@ -173,6 +173,8 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             name: value for name, value in values.get("variants", {}).items() if name in changes["algos"]
         }
         changes["algos"] = [name for name in changes["algos"] if name not in values["variants"]]
+        if not changes["algos"]:
+            values.pop("grid", None)
     for key, value in changes.items():
         if key == "grid" and value is not None:
             values[key] = value

@@ -55,10 +55,12 @@ def make_variants(
     :param named: Variants by name: ``algo`` and other hyperparameters.
     :param grid: Values by hyperparameter; every combination is a point.
     :raises VariantError: For invalid or duplicate names, unknown algorithms or keys, values out of range, or
-        keys of the grid that do not apply to one of ``algos``.
+        a grid without ``algos`` or with keys that do not apply to one of them.
     """
     variants = [Variant(name, name) for name in algos]
     if grid:
+        if not algos:
+            raise VariantError(["grid"], "expands algorithms, and algos is empty. Define variants instead.")
         variants = [variant for name in algos for variant in _grid_of(name, grid)]
     for name, values in named.items():
         variants.append(_named(name, values))

@@ -111,6 +111,12 @@ def test_changed_comparisons_replace_those_of_the_same_columns_without_training(
     assert read_comparisons(Path("runs")) == [("ppo", "sppo")]
 
 
+def test_variants_are_selected_from_a_file_with_a_grid(file):
+    pairs = "compare:\n  - [sppo, ppo]\n  - [sppo, ppo-rescaled]\n"
+    file.write_text(FILE.replace("[ppo, sppo]", "[sppo]").replace(pairs, "grid: {beta: [0, 1]}\n"))
+    assert [column.name for column in load_sweep(file, algos=["ppo-rescaled"]).columns()] == ["ppo-rescaled"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -131,6 +137,7 @@ def test_changed_comparisons_replace_those_of_the_same_columns_without_training(
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: 1}", ["line 3", "list of values"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [1, 1.0]}", ["line 3", "is specified twice"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: [-1]}", ["line 3", "grid.beta", "-1"]),
+        ("algos: [ppo, sppo]", "grid: {bet: [1]}", ["line 2", "key grid:", "algos is empty"]),
     ],
 )  # fmt: skip
 def test_variant_error_names_line_and_key(old, new, says, file):
@@ -149,6 +156,7 @@ def test_variant_error_names_line_and_key(old, new, says, file):
         (["--algos", "sppo", "--grid", "beta=0,x"], "beta"),
         (["--algos", "sppo", "--grid", "beta"], "NAME=VALUE"),
         (["--algos", "ppo-rescale"], "ppo-rescale"),
+        (["--algos", "ppo-rescaled", "--grid", "vf_coef=0.1,0.5"], "--grid: expands algorithms"),
     ],
 )
 def test_command_line_error_names_option(words, says, file):
