@@ -157,7 +157,9 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         packages, chosen_algos = changes.get("gym_packages") or (), changes.get("algos") or ()
         for prefix, part in (([], values), (["quick"], small)):
             _check_code(file, prefix, part, packages, chosen_algos)
-    _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
+    envs = [*values["envs"], *small.get("envs", ()), *(changes.get("envs") or ())]
+    for prefix, part in (([], values), (["quick"], small)):
+        _check_overrides(file, prefix, part, envs)
     for part in (values, values | small):
         try:
             SweepOptions(**part).columns()
@@ -246,11 +248,14 @@ def is_of_env(key: str, value: Any) -> bool:
     return isinstance(value, dict) and key not in _HYPERPARAMETERS
 
 
-def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[str]) -> None:
-    """Check that overrides of an environment belong to one of the sweep's environments."""
+def _check_overrides(
+    file: ConfigFile, prefix: list[str], values: dict[str, Any], envs: Sequence[str]
+) -> None:
+    """Check that overrides of an environment are a mapping, and belong to one of the sweep's environments."""
     for key, value in values.get("overrides", {}).items():
+        keys = [*prefix, "overrides", key]
+        if key in envs and not isinstance(value, dict):
+            raise file.error(keys, "must be a mapping of hyperparameters.")
         if is_of_env(key, value) and key not in envs:
             hint = nearest(key, [*envs, *_HYPERPARAMETERS])
-            raise file.error(
-                ["overrides", key], f"is neither a hyperparameter nor one of the sweep's envs.{hint}"
-            )
+            raise file.error(keys, f"is neither a hyperparameter nor one of the sweep's envs.{hint}")
