@@ -177,6 +177,13 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         changes["algos"] = [name for name in changes["algos"] if name not in values["variants"]]
         if not changes["algos"]:
             values.pop("grid", None)
+    # The command line also overrides the file's entries of environments and of symmetric algorithms
+    given = changes.get("overrides") or {}
+    overrides, symmetric = values.get("overrides", {}), values.get("symmetric_overrides", {})
+    values["overrides"] = {
+        key: _without(value, given) if is_of_env(key, value) else value for key, value in overrides.items()
+    }
+    values["symmetric_overrides"] = _without(symmetric, given)
     for key, value in changes.items():
         if key == "grid" and value is not None:
             values[key] = value
@@ -241,6 +248,10 @@ def _check_code(
             named.append((where, options["features_extractor_class"]))
     for keys, name in named:
         raise file.error([*prefix, *keys], untrusted(name))
+
+
+def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def is_of_env(key: str, value: Any) -> bool:

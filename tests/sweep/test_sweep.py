@@ -176,6 +176,21 @@ def test_symmetric_overrides_apply_only_to_symmetric_algorithms(mine):
     assert (by_algo["sppo"].gamma, by_algo["sppo"].alpha, by_algo["sppo"].beta) == (0.5, 0.25, 7.0)
 
 
+def test_hyperparameters_of_the_command_line_override_all_of_the_file(mine):
+    change(
+        mine,
+        "n_timesteps: 64",
+        "overrides: {n_epochs: 2, CartPole-v1: {gamma: 0.9, ent_coef: 0.1}}\n"
+        "symmetric_overrides: {beta: 2, alpha: 0.7, vf_coef: 0.3}\nn_timesteps: 64",
+    )
+    given = {"gamma": 0.5, "beta": 5.0, "vf_coef": 0.4, "n_epochs": 3}
+    symmetric = expand(load_sweep(mine, algos=["sppo"], overrides=given))[0][0].hyperparams
+    assert {name: getattr(symmetric, name) for name in given} == given
+    assert (symmetric.alpha, symmetric.ent_coef) == (0.7, 0.1)
+    of_file = expand(load_sweep(mine, algos=["sppo"]))[0][0].hyperparams
+    assert (of_file.gamma, of_file.beta, of_file.vf_coef, of_file.n_epochs) == (0.9, 2.0, 0.3, 2)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
