@@ -13,6 +13,7 @@ from srl.config.algorithms import get_environment_algorithm, is_own
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
+from srl.config.spec import safe_name
 from srl.config.values import Positive, Strict
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs.reward_noise import parse_noise
@@ -124,6 +125,16 @@ class SweepOptions(Strict):
         columns = make_variants(self.algos, self.variants, self.grid)
         if not columns:
             raise VariantError(["algos"], "at least one algorithm or variant is needed.")
+        taken: dict[str, str] = {}
+        for name in [column.name for column in columns]:
+            # File systems may be case-insensitive
+            folder = safe_name(name).lower()
+            if folder in taken:
+                if name not in self.variants:
+                    raise VariantError(["algos"], f"{name!r} is specified twice.")
+                message = f"the folder of {taken[folder]!r} is taken. Use another name."
+                raise VariantError(["variants", name], message)
+            taken[folder] = name
         check_comparisons(self.compare, columns)
         return columns
 

@@ -54,8 +54,8 @@ def make_variants(
         ``sppo-beta=5``.
     :param named: Variants by name: ``algo`` and other hyperparameters.
     :param grid: Values by hyperparameter; every combination is a point.
-    :raises VariantError: For invalid or duplicate names, unknown algorithms or keys, values out of range, or
-        a grid without ``algos`` or with keys that do not apply to one of them.
+    :raises VariantError: For invalid names, unknown algorithms or keys, values out of range, or a grid
+        without ``algos`` or with keys that do not apply to one of them.
     """
     variants = [Variant(name, name) for name in algos]
     if grid:
@@ -64,12 +64,6 @@ def make_variants(
         variants = [variant for name in algos for variant in _grid_of(name, grid)]
     for name, values in named.items():
         variants.append(_named(name, values))
-    taken: dict[str, str] = {}
-    for variant in variants:
-        # File systems may be case-insensitive
-        first = taken.setdefault(variant.name.lower(), variant.name)
-        if first is not variant.name:
-            raise VariantError(["variants", variant.name], f"the name {first!r} is taken. Use another.")
     return variants
 
 

@@ -122,7 +122,9 @@ def test_variants_are_selected_from_a_file_with_a_grid(file):
     [
         ("ppo-rescaled: {algo: ppo,", "ppo: {algo: ppo,", ["line 4", "variants.ppo", "name of an algorithm"]),
         ("sppo-unweighted:", "PPO-rescaled:", ["line 5", "'ppo-rescaled' is taken"]),
+        ("sppo-unweighted:", "ppo=rescaled:", ["line 5", "ppo=rescaled", "of 'ppo-rescaled' is taken"]),
         ("sppo-unweighted:", "ppo-rescaled:", ["line 5", "first in line 4"]),
+        ("algos: [ppo, sppo]", "algos: [ppo, sppo, PPO]", ["line 2", "key algos: 'ppo' is specified twice"]),
         ("sppo-unweighted:", "a/b:", ["line 5", "not a valid column name"]),
         ("{algo: ppo, vf_coef", "{algo: pppo, vf_coef", ["line 4", "Did you mean ppo"]),
         ("vf_coef: 0.3", "vf_coeff: 0.3", ["line 4", "not a hyperparameter of PPO", "Did you mean vf_coef"]),
