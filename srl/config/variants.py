@@ -105,21 +105,29 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise VariantError(["grid", key], f"{values!r}: must be a list of values, for example [0, 1, 5].")
     variants = []
+    names: dict[str, str] = {}
     for point in product(*grid.values()):
         overrides = dict(zip(grid, point, strict=True))
-        texts = [f"{v:g}" if isinstance(v, float) else str(v).lower() for v in point]
-        name = "-".join([algo, *(f"{key}={text}" for key, text in zip(grid, texts, strict=True))])
-        _check_values(["grid"], algo, overrides)
+        name = "-".join([algo, *(f"{key}={_text(value)}" for key, value in overrides.items())])
+        validated = _check_values(["grid"], algo, overrides) or name
         if not re.fullmatch(NAME, name):
             raise VariantError(
                 ["grid"], f"{name!r} is too long for a name, or contains other characters than allowed."
             )
-        variants.append(Variant(name, algo, overrides))
-    names = [variant.name for variant in variants]
-    for name in names:
-        if names.count(name) > 1:
+        if name in names.values():
             raise VariantError(["grid"], f"the point {name} is specified twice.")
+        if validated in names:
+            raise VariantError(["grid"], f"the points {names[validated]} and {name} have equal values.")
+        names[validated] = name
+        variants.append(Variant(name, algo, overrides))
     return variants
+
+
+def _text(value: Any) -> str:
+    """A value of a grid in a name: short, and different for different numbers."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower()
 
 
 def _named(name: str, values: Any) -> Variant:
@@ -151,11 +159,15 @@ def _keys_of(algo: str) -> list[str]:
     return [key for key in keys_of(algorithm) if key not in without]
 
 
-def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> None:
+def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> str | None:
+    """Check a variant's values; return them validated, with the defaults, as text.
+
+    None if whether they are valid depends on the environment's other hyperparameters.
+    """
     try:
-        check_hyperparams(get_algorithm(algo), overrides)
+        return check_hyperparams(get_algorithm(algo), overrides).model_dump_json()
     except ValidationError as error:
         where, message = first_mistake(error)
-        # Errors without a key depend on the environment's other hyperparameters
         if where:
             raise VariantError([*keys, *where], message) from None
+        return None  # an error without a key

@@ -8,6 +8,7 @@ import pytest
 
 from srl.config.population import population_key
 from srl.config.sweep import load_sweep
+from srl.errors import UserError
 from srl.rundir.plan import read_comparisons
 from srl.sweep.plan import expand
 from srl.training.run import train_run
@@ -62,6 +63,32 @@ def test_grid_expands_to_one_column_per_combination_and_one_population_per_famil
     assert len({population_key(spec) for spec in found.values()}) == 2
     two = columns(file, algos=["sppo"], grid={"beta": [1, 5], "alpha": [0.5, 1]})
     assert list(two)[:2] == ["sppo-beta-1-alpha-0.5", "sppo-beta-1-alpha-1"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "names"),
+    [
+        ("vf_coef", [0.12345671, 0.12345672, 0.25], ["0.12345671", "0.12345672", "0.25"]),
+        ("learning_rate", [1e-05, 1000000.0, "lin_1e-3", 3], ["1e-05", "1e+06", "lin_1e-3", "3"]),
+        ("clip_range_vf", [None, 0.1], ["none", "0.1"]),
+    ],
+)
+def test_different_points_of_a_grid_have_different_names(key, values, names, file):
+    options = load_sweep(file, algos=["sppo"], grid={key: values})
+    assert [column.name for column in options.columns()] == [f"sppo-{key}={name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "says"),
+    [
+        ("learning_rate", [0.5, 0.0001, "1e-4"], "sppo-learning_rate=0.0001 and sppo-learning_rate=1e-4"),
+        ("importance_weighting", [True, "yes"], "sppo-importance_weighting=true and"),
+        ("n_steps", [1000, "1e3"], "sppo-n_steps=1000 and sppo-n_steps=1e3"),
+    ],
+)
+def test_points_of_a_grid_with_equal_values_are_refused(key, values, says, file):
+    with pytest.raises(UserError, match=f"grid: the points {says}.* have equal values"):
+        load_sweep(file, algos=["sppo"], grid={key: values})
 
 
 @pytest.mark.slow
