@@ -68,9 +68,9 @@ def make_variants(
 
 
 def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[Variant]) -> None:
-    """Check that each comparison names two columns of the sweep.
+    """Check that each comparison names two columns of the sweep, and none is the reverse of another one.
 
-    :raises VariantError: If one does not.
+    :raises VariantError: If one does not, or is.
     """
     known = [variant.name for variant in variants]
     for index, pair in enumerate(comparisons):
@@ -83,6 +83,11 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
                 )
         if len(set(pair)) != 2 or len(pair) != 2:
             raise VariantError(["compare", index], f"{list(pair)}: must name two different columns.")
+        # It would be counted twice in the correction for the number of tests
+        if list(pair[::-1]) in map(list, comparisons[:index]):
+            raise VariantError(
+                ["compare", index], f"{list(pair)}: tests the same as {list(pair[::-1])}. Remove one."
+            )
 
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:

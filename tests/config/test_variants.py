@@ -161,6 +161,7 @@ def test_variants_are_selected_from_a_file_with_a_grid(file):
         ("[sppo, ppo-rescaled]", "[sppo, ppo-rescale]", ["line 8", "Did you mean ppo-rescaled"]),
         ("[sppo, ppo-rescaled]", "[sppo, sppo]", ["line 8", "two different columns"]),
         ("[sppo, ppo-rescaled]", "[sppo]", ["line 8", "two different columns"]),
+        ("[sppo, ppo-rescaled]", "[ppo, sppo]", ["line 8", "compare.1", "the same as ['sppo', 'ppo']"]),
         ("seeds: [0, 1]", "seeds: [0, 1]\ngrid: {beta: [0, 1]}", ["line 11", "does not apply to PPO"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {bet: [1]}", ["line 3", "Did you mean beta"]),
         ("algos: [ppo, sppo]", "algos: [sppo]\ngrid: {beta: 1}", ["line 3", "list of values"]),
