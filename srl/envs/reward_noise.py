@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import math
 import numbers
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -163,9 +164,11 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
 
 def is_unknown_process(text: str) -> bool:
     """Whether a text has the form of a process that is not registered, for example one of the user's."""
-    name, _, parameter = text.partition(":")
+    found = re.fullmatch(r"([\w.+-]+):([\w.+-]+)", text)
+    if found is None or found[1] in ("none", *NOISE_PROCESSES):
+        return False
     try:
-        return bool(name) and name not in NOISE_PROCESSES and math.isfinite(float(parameter))
+        return math.isfinite(float(found[2]))
     except ValueError:
         return False
 
