@@ -8,13 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
+from srl.envs.reward_noise import NOISE_PROCESSES
 from srl.rundir.directory import RunDirectory
 from tests.small_runs import SMALL_WORDS, contents, srl
 
@@ -186,6 +187,44 @@ def test_custom_code_in_a_sweep_file_requires_trust(line, says, project):
     assert contents(project).keys() == before.keys() | {"mine.yml"}
 
 
+COLUMNS = """envs: [CartPole-v1]
+seeds: [0]
+n_timesteps: 64
+algos: [ppo]
+quick: {n_timesteps: 32}
+"""
+SHOUT = "variants: {x: {algo: ppo, env_wrapper: 'mypkg:Shout'}}"
+NET = "policy_kwargs: {features_extractor_class: 'mypkg:Net'}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "says"),
+    [
+        ("algos: [ppo]", SHOUT, [], "variants.x.env_wrapper"),
+        ("algos: [ppo]", f"variants: {{x: {{algo: ppo, {NET}}}}}", [], "variants.x.policy_kwargs"),
+        ("[ppo]", "[ppo]\ngrid: {env_wrapper: [mypkg.Shout]}", [], "grid.env_wrapper"),
+        ("[ppo]", f"[ppo]\ngrid: {{{NET.replace('{', '[{').replace('}', '}]')}}}", [], "grid.policy_kwargs"),
+        ("n_timesteps: 32", "grid: {env_wrapper: [mypkg.Shout]}", [], "quick.grid.env_wrapper"),
+        ("n_timesteps: 32", SHOUT, ["--quick"], "quick.variants.x"),
+        (
+            "[ppo]",
+            "[]\ngym_packages: [mypkg]\nvariants: {mypkg: {algo: ppo}}",
+            ["--algos", "mypkg"],
+            "gym_packages",
+        ),
+    ],
+)
+def test_custom_code_of_columns_in_a_sweep_file_requires_trust(old, new, words, says, project):
+    assert old in COLUMNS
+    Path("mine.yml").write_text(COLUMNS.replace(old, new))
+    before = contents(project)
+    done = srl("sweep", "mine.yml", "--dry-run", "--out", "runs", *words)
+    assert contents(project) == before
+    assert done.status == 2
+    assert says in done.err
+    assert "--trust-config" in done.err
+
+
 def test_custom_hyperparameter_file_is_used(project):
     Path("mine.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 64\n  n_steps: 16\n  batch_size: 16\n  n_epochs: 1\n  beta: 3\n"
@@ -254,6 +293,56 @@ def test_time_limit_of_an_atari_game_counts_agent_steps(tmp_path):
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Return languages and contents of the code blocks of a Markdown page."""
     return re.findall(r"```(\w+)\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def own_noise(tmp_path, monkeypatch) -> Iterator[Callable[[], None]]:
+    """The module of docs/how-to/noise.md in the working directory; the function removes its noise again."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "noise.md"
+    (tmp_path / "drop_noise.py").write_text(blocks(page)[0][1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def forget_noise() -> None:
+        sys.path[:] = [path for path in sys.path if path != str(tmp_path)]
+        sys.modules.pop("drop_noise", None)
+        NOISE_PROCESSES.pop("drop", None)
+
+    yield forget_noise
+    forget_noise()
+
+
+DROP = ("--gym-packages", "drop_noise", "--noise")
+
+
+@pytest.mark.slow
+def test_run_with_own_noise_is_read_without_its_module_and_extended_with_trust(own_noise):
+    words = ("train", "--algo", "sppo", "--env", "CartPole-v1", "--timesteps", 64, "--out", "runs/a")
+    assert srl(*words, *DROP, "drop:0.2", *SMALL_WORDS).status == 0
+    own_noise()
+    for words in (("status", "runs"), ("clean", "runs"), ("report", "runs", "--format", "json")):
+        done = srl(*words)
+        assert (done.status, done.err) == (0, ""), words
+    assert "drop_noise" not in sys.modules
+    assert "--trust-config" in srl("enjoy", "runs/a").err
+    assert srl("enjoy", "runs/a", "--trust-config", "--episodes", 1).status == 0
+    own_noise()
+    done = srl("train", "--extend-to", 96, "runs/a", "--trust-config")
+    assert done.status == 0, done.err
+    assert RunDirectory(Path("runs/a")).read_spec().noise == "drop:0.2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("population", ["off", "auto"])
+def test_sweep_with_own_noise_trains_and_is_reported(population, own_noise):
+    words = ("--envs", "CartPole-v1", "--algos", "ppo", "sppo", "--seeds", 0, "--timesteps", 64, "--jobs", 1)
+    options = ("--population", population, "--out", "runs", *SMALL_WORDS)
+    done = srl("sweep", "discrete_srl", *words, *DROP, "none", "drop:0.2", *options)
+    assert done.status == 0, done.err
+    own_noise()
+    assert srl("report", "runs", "--reps", 100).status == 0
+    assert ",drop:0.2," in Path("runs/table.csv").read_text()
 
 
 @pytest.mark.slow

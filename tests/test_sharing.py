@@ -4,8 +4,10 @@ import base64
 import json
 import shutil
 import threading
+from dataclasses import replace
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -197,6 +199,19 @@ def test_run_with_algorithm_of_another_package_is_published(server, somewhere):
     pulled = srl("pull", REPO, "--out", "pulled")
     assert pulled.status == 0, pulled.err
     assert (somewhere / "pulled" / MODEL).read_bytes() == (somewhere / "dqn" / MODEL).read_bytes()
+
+
+def test_class_of_a_published_run_is_not_imported(run, somewhere, monkeypatch):
+    shutil.copytree(run, "own")
+    values = json.loads((run / SPEC).read_text())
+    Path("own", SPEC).write_text(json.dumps(values | {"algo": "spy:TRPO"}))
+    directory = RunDirectory(Path("own"))
+    directory.write_status(replace(directory.read_status(), files=directory.seal()))
+    Path("spy.py").write_text("open('imported', 'w')\nfrom sb3_contrib import TRPO\n")
+    monkeypatch.syspath_prepend(somewhere)
+    outcome = srl("push", "own", REPO, "--dry-run", "files")
+    assert outcome.status == 0, outcome.err
+    assert not Path("imported").exists()
 
 
 def test_pushed_and_pulled_run_is_unchanged(run, server, somewhere, monkeypatch):

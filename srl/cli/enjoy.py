@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from srl.cli.options import Unset
+from srl.cli.options import Unset, put_current_directory_on_path
 from srl.errors import UserError
 
 
@@ -55,6 +55,8 @@ def enjoy(options: Enjoy, command: str) -> int:
         prepare_rendering,
     )
 
+    if options.trust_config:
+        put_current_directory_on_path()
     spec = read_trusted(RunDirectory(options.run), options.trust_config)
     in_window = options.video is None and not options.no_render and has_display()
     if options.video is not None:

@@ -190,6 +190,9 @@ def sweep(options: Sweep, command: str) -> int:
                 failures = run_sweep(
                     plan, engine, command, tell=display.update, say=display.say, persistence=persistence
                 )
+        else:
+            with naming_full_disk(root):
+                write_plan(plan)
     with naming_full_disk(root):
         _print_scores(root, console)
     if failures:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from srl.config.algorithms import get_algorithm
 from srl.config.language_models import hyperparams_model
-from srl.config.spec import RunSpec
+from srl.config.spec import LENIENT, RunSpec
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _FORMAT: int = RunSpec.model_fields["format"].default
@@ -40,7 +40,8 @@ def spec_text(spec: RunSpec) -> str:
 def read_leniently(content: bytes) -> LenientSpec:
     """Read a spec that this version or another one wrote.
 
-    Missing keys have their defaults. Unknown keys, nested ones included, are returned separately.
+    Missing keys have their defaults. Unknown keys, nested ones included, are returned separately. Unknown
+    reward noise is kept as it is: the user's module that registers it is not imported.
 
     :raises ValidationError, ValueError, TypeError: If it is not the spec of a run.
     """
@@ -69,7 +70,7 @@ def _without_unknown(
     """Validate values; unknown keys are moved to ``unknown``."""
     while True:
         try:
-            return model(**values)
+            return model.model_validate(values, context=LENIENT)
         except ValidationError as error:
             places = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
             if not places:

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
 from srl.config.compiling import resolve_compile
@@ -17,7 +25,7 @@ from srl.config.resolve import PROFILES, resolve_hyperparams
 from srl.config.values import Positive, Strict, WholeNumber
 from srl.config.variants import NAME
 from srl.envs.registration import import_packages, is_atari, registered, resolve_env_id
-from srl.envs.reward_noise import parse_noise
+from srl.envs.reward_noise import is_unknown_process, parse_noise
 from srl.envs.spec import BACKENDS, EnvSpec
 from srl.errors import UserError, nearest
 from srl.precision import Precision, check_precision
@@ -27,6 +35,9 @@ DEFAULT_BINS = 11
 #: Above every time limit of Gymnasium and ale-py, whose games have 27,000 steps at most. Not above
 #: :data:`srl.envs.replay.MAX_RECORDED_STEPS`, so that runs have checkpoints whose evaluations are truncated.
 DEFAULT_EVAL_MAX_EPISODE_STEPS = 50_000
+
+#: The context of a validation that accepts reward noise of modules that are not imported.
+LENIENT = "lenient"
 
 Seed = Annotated[WholeNumber, Field(ge=0, lt=2**31)]
 
@@ -91,7 +102,9 @@ class RunSpec(Strict):
 
     @field_validator("noise")
     @classmethod
-    def _canonical_noise(cls, value: str) -> str:
+    def _canonical_noise(cls, value: str, info: ValidationInfo) -> str:
+        if info.context == LENIENT and is_unknown_process(value):
+            return value
         process = parse_noise(value)
         return "none" if process is None else str(process)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_environment_algorithm
+from srl.config.algorithms import get_environment_algorithm, is_own
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
+from srl.config.spec import safe_name
 from srl.config.values import Positive, Strict
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
 from srl.envs.reward_noise import parse_noise
@@ -124,6 +125,16 @@ class SweepOptions(Strict):
         columns = make_variants(self.algos, self.variants, self.grid)
         if not columns:
             raise VariantError(["algos"], "at least one algorithm or variant is needed.")
+        taken: dict[str, str] = {}
+        for name in [column.name for column in columns]:
+            # File systems may be case-insensitive
+            folder = safe_name(name).lower()
+            if folder in taken:
+                if name not in self.variants:
+                    raise VariantError(["algos"], f"{name!r} is specified twice.")
+                message = f"the folder of {taken[folder]!r} is taken. Use another name."
+                raise VariantError(["variants", name], message)
+            taken[folder] = name
         check_comparisons(self.compare, columns)
         return columns
 
@@ -154,10 +165,12 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             prefix = prefix if keys and keys[0] in small else []
             raise file.validation_error(error, SweepOptions.model_fields, prefix) from None
     if not trust:
+        packages, chosen_algos = changes.get("gym_packages") or (), changes.get("algos") or ()
         for prefix, part in (([], values), (["quick"], small)):
-            named = [*(changes.get("gym_packages") or ()), *(changes.get("algos") or ())]
-            _check_code(file, prefix, part, allowed=named)
-    _check_overrides(file, values, [*values["envs"], *small.get("envs", ())])
+            _check_code(file, prefix, part, packages, chosen_algos)
+    envs = [*values["envs"], *small.get("envs", ()), *(changes.get("envs") or ())]
+    for prefix, part in (([], values), (["quick"], small)):
+        _check_overrides(file, prefix, part, envs)
     for part in (values, values | small):
         try:
             SweepOptions(**part).columns()
@@ -173,6 +186,15 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             name: value for name, value in values.get("variants", {}).items() if name in changes["algos"]
         }
         changes["algos"] = [name for name in changes["algos"] if name not in values["variants"]]
+        if not changes["algos"]:
+            values.pop("grid", None)
+    # The command line also overrides the file's entries of environments and of symmetric algorithms
+    given = changes.get("overrides") or {}
+    overrides, symmetric = values.get("overrides", {}), values.get("symmetric_overrides", {})
+    values["overrides"] = {
+        key: _without(value, given) if is_of_env(key, value) else value for key, value in overrides.items()
+    }
+    values["symmetric_overrides"] = _without(symmetric, given)
     for key, value in changes.items():
         if key == "grid" and value is not None:
             values[key] = value
@@ -201,27 +223,33 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
 
 
 def _check_code(
-    file: ConfigFile, prefix: list[str], values: dict[str, Any], allowed: Collection[str]
+    file: ConfigFile,
+    prefix: list[str],
+    values: dict[str, Any],
+    packages: Collection[str],
+    algos: Collection[str],
 ) -> None:
     """Check that a part of a sweep's file names no Python code that is not trusted.
 
-    :param allowed: Modules and algorithms of the command line, which are trusted.
+    :param packages: Modules of the command line, which are trusted.
+    :param algos: Algorithms of the command line, which are trusted.
     :raises UserError: If it does.
     """
     modules = [(["gym_packages"], name) for name in values.get("gym_packages", ())]
     modules += [(["envs"], env.partition(":")[0]) for env in values.get("envs", ()) if ":" in env]
-    algos = [(["algos"], algo) for algo in values.get("algos", ())]
-    variants = values.get("variants", {}).items()
-    algos += [
-        (["variants", name, "algo"], one.get("algo")) for name, one in variants if isinstance(one, dict)
-    ]
-    # Invalid names are rejected when the columns are made
-    modules += [(keys, algo) for keys, algo in algos if isinstance(algo, str) and ":" in algo]
-    named = [(keys, name) for keys, name in modules if name not in allowed]
+    named: list[tuple[list[str], Any]] = [(keys, name) for keys, name in modules if name not in packages]
+    # Malformed variants and grids are rejected when the columns are made
+    variants = {key: one for key, one in values.get("variants", {}).items() if isinstance(one, dict)}
+    grid = {key: points for key, points in values.get("grid", {}).items() if isinstance(points, list)}
+    classes = [(["algos"], algo) for algo in values.get("algos", ())]
+    classes += [(["variants", key, "algo"], one.get("algo")) for key, one in variants.items()]
+    named += [(keys, name) for keys, name in classes if is_own(name) and name not in algos]
     places: list[tuple[list[str], dict[str, Any]]] = [([], values)]
     for key in ("overrides", "symmetric_overrides"):
         places.append(([key], values.get(key, {})))
         places += [([key, env], part) for env, part in values.get(key, {}).items() if is_of_env(env, part)]
+    places += [(["variants", key], one) for key, one in variants.items()]
+    places += [(["grid"], {key: point}) for key, points in grid.items() for point in points]
     for keys, part in places:
         if part.get("env_wrapper") not in (None, [], ATARI_WRAPPER, [ATARI_WRAPPER]):
             named.append(([*keys, "env_wrapper"], part["env_wrapper"]))
@@ -233,16 +261,23 @@ def _check_code(
         raise file.error([*prefix, *keys], untrusted(name))
 
 
+def _without(values: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def is_of_env(key: str, value: Any) -> bool:
     """Whether an entry of a sweep's overrides applies to one environment."""
     return isinstance(value, dict) and key not in _HYPERPARAMETERS
 
 
-def _check_overrides(file: ConfigFile, values: dict[str, Any], envs: Sequence[str]) -> None:
-    """Check that overrides of an environment belong to one of the sweep's environments."""
+def _check_overrides(
+    file: ConfigFile, prefix: list[str], values: dict[str, Any], envs: Sequence[str]
+) -> None:
+    """Check that overrides of an environment are a mapping, and belong to one of the sweep's environments."""
     for key, value in values.get("overrides", {}).items():
+        keys = [*prefix, "overrides", key]
+        if key in envs and not isinstance(value, dict):
+            raise file.error(keys, "must be a mapping of hyperparameters.")
         if is_of_env(key, value) and key not in envs:
             hint = nearest(key, [*envs, *_HYPERPARAMETERS])
-            raise file.error(
-                ["overrides", key], f"is neither a hyperparameter nor one of the sweep's envs.{hint}"
-            )
+            raise file.error(keys, f"is neither a hyperparameter nor one of the sweep's envs.{hint}")

@@ -54,27 +54,23 @@ def make_variants(
         ``sppo-beta=5``.
     :param named: Variants by name: ``algo`` and other hyperparameters.
     :param grid: Values by hyperparameter; every combination is a point.
-    :raises VariantError: For invalid or duplicate names, unknown algorithms or keys, values out of range, or
-        keys of the grid that do not apply to one of ``algos``.
+    :raises VariantError: For invalid names, unknown algorithms or keys, values out of range, or a grid
+        without ``algos`` or with keys that do not apply to one of them.
     """
     variants = [Variant(name, name) for name in algos]
     if grid:
+        if not algos:
+            raise VariantError(["grid"], "expands algorithms, and algos is empty. Define variants instead.")
         variants = [variant for name in algos for variant in _grid_of(name, grid)]
     for name, values in named.items():
         variants.append(_named(name, values))
-    taken: dict[str, str] = {}
-    for variant in variants:
-        # File systems may be case-insensitive
-        first = taken.setdefault(variant.name.lower(), variant.name)
-        if first is not variant.name:
-            raise VariantError(["variants", variant.name], f"the name {first!r} is taken. Use another.")
     return variants
 
 
 def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[Variant]) -> None:
-    """Check that each comparison names two columns of the sweep.
+    """Check that each comparison names two columns of the sweep, and none is the reverse of another one.
 
-    :raises VariantError: If one does not.
+    :raises VariantError: If one does not, or is.
     """
     known = [variant.name for variant in variants]
     for index, pair in enumerate(comparisons):
@@ -87,6 +83,11 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
                 )
         if len(set(pair)) != 2 or len(pair) != 2:
             raise VariantError(["compare", index], f"{list(pair)}: must name two different columns.")
+        # It would be counted twice in the correction for the number of tests
+        if list(pair[::-1]) in map(list, comparisons[:index]):
+            raise VariantError(
+                ["compare", index], f"{list(pair)}: tests the same as {list(pair[::-1])}. Remove one."
+            )
 
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
@@ -109,21 +110,29 @@ def _grid_of(algo: str, grid: Mapping[str, Sequence[Any]]) -> list[Variant]:
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise VariantError(["grid", key], f"{values!r}: must be a list of values, for example [0, 1, 5].")
     variants = []
+    names: dict[str, str] = {}
     for point in product(*grid.values()):
         overrides = dict(zip(grid, point, strict=True))
-        texts = [f"{v:g}" if isinstance(v, float) else str(v).lower() for v in point]
-        name = "-".join([algo, *(f"{key}={text}" for key, text in zip(grid, texts, strict=True))])
-        _check_values(["grid"], algo, overrides)
+        name = "-".join([algo, *(f"{key}={_text(value)}" for key, value in overrides.items())])
+        validated = _check_values(["grid"], algo, overrides) or name
         if not re.fullmatch(NAME, name):
             raise VariantError(
                 ["grid"], f"{name!r} is too long for a name, or contains other characters than allowed."
             )
-        variants.append(Variant(name, algo, overrides))
-    names = [variant.name for variant in variants]
-    for name in names:
-        if names.count(name) > 1:
+        if name in names.values():
             raise VariantError(["grid"], f"the point {name} is specified twice.")
+        if validated in names:
+            raise VariantError(["grid"], f"the points {names[validated]} and {name} have equal values.")
+        names[validated] = name
+        variants.append(Variant(name, algo, overrides))
     return variants
+
+
+def _text(value: Any) -> str:
+    """A value of a grid in a name: short, and different for different numbers."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value).lower()
 
 
 def _named(name: str, values: Any) -> Variant:
@@ -155,11 +164,15 @@ def _keys_of(algo: str) -> list[str]:
     return [key for key in keys_of(algorithm) if key not in without]
 
 
-def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> None:
+def _check_values(keys: Sequence[str | int], algo: str, overrides: dict[str, Any]) -> str | None:
+    """Check a variant's values; return them validated, with the defaults, as text.
+
+    None if whether they are valid depends on the environment's other hyperparameters.
+    """
     try:
-        check_hyperparams(get_algorithm(algo), overrides)
+        return check_hyperparams(get_algorithm(algo), overrides).model_dump_json()
     except ValidationError as error:
         where, message = first_mistake(error)
-        # Errors without a key depend on the environment's other hyperparameters
         if where:
             raise VariantError([*keys, *where], message) from None
+        return None  # an error without a key

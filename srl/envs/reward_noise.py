@@ -14,6 +14,7 @@ import dataclasses
 import inspect
 import math
 import numbers
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -159,6 +160,17 @@ def parse_noise(text: str) -> RewardNoiseProcess | None:
         message = f"Reward noise {text!r}: {parameters[0]!r} is not a number in {process.form()}."
         raise UserError(message) from None
     return process(value)  # type: ignore[call-arg]
+
+
+def is_unknown_process(text: str) -> bool:
+    """Whether a text has the form of a process that is not registered, for example one of the user's."""
+    found = re.fullmatch(r"([\w.+-]+):([\w.+-]+)", text)
+    if found is None or found[1] in ("none", *NOISE_PROCESSES):
+        return False
+    try:
+        return math.isfinite(float(found[2]))
+    except ValueError:
+        return False
 
 
 class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstructorArgs):

@@ -161,7 +161,7 @@ def extend_runs(plan: Plan, say: Callable[[str], None]) -> None:
 
 
 def write_plan(plan: Plan) -> None:
-    """Write the plan, runs of earlier sweeps in the same folder included."""
+    """Write the plan, with runs of earlier sweeps in the same folder, and their pairs of other columns."""
     plan.root.mkdir(parents=True, exist_ok=True)
     with (plan.root / _PLAN_LOCK).open("a+") as lock:
         # Another sweep that starts in this folder adds its runs
@@ -169,7 +169,9 @@ def write_plan(plan: Plan) -> None:
         check_plan(plan.root)
         runs = {run.path: run for run in read_plan(plan.root)}
         runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
-        compare = dict.fromkeys([*read_comparisons(plan.root), *map(tuple, plan.compare)])
+        columns = {job.spec.variant or job.spec.algo for job in plan.jobs}
+        earlier = [pair for pair in read_comparisons(plan.root) if not columns.issuperset(pair)]
+        compare = dict.fromkeys([*earlier, *map(tuple, plan.compare)])
         entries = [asdict(run) for run in runs.values()]
         content = {"format": PLAN_FORMAT, "compare": list(compare), "runs": entries}
         write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")

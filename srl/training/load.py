@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from srl.config.hyperparams import untrusted
 from srl.config.spec import RunSpec, resolve_device
 from srl.envs import EnvSpec, make_eval_env
+from srl.envs.registration import import_packages
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.errors import UserError
 from srl.rundir.directory import RunDirectory
@@ -87,7 +88,7 @@ def load_run(
 
 
 def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
-    """Read the spec of a run whose model will be built.
+    """Read the spec of a run whose model will be built, and import its packages.
 
     :param directory: The run's.
     :param trust: Whether Python code that the spec names may be imported.
@@ -99,6 +100,7 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
     if not trust:
         for key, name in spec.named_code().items():
             raise UserError(f"{directory.path / SPEC}, key {key}: {untrusted(name)}")
+    import_packages(spec.gym_packages, needed_by=str(directory.path / SPEC))
     return spec
 
 

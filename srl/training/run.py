@@ -17,6 +17,7 @@ from srl import SA2C, SPPO
 from srl.config.spec import RunSpec
 from srl.envs import make_train_env
 from srl.envs.finite import NonFiniteError
+from srl.envs.registration import import_packages
 from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.envs.state import env_state, restore_env
@@ -77,6 +78,7 @@ def _train(attempt: Attempt, checkpoint_every: float) -> int:
 
 def _train_from(attempt: Attempt, state: dict[str, Any] | None, checkpoint_every: float) -> int:
     spec, path = attempt.spec, attempt.path
+    import_packages(spec.gym_packages)  # they may also register reward noise
     seed_globals(seed_sequence(spec.seed, Stream.SETUP))
     env = make_train_env(spec.env_spec(), monitor_dir=str(path / MONITOR), append=state is not None)
     heartbeat = Heartbeat(attempt.beat)

@@ -5,7 +5,9 @@ import json
 import gymnasium as gym
 import pytest
 import torch as th
+from pydantic import ValidationError
 
+from srl.config.lenient import read_leniently
 from srl.config.spec import RunSpec, make_run_spec, resolve_device, safe_name
 from srl.errors import UserError
 from srl.training.check import check_run
@@ -171,3 +173,30 @@ def test_safe_name_cannot_leave_its_folder(text):
     assert "/" not in name
     assert "\x00" not in name
     assert not name.startswith(".")
+
+
+@pytest.mark.parametrize(
+    ("noise", "is_read"),
+    [
+        ("drop:0.2", True),
+        ("my-noise:-1e-05", True),
+        ("flip:1.5", False),
+        ("flip:0.1:2", False),
+        ("none:1", False),
+        ("drop", False),
+        ("drop:", False),
+        (":1", False),
+        ("drop:nan", False),
+        ("drop: 1", False),
+        ("dr\nop:1", False),
+    ],
+)
+def test_spec_with_noise_of_a_module_is_read_without_it(noise, is_read):
+    values = small_spec().model_dump(mode="json") | {"noise": noise}
+    with pytest.raises(ValidationError):
+        RunSpec(**values)
+    if is_read:
+        assert read_leniently(json.dumps(values).encode()).spec.noise == noise
+    else:
+        with pytest.raises(ValidationError):
+            read_leniently(json.dumps(values).encode())

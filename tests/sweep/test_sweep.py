@@ -106,6 +106,10 @@ def change(file, old, new):
         ("n_timesteps: 64", "n_timesteps: -1", 5, "key n_timesteps: -1"),
         ("n_timesteps: 64", "bins: 1", 5, "key bins: 1"),
         ("n_timesteps: 64", "overrides: 3", 5, "key overrides"),
+        ("n_timesteps: 64", "overrides:\n  CartPole-v1: 5", 6, "overrides.CartPole-v1: must be a mapping"),
+        ("n_timesteps: 64", "overrides:\n  CartPole-v1:", 6, "overrides.CartPole-v1: must be a mapping"),
+        ("  n_timesteps: 32", "  overrides: {CartPole-v1: 5}", 7, "key quick.overrides.CartPole-v1: must be"),
+        ("  n_timesteps: 32", "  overrides: {Acrobot-v1: {gamma: 1}}", 7, "key quick.overrides.Acrobot-v1"),
         ("n_timesteps: 64", "1: 3", 5, "1"),
         ("n_timesteps: 64", "yes: 3", 5, "yes"),
         ("  n_timesteps: 32", "  seeds: [1, 1]", 7, "key quick.seeds: .*1 is specified twice"),
@@ -170,6 +174,21 @@ def test_symmetric_overrides_apply_only_to_symmetric_algorithms(mine):
     by_algo = {spec.algo: spec.hyperparams for spec in expand(options)[0]}
     assert (by_algo["ppo"].gamma, by_algo["ppo"].alpha, by_algo["ppo"].beta) == (0.5, 1.0, 0.0)
     assert (by_algo["sppo"].gamma, by_algo["sppo"].alpha, by_algo["sppo"].beta) == (0.5, 0.25, 7.0)
+
+
+def test_hyperparameters_of_the_command_line_override_all_of_the_file(mine):
+    change(
+        mine,
+        "n_timesteps: 64",
+        "overrides: {n_epochs: 2, CartPole-v1: {gamma: 0.9, ent_coef: 0.1}}\n"
+        "symmetric_overrides: {beta: 2, alpha: 0.7, vf_coef: 0.3}\nn_timesteps: 64",
+    )
+    given = {"gamma": 0.5, "beta": 5.0, "vf_coef": 0.4, "n_epochs": 3}
+    symmetric = expand(load_sweep(mine, algos=["sppo"], overrides=given))[0][0].hyperparams
+    assert {name: getattr(symmetric, name) for name in given} == given
+    assert (symmetric.alpha, symmetric.ent_coef) == (0.7, 0.1)
+    of_file = expand(load_sweep(mine, algos=["sppo"]))[0][0].hyperparams
+    assert (of_file.gamma, of_file.beta, of_file.vf_coef, of_file.n_epochs) == (0.9, 2.0, 0.3, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from srl.compiled import CompiledUpdate
 from srl.envs.finite import NonFiniteError
 from srl.envs.make import make_member_env, normalize_arguments
+from srl.envs.registration import import_packages
 from srl.envs.replay import NotRestorable
 from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.envs.state import env_state, normalize_state, restore_env
@@ -53,6 +54,8 @@ class Population:
         self._resources = ExitStack()
         with ExitStack() as on_error:
             on_error.push(self._resources)
+            for attempt in attempts:
+                import_packages(attempt.spec.gym_packages)  # they may also register reward noise
             env_specs = [attempt.spec.env_spec() for attempt in attempts]
             venvs = []
             for env_spec, attempt in zip(env_specs, attempts, strict=True):
