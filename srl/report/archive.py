@@ -10,19 +10,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from pydantic import ValidationError
 
+from srl.config.algorithms import get_algorithm
+from srl.config.files import first_mistake
 from srl.config.lenient import read_leniently
 from srl.errors import UserError
 from srl.report.curves import TRAINING, Series
-from srl.report.runs import Evaluations, Run, scored_run
+from srl.report.runs import Evaluations, Run, State, scored_run
 from srl.report.samples import SampledText
 from srl.report.source import Source
-from srl.rundir.status import Status
+from srl.rundir.status import STATUS_TYPE
 
 FORMAT = 1
 _METADATA = b"srl"
@@ -89,10 +92,21 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         if about["format"] != FORMAT:
             raise UserError(f"{file}: an archive of format {about['format']}; this srl reads {FORMAT}.")
         rows = table.to_pylist()
-        runs = [_run(row, last) for row in rows]
+        left_out = [str(line) for line in about["left_out"]]
+        runs = []
+        for row in rows:
+            try:
+                runs.append(_run(row, last))
+            except ValidationError as error:
+                keys, message = first_mistake(error)
+                left_out.append(f"{row['run']}: left out, key {'.'.join(map(str, keys))}: {message}")
+            except UserError as error:
+                left_out.append(f"{row['run']}: left out, {error}")
+        if not runs:
+            raise UserError("\n".join([f"{file} contains no runs.", *left_out]))
         return Archive(
             runs,
-            [str(line) for line in about["left_out"]],
+            left_out,
             [(str(one), str(other)) for one, other in about["compare"]],
             {row["run"]: _loaded(row["versions"]) for row in rows},
             {row["run"]: _training_of(row) for row in rows},
@@ -161,10 +175,17 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
 
 
 def _run(row: Mapping[str, Any], last: int) -> Run:
+    """The run of a row.
+
+    :raises UserError, ValidationError: If a newer version of srl wrote values that this one does not know.
+    """
+    get_algorithm(row["algorithm"])
+    if row["state"] not in get_args(State):
+        raise UserError(f"unknown state {row['state']!r}")
     spec, unknown = None, {}
     if row["spec"] is not None:
-        spec = read_leniently(json.dumps(_loaded(row["spec"]) | {"seed": row["seed"]}).encode()).spec
-        unknown = _loaded(row["unknown"])
+        found = read_leniently(json.dumps(_loaded(row["spec"]) | {"seed": row["seed"]}).encode())
+        spec, unknown = found.spec, _loaded(row["unknown"]) | found.unknown
     evaluations = None
     if row["timesteps"] is not None:
         n = len(row["timesteps"])
@@ -177,7 +198,7 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
         )
     status = _loaded(row["status"])
     if status is not None:
-        status = Status(**{**status, "notes": tuple(status["notes"])})
+        status = STATUS_TYPE.validate_python(status)
     if spec is None:
         return Run(
             row["run"],

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from srl.report.archive import read_archive
+from srl.report.cells import group
 from srl.rundir.names import EVALUATIONS, PROGRESS
 from tests.report.made_runs import MADE_VERSIONS, lay_down
 from tests.small_runs import srl
@@ -134,6 +136,72 @@ def test_invalid_archive_is_named_in_error(content, words, says, archive, tmp_pa
     assert says in outcome.err
     assert outcome.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["study.parquet"]
+
+
+def rewrite(archive, file, change):
+    """Write an archive with changed rows, and without its checksum, as another version of srl may."""
+    table = parquet.read_table(archive)
+    rows = table.to_pylist()
+    about = json.loads(table.schema.metadata[b"srl"])
+    about.pop("sha256", None)
+    changed = pa.Table.from_pylist(change(rows), schema=table.schema.remove_metadata())
+    parquet.write_table(changed.replace_schema_metadata({b"srl": json.dumps(about)}), file)
+
+
+def edit(key, change):
+    """Change a column of the first finished row of PPO; texts of JSON are loaded and dumped."""
+
+    def changed(rows):
+        row = next(row for row in rows if row["name"] == "ppo" and row["state"] == "done")
+        value = row[key]
+        is_json = key in ("spec", "status", "versions")
+        row[key] = json.dumps(change(json.loads(value))) if is_json else change(value)
+        return rows
+
+    return changed
+
+
+def test_unknown_keys_of_newer_archive_separate_columns(archive, tmp_path):
+    rewrite(archive, tmp_path / "new.parquet", edit("spec", lambda spec: spec | {"new_key": 0}))
+    runs = read_archive(tmp_path / "new.parquet").runs
+    (changed,) = [run for run in runs if run.unknown]
+    assert changed.unknown == {"new_key": 0}
+    assert "PPO (new_key=0)" in {cell.column for cell in group(runs)}
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "says"),
+    [
+        ("spec", lambda spec: spec | {"noise": "later"}, "key noise: "),
+        ("spec", lambda spec: spec | {"algo": "tppo"}, "There is no algorithm 'tppo'"),
+        ("algorithm", lambda algo: "tppo", "There is no algorithm 'tppo'"),
+        ("state", lambda state: "asleep", "unknown state 'asleep'"),
+        ("status", lambda status: status | {"state": "asleep"}, "key state: "),
+        ("status", lambda status: status | {"timesteps": "many"}, "key timesteps: "),
+    ],
+    ids=["noise", "algorithm in spec", "algorithm", "state", "state in status", "number in status"],
+)
+def test_run_that_this_version_cannot_read_is_left_out(key, change, says, archive, tmp_path):
+    rewrite(archive, tmp_path / "new.parquet", edit(key, change))
+    read = read_archive(tmp_path / "new.parquet")
+    n_runs = len(read_archive(archive).runs)
+    assert len(read.runs) == n_runs - 1
+    line = read.left_out[-1]
+    assert line.startswith("Acrobot-v1/ppo/flip-0.1/seed-0: left out, ")
+    assert says in line
+
+
+def test_unknown_field_of_status_is_ignored(archive, tmp_path):
+    rewrite(archive, tmp_path / "new.parquet", edit("status", lambda status: status | {"new": 1}))
+    new, known = (read_archive(file).runs for file in (tmp_path / "new.parquet", archive))
+    assert [run.status for run in new] == [run.status for run in known]
+
+
+def test_archive_without_a_readable_run_is_named_in_error(archive, tmp_path):
+    rewrite(archive, tmp_path / "empty.parquet", lambda rows: [])
+    outcome = srl("report", tmp_path / "empty.parquet")
+    assert outcome.status == 2
+    assert "empty.parquet contains no runs" in outcome.err
 
 
 def test_file_that_is_neither_folder_nor_archive_is_named_in_error(tmp_path):
