@@ -300,3 +300,19 @@ def test_runs_without_scores_are_reported_in_groups(tmp_path):
         "CartPole-v1/sppo/none: missing: seed-0 to seed-3.",
         "Acrobot-v1: all 8 runs are missing.",
     ]
+
+
+def test_sweep_without_pairs_keeps_its_default_pairs_next_to_one_with_pairs(tmp_path):
+    for folder, algos in (
+        ("own", ("sppo", "ppo", "a2c")),
+        ("plain", ("sa2c", "a2c")),
+        ("no sweep", ("dsppo", "dppo")),
+    ):
+        specs = [small_spec(algo, env="Pendulum-v1", seed=seed) for algo in algos for seed in (0, 1)]
+        for spec in specs:
+            lay_down(tmp_path / folder, RETURNS, env=spec.env, algo=spec.algo, seed=spec.seed)
+        if folder != "no sweep":
+            compare = [["ppo", "a2c"]] if folder == "own" else []
+            write_plan(Plan(tmp_path / folder, [Job(spec, tmp_path) for spec in specs], compare))
+    pairs = {(one.column, one.baseline) for one in make_report(tmp_path, reps=100).comparisons}
+    assert pairs == {("PPO", "A2C"), ("SA2C", "A2C"), ("DSPPO", "DPPO")}
