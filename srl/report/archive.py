@@ -1,11 +1,12 @@
 """Archives: all data of a report in one Parquet file, without run directories.
 
 A row is a run: its spec, state, versions, commit and file digests, all episodes of its evaluations, and what
-its updates logged. The file's metadata has the comparisons, and lines on what is missing.
+its updates logged. The file's metadata has the comparisons, lines on what is missing, and a checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -75,8 +76,14 @@ def write_archive(
         column = pa.array([row[name] for row in rows], type=_TYPES.get(name))
         # Specs and versions are shared by many runs
         columns[name] = column.dictionary_encode() if pa.types.is_string(column.type) else column
-    about = {"format": FORMAT, "left_out": list(left_out), "compare": [list(pair) for pair in compare]}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "left_out": list(left_out),
+        "compare": [list(pair) for pair in compare],
+    }
+    table = pa.table(columns)
+    about["sha256"] = _digest(about, table.to_pylist())
+    table = table.replace_schema_metadata({_METADATA: json.dumps(about)})
     parquet.write_table(table, file, compression="zstd", compression_level=19)
 
 
@@ -84,7 +91,7 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
     """Read an archive.
 
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :raises UserError: If it is not an archive, or of a newer version of srl.
+    :raises UserError: If it is not an archive, is damaged, or of a newer version of srl.
     """
     try:
         table = parquet.read_table(file)
@@ -92,6 +99,9 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         if about["format"] != FORMAT:
             raise UserError(f"{file}: an archive of format {about['format']}; this srl reads {FORMAT}.")
         rows = table.to_pylist()
+        # Earlier versions wrote no checksum
+        if "sha256" in about and about.pop("sha256") != _digest(about, rows):
+            raise UserError(f"{file}: damaged, its content differs from its checksum.")
         left_out = [str(line) for line in about["left_out"]]
         runs = []
         for row in rows:
@@ -120,6 +130,11 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
             f"{file}: not an archive of results ({type(error).__name__}: {what}). Write one with "
             "`srl report DIR --format archive`."
         ) from None
+
+
+def _digest(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the content, whatever the encoding of the file."""
+    return hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()
 
 
 #: Types of columns that may be empty, or whose values need only float32.

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from srl.errors import UserError
 from srl.report.archive import read_archive
 from srl.report.cells import group
 from srl.rundir.names import EVALUATIONS, PROGRESS
@@ -146,6 +147,55 @@ def rewrite(archive, file, change):
     about.pop("sha256", None)
     changed = pa.Table.from_pylist(change(rows), schema=table.schema.remove_metadata())
     parquet.write_table(changed.replace_schema_metadata({b"srl": json.dumps(about)}), file)
+
+
+@pytest.mark.parametrize("part", ["returns", "training", "left_out", "spec"])
+def test_changed_archive_is_named_in_error(part, archive, tmp_path):
+    table = parquet.read_table(archive)
+    rows, metadata = table.to_pylist(), table.schema.metadata[b"srl"]
+    row = next(row for row in rows if row["state"] == "done")
+    if part == "returns":
+        row["returns"][-1] += 1e-9
+    elif part == "training":
+        row["train/entropy_loss"][0] += 1.0
+    elif part == "spec":
+        row["spec"] = row["spec"].replace('"gamma": 0.99', '"gamma": 0.98')
+    else:
+        metadata = metadata.replace(b"of no run", b"").replace(b'"left_out": [', b'"left_out": ["x", ')
+    changed = pa.Table.from_pylist(rows, schema=table.schema.remove_metadata())
+    parquet.write_table(changed.replace_schema_metadata({b"srl": metadata}), tmp_path / "a.parquet")
+    outcome = srl("report", tmp_path / "a.parquet")
+    assert outcome.status == 2
+    assert "a.parquet: damaged, its content differs from its checksum" in outcome.err
+
+
+def test_rewritten_equal_content_passes_checksum(archive, tmp_path):
+    table = parquet.read_table(archive)
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=5, compression="snappy")
+    assert len(read_archive(tmp_path / "a.parquet").runs) == table.num_rows
+
+
+def test_archive_of_earlier_version_without_checksum_is_read(archive, tmp_path):
+    rewrite(archive, tmp_path / "old.parquet", lambda rows: rows)
+    assert b"sha256" not in parquet.read_schema(tmp_path / "old.parquet").metadata[b"srl"]
+    assert len(read_archive(tmp_path / "old.parquet").runs) == len(read_archive(archive).runs)
+
+
+def test_flipped_bits_never_change_results(archive, tmp_path):
+    content, expected = archive.read_bytes(), [run.score for run in read_archive(archive).runs]
+    generator = np.random.default_rng(0)
+    refused = 0
+    for place in generator.integers(len(content), size=40).tolist():
+        changed = bytearray(content)
+        changed[place] ^= 1 << int(generator.integers(8))
+        (tmp_path / "a.parquet").write_bytes(changed)
+        try:
+            scores = [run.score for run in read_archive(tmp_path / "a.parquet").runs]
+        except UserError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(scores, expected)
+    assert refused > 20
 
 
 def edit(key, change):
