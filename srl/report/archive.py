@@ -22,7 +22,7 @@ from srl.config.algorithms import get_algorithm
 from srl.config.files import first_mistake
 from srl.config.lenient import read_leniently
 from srl.errors import UserError
-from srl.report.curves import TRAINING, Series
+from srl.report.curves import TRAINING, Series, describe_problem
 from srl.report.runs import Evaluations, Run, State, scored_run
 from srl.report.samples import SampledText
 from srl.report.source import Source
@@ -158,8 +158,8 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
     problem, training = None, dict[str, Series]()
     try:
         training = dict(source.training(run)) if run.spec is not None else {}
-    except (UserError, OSError, ValueError) as error:
-        problem = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+    except (OSError, ValueError) as error:
+        problem = describe_problem(error)
     evaluations = run.evaluations
     lengths = None if evaluations is None else evaluations.lengths
     return {

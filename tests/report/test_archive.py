@@ -12,8 +12,11 @@ from pyarrow import parquet
 
 from srl.errors import UserError
 from srl.report.archive import read_archive
-from srl.report.cells import group
-from srl.rundir.names import EVALUATIONS, PROGRESS
+from srl.report.cells import Cell, group
+from srl.report.curves import training_curves
+from srl.report.scores import read_scores
+from srl.report.source import Folders
+from srl.rundir.names import EVALUATIONS, PROGRESS, STATUS
 from tests.report.made_runs import MADE_VERSIONS, lay_down
 from tests.small_runs import srl
 
@@ -39,6 +42,10 @@ def root(tmp_path_factory):
     (damaged.path / EVALUATIONS).write_bytes(b"PK")
     no_log = lay_down(root, generator.normal(size=(4, 3)), algo="a2c", seed=1)
     (no_log.path / PROGRESS).unlink()
+    changed_log = lay_down(root, generator.normal(size=(4, 3)), algo="a2c", seed=2)
+    status = json.loads((changed_log.path / STATUS).read_text())
+    status["files"] = {PROGRESS: [1, 1, "0" * 64]}
+    (changed_log.path / STATUS).write_text(json.dumps(status))
     (root / "notes").mkdir()
     (root / "notes" / "mine.txt").write_text("of no run")
     planned = {"path": "CartPole-v1/a2c/none/seed-9", "env": "CartPole-v1", "algo": "a2c", "noise": "none"}
@@ -85,7 +92,7 @@ def test_report_from_archive_is_byte_identical_to_report_from_runs(options, root
 def test_archive_traces_every_score_to_its_run(root, archive):
     rows = parquet.read_table(archive).to_pylist()
     done = [row for row in rows if row["state"] == "done"]
-    assert len(done) == 37
+    assert len(done) == 38
     for row in done:
         assert json.loads(row["versions"])["commit"] == MADE_VERSIONS["commit"]
         spec = json.loads((root / row["run"] / "spec.json").read_text())
@@ -95,6 +102,15 @@ def test_archive_traces_every_score_to_its_run(root, archive):
         with np.load(root / row["run"] / EVALUATIONS) as arrays:
             assert row["timesteps"] == arrays["timesteps"].tolist()
             assert row["returns"] == arrays["results"].ravel().tolist()
+
+
+def test_changed_log_is_reported_equally_from_runs_and_archive(root, archive):
+    (run,) = [run for run in read_scores(root).runs if run.path == "CartPole-v1/a2c/none/seed-2"]
+    cell = Cell(*run.place, "", (run,))
+    (line,) = training_curves(cell, Folders(root).training)[1]
+    assert line.endswith("progress.csv: damaged")
+    assert training_curves(cell, read_archive(archive).training)[1] == [line]
+    assert str(root) not in str(parquet.read_table(archive).to_pylist())
 
 
 def test_export_from_archive_is_byte_identical_to_export_from_runs(root, archive, tmp_path):
