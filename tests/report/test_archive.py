@@ -113,6 +113,12 @@ def test_changed_log_is_reported_equally_from_runs_and_archive(root, archive):
     assert str(root) not in str(parquet.read_table(archive).to_pylist())
 
 
+def test_archive_of_archive_is_byte_identical(archive, tmp_path):
+    outcome = srl("report", archive, "--format", "archive", "--out", tmp_path)
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / archive.name).read_bytes() == archive.read_bytes()
+
+
 def test_export_from_archive_is_byte_identical_to_export_from_runs(root, archive, tmp_path):
     for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
         for kind in ("json", "parquet"):
