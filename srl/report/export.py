@@ -46,7 +46,7 @@ def export(
     if kind == "zoo":
         if root.is_file():
             raise UserError(f"{root}: is an archive, and --format zoo copies the files of run directories.")
-        write_files(out, {}, copies=_zoo_files(scores), instead_of=ZOO)
+        write_files(out, {}, copies=_zoo_files(scores), instead_of=[ZOO])
         return [out / ZOO], scores.left_out
     if not any(run.evaluations is not None for run in scores.runs):
         raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
