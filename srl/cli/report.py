@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,7 +109,7 @@ def _write_page(
         last=options.last,
         normalization=normalization,
         reps=options.reps,
-        compare=_pairs(options.compare),
+        compare=options.compare,
         show_step=show_step,
     )
     gifs: dict[str, bytes] = {}
@@ -126,13 +126,3 @@ def _write_page(
     console.print()
     print_notes(made.summary, console)
     return files
-
-
-def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in texts:
-        column, _, baseline = text.partition(":")
-        if not column or not baseline or column == baseline:
-            raise UserError(f"--compare {text}: must be COLUMN:BASELINE, two columns such as sppo:ppo.")
-        pairs.append((column, baseline))
-    return pairs

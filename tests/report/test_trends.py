@@ -152,6 +152,8 @@ def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
     [
         ("sppo:ppo --format json", "--compare has no effect on --format json"),
         ("sppo", "must be COLUMN:BASELINE"),
+        (":ppo", "must be COLUMN:BASELINE"),
+        ("a:b:ppo", "no column 'a:b' to compare"),
         ("sppo:sppo", "must be COLUMN:BASELINE"),
         ("sppo:pppo", "no column 'pppo' to compare. Known: a2c, sa2c, ppo, sppo, sppo-beta=5. Did you mean"),
     ],
