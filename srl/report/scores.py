@@ -110,7 +110,8 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 
 def _names(runs: Sequence[Run]) -> str:
     """The names of folders, with ranges of three or more successive seeds."""
-    names = [Path(run.path).name for run in runs]
+    # The folder of the report itself has no name
+    names = [Path(run.path).name or f"seed-{run.seed}" for run in runs]
     if names != [f"seed-{run.seed}" for run in runs]:
         return ", ".join(names)
     _, _, numbers = name_seeds({run.seed for run in runs}).partition(" ")

@@ -188,6 +188,11 @@ def test_absent_planned_runs_are_counted_as_missing(tmp_path):
     assert "2 missing" in markdown(scores)
 
 
+def test_interrupted_run_that_is_the_folder_itself_is_named_by_its_seed(tmp_path):
+    lay_down(tmp_path, at=".", state="interrupted", seed=3)
+    assert read_scores(tmp_path).left_out == [".: interrupted: seed-3."]
+
+
 def test_missing_runs_are_counted_in_a_report_on_several_sweeps(tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
