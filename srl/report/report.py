@@ -163,7 +163,8 @@ def _robust_table(
         rows.append(Row(env, noise, steps, entries))
         records += [
             {
-                "environment": env if n_envs == 1 else "",
+                # Rows over environments have no steps
+                "environment": "" if steps is None else env,
                 "n_environments": n_envs,
                 "noise": noise,
                 "n_timesteps": steps,
