@@ -48,12 +48,15 @@ def test_trend_test_matches_spearman_and_enumeration(shape, n_distinct):
     assert p == pytest.approx(expected[1], abs=1e-12)
 
 
-@pytest.mark.parametrize(("n_seeds", "n_levels", "p"), [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3)])
+@pytest.mark.parametrize(
+    ("n_seeds", "n_levels", "p"),
+    [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3), (10, 5, 2 / 120**10), (20, 7, 1e-15)],
+)
 def test_monotonic_values_in_each_seed_have_the_smallest_p_value(n_seeds, n_levels, p):
     # Seeds have offsets; the test permutes only within seeds
     values = np.arange(n_levels, dtype=float) + 0.1 * np.arange(n_seeds)[:, None]
-    assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p))
-    assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p))
+    assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p, rel=1e-9, abs=0))
+    assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p, rel=1e-9, abs=0))
 
 
 def spearmanr_of(values):
