@@ -81,8 +81,10 @@ def _trend(
     pair: tuple[str, str], task: Task, kind: str, sides: Mapping[str, Sequence[Mapping[int, float]]]
 ) -> list[Trend]:
     """The trend over the levels that both sides have finished; empty if they are too few."""
-    levels = sorted(sides, key=lambda noise: noise_level(noise)[1])
-    finished = [set(scores) for both in sides.values() for scores in both]
+    # Of noises of the same level, such as none and flip:0, one counts
+    by_level = {noise_level(noise)[1]: noise for noise in sorted(sides, key=lambda noise: noise == "none")}
+    levels = [by_level[level] for level in sorted(by_level)]
+    finished = [set(scores) for noise in levels for scores in sides[noise]]
     if len(levels) < _FEWEST_LEVELS or not (seeds := sorted(set.intersection(*finished))):
         return []
     differences = np.array(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from itertools import permutations, product
 
 import numpy as np
@@ -127,6 +128,18 @@ def test_report_tests_the_trend_of_each_pair_in_each_environment(root):
     )
     (note,) = (line for line in report.notes if "trend of SPPO over PPO" in line)
     assert f"in {ENV}: seed 9, not finished under every noise" in note
+
+
+def test_noises_of_equal_level_count_once(tmp_path):
+    for noise in ("none", "flip:0", "flip:0.1", "flip:0.2"):
+        for algo in ("ppo", "sppo"):
+            for seed in range(3):
+                if noise != "flip:0.2" or seed:
+                    lay_down(tmp_path / noise, [[float(seed)]], algo=algo, noise=noise, seed=seed)
+    (trend,) = make_report(tmp_path, reps=100).trends
+    assert (trend.levels, trend.seeds) == ((0.0, 0.1, 0.2), (1, 2))
+    shutil.rmtree(tmp_path / "flip:0.2")
+    assert make_report(tmp_path, reps=100).trends == []
 
 
 @pytest.mark.slow
