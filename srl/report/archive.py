@@ -99,6 +99,8 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         if about["format"] != FORMAT:
             raise UserError(f"{file}: an archive of format {about['format']}; this srl reads {FORMAT}.")
         rows = table.to_pylist()
+        if len({row["run"] for row in rows}) < len(rows):
+            raise ValueError("several rows of a run")
         # Earlier versions wrote no checksum
         if "sha256" in about and about.pop("sha256") != _digest(about, rows):
             raise UserError(f"{file}: damaged, its content differs from its checksum.")
@@ -120,7 +122,10 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
             [(str(one), str(other)) for one, other in about["compare"]],
             {row["run"]: _loaded(row["versions"]) for row in rows},
             {row["run"]: _training_of(row) for row in rows},
-            {row["run"]: [SampledText(**text) for text in _loaded(row.get("samples")) or []] for row in rows},
+            {
+                row["run"]: [SampledText(**text) for text in _loaded(row.get("samples"), list) or []]
+                for row in rows
+            },
         )
     except UserError:
         raise
@@ -137,6 +142,11 @@ def _digest(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()
 
 
+#: Types of values that every row has.
+_REQUIRED = {
+    **dict.fromkeys(("run", "environment", "algorithm", "name", "noise", "state", "reason"), str),
+    **dict.fromkeys(("seed", "n_timesteps"), int),
+}
 #: Types of columns that may be empty, or whose values need only float32.
 _TYPES = {
     **dict.fromkeys(
@@ -163,7 +173,7 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
     evaluations = run.evaluations
     lengths = None if evaluations is None else evaluations.lengths
     return {
-        "run": run.path.encode(errors="backslashreplace").decode(),
+        "run": _escaped(run.path),
         "environment": run.env,
         "algorithm": run.algo,
         "name": run.name,
@@ -171,13 +181,13 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
         "seed": run.seed,
         "n_timesteps": run.n_timesteps,
         "state": run.state,
-        "reason": run.reason,
+        "reason": _escaped(run.reason),
         "spec": _dumped(spec),
         "unknown": _dumped(dict(run.unknown)),
         "status": _dumped(status),
         "versions": _dumped(source.versions(run) if run.spec is not None else None),
         "files": _dumped(files),
-        "minor_damage": list(run.minor_damage),
+        "minor_damage": list(map(_escaped, run.minor_damage)),
         "timesteps": None if evaluations is None else evaluations.timesteps.tolist(),
         "returns": None if evaluations is None else evaluations.returns.ravel().tolist(),
         "lengths": None if lengths is None else lengths.ravel().tolist(),
@@ -193,7 +203,13 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
     """The run of a row.
 
     :raises UserError, ValidationError: If a newer version of srl wrote values that this one does not know.
+    :raises TypeError, ValueError: If it is not the row of a run.
     """
+    for name, kind in _REQUIRED.items():
+        if not isinstance(row[name], kind):
+            raise TypeError(f"{name} is {row[name]!r}")
+    if row["spec"] is None and row["state"] != "missing":
+        raise ValueError(f"{row['run']}: {row['state']} without a spec")
     get_algorithm(row["algorithm"])
     if row["state"] not in get_args(State):
         raise UserError(f"unknown state {row['state']!r}")
@@ -214,7 +230,7 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
     status = _loaded(row["status"])
     if status is not None:
         # Sizes and times of the files are not archived
-        files = {name: (0, 0, sha) for name, sha in _loaded(row["files"]).items()}
+        files = {name: (0, 0, sha) for name, sha in (_loaded(row["files"]) or {}).items()}
         status = STATUS_TYPE.validate_python(status | {"files": files})
     if spec is None:
         return Run(
@@ -244,16 +260,27 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
 def _training_of(row: Mapping[str, Any]) -> Mapping[str, Series] | str:
     if row["training_problem"] is not None:
         return str(row["training_problem"])
-    return {
-        name: Series(np.array(row[f"{name}/steps"], dtype=float), np.array(row[name], dtype=float))
-        for name in TRAINING
-        if row.get(name) is not None
-    }
+    series = {}
+    for name in TRAINING:
+        if row.get(name) is not None:
+            steps, values = (np.array(row[key], dtype=float) for key in (f"{name}/steps", name))
+            if steps.shape != values.shape:
+                raise ValueError(f"{row['run']}: {name} has {values.size} values in {steps.size} steps")
+            series[name] = Series(steps, values)
+    return series
+
+
+def _escaped(text: str) -> str:
+    """A text without undecodable bytes of file names."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _dumped(values: Any) -> str | None:
-    return None if values is None else json.dumps(values, ensure_ascii=False)
+    return None if values is None else _escaped(json.dumps(values, ensure_ascii=False))
 
 
-def _loaded(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+def _loaded(text: str | None, kind: type = dict) -> Any:
+    values = None if text is None else json.loads(text)
+    if values is not None and not isinstance(values, kind):
+        raise TypeError(f"{text!r} is not a {kind.__name__}")
+    return values

@@ -50,9 +50,15 @@ class Trend:
 
 
 def noise_level(noise: str) -> tuple[str, float]:
-    """The kind of a noise and its parameter: ``("gaussian", 0.05)``, and ``("none", 0.0)``."""
+    """The kind of a noise and its parameter: ``("gaussian", 0.05)``, and ``("none", 0.0)``.
+
+    A noise whose parameter is not a number is a kind of its own.
+    """
     kind, _, parameter = noise.partition(":")
-    return kind, float(parameter or 0)
+    try:
+        return kind, float(parameter or 0)
+    except ValueError:
+        return noise, 0.0
 
 
 def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list[Trend]:

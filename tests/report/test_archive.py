@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -225,9 +226,11 @@ def edit(key, change):
 
     def changed(rows):
         row = next(row for row in rows if row["name"] == "ppo" and row["state"] == "done")
-        value = row[key]
-        is_json = key in ("spec", "status", "versions")
-        row[key] = json.dumps(change(json.loads(value))) if is_json else change(value)
+        if key in ("spec", "status", "versions"):
+            value = change(json.loads(row[key]))
+            row[key] = None if value is None else json.dumps(value)
+        else:
+            row[key] = change(row[key])
         return rows
 
     return changed
@@ -261,6 +264,45 @@ def test_run_that_this_version_cannot_read_is_left_out(key, change, says, archiv
     line = read.left_out[-1]
     assert line.startswith("Acrobot-v1/ppo/flip-0.1/seed-0: left out, ")
     assert says in line
+
+
+def short_curve(rows):
+    row = next(row for row in rows if row["train/entropy_loss"])
+    row["train/entropy_loss"].pop()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (edit("versions", lambda versions: [1]), "is not a dict"),
+        (edit("run", lambda run: None), "run is None"),
+        (edit("spec", lambda spec: None), "without a spec"),
+        (short_curve, "train/entropy_loss"),
+        (lambda rows: [*rows, rows[3]], "several rows of a run"),
+    ],
+    ids=["versions", "no path", "no spec", "short curve", "duplicate"],
+)
+def test_edited_archive_is_named_in_error(change, says, archive, tmp_path):
+    rewrite(archive, tmp_path / "edited.parquet", change)
+    outcome = srl("report", tmp_path / "edited.parquet")
+    assert outcome.status == 2
+    assert "edited.parquet: not an archive of results" in outcome.err
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_names_that_are_not_utf_8_are_escaped(tmp_path):
+    folder = os.fsdecode(b"odd\xff")
+    run = lay_down(tmp_path / "runs", [[1.0, 2.0]], at=folder)
+    (run.path / EVALUATIONS).write_bytes(b"PK")
+    versions = json.loads((run.path / "versions.json").read_text()) | {"command": folder}
+    (run.path / "versions.json").write_text(json.dumps(versions))
+    outcome = srl("report", tmp_path / "runs", "--format", "archive", "--out", tmp_path)
+    assert outcome.status == 0, outcome.err
+    read, found = (read_scores(tmp_path / name) for name in ("runs.parquet", "runs"))
+    assert read.source.versions(read.runs[0]) == found.source.versions(found.runs[0])
+    assert read.left_out == [line.replace("\udcff", "\\udcff") for line in found.left_out]
 
 
 def test_unknown_field_of_status_is_ignored(archive, tmp_path):

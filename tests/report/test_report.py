@@ -216,6 +216,15 @@ def test_plan_with_invalid_entries_is_reported_and_ignored(change, tmp_path):
     assert (row["n_seeds"], row["n_missing"]) == ("2", "0")
 
 
+@pytest.mark.parametrize("compare", [3, ["sppo"], [["sppo", "ppo", "a2c"]], {"sppo": "ppo"}], ids=str)
+def test_plan_with_invalid_pairs_is_reported_and_ignored(compare, tmp_path):
+    lay_down(tmp_path, 10.0)
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 1, "compare": compare, "runs": []}))
+    scores = read_scores(tmp_path)
+    assert any("sweep.json: not the plan of a sweep" in note for note in scores.left_out)
+    assert scores.compare == []
+
+
 def test_same_run_in_two_folders_counts_once(tmp_path):
     for folder in ("first", "copy"):
         lay_down(tmp_path / folder, 10.0, seed=0)

@@ -91,7 +91,11 @@ def test_trend_test_has_at_most_5_percent_false_positives():
 
 
 def test_noise_level_is_the_parameter_of_the_noise():
-    assert [noise_level(noise) for noise in ("none", "flip:0.1")] == [("none", 0.0), ("flip", 0.1)]
+    assert [noise_level(noise) for noise in ("none", "flip:0.1", "a:b")] == [
+        ("none", 0.0),
+        ("flip", 0.1),
+        ("a:b", 0.0),
+    ]
 
 
 @pytest.fixture(scope="module")
