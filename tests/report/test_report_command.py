@@ -60,6 +60,17 @@ def test_invalid_option_is_named_and_nothing_is_written(words, expected, runs):
     assert contents(runs) == before
 
 
+@pytest.mark.parametrize("kind", ["archive", "json", "parquet", "zoo"])
+def test_options_of_the_page_are_rejected_with_other_formats(kind, runs):
+    words = ("--last", 3, "--reps", 999, "--normalize", "none", "--no-titles", "--format", kind)
+    before = contents(runs)
+    refused(
+        srl("report", runs, *words),
+        f"--last, --normalize, --reps, --no-titles: no effect with --format {kind}",
+    )
+    assert contents(runs) == before
+
+
 def test_missing_folder_is_named_in_error(tmp_path):
     refused(srl("report", tmp_path / "nowhere"), str(tmp_path / "nowhere"), "no such folder")
 

@@ -170,7 +170,7 @@ def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
 @pytest.mark.parametrize(
     ("pair", "says"),
     [
-        ("sppo:ppo --format json", "--compare has no effect on --format json"),
+        ("sppo:ppo --format json", "--compare: no effect with --format json"),
         ("sppo", "must be COLUMN:BASELINE"),
         (":ppo", "must be COLUMN:BASELINE"),
         ("a:b:ppo", "no column 'a:b' to compare"),
