@@ -120,6 +120,37 @@ def test_archive_of_archive_is_byte_identical(archive, tmp_path):
     assert (tmp_path / archive.name).read_bytes() == archive.read_bytes()
 
 
+@pytest.fixture
+def replaced(tmp_path):
+    """A folder of runs, and the archive that was made of it."""
+    for seed in (0, 1):
+        lay_down(tmp_path / "a", [[1.0], [2.0]], seed=seed, n_timesteps=96, eval_freq=32, state="running")
+    assert srl("report", tmp_path / "a", "--format", "archive", "--out", tmp_path).status == 0
+    return tmp_path
+
+
+def test_archive_is_replaced_by_one_with_more_data(replaced):
+    for seed in (0, 2):
+        lay_down(replaced / "a", [[1.0], [2.0], [3.0]], seed=seed)
+    outcome = srl("report", replaced / "a", "--format", "archive", "--out", replaced)
+    assert outcome.status == 0, outcome.err
+    runs = read_archive(replaced / "a.parquet").runs
+    assert [run.evaluations.means.tolist() for run in runs] == [[1.0, 2.0, 3.0], [1.0, 2.0], [1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize("returns", [None, [[1.0]], [[1.0], [2.5], [3.0]]], ids=["no run", "fewer", "others"])
+def test_archive_with_data_that_the_new_one_lacks_is_kept(returns, replaced):
+    lay_down(replaced / "other" / "a", [[1.0], [2.0], [3.0]], seed=0)
+    if returns:
+        lay_down(replaced / "other" / "a", returns, seed=1)
+    before = (replaced / "a.parquet").read_bytes()
+    outcome = srl("report", replaced / "other" / "a", "--format", "archive", "--out", replaced)
+    assert outcome.status == 2
+    assert "a.parquet contains evaluations that the new archive lacks" in outcome.err
+    assert "CartPole-v1/sppo/none/seed-1" in outcome.err
+    assert (replaced / "a.parquet").read_bytes() == before
+
+
 def test_export_from_archive_is_byte_identical_to_export_from_runs(root, archive, tmp_path):
     for source, out in ((root, tmp_path / "runs"), (archive, tmp_path / "archive")):
         for kind in ("json", "parquet"):
