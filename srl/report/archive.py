@@ -23,6 +23,7 @@ from srl.config.files import first_mistake
 from srl.config.lenient import read_leniently
 from srl.errors import UserError
 from srl.report.curves import TRAINING, Series, describe_problem
+from srl.report.markup import escaped
 from srl.report.runs import Evaluations, Run, State, scored_run
 from srl.report.samples import SampledText
 from srl.report.source import Source
@@ -173,7 +174,7 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
     evaluations = run.evaluations
     lengths = None if evaluations is None else evaluations.lengths
     return {
-        "run": _escaped(run.path),
+        "run": escaped(run.path),
         "environment": run.env,
         "algorithm": run.algo,
         "name": run.name,
@@ -181,13 +182,13 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
         "seed": run.seed,
         "n_timesteps": run.n_timesteps,
         "state": run.state,
-        "reason": _escaped(run.reason),
+        "reason": escaped(run.reason),
         "spec": _dumped(spec),
         "unknown": _dumped(dict(run.unknown)),
         "status": _dumped(status),
         "versions": _dumped(source.versions(run) if run.spec is not None else None),
         "files": _dumped(files),
-        "minor_damage": list(map(_escaped, run.minor_damage)),
+        "minor_damage": list(map(escaped, run.minor_damage)),
         "timesteps": None if evaluations is None else evaluations.timesteps.tolist(),
         "returns": None if evaluations is None else evaluations.returns.ravel().tolist(),
         "lengths": None if lengths is None else lengths.ravel().tolist(),
@@ -270,13 +271,8 @@ def _training_of(row: Mapping[str, Any]) -> Mapping[str, Series] | str:
     return series
 
 
-def _escaped(text: str) -> str:
-    """A text without undecodable bytes of file names."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def _dumped(values: Any) -> str | None:
-    return None if values is None else _escaped(json.dumps(values, ensure_ascii=False))
+    return None if values is None else escaped(json.dumps(values, ensure_ascii=False))
 
 
 def _loaded(text: str | None, kind: type = dict) -> Any:

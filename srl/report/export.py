@@ -16,6 +16,7 @@ from srl.errors import MissingExtra, UserError
 from srl.report.files import check_files, check_folder, write_files
 from srl.report.folders import ZOO
 from srl.report.intervals import plain
+from srl.report.markup import escaped
 from srl.report.runs import Run
 from srl.report.scores import Scores, read_scores, unfinished
 from srl.rundir.names import EVALUATIONS
@@ -62,7 +63,7 @@ def _check_replaced(out: Path, name: str, runs: Sequence[Run]) -> None:
     check_files(out, [name])
     if not (out / name).exists():
         return
-    new = {_escaped(run.path): run.evaluations for run in runs}
+    new = {escaped(run.path): run.evaluations for run in runs}
     for run in read_archive(out / name).runs:
         old, later = run.evaluations, new.get(run.path)
         if old is None:
@@ -74,11 +75,6 @@ def _check_replaced(out: Path, name: str, runs: Sequence[Run]) -> None:
                 f"{out / name} contains evaluations that the new archive lacks, of {run.path}. Move it away, "
                 "or name another folder with --out; nothing was written."
             )
-
-
-def _escaped(path: str) -> str:
-    """A path without undecodable bytes of file names."""
-    return path.encode(errors="backslashreplace").decode()
 
 
 def _write_archive(scores: Scores, file: Path) -> None:
@@ -99,7 +95,7 @@ def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
         yield (
             run,
             {
-                "run": _escaped(path),
+                "run": escaped(path),
                 "environment": run.env,
                 "algorithm": run.algo,
                 "name": run.name,
