@@ -1,13 +1,17 @@
 """Algorithms from other packages, compared with SPPO."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from srl.config.lenient import spec_text
 from srl.config.spec import make_run_spec
+from srl.report.report import make_report
 from srl.rundir.directory import RunDirectory
+from srl.rundir.status import Status
 from tests.small_runs import contents, srl
 from tests.test_own_code import command
 
@@ -93,6 +97,19 @@ def test_same_seed_gives_identical_runs(tmp_path):
     refused = srl("train", "--extend-to", 400, tmp_path / "a", "--trust-config")
     assert refused.status == 2
     assert "final_state.npz: missing" in refused.err
+
+
+def test_compare_option_can_name_own_algorithms(tmp_path):
+    for algo in ("ppo", TRPO):
+        for seed in (0, 1):
+            spec, _ = make_run_spec(algo, "CartPole-v1", seed, n_timesteps=64, device="cpu")
+            (tmp_path / spec.path).mkdir(parents=True)
+            (tmp_path / spec.path / "spec.json").write_text(spec_text(spec))
+            (tmp_path / spec.path / "status.json").write_text(json.dumps(asdict(Status("done", 64, 64))))
+            np.savez(tmp_path / spec.path / "evaluations.npz", timesteps=[64], results=[[1.0, 2.0]])
+    for pair, name in ((f"{TRPO}:ppo", f"{TRPO} over PPO"), (f"ppo:{TRPO}", f"PPO over {TRPO}")):
+        (found,) = make_report(tmp_path, reps=100, compare=[pair]).comparisons
+        assert found.name == name
 
 
 def test_commands_that_read_results_import_no_custom_code(tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,8 +53,13 @@ def report(options: Report, command: str) -> int:
         raise UserError(f"--last {options.last}: at least one evaluation is needed.")
     if options.reps < 100:
         raise UserError(f"--reps {options.reps}: at least 100 are needed for a 95% interval.")
-    if options.compare and options.format != "page":
-        raise UserError(f"--compare has no effect on --format {options.format}, which compares nothing.")
+    if options.format != "page":
+        of_all = ("dir", "format", "out")
+        given = [one.name for one in fields(options) if getattr(options, one.name) != one.default]
+        names = [f"--{name.replace('_', '-')}" for name in given if name not in of_all]
+        if names:
+            message = f"{', '.join(names)}: no effect with --format {options.format}, only a page uses this."
+            raise UserError(message)
     console = new_console()
     from srl.report.files import check_folder
     from srl.report.normalization import check_normalization
@@ -71,10 +76,7 @@ def report(options: Report, command: str) -> int:
     if uses_parquet and find_spec("pyarrow") is None:
         raise MissingExtra("A Parquet file", "pyarrow", "report")
     check_folder(out)
-    figure_options = (options.figures, options.dpi, options.no_titles)
-    if options.format != "page" and figure_options != (("png", "svg"), 150, False):
-        raise UserError("--figures, --dpi and --no-titles: only a page has figures.")
-    if options.gifs and (options.format != "page" or options.dir.is_file()):
+    if options.gifs and options.dir.is_file():
         raise UserError("--gifs: only a page made from run directories can show them.")
     with console.status("Reading runs") as shown:
         if options.format == "page":
@@ -109,7 +111,7 @@ def _write_page(
         last=options.last,
         normalization=normalization,
         reps=options.reps,
-        compare=_pairs(options.compare),
+        compare=options.compare,
         show_step=show_step,
     )
     gifs: dict[str, bytes] = {}
@@ -126,13 +128,3 @@ def _write_page(
     console.print()
     print_notes(made.summary, console)
     return files
-
-
-def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in texts:
-        column, _, baseline = text.partition(":")
-        if not column or not baseline or column == baseline:
-            raise UserError(f"--compare {text}: must be COLUMN:BASELINE, two columns such as sppo:ppo.")
-        pairs.append((column, baseline))
-    return pairs

@@ -1,28 +1,33 @@
 """Archives: all data of a report in one Parquet file, without run directories.
 
 A row is a run: its spec, state, versions, commit and file digests, all episodes of its evaluations, and what
-its updates logged. The file's metadata has the comparisons, and lines on what is missing.
+its updates logged. The file's metadata has the comparisons, lines on what is missing, and a checksum.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+from pydantic import ValidationError
 
+from srl.config.algorithms import get_algorithm
+from srl.config.files import first_mistake
 from srl.config.lenient import read_leniently
 from srl.errors import UserError
-from srl.report.curves import TRAINING, Series
-from srl.report.runs import Evaluations, Run, scored_run
+from srl.report.curves import TRAINING, Series, describe_problem
+from srl.report.markup import escaped
+from srl.report.runs import Evaluations, Run, State, scored_run
 from srl.report.samples import SampledText
 from srl.report.source import Source
-from srl.rundir.status import Status
+from srl.rundir.status import STATUS_TYPE
 
 FORMAT = 1
 _METADATA = b"srl"
@@ -72,8 +77,14 @@ def write_archive(
         column = pa.array([row[name] for row in rows], type=_TYPES.get(name))
         # Specs and versions are shared by many runs
         columns[name] = column.dictionary_encode() if pa.types.is_string(column.type) else column
-    about = {"format": FORMAT, "left_out": list(left_out), "compare": [list(pair) for pair in compare]}
-    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "left_out": list(left_out),
+        "compare": [list(pair) for pair in compare],
+    }
+    table = pa.table(columns)
+    about["sha256"] = _digest(about, table.to_pylist())
+    table = table.replace_schema_metadata({_METADATA: json.dumps(about)})
     parquet.write_table(table, file, compression="zstd", compression_level=19)
 
 
@@ -81,7 +92,7 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
     """Read an archive.
 
     :param last: The score of a run is the mean over this many evaluations, the last ones.
-    :raises UserError: If it is not an archive, or of a newer version of srl.
+    :raises UserError: If it is not an archive, is damaged, or of a newer version of srl.
     """
     try:
         table = parquet.read_table(file)
@@ -89,14 +100,33 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         if about["format"] != FORMAT:
             raise UserError(f"{file}: an archive of format {about['format']}; this srl reads {FORMAT}.")
         rows = table.to_pylist()
-        runs = [_run(row, last) for row in rows]
+        if len({row["run"] for row in rows}) < len(rows):
+            raise ValueError("several rows of a run")
+        # Earlier versions wrote no checksum
+        if "sha256" in about and about.pop("sha256") != _digest(about, rows):
+            raise UserError(f"{file}: damaged, its content differs from its checksum.")
+        left_out = [str(line) for line in about["left_out"]]
+        runs = []
+        for row in rows:
+            try:
+                runs.append(_run(row, last))
+            except ValidationError as error:
+                keys, message = first_mistake(error)
+                left_out.append(f"{row['run']}: left out, key {'.'.join(map(str, keys))}: {message}")
+            except UserError as error:
+                left_out.append(f"{row['run']}: left out, {error}")
+        if not runs:
+            raise UserError("\n".join([f"{file} contains no runs.", *left_out]))
         return Archive(
             runs,
-            [str(line) for line in about["left_out"]],
+            left_out,
             [(str(one), str(other)) for one, other in about["compare"]],
             {row["run"]: _loaded(row["versions"]) for row in rows},
             {row["run"]: _training_of(row) for row in rows},
-            {row["run"]: [SampledText(**text) for text in _loaded(row.get("samples")) or []] for row in rows},
+            {
+                row["run"]: [SampledText(**text) for text in _loaded(row.get("samples"), list) or []]
+                for row in rows
+            },
         )
     except UserError:
         raise
@@ -108,6 +138,16 @@ def read_archive(file: Path, *, last: int = 1) -> Archive:
         ) from None
 
 
+def _digest(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the content, whatever the encoding of the file."""
+    return hashlib.sha256(json.dumps([about, rows]).encode()).hexdigest()
+
+
+#: Types of values that every row has.
+_REQUIRED = {
+    **dict.fromkeys(("run", "environment", "algorithm", "name", "noise", "state", "reason"), str),
+    **dict.fromkeys(("seed", "n_timesteps"), int),
+}
 #: Types of columns that may be empty, or whose values need only float32.
 _TYPES = {
     **dict.fromkeys(
@@ -129,12 +169,12 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
     problem, training = None, dict[str, Series]()
     try:
         training = dict(source.training(run)) if run.spec is not None else {}
-    except (UserError, OSError, ValueError) as error:
-        problem = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
+    except (OSError, ValueError) as error:
+        problem = describe_problem(error)
     evaluations = run.evaluations
     lengths = None if evaluations is None else evaluations.lengths
     return {
-        "run": run.path.encode(errors="backslashreplace").decode(),
+        "run": escaped(run.path),
         "environment": run.env,
         "algorithm": run.algo,
         "name": run.name,
@@ -142,13 +182,13 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
         "seed": run.seed,
         "n_timesteps": run.n_timesteps,
         "state": run.state,
-        "reason": run.reason,
+        "reason": escaped(run.reason),
         "spec": _dumped(spec),
         "unknown": _dumped(dict(run.unknown)),
         "status": _dumped(status),
         "versions": _dumped(source.versions(run) if run.spec is not None else None),
         "files": _dumped(files),
-        "minor_damage": list(run.minor_damage),
+        "minor_damage": list(map(escaped, run.minor_damage)),
         "timesteps": None if evaluations is None else evaluations.timesteps.tolist(),
         "returns": None if evaluations is None else evaluations.returns.ravel().tolist(),
         "lengths": None if lengths is None else lengths.ravel().tolist(),
@@ -161,10 +201,23 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
 
 
 def _run(row: Mapping[str, Any], last: int) -> Run:
+    """The run of a row.
+
+    :raises UserError, ValidationError: If a newer version of srl wrote values that this one does not know.
+    :raises TypeError, ValueError: If it is not the row of a run.
+    """
+    for name, kind in _REQUIRED.items():
+        if not isinstance(row[name], kind):
+            raise TypeError(f"{name} is {row[name]!r}")
+    if row["spec"] is None and row["state"] != "missing":
+        raise ValueError(f"{row['run']}: {row['state']} without a spec")
+    get_algorithm(row["algorithm"])
+    if row["state"] not in get_args(State):
+        raise UserError(f"unknown state {row['state']!r}")
     spec, unknown = None, {}
     if row["spec"] is not None:
-        spec = read_leniently(json.dumps(_loaded(row["spec"]) | {"seed": row["seed"]}).encode()).spec
-        unknown = _loaded(row["unknown"])
+        found = read_leniently(json.dumps(_loaded(row["spec"]) | {"seed": row["seed"]}).encode())
+        spec, unknown = found.spec, _loaded(row["unknown"]) | found.unknown
     evaluations = None
     if row["timesteps"] is not None:
         n = len(row["timesteps"])
@@ -177,7 +230,9 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
         )
     status = _loaded(row["status"])
     if status is not None:
-        status = Status(**{**status, "notes": tuple(status["notes"])})
+        # Sizes and times of the files are not archived
+        files = {name: (0, 0, sha) for name, sha in (_loaded(row["files"]) or {}).items()}
+        status = STATUS_TYPE.validate_python(status | {"files": files})
     if spec is None:
         return Run(
             row["run"],
@@ -206,16 +261,22 @@ def _run(row: Mapping[str, Any], last: int) -> Run:
 def _training_of(row: Mapping[str, Any]) -> Mapping[str, Series] | str:
     if row["training_problem"] is not None:
         return str(row["training_problem"])
-    return {
-        name: Series(np.array(row[f"{name}/steps"], dtype=float), np.array(row[name], dtype=float))
-        for name in TRAINING
-        if row.get(name) is not None
-    }
+    series = {}
+    for name in TRAINING:
+        if row.get(name) is not None:
+            steps, values = (np.array(row[key], dtype=float) for key in (f"{name}/steps", name))
+            if steps.shape != values.shape:
+                raise ValueError(f"{row['run']}: {name} has {values.size} values in {steps.size} steps")
+            series[name] = Series(steps, values)
+    return series
 
 
 def _dumped(values: Any) -> str | None:
-    return None if values is None else json.dumps(values, ensure_ascii=False)
+    return None if values is None else escaped(json.dumps(values, ensure_ascii=False))
 
 
-def _loaded(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+def _loaded(text: str | None, kind: type = dict) -> Any:
+    values = None if text is None else json.loads(text)
+    if values is not None and not isinstance(values, kind):
+        raise TypeError(f"{text!r} is not a {kind.__name__}")
+    return values

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from srl.config.algorithms import get_algorithm
-from srl.report.cells import Cell, name_seeds
+from srl.report.cells import Cell, differ_in_reverse_loss, name_seeds
 from srl.report.intervals import Array, Estimate
 from srl.report.normalization import Task
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value
@@ -167,14 +166,12 @@ def compare_pairs(
     :return: The comparisons, noise by noise.
     """
     names = {cell.column: cell.name for cell in cells}
-    algorithms = {cell.column: get_algorithm(cell.algo) for cell in cells}
+    algos = {cell.column: cell.algo for cell in cells}
 
     def are_compared(column: str, baseline: str) -> bool:
         if chosen:
             return (names[column], names[baseline]) in chosen
-        one, other = algorithms[column], algorithms[baseline]
-        alike = (one.family, one.discretized) == (other.family, other.discretized)
-        return one.symmetric and not other.symmetric and alike
+        return differ_in_reverse_loss(algos[column], algos[baseline])
 
     found = []
     for noise in sorted({cell.noise for cell in cells}, key=noise_order):

@@ -92,12 +92,8 @@ def training_curves(
     for run in chosen:
         try:
             logs.append(training(run))
-        except UserError:
-            notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: damaged")
         except (OSError, ValueError) as error:
-            # The whole message would contain the path
-            words = getattr(error, "strerror", None) or str(error)
-            reason = " ".join(words.split())[:200]
+            reason = describe_problem(error)
             notes.append(f"{run.path}: not in the curves of training figures, {PROGRESS}: {reason}")
     curves = {}
     for name in TRAINING:
@@ -105,6 +101,13 @@ def training_curves(
         if curve is not None:
             curves[name] = curve
     return curves, notes
+
+
+def describe_problem(error: OSError | ValueError) -> str:
+    """Why a log cannot be read, without its path."""
+    if isinstance(error, UserError):
+        return "damaged"
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
 
 
 def read_training(path: Path, status: Status | None = None) -> dict[str, Series]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,10 @@ import numpy as np
 
 from srl.config.spec import safe_name
 from srl.errors import MissingExtra, UserError
-from srl.report.files import check_folder, write_files
+from srl.report.files import check_files, check_folder, write_files
 from srl.report.folders import ZOO
 from srl.report.intervals import plain
+from srl.report.markup import escaped
 from srl.report.runs import Run
 from srl.report.scores import Scores, read_scores, unfinished
 from srl.rundir.names import EVALUATIONS
@@ -42,16 +43,38 @@ def export(
     show_step("Writing")
     if kind == "archive":
         name = f"{safe_name(root.resolve().stem if root.is_file() else root.resolve().name)}.parquet"
+        _check_replaced(out, name, scores.runs)
         return write_files(out, {name: partial(_write_archive, scores)}), scores.left_out
     if kind == "zoo":
         if root.is_file():
             raise UserError(f"{root}: is an archive, and --format zoo copies the files of run directories.")
-        write_files(out, {}, copies=_zoo_files(scores), instead_of=ZOO)
+        write_files(out, {}, copies=_zoo_files(scores), instead_of=[ZOO])
         return [out / ZOO], scores.left_out
     if not any(run.evaluations is not None for run in scores.runs):
         raise UserError("\n".join([f"{root}: no run has evaluations.", *scores.left_out]))
     write = _write_json if kind == "json" else _write_parquet
     return write_files(out, {f"evaluations.{kind}": partial(write, scores)}), scores.left_out
+
+
+def _check_replaced(out: Path, name: str, runs: Sequence[Run]) -> None:
+    """Check that an archive has the evaluations of the one that it replaces, which may be the only copy."""
+    from srl.report.archive import read_archive
+
+    check_files(out, [name])
+    if not (out / name).exists():
+        return
+    new = {escaped(run.path): run.evaluations for run in runs}
+    for run in read_archive(out / name).runs:
+        old, later = run.evaluations, new.get(run.path)
+        if old is None:
+            continue
+        if later is None or not np.array_equal(
+            old.returns, later.returns[: len(old.returns)], equal_nan=True
+        ):
+            raise UserError(
+                f"{out / name} contains evaluations that the new archive lacks, of {run.path}. Move it away, "
+                "or name another folder with --out; nothing was written."
+            )
 
 
 def _write_archive(scores: Scores, file: Path) -> None:
@@ -72,7 +95,7 @@ def _described(scores: Scores) -> Iterator[tuple[Run, dict[str, Any]]]:
         yield (
             run,
             {
-                "run": path.encode(errors="backslashreplace").decode(),
+                "run": escaped(path),
                 "environment": run.env,
                 "algorithm": run.algo,
                 "name": run.name,

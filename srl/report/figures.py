@@ -109,9 +109,10 @@ def draw_trends(
     for axes, kind in zip(panels[0], kinds, strict=True):
         own = [trend for trend in trends if trend.kind == kind]
         for trend in own:
+            # No noise, the first one, replaces a noise of the same level
             found = {
                 noise_level(one.noise)[1]: one.per_task[trend.task].estimate
-                for one in comparisons
+                for one in reversed(comparisons)
                 if one.name == trend.name
                 and noise_level(one.noise)[0] in ("none", kind)
                 and trend.task in one.per_task

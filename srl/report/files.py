@@ -90,13 +90,13 @@ def write_files(
     files: Mapping[str, Writer],
     *,
     copies: Mapping[str, Path] | None = None,
-    instead_of: str = "",
+    instead_of: Sequence[str] = (),
 ) -> list[Path]:
     """Write the files of a report, all or none unless the process is killed, and record them as srl's.
 
     :param files: The writer of each file, by path below the folder.
     :param copies: Files to copy, by path below the folder.
-    :param instead_of: A subfolder from which other files of earlier reports are removed.
+    :param instead_of: Other files of earlier reports to remove: their paths, and folders of them.
     :return: The files.
     :raises UserError: If the folder is not writable, or contains other files in the way; nothing is written.
     """
@@ -115,7 +115,11 @@ def write_files(
             for name in writers:
                 _remove_empty(out, name)
             raise
-        stale = {name for name in old.keys() - new.keys() if instead_of and name.startswith(f"{instead_of}/")}
+        stale = {
+            name
+            for name in old.keys() - new.keys()
+            if any(PurePosixPath(name).is_relative_to(path) for path in instead_of)
+        }
         for name in stale:
             if _foreign(out, name, old) is None:
                 (out / name).unlink(missing_ok=True)

@@ -56,3 +56,8 @@ def markdown_line(text: str) -> str:
     """Escape a whole line for Markdown, which could start like a list item."""
     escaped = re.sub(r"^([-+=])", r"\\\1", markdown(text).lstrip())
     return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
+
+
+def escaped(text: str) -> str:
+    """A text without undecodable bytes of file names."""
+    return text.encode(errors="backslashreplace").decode()

@@ -52,7 +52,7 @@ def make_report(
     last: int = 1,
     normalization: Normalization = "auto",
     reps: int = DEFAULT_REPS,
-    compare: Sequence[tuple[str, str]] = (),
+    compare: Sequence[str] = (),
     show_step: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Read a folder of runs and compute all results; nothing is written.
@@ -61,21 +61,21 @@ def make_report(
     :param last: The score of a run is the mean over this many evaluations, the last ones.
     :param normalization: The normalization of scores of different environments.
     :param reps: Bootstrap samples of each interval.
-    :param compare: Pairs of columns and baselines to compare; by default those of the sweep.
+    :param compare: Pairs to compare, as ``COLUMN:BASELINE``; by default those of the sweep.
     :param show_step: Called with a description of each step.
-    :raises UserError: If there are no runs, a column to compare does not exist, or a configuration file is
+    :raises UserError: If there are no runs, a pair to compare does not exist, or a configuration file is
         malformed.
     """
     show_step("Reading runs")
     scores = read_scores(root, last=last)
     cells, columns = scores.cells, scores.columns
     names = {cell.column: cell.name for cell in cells}
-    _check_names([name for pair in compare for name in pair], [names[column] for column in columns])
+    pairs = [_pair(text, list(dict.fromkeys(names[column] for column in columns))) for text in compare]
     show_step("Computing intervals over environments")
     scales, notes = find_scales(cells, normalization)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)
     show_step("Comparing algorithms")
-    comparisons = compare_pairs(cells, compare or scores.compare, reps=reps)
+    comparisons = compare_pairs(cells, pairs or scores.compare, reps=reps)
     trends = find_trends(cells, list(dict.fromkeys((one.column, one.baseline) for one in comparisons)))
     show_step("Computing intervals of each environment")
     tables = [
@@ -109,12 +109,18 @@ def make_report(
     )
 
 
-def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
-    columns = list(dict.fromkeys(known))
-    for name in names:
+def _pair(text: str, columns: Sequence[str]) -> tuple[str, str]:
+    """The column and the baseline of a text, of which both may contain colons."""
+    parts = text.split(":")
+    splits = [(":".join(parts[:n]), ":".join(parts[n:])) for n in range(1, len(parts))]
+    pair = max(splits, key=lambda split: sum(name in columns for name in split), default=("", ""))
+    if not all(pair) or pair[0] == pair[1]:
+        raise UserError(f"--compare {text}: must be COLUMN:BASELINE, two columns such as sppo:ppo.")
+    for name in pair:
         if name not in columns:
             hint = nearest(name, columns)
             raise UserError(f"There is no column {name!r} to compare. Known: {', '.join(columns)}.{hint}")
+    return pair
 
 
 def _robust_table(
@@ -157,7 +163,8 @@ def _robust_table(
         rows.append(Row(env, noise, steps, entries))
         records += [
             {
-                "environment": env if n_envs == 1 else "",
+                # Rows over environments have no steps
+                "environment": "" if steps is None else env,
                 "n_environments": n_envs,
                 "noise": noise,
                 "n_timesteps": steps,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
-from srl.report.cells import Cell, group, name_seeds
+from srl.errors import UserError
+from srl.report.cells import Cell, differ_in_reverse_loss, group, name_seeds
 from srl.report.published import read_published
 from srl.report.runs import Run, State, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
-from srl.rundir.plan import PLAN, read_comparisons
+from srl.rundir.plan import PLAN, read_comparisons, read_plan
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,43 @@ def read_scores(root: Path, *, last: int = 1) -> Scores:
         runs, left_out, compare, source = archive.runs, list(archive.left_out), archive.compare, archive
     else:
         runs, left_out = read_runs(root, last=last)
-        plans = sorted(file.parent for file in root.rglob(PLAN))
-        compare = list(dict.fromkeys(pair for folder in plans for pair in read_comparisons(folder)))
+        compare = _pairs(root, runs)
         source = Folders(root)
     cells = group(runs)
     columns = column_order(cells)
     table = score_table(cells, columns, read_published(), last)
     return Scores(root, source, runs, cells, columns, table, left_out + unfinished(runs), compare)
+
+
+def _pairs(root: Path, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The pairs of columns that the sweeps in a folder compare.
+
+    Sweeps without pairs, and runs of no sweep, have the default pairs of their own columns.
+
+    :return: Empty if no sweep has pairs.
+    """
+    plans = sorted(file.parent.relative_to(root) for file in root.rglob(PLAN))
+    chosen = {folder: read_comparisons(root / folder) for folder in plans}
+    if not any(chosen.values()):
+        return []
+    others = {run.path: (run.name, run.algo) for run in runs}
+    pairs: list[tuple[str, str]] = []
+    for folder in plans:
+        own = []
+        with suppress(UserError):  # a line of `read_runs` names it
+            for run in read_plan(root / folder):
+                own.append((run.variant or run.algo, run.algo))
+                others.pop((folder / run.path).as_posix(), None)
+        pairs += chosen[folder] or _default_pairs(own)
+    return list(dict.fromkeys([*pairs, *_default_pairs(others.values())]))
+
+
+def _default_pairs(columns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The names of symmetric columns and their baselines, from names and algorithms of columns."""
+    pairs = product(dict.fromkeys(columns), repeat=2)
+    return [
+        (name, baseline) for (name, algo), (baseline, other) in pairs if differ_in_reverse_loss(algo, other)
+    ]
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:
@@ -77,7 +110,8 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
 
 def _names(runs: Sequence[Run]) -> str:
     """The names of folders, with ranges of three or more successive seeds."""
-    names = [Path(run.path).name for run in runs]
+    # The folder of the report itself has no name
+    names = [Path(run.path).name or f"seed-{run.seed}" for run in runs]
     if names != [f"seed-{run.seed}" for run in runs]:
         return ", ".join(names)
     _, _, numbers = name_seeds({run.seed for run in runs}).partition(" ")

@@ -50,9 +50,15 @@ class Trend:
 
 
 def noise_level(noise: str) -> tuple[str, float]:
-    """The kind of a noise and its parameter: ``("gaussian", 0.05)``, and ``("none", 0.0)``."""
+    """The kind of a noise and its parameter: ``("gaussian", 0.05)``, and ``("none", 0.0)``.
+
+    A noise whose parameter is not a number is a kind of its own.
+    """
     kind, _, parameter = noise.partition(":")
-    return kind, float(parameter or 0)
+    try:
+        return kind, float(parameter or 0)
+    except ValueError:
+        return noise, 0.0
 
 
 def find_trends(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]]) -> list[Trend]:
@@ -81,8 +87,10 @@ def _trend(
     pair: tuple[str, str], task: Task, kind: str, sides: Mapping[str, Sequence[Mapping[int, float]]]
 ) -> list[Trend]:
     """The trend over the levels that both sides have finished; empty if they are too few."""
-    levels = sorted(sides, key=lambda noise: noise_level(noise)[1])
-    finished = [set(scores) for both in sides.values() for scores in both]
+    # Of noises of the same level, such as none and flip:0, one counts
+    by_level = {noise_level(noise)[1]: noise for noise in sorted(sides, key=lambda noise: noise == "none")}
+    levels = [by_level[level] for level in sorted(by_level)]
+    finished = [set(scores) for noise in levels for scores in sides[noise]]
     if len(levels) < _FEWEST_LEVELS or not (seeds := sorted(set.intersection(*finished))):
         return []
     differences = np.array(

@@ -135,7 +135,7 @@ def write_report(
     }
     read = table_writers(complete.tables, [*complete.scores.left_out, *complete.notes])
     read |= {name: text_writer(text) for name, text in texts.items()}
-    write_files(out, read | drawn, instead_of=FIGURES)
+    write_files(out, read | drawn, instead_of=[FIGURES, *table_files("trend")])
     return [*(out / name for name in read), *([out / FIGURES] if drawn else [])]
 
 

@@ -17,6 +17,7 @@ from srl.rundir.files import read_bytes
 #: The plan of a sweep, in its folder: its pending and finished runs.
 PLAN = "sweep.json"
 PLAN_FORMAT = 1
+_PAIRS = TypeAdapter(list[tuple[str, str]])
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def _load_plan(root: Path) -> tuple[list[PlannedRun], dict[str, Any]] | None:
     try:
         values = json.loads(read_bytes(file))
         plan = TypeAdapter(list[PlannedRun]).validate_python(values["runs"])
+        _PAIRS.validate_python(values.get("compare", []))
         for run in plan:
             get_algorithm(run.algo)
         own = {each.name for each in fields(PlannedRun)}
@@ -88,7 +90,7 @@ def read_comparisons(root: Path) -> list[tuple[str, str]]:
     """The pairs of columns that the plan in a folder compares; empty without any, or a plan."""
     try:
         pairs = json.loads(read_bytes(root / PLAN)).get("compare", [])
-        return TypeAdapter(list[tuple[str, str]]).validate_python(pairs)
+        return _PAIRS.validate_python(pairs)
     except (OSError, ValueError, AttributeError):
         return []  # `read_plan` reports the error
 

@@ -218,8 +218,10 @@ def small_run(words: list[str]) -> list[str]:
 
 
 def small_report(words: list[str]) -> list[str]:
-    """Return more options of ``srl report``: few bootstrap samples and one file format."""
-    return ["--reps", "100", *([] if {"--figures", "--format"} & {*words} else ["--figures", "png"])]
+    """Return more options of ``srl report``: few bootstrap samples, one format of figures."""
+    if "--format" in words:
+        return []
+    return ["--reps", "100", *([] if "--figures" in words else ["--figures", "png"])]
 
 
 def dry_run(words: list[str]) -> list[str]:

@@ -50,7 +50,7 @@ def test_performance_profiles_need_enough_runs(runs, tmp_path):
         (["--figures", "png,png"], "once"),
         (["--figures", ","], "--figures"),
         (["--dpi", 3], "--dpi 3: must be from 30 to 1200"),
-        (["--format", "json", "--no-titles"], "only a page has figures"),
+        (["--format", "json", "--no-titles"], "--no-titles: no effect with --format json"),
     ],
 )
 def test_mistake_is_one_line_error_and_writes_nothing(words, says, runs):

@@ -15,8 +15,9 @@ import pytest
 
 from srl.errors import UserError
 from srl.report.files import check_files, text_writer, write_files
+from srl.report.report import make_report
 from srl.report.scores import read_scores
-from srl.report.write import FILES
+from srl.report.write import FILES, FigureOptions, write_report
 from tests.report.made_runs import lay_down
 from tests.small_runs import SMALL_WORDS, contents, srl, until
 
@@ -41,7 +42,8 @@ def change(runs):
 
 
 def report(runs, out, *words):
-    return srl("report", runs, "--out", out, "--reps", 100, *words)
+    small = () if {"json", "parquet", "zoo"} & {*words} else ("--reps", 100)
+    return srl("report", runs, "--out", out, *small, *words)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,17 @@ def test_edited_figure_is_kept_when_it_becomes_obsolete(written):
     assert not edited.with_suffix(".png").exists()
 
 
+def test_trend_of_an_earlier_report_is_removed_unless_edited(tmp_path):
+    trend = dict.fromkeys(("trend.md", "trend.csv"), text_writer("earlier"))
+    write_files(tmp_path, trend | {"mine.txt": text_writer("earlier")})
+    (tmp_path / "trend.csv").write_text("edited")
+    lay_down(tmp_path / "runs", [[1.0, 2.0]])
+    write_report(make_report(tmp_path / "runs", reps=100), tmp_path, options=FigureOptions(("png",)))
+    names = {file.name for file in tmp_path.iterdir()}
+    assert "trend.md" not in names
+    assert {"trend.csv", "mine.txt", "table.md"} <= names
+
+
 def test_sweep_rejects_foreign_table_before_training(tmp_path):
     (tmp_path / "table.md").write_text("# My notes\n")
     words = ["sweep", "discrete_srl", "--envs", "CartPole-v1", "--algos", "sppo", "--noise", "none"]
@@ -267,7 +280,7 @@ def _write_text(out, text, n):
 
     Path.replace = killed
     files = {f"figures/{name}.txt": text_writer(text + name) for name in text}
-    write_files(out, files | {"a.txt": text_writer(text)}, instead_of="figures")
+    write_files(out, files | {"a.txt": text_writer(text)}, instead_of=["figures"])
 
 
 def exit_codes(*processes):

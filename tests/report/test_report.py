@@ -188,6 +188,11 @@ def test_absent_planned_runs_are_counted_as_missing(tmp_path):
     assert "2 missing" in markdown(scores)
 
 
+def test_interrupted_run_that_is_the_folder_itself_is_named_by_its_seed(tmp_path):
+    lay_down(tmp_path, at=".", state="interrupted", seed=3)
+    assert read_scores(tmp_path).left_out == [".: interrupted: seed-3."]
+
+
 def test_missing_runs_are_counted_in_a_report_on_several_sweeps(tmp_path):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
@@ -209,6 +214,15 @@ def test_plan_with_invalid_entries_is_reported_and_ignored(change, tmp_path):
     assert any("sweep.json: not the plan of a sweep" in note for note in scores.left_out)
     (row,) = rows(scores)
     assert (row["n_seeds"], row["n_missing"]) == ("2", "0")
+
+
+@pytest.mark.parametrize("compare", [3, ["sppo"], [["sppo", "ppo", "a2c"]], {"sppo": "ppo"}], ids=str)
+def test_plan_with_invalid_pairs_is_reported_and_ignored(compare, tmp_path):
+    lay_down(tmp_path, 10.0)
+    (tmp_path / "sweep.json").write_text(json.dumps({"format": 1, "compare": compare, "runs": []}))
+    scores = read_scores(tmp_path)
+    assert any("sweep.json: not the plan of a sweep" in note for note in scores.left_out)
+    assert scores.compare == []
 
 
 def test_same_run_in_two_folders_counts_once(tmp_path):

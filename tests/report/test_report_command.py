@@ -60,6 +60,17 @@ def test_invalid_option_is_named_and_nothing_is_written(words, expected, runs):
     assert contents(runs) == before
 
 
+@pytest.mark.parametrize("kind", ["archive", "json", "parquet", "zoo"])
+def test_options_of_the_page_are_rejected_with_other_formats(kind, runs):
+    words = ("--last", 3, "--reps", 999, "--normalize", "none", "--no-titles", "--format", kind)
+    before = contents(runs)
+    refused(
+        srl("report", runs, *words),
+        f"--last, --normalize, --reps, --no-titles: no effect with --format {kind}",
+    )
+    assert contents(runs) == before
+
+
 def test_missing_folder_is_named_in_error(tmp_path):
     refused(srl("report", tmp_path / "nowhere"), str(tmp_path / "nowhere"), "no such folder")
 
@@ -300,3 +311,19 @@ def test_runs_without_scores_are_reported_in_groups(tmp_path):
         "CartPole-v1/sppo/none: missing: seed-0 to seed-3.",
         "Acrobot-v1: all 8 runs are missing.",
     ]
+
+
+def test_sweep_without_pairs_keeps_its_default_pairs_next_to_one_with_pairs(tmp_path):
+    for folder, algos in (
+        ("own", ("sppo", "ppo", "a2c")),
+        ("plain", ("sa2c", "a2c")),
+        ("no sweep", ("dsppo", "dppo")),
+    ):
+        specs = [small_spec(algo, env="Pendulum-v1", seed=seed) for algo in algos for seed in (0, 1)]
+        for spec in specs:
+            lay_down(tmp_path / folder, RETURNS, env=spec.env, algo=spec.algo, seed=spec.seed)
+        if folder != "no sweep":
+            compare = [["ppo", "a2c"]] if folder == "own" else []
+            write_plan(Plan(tmp_path / folder, [Job(spec, tmp_path) for spec in specs], compare))
+    pairs = {(one.column, one.baseline) for one in make_report(tmp_path, reps=100).comparisons}
+    assert pairs == {("PPO", "A2C"), ("SA2C", "A2C"), ("DSPPO", "DPPO")}

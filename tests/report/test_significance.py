@@ -3,6 +3,7 @@
 import re
 import sys
 from itertools import combinations, product
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,26 @@ def test_p_value_does_not_depend_on_sides_order_or_scale():
         (np.exp(x) * [1, 9, 1e6], np.exp(y) * [1, 9, 1e6]),
     ):
         assert p_value(*same) == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "n_tasks"), [(10, 2), (10, 4), (10, 9), (40, 9)])
+def test_tiny_p_values_are_exact_or_the_error_of_the_fft(n, n_tasks):
+    x = np.arange(n)[:, None] + np.zeros((n, n_tasks))
+    y = x - n
+    smallest = 2 / comb(2 * n, n) ** n_tasks if n < 40 else 1e-15
+    assert p_value(x, y) == pytest.approx(smallest, rel=1e-9, abs=0)
+    assert p_value(y, x) == pytest.approx(smallest, rel=1e-9, abs=0)
+
+
+def test_second_smallest_p_value_is_exact_and_symmetric():
+    # The lowest run of X and the highest of Y change places in one of four environments
+    x = np.arange(10.0)[:, None] + np.zeros((10, 4))
+    y = x - 10
+    x[0, 0], y[-1, 0] = y[-1, 0], x[0, 0]
+    # Such an outcome exists in each environment, and one is more extreme
+    expected = 2 * (1 + 4) / comb(20, 10) ** 4
+    assert p_value(x, y) == pytest.approx(expected, rel=1e-9, abs=0)
+    assert p_value(y, x) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
 def test_equal_scores_have_a_p_value_of_1():

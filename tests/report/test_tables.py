@@ -103,6 +103,8 @@ def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
     lay_scores(tmp_path, [3.0, 4.0], algo="sppo")
     _, robust, _ = make_report(tmp_path, reps=200).tables
     assert [record["best"] for record in robust.records] == [False] * 4
+    # The aggregate, then the environment
+    assert [record["environment"] for record in robust.records] == ["", "", "CartPole-v1", "CartPole-v1"]
 
 
 @pytest.mark.slow

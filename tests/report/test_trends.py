@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from itertools import permutations, product
 
 import numpy as np
@@ -48,12 +49,15 @@ def test_trend_test_matches_spearman_and_enumeration(shape, n_distinct):
     assert p == pytest.approx(expected[1], abs=1e-12)
 
 
-@pytest.mark.parametrize(("n_seeds", "n_levels", "p"), [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3)])
+@pytest.mark.parametrize(
+    ("n_seeds", "n_levels", "p"),
+    [(1, 3, 2 / 6), (2, 3, 2 / 36), (3, 4, 2 / 24**3), (10, 5, 2 / 120**10), (20, 7, 1e-15)],
+)
 def test_monotonic_values_in_each_seed_have_the_smallest_p_value(n_seeds, n_levels, p):
     # Seeds have offsets; the test permutes only within seeds
     values = np.arange(n_levels, dtype=float) + 0.1 * np.arange(n_seeds)[:, None]
-    assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p))
-    assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p))
+    assert trend_test(values) == (pytest.approx(spearmanr_of(values)), pytest.approx(p, rel=1e-9, abs=0))
+    assert trend_test(-values) == (pytest.approx(-spearmanr_of(values)), pytest.approx(p, rel=1e-9, abs=0))
 
 
 def spearmanr_of(values):
@@ -87,7 +91,11 @@ def test_trend_test_has_at_most_5_percent_false_positives():
 
 
 def test_noise_level_is_the_parameter_of_the_noise():
-    assert [noise_level(noise) for noise in ("none", "flip:0.1")] == [("none", 0.0), ("flip", 0.1)]
+    assert [noise_level(noise) for noise in ("none", "flip:0.1", "a:b")] == [
+        ("none", 0.0),
+        ("flip", 0.1),
+        ("a:b", 0.0),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +134,18 @@ def test_report_tests_the_trend_of_each_pair_in_each_environment(root):
     assert f"in {ENV}: seed 9, not finished under every noise" in note
 
 
+def test_noises_of_equal_level_count_once(tmp_path):
+    for noise in ("none", "flip:0", "flip:0.1", "flip:0.2"):
+        for algo in ("ppo", "sppo"):
+            for seed in range(3):
+                if noise != "flip:0.2" or seed:
+                    lay_down(tmp_path / noise, [[float(seed)]], algo=algo, noise=noise, seed=seed)
+    (trend,) = make_report(tmp_path, reps=100).trends
+    assert (trend.levels, trend.seeds) == ((0.0, 0.1, 0.2), (1, 2))
+    shutil.rmtree(tmp_path / "flip:0.2")
+    assert make_report(tmp_path, reps=100).trends == []
+
+
 @pytest.mark.slow
 def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
     words = ("--reps", 100, "--figures", "png", "--out", tmp_path, "--compare", "sppo:ppo")
@@ -150,8 +170,10 @@ def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
 @pytest.mark.parametrize(
     ("pair", "says"),
     [
-        ("sppo:ppo --format json", "--compare has no effect on --format json"),
+        ("sppo:ppo --format json", "--compare: no effect with --format json"),
         ("sppo", "must be COLUMN:BASELINE"),
+        (":ppo", "must be COLUMN:BASELINE"),
+        ("a:b:ppo", "no column 'a:b' to compare"),
         ("sppo:sppo", "must be COLUMN:BASELINE"),
         ("sppo:pppo", "no column 'pppo' to compare. Known: a2c, sa2c, ppo, sppo, sppo-beta=5. Did you mean"),
     ],
