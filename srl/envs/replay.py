@@ -6,7 +6,8 @@ actions since then. Both are small, and a replay takes as long as the episode di
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -40,7 +41,9 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
     def __init__(self, env: gym.Env[ObsType, ActType]):
         super().__init__(env)
         self._life = unwrap_wrapper(env, EpisodicLifeEnv)
-        self._monitor = unwrap_wrapper(env, Monitor)
+        self._monitor = cast("Monitor[Any, Any] | None", unwrap_wrapper(env, Monitor))
+        #: The last info of an ended episode that Monitor did not report; None if there is none.
+        self._unreported: dict[str, Any] | None = None
         self._was_reset = False
         self._seed: int | None = None
         #: State of the random generator before the last full reset; None if it cannot be read.
@@ -66,9 +69,27 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._life_starts = []
         else:
             self._life_starts.append(self._n_steps)
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._reset_and_report(seed=seed, options=options)
         self._observation = _copied(observation)
         return self._observation, dict(info)
+
+    def _reset_and_report(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
+        """Reset, and report the previous episode as Monitor does, if a wrapper outside of Monitor ended it.
+
+        Only the reset shows that the episode ended: after a lost life, the wrappers do not reset Monitor.
+        """
+        monitor, last_info = self._monitor, self._unreported
+        self._unreported = None
+        if monitor is None or last_info is None:
+            return self.env.reset(**kwargs)
+        rewards, n_reported, is_written = monitor.rewards, len(monitor.episode_returns), monitor.needs_reset
+        result = self.env.reset(**kwargs)
+        if monitor.rewards is not rewards and len(monitor.episode_returns) == n_reported:
+            seconds = round(time.time() - monitor.t_start, 6)
+            last_info["episode"] = {"r": round(sum(rewards), 6), "l": len(rewards), "t": seconds}
+            if monitor.results_writer is not None and not is_written:
+                monitor.results_writer.write_row(last_info["episode"])
+        return result
 
     def step(self, action: ActType) -> tuple[ObsType, Any, bool, bool, dict[str, Any]]:
         self._n_steps += 1
@@ -77,9 +98,10 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         observation, reward, terminated, truncated, info = self.env.step(_copied(action))
         self._observation = _copied(observation)
         result = dict(info)
-        if "episode" in info and self._monitor is not None and self._monitor.needs_reset:  # type: ignore[attr-defined]
+        if "episode" in info and self._monitor is not None and self._monitor.needs_reset:
             # An environment that reuses its info would report this episode at each later step
             del info["episode"]
+        self._unreported = result if (terminated or truncated) and "episode" not in result else None
         return self._observation, reward, terminated, truncated, result
 
     def history(self) -> dict[str, Any]:
@@ -120,12 +142,12 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         writer = getattr(self._monitor, "results_writer", None)
         if self._monitor is not None:
             # Its file has these episodes already
-            self._monitor.results_writer = None  # type: ignore[attr-defined]
+            self._monitor.results_writer = None
         try:
             self._replay(history)
         finally:
             if self._monitor is not None:
-                self._monitor.results_writer = writer  # type: ignore[attr-defined]
+                self._monitor.results_writer = writer
         if not _equal(self._observation, history["observation"]):
             raise NotRestorable(
                 f"{self.unwrapped} did not return the recorded observation when the actions since its last "
