@@ -7,6 +7,7 @@ actions since then. Both are small, and a replay takes as long as the episode di
 from __future__ import annotations
 
 import time
+import zlib
 from typing import Any, cast
 
 import gymnasium as gym
@@ -54,6 +55,8 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         self._actions = _Actions()
         #: Number of actions before each reset after a lost life, which continues the game.
         self._life_starts: list[int] = []
+        #: Checksum of the rewards since the last full reset.
+        self._rewards = 0
         self._observation: Any = None
 
     def reset(
@@ -67,6 +70,7 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._n_steps = 0
             self._actions.clear()
             self._life_starts = []
+            self._rewards = 0
         else:
             self._life_starts.append(self._n_steps)
         observation, info = self._reset_and_report(seed=seed, options=options)
@@ -97,6 +101,7 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._actions.append(action)
         observation, reward, terminated, truncated, info = self.env.step(_copied(action))
         self._observation = _copied(observation)
+        self._rewards = zlib.crc32(np.float64(reward).tobytes(), self._rewards)
         result = dict(info)
         if "episode" in info and self._monitor is not None and self._monitor.needs_reset:
             # An environment that reuses its info would report this episode at each later step
@@ -131,13 +136,14 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             "actions": self._actions.array(),
             "goes_on": list(self._life_starts),
             "observation": _as_arrays(self._observation),
+            "rewards": self._rewards,
         }
 
     def replay(self, history: dict[str, Any]) -> None:
         """Bring the environment to the state of another one.
 
         :param history: The history of an environment of the same kind.
-        :raises NotRestorable: If the last observation is not the recorded one.
+        :raises NotRestorable: If the last observation or the rewards are not the recorded ones.
         """
         writer = getattr(self._monitor, "results_writer", None)
         if self._monitor is not None:
@@ -148,11 +154,13 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         finally:
             if self._monitor is not None:
                 self._monitor.results_writer = writer
-        if not _equal(self._observation, history["observation"]):
+        # Earlier versions recorded no rewards
+        same_rewards = history.get("rewards", self._rewards) == self._rewards
+        if not (same_rewards and _equal(self._observation, history["observation"])):
             raise NotRestorable(
-                f"{self.unwrapped} did not return the recorded observation when the actions since its last "
-                "reset were repeated. Its episodes depend on something besides the actions and np_random, "
-                "such as another random generator, earlier episodes or the time."
+                f"{self.unwrapped} did not return the recorded observation and rewards when the actions "
+                "since its last reset were repeated. Its episodes depend on something besides the actions "
+                "and np_random, such as another random generator, earlier episodes or the time."
             )
 
     def _replay(self, history: dict[str, Any]) -> None:

@@ -7,10 +7,10 @@ from itertools import product
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import NormalizeReward, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 
-from srl.envs import replay
+from srl.envs import RewardNoise, replay
 from srl.envs.make import make_eval_env, make_train_env
 from srl.envs.replay import NotRestorable, Replayable
 from srl.envs.spec import EnvSpec
@@ -180,6 +180,28 @@ def test_environment_with_hidden_generator_is_detected():
     second.reset(seed=0)
     with pytest.raises(NotRestorable, match="something besides the actions and np_random"):
         second.replay(first.history())
+
+
+@pytest.mark.parametrize("wrapper", [partial(RewardNoise, noise="flip:0.5"), NormalizeReward])
+def test_wrapper_with_hidden_state_that_changes_only_rewards_is_detected(wrapper):
+    first, second = (Replayable(wrapper(gym.make("CartPole-v1"))) for _ in range(2))
+    for seed in (0, None):  # the state remains from one episode to the next
+        first.reset(seed=seed)
+        for step in range(9):
+            first.step(step % 2)
+    second.reset(seed=0)
+    with pytest.raises(NotRestorable, match=r"observation and rewards.*something besides the actions"):
+        second.replay(first.history())
+
+
+def test_history_without_rewards_of_an_earlier_version_is_replayed():
+    first, second = Replayable(gym.make("CartPole-v1")), Replayable(gym.make("CartPole-v1"))
+    first.reset(seed=0)
+    first.step(0)
+    history = first.history()
+    del history["rewards"]
+    second.replay(history)
+    assert np.array_equal(first.step(1)[0], second.step(1)[0])
 
 
 def test_step_record_is_small_and_bounded(monkeypatch):
