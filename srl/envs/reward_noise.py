@@ -217,7 +217,14 @@ def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 def as_process(noise: RewardNoiseProcess | str | None) -> RewardNoiseProcess | None:
     """Read the ``noise`` argument of a wrapper."""
-    return parse_noise(noise) if isinstance(noise, str) else noise
+    if noise is None or isinstance(noise, RewardNoiseProcess):
+        return noise
+    if not isinstance(noise, str):
+        raise UserError(
+            f"Reward noise is {noise!r} but must be a RewardNoiseProcess, such as GaussianNoise(0.1), or its "
+            "text, such as 'gaussian:0.1'."
+        )
+    return parse_noise(noise)
 
 
 def noise_rng(seed: int | np.random.SeedSequence | None) -> np.random.Generator:

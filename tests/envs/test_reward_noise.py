@@ -274,6 +274,15 @@ def test_zero_noise_passes_rewards_unchanged(wrap: Callable, noise):
         assert reward == (np.float32 if vectorised else float)(plain.step(0)[1])
 
 
+@pytest.mark.parametrize("noise", [0.1, GaussianNoise])
+@pytest.mark.parametrize("wrap", [RewardNoise, VecRewardNoise])
+def test_wrapper_rejects_noise_that_is_neither_a_process_nor_a_text(wrap, noise):
+    env = gym.make("CartPole-v1") if wrap is RewardNoise else make_vec_env("CartPole-v1")
+    with pytest.raises(UserError, match=r"must be a RewardNoiseProcess, .* or its text") as error:
+        wrap(env, noise)
+    assert repr(noise) in str(error.value)
+
+
 @pytest.mark.parametrize("seed", [-1, True, 1.5])
 def test_invalid_noise_seed_raises_user_error(seed):
     with pytest.raises(UserError, match="seed of the reward noise"):
