@@ -167,6 +167,9 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
     ``reset(seed=...)`` reseeds the noise together with the environment: the same seed and actions give the
     same rewards. ``reset()`` continues its stream.
 
+    To log returns without noise, wrap ``Monitor(env)``. SB3's algorithms add a ``Monitor`` to an environment
+    without one, outside of the noise.
+
     :param env: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`parse_noise` reads it; ``"none"`` and None disable the
         noise.

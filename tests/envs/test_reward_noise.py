@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from srl import SA2C
@@ -374,6 +375,13 @@ def test_noisy_reward_of_single_environment_is_a_float(reward):
     value = noisy.step(0)[1]
     assert type(value) is float
     assert 0.75 <= value <= 1.25
+
+
+def test_returns_of_monitor_inside_of_the_noise_have_no_noise():
+    env = RewardNoise(Monitor(gym.make("CartPole-v1")), "gaussian:5", seed=0)
+    model = SA2C("MlpPolicy", env, n_steps=64, seed=0).learn(128)
+    assert len(model.ep_info_buffer) > 1
+    assert all(episode["r"] == episode["l"] for episode in model.ep_info_buffer)
 
 
 def test_array_reward_of_single_environment_is_rejected():
