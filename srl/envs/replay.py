@@ -6,7 +6,9 @@ actions since then. Both are small, and a replay takes as long as the episode di
 
 from __future__ import annotations
 
-from typing import Any
+import time
+import zlib
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -40,7 +42,9 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
     def __init__(self, env: gym.Env[ObsType, ActType]):
         super().__init__(env)
         self._life = unwrap_wrapper(env, EpisodicLifeEnv)
-        self._monitor = unwrap_wrapper(env, Monitor)
+        self._monitor = cast("Monitor[Any, Any] | None", unwrap_wrapper(env, Monitor))
+        #: The last info of an ended episode that Monitor did not report; None if there is none.
+        self._unreported: dict[str, Any] | None = None
         self._was_reset = False
         self._seed: int | None = None
         #: State of the random generator before the last full reset; None if it cannot be read.
@@ -51,6 +55,8 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
         self._actions = _Actions()
         #: Number of actions before each reset after a lost life, which continues the game.
         self._life_starts: list[int] = []
+        #: Checksum of the rewards since the last full reset.
+        self._rewards = 0
         self._observation: Any = None
 
     def reset(
@@ -64,11 +70,30 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._n_steps = 0
             self._actions.clear()
             self._life_starts = []
+            self._rewards = 0
         else:
             self._life_starts.append(self._n_steps)
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._reset_and_report(seed=seed, options=options)
         self._observation = _copied(observation)
         return self._observation, dict(info)
+
+    def _reset_and_report(self, **kwargs: Any) -> tuple[ObsType, dict[str, Any]]:
+        """Reset, and report the previous episode as Monitor does, if a wrapper outside of Monitor ended it.
+
+        Only the reset shows that the episode ended: after a lost life, the wrappers do not reset Monitor.
+        """
+        monitor, last_info = self._monitor, self._unreported
+        self._unreported = None
+        if monitor is None or last_info is None:
+            return self.env.reset(**kwargs)
+        rewards, n_reported, is_written = monitor.rewards, len(monitor.episode_returns), monitor.needs_reset
+        result = self.env.reset(**kwargs)
+        if monitor.rewards is not rewards and len(monitor.episode_returns) == n_reported:
+            seconds = round(time.time() - monitor.t_start, 6)
+            last_info["episode"] = {"r": round(sum(rewards), 6), "l": len(rewards), "t": seconds}
+            if monitor.results_writer is not None and not is_written:
+                monitor.results_writer.write_row(last_info["episode"])
+        return result
 
     def step(self, action: ActType) -> tuple[ObsType, Any, bool, bool, dict[str, Any]]:
         self._n_steps += 1
@@ -76,10 +101,12 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             self._actions.append(action)
         observation, reward, terminated, truncated, info = self.env.step(_copied(action))
         self._observation = _copied(observation)
+        self._rewards = zlib.crc32(np.float64(reward).tobytes(), self._rewards)
         result = dict(info)
-        if "episode" in info and self._monitor is not None and self._monitor.needs_reset:  # type: ignore[attr-defined]
+        if "episode" in info and self._monitor is not None and self._monitor.needs_reset:
             # An environment that reuses its info would report this episode at each later step
             del info["episode"]
+        self._unreported = result if (terminated or truncated) and "episode" not in result else None
         return self._observation, reward, terminated, truncated, result
 
     def history(self) -> dict[str, Any]:
@@ -109,28 +136,31 @@ class Replayable(gym.Wrapper[ObsType, ActType, ObsType, ActType]):
             "actions": self._actions.array(),
             "goes_on": list(self._life_starts),
             "observation": _as_arrays(self._observation),
+            "rewards": self._rewards,
         }
 
     def replay(self, history: dict[str, Any]) -> None:
         """Bring the environment to the state of another one.
 
         :param history: The history of an environment of the same kind.
-        :raises NotRestorable: If the last observation is not the recorded one.
+        :raises NotRestorable: If the last observation or the rewards are not the recorded ones.
         """
         writer = getattr(self._monitor, "results_writer", None)
         if self._monitor is not None:
             # Its file has these episodes already
-            self._monitor.results_writer = None  # type: ignore[attr-defined]
+            self._monitor.results_writer = None
         try:
             self._replay(history)
         finally:
             if self._monitor is not None:
-                self._monitor.results_writer = writer  # type: ignore[attr-defined]
-        if not _equal(self._observation, history["observation"]):
+                self._monitor.results_writer = writer
+        # Earlier versions recorded no rewards
+        same_rewards = history.get("rewards", self._rewards) == self._rewards
+        if not (same_rewards and _equal(self._observation, history["observation"])):
             raise NotRestorable(
-                f"{self.unwrapped} did not return the recorded observation when the actions since its last "
-                "reset were repeated. Its episodes depend on something besides the actions and np_random, "
-                "such as another random generator, earlier episodes or the time."
+                f"{self.unwrapped} did not return the recorded observation and rewards when the actions "
+                "since its last reset were repeated. Its episodes depend on something besides the actions "
+                "and np_random, such as another random generator, earlier episodes or the time."
             )
 
     def _replay(self, history: dict[str, Any]) -> None:

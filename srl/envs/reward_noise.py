@@ -179,6 +179,9 @@ class RewardNoise(gym.Wrapper[ObsType, ActType, ObsType, ActType], RecordConstru
     ``reset(seed=...)`` reseeds the noise together with the environment: the same seed and actions give the
     same rewards. ``reset()`` continues its stream.
 
+    To log returns without noise, wrap ``Monitor(env)``. SB3's algorithms add a ``Monitor`` to an environment
+    without one, outside of the noise.
+
     :param env: The environment whose rewards get noise.
     :param noise: A process, or its text as :func:`parse_noise` reads it; ``"none"`` and None disable the
         noise.
@@ -229,7 +232,14 @@ def _add(rewards: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 def as_process(noise: RewardNoiseProcess | str | None) -> RewardNoiseProcess | None:
     """Read the ``noise`` argument of a wrapper."""
-    return parse_noise(noise) if isinstance(noise, str) else noise
+    if noise is None or isinstance(noise, RewardNoiseProcess):
+        return noise
+    if not isinstance(noise, str):
+        raise UserError(
+            f"Reward noise is {noise!r} but must be a RewardNoiseProcess, such as GaussianNoise(0.1), or its "
+            "text, such as 'gaussian:0.1'."
+        )
+    return parse_noise(noise)
 
 
 def noise_rng(seed: int | np.random.SeedSequence | None) -> np.random.Generator:

@@ -204,7 +204,7 @@ class Evaluation(BaseCallback):
         )
         self.in_progress = False
         restore_generators(generators, device)
-        self.log.add(self.num_timesteps, episodes, self.logger)
+        self.log.add(self.model.num_timesteps, episodes, self.logger)
         if self.log.is_best:
             self._save_best(self.model, self.model.get_vec_normalize_env())
 
@@ -287,4 +287,4 @@ class Heartbeat(BaseCallback):
             if names and math.isfinite(logged[names[0]]):
                 self._loss = float(logged[names[0]])
             mean_return = float(np.mean(returns)) if returns else None
-            self._tell(self.num_timesteps, evaluation(), mean_return, self._loss)
+            self._tell(self.model.num_timesteps, evaluation(), mean_return, self._loss)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -135,8 +136,11 @@ def save(path: Path, model: SA2C | SPPO, vec_normalize: VecNormalize | None, *, 
             content = original.read(name)
             file.writestr(ZipInfo(name), _without_traces(content) if name == "data" else content)
     if vec_normalize is not None:
+        statistics = VecNormalize.__new__(VecNormalize)  # a VecNormalize that copy.copy makes cannot be saved
+        # Without the results of the last step, which a resumed process may not have taken
+        vars(statistics).update(vars(vec_normalize), old_obs=np.array([]), old_reward=np.array([]))
         with replacing(path / (BEST_VECNORMALIZE if best else VECNORMALIZE)) as temporary:
-            vec_normalize.save(str(temporary))
+            statistics.save(str(temporary))
 
 
 def _without_traces(data: bytes) -> bytes:

@@ -1,18 +1,21 @@
 """Restoring the state of environments in newly created environments."""
 
 import tracemalloc
+from functools import partial
 from itertools import product
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import NormalizeReward, TimeLimit
+from stable_baselines3.common.monitor import Monitor
 
-from srl.envs import replay
+from srl.envs import RewardNoise, replay
 from srl.envs.make import make_eval_env, make_train_env
 from srl.envs.replay import NotRestorable, Replayable
 from srl.envs.spec import EnvSpec
 from srl.envs.state import env_state, restore_env
-from tests.envs.unusual_envs import LegacyRandom, NeverEnds, PythonRandom
+from tests.envs.unusual_envs import Base, LegacyRandom, NeverEnds, PythonRandom
 
 KINDS = {
     "HalfCheetah": EnvSpec("HalfCheetah-v4", seed=7, n_envs=2, bins=11, normalize={}, noise="gaussian:0.1"),
@@ -103,6 +106,59 @@ def test_replay_does_not_write_episodes_to_monitor(tmp_path):
     assert {file: file.read_text() for file in tmp_path.iterdir()} == before
 
 
+class Lives(gym.Wrapper):
+    """Ends an episode every 8 steps; only after the environment's own end does its reset start a new one."""
+
+    def reset(self, **kwargs):
+        self.n_steps = 0
+        if getattr(self, "is_over", True):
+            return self.env.reset(**kwargs)
+        observation, _, _, _, info = self.env.step(0)
+        return observation, info
+
+    def step(self, action):
+        self.n_steps += 1
+        observation, reward, self.is_over, truncated, info = self.env.step(action)
+        return observation, 10 * reward, self.is_over or self.n_steps == 8, truncated, info
+
+
+class WithoutInfos(gym.Wrapper):
+    def step(self, action):
+        return (*self.env.step(action)[:4], {})
+
+
+def episodes(wrapper, folder, n_episodes):
+    """Return the reported return and length at each end of an episode, and the rows of Monitor's file."""
+    env = Replayable(wrapper(Monitor(Base(), str(folder))))
+    ends = []
+    for _ in range(n_episodes):
+        env.reset()
+        done = False
+        while not done:
+            _, _, terminated, truncated, info = env.step(0)
+            done = terminated or truncated
+        ends.append(info)
+    env.reset()
+    reported = [(info["episode"]["r"], info["episode"]["l"]) if "episode" in info else None for info in ends]
+    rows = np.loadtxt(folder / "monitor.csv", delimiter=",", skiprows=2, ndmin=2)
+    return reported, [(row[0], row[1]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "expected"),
+    [
+        (partial(TimeLimit, max_episode_steps=8), [(8, 8)] * 4),
+        (partial(TimeLimit, max_episode_steps=30), [(20, 20)] * 4),
+        (WithoutInfos, [(20, 20)] * 4),
+        (Lives, [None, None, (20, 20), None]),
+    ],
+)
+def test_each_whole_episode_is_reported_once(wrapper, expected, tmp_path):
+    reported, rows = episodes(wrapper, tmp_path, 4)
+    assert reported == expected
+    assert rows == [episode for episode in expected if episode is not None]
+
+
 class Elsewhere(gym.Env):
     """Draws from a generator that the replay cannot see."""
 
@@ -124,6 +180,28 @@ def test_environment_with_hidden_generator_is_detected():
     second.reset(seed=0)
     with pytest.raises(NotRestorable, match="something besides the actions and np_random"):
         second.replay(first.history())
+
+
+@pytest.mark.parametrize("wrapper", [partial(RewardNoise, noise="flip:0.5"), NormalizeReward])
+def test_wrapper_with_hidden_state_that_changes_only_rewards_is_detected(wrapper):
+    first, second = (Replayable(wrapper(gym.make("CartPole-v1"))) for _ in range(2))
+    for seed in (0, None):  # the state remains from one episode to the next
+        first.reset(seed=seed)
+        for step in range(9):
+            first.step(step % 2)
+    second.reset(seed=0)
+    with pytest.raises(NotRestorable, match=r"observation and rewards.*something besides the actions"):
+        second.replay(first.history())
+
+
+def test_history_without_rewards_of_an_earlier_version_is_replayed():
+    first, second = Replayable(gym.make("CartPole-v1")), Replayable(gym.make("CartPole-v1"))
+    first.reset(seed=0)
+    first.step(0)
+    history = first.history()
+    del history["rewards"]
+    second.replay(history)
+    assert np.array_equal(first.step(1)[0], second.step(1)[0])
 
 
 def test_step_record_is_small_and_bounded(monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 
 from srl import SA2C
@@ -274,6 +275,15 @@ def test_zero_noise_passes_rewards_unchanged(wrap: Callable, noise):
         assert reward == (np.float32 if vectorised else float)(plain.step(0)[1])
 
 
+@pytest.mark.parametrize("noise", [0.1, GaussianNoise])
+@pytest.mark.parametrize("wrap", [RewardNoise, VecRewardNoise])
+def test_wrapper_rejects_noise_that_is_neither_a_process_nor_a_text(wrap, noise):
+    env = gym.make("CartPole-v1") if wrap is RewardNoise else make_vec_env("CartPole-v1")
+    with pytest.raises(UserError, match=r"must be a RewardNoiseProcess, .* or its text") as error:
+        wrap(env, noise)
+    assert repr(noise) in str(error.value)
+
+
 @pytest.mark.parametrize("seed", [-1, True, 1.5])
 def test_invalid_noise_seed_raises_user_error(seed):
     with pytest.raises(UserError, match="seed of the reward noise"):
@@ -365,6 +375,13 @@ def test_noisy_reward_of_single_environment_is_a_float(reward):
     value = noisy.step(0)[1]
     assert type(value) is float
     assert 0.75 <= value <= 1.25
+
+
+def test_returns_of_monitor_inside_of_the_noise_have_no_noise():
+    env = RewardNoise(Monitor(gym.make("CartPole-v1")), "gaussian:5", seed=0)
+    model = SA2C("MlpPolicy", env, n_steps=64, seed=0).learn(128)
+    assert len(model.ep_info_buffer) > 1
+    assert all(episode["r"] == episode["l"] for episode in model.ep_info_buffer)
 
 
 def test_array_reward_of_single_environment_is_rejected():

@@ -19,6 +19,7 @@ from srl import SA2C, SPPO
 from srl.rundir.checkpoints import checkpoint_steps, last_checkpoint
 from srl.rundir.directory import RunDirectory
 from srl.training.attempt import RunFailed
+from srl.training.callbacks import Evaluation
 from srl.training.run import train_run
 from srl.training.stacked import population
 from srl.training.stacked.train import train_population
@@ -124,6 +125,14 @@ def test_interrupted_run_resumes_with_identical_results(kind, tmp_path):
     assert troubles(status) == []
     assert outcome(tmp_path / "interrupted") == outcome(tmp_path / "whole")
     assert not (tmp_path / "interrupted" / "checkpoints").exists()
+
+
+def test_run_interrupted_after_its_last_step_resumes_with_identical_results(tmp_path):
+    train_run(DAMAGED, tmp_path / "whole")
+    attempt = partial(train_run, DAMAGED, tmp_path / "interrupted", checkpoint_every=0)
+    interrupt_at(1, Evaluation, "_on_training_end", attempt)
+    assert attempt().resumed_from == 320
+    assert outcome(tmp_path / "interrupted") == outcome(tmp_path / "whole")
 
 
 def test_interrupted_run_logs_at_the_same_steps(tmp_path):

@@ -119,6 +119,22 @@ def test_only_truncated_episodes_are_recorded_as_truncated(how, tmp_path):
     assert 0 < n_truncated < 8 * len(limited.paths)
 
 
+@HOW
+def test_episodes_that_a_wrapper_truncates_count(how, tmp_path):
+    wrapper = {"gymnasium.wrappers:TimeLimit": {"max_episode_steps": 20}}
+    overrides = {"env_wrapper": [wrapper]}
+    training = Training(how, "RarelyEnds", tmp_path, eval_max_episode_steps=100, overrides=overrides)
+    training.train()
+    for evaluations, path in zip(training.evaluations, training.paths, strict=True):
+        assert evaluations["ep_lengths"].max() == 20
+        assert np.array_equal(evaluations["results"], evaluations["ep_lengths"])
+        assert "reached_max_steps" not in evaluations
+        records = np.loadtxt(path / "monitor" / "0.monitor.csv", delimiter=",", skiprows=2)
+        assert records[:, 1].max() == 20
+        assert np.array_equal(records[:, 0], records[:, 1])
+        assert 300 < records[:, 1].sum() <= 320
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", f"{UNUSUAL}Tidy-v0"])
 def test_unreached_limit_does_not_change_results(env, tmp_path):
     for limit in (500, 10_000):

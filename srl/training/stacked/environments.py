@@ -58,10 +58,16 @@ class MemberEnvs:
         check_finite("observation at reset", observation)
 
     def clipped(self, actions: np.ndarray | th.Tensor) -> np.ndarray:
-        """Return a policy's actions in NumPy, clipped to a Box action space as SB3 does."""
+        """Return a policy's actions in NumPy, in a Box action space reshaped and clipped as by SB3.
+
+        :param actions: Of all members; Box actions are flattened, shape ``(S, n, action_dim)``.
+        :return: Shape ``(S, n, *action_shape)``.
+        """
         space = self.venvs[0].action_space
         array = actions.cpu().numpy() if isinstance(actions, th.Tensor) else actions
-        return np.clip(array, space.low, space.high) if isinstance(space, spaces.Box) else array
+        if isinstance(space, spaces.Box):
+            array = np.clip(array.reshape(*array.shape[:2], *space.shape), space.low, space.high)
+        return array
 
     def step(self, actions: np.ndarray, members: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Step the environments of some members.

@@ -186,8 +186,8 @@ class StackedPolicy:
 
         :param observations: Shape ``(S, n, *observation_shape)``.
         :param draws: Random numbers from :meth:`draws`, shape ``(S, n, ...)``.
-        :return: Actions of shape ``(S, n, *action_shape)``, values of shape ``(S, n)``, and the outputs of
-            the policy's last layer for :meth:`log_probs`.
+        :return: Actions of shape ``(S, n)`` or, of several numbers, ``(S, n, action_dim)``; values of shape
+            ``(S, n)``; and the outputs of the policy's last layer for :meth:`log_probs`.
         """
         features = self._extract(observations)
         if self._twin_layers is None:
@@ -218,7 +218,7 @@ class StackedPolicy:
 
         :param observations: Shape ``(S, n, *observation_shape)``.
         :param draws: From :meth:`draws`, shape ``(S, n, ...)``, or None.
-        :return: Shape ``(S, n, *action_shape)``.
+        :return: As from :meth:`act`.
         """
         latents = apply_layers(self._policy_layers, self._extract(observations))
         distribution = self._distribution(self._action_net(latents))

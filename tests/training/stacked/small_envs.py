@@ -64,6 +64,26 @@ class Levers(Small):
     action_space = spaces.Box(-1.0, 1.0, (2,))
 
 
+class Panel(Small):
+    """Two-dimensional Box actions."""
+
+    action_space = spaces.Box(-1.0, 1.0, (2, 3))
+
+    def step(self, action):
+        assert action.shape == (2, 3)
+        return super().step(action)
+
+
+class Knob(Small):
+    """Box actions without dimensions."""
+
+    action_space = spaces.Box(-1.0, 1.0, ())
+
+    def step(self, action):
+        assert np.shape(action) == ()
+        return super().step(action)
+
+
 class Rooms(Small):
     """Discrete observations."""
 
@@ -112,5 +132,5 @@ class TwoWays(Small):
         return observation, reward, False, is_end, info
 
 
-for _class in (Small, Switches, Dials, Levers, Rooms, Frames, Table, TwoWays):
+for _class in (Small, Switches, Dials, Levers, Panel, Knob, Rooms, Frames, Table, TwoWays):
     gym.register(f"{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}")

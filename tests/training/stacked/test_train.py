@@ -86,6 +86,8 @@ CASES = {
         small("a2c", "Levers-v0", seed, overrides=dict(n_envs=3, n_steps=5))
         for seed in (1, 2)
     ],
+    "two-dimensional Box actions": lambda: [small("ppo", "Panel-v0", 1), small("ppo", "Panel-v0", 2)],
+    "Box actions without dimensions": lambda: [small("ppo", "Knob-v0", 1), small("ppo", "Knob-v0", 2)],
     "MultiBinary actions": lambda: [
         small("sppo", "Switches-v0", 1),
         small("sppo", "Switches-v0", 2, overrides=dict(beta=3.0)),
