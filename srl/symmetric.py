@@ -34,7 +34,7 @@ from srl.policies import PolicyMixin
 from srl.precision import Precision, check_precision
 from srl.rewards import explained
 from srl.spaces import check_supported, has_start
-from srl.updates import UpdateResult, UpdateStatistics
+from srl.updates import UpdateResult, UpdateStatistics, check_losses
 
 #: A minibatch, as SB3's rollout buffers give it.
 Samples = RolloutBufferSamples | DictRolloutBufferSamples
@@ -240,7 +240,10 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_compiled", "not_compiled"]
 
     def train(self) -> None:
-        """Update policy using the currently gathered rollout buffer."""
+        """Update policy using the currently gathered rollout buffer.
+
+        :raises FloatingPointError: If a loss is NaN or infinite.
+        """
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -256,6 +259,7 @@ class SymmetricLossMixin(OnPolicyAlgorithm):
                 f"{result.statistics.mean('approx_kl', last=1):.2f}"
             )
         self._record_update(result, self._explained_variance())
+        check_losses(self.logger)
 
     def _update(self) -> UpdateResult:
         coefficients = self._coefficients()

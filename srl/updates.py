@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch as th
+from stable_baselines3.common.logger import Logger
 
 from srl.advantages import PreparedAdvantages
 from srl.losses import A2CLosses, PPOLosses
@@ -17,6 +18,17 @@ def figures_of(losses: A2CLosses | PPOLosses, prepared: PreparedAdvantages) -> d
     """The logged figures of a minibatch: its losses and statistics of the advantages."""
     figures = {**losses._asdict(), "sign_changes": prepared.n_sign_changes, "abs_max": prepared.abs_max}
     return {name: value.detach() for name, value in figures.items() if value is not None}
+
+
+def check_losses(logger: Logger) -> None:
+    """Check that the losses of the latest update are finite.
+
+    :param logger: The model's, not dumped since the update.
+    :raises FloatingPointError: If one is NaN or infinite.
+    """
+    for name, value in logger.name_to_value.items():
+        if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
 class UpdateStatistics:

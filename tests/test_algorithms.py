@@ -126,6 +126,19 @@ class RandomEnv(gym.Env):
         return observation, self.np_random.normal(), self.np_random.random() < 0.1, False, {}
 
 
+class NanRewards(RandomEnv):
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float("nan"), *rest
+
+
+@pytest.mark.parametrize("cls", [SPPO, SA2C])
+def test_losses_that_are_not_finite_stop_training(cls):
+    model = cls("MlpPolicy", NanRewards(spaces.MultiDiscrete([3, 3])), device="cpu", **small(cls))
+    with pytest.raises(FloatingPointError, match="loss is nan after an update"):
+        model.learn(64)
+
+
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("cls", [SPPO, SA2C])
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.rundir.files import replacing
 from srl.rundir.names import EVALUATIONS
 from srl.training.resume import generator_state, restore_generators
+from srl.updates import check_losses
 
 
 @dataclass
@@ -237,17 +238,6 @@ class FiniteTraining(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
-
-
-def check_losses(logger: Logger) -> None:
-    """Check that the losses of the latest update are finite.
-
-    :param logger: The run's, not dumped since the update.
-    :raises FloatingPointError: If one is NaN or infinite.
-    """
-    for name, value in logger.name_to_value.items():
-        if name.startswith("train/") and name.endswith("loss") and not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value} after an update; the network is lost")
 
 
 #: Names of the loss in the logs of algorithms; the first that is present counts.

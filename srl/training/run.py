@@ -27,13 +27,14 @@ from srl.rundir.directory import RunDirectory
 from srl.rundir.names import MONITOR
 from srl.rundir.status import Status
 from srl.training.attempt import Attempt, RunFailed, in_one_line
-from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat, check_losses
+from srl.training.callbacks import Evaluation, EvaluationLog, FiniteTraining, Heartbeat
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint, write_final_state
 from srl.training.logs import log_state, make_logger, restore_logger
 from srl.training.memory import keep_freed_memory
 from srl.training.model import compile_update, make_model, save
 from srl.training.resume import generator_state, model_state, restore_generators, restore_model
 from srl.training.versions import checkpoint_origin
+from srl.updates import check_losses
 
 #: Seconds between two checkpoints.
 CHECKPOINT_EVERY = 180.0

@@ -23,7 +23,7 @@ from srl.envs.seeding import Stream, seed_globals, seed_sequence
 from srl.envs.state import env_state, normalize_state, restore_env
 from srl.rundir.names import MONITOR
 from srl.training.attempt import Attempt
-from srl.training.callbacks import check_losses, eval_interval
+from srl.training.callbacks import eval_interval
 from srl.training.checkpoint import CheckpointTimer, write_checkpoint, write_final_state
 from srl.training.logs import log_state, restore_logger
 from srl.training.memory import keep_freed_memory
@@ -36,7 +36,7 @@ from srl.training.stacked.members import Member, Members, make_member
 from srl.training.stacked.networks import StackedPolicy
 from srl.training.stacked.update import CompiledUpdater, Updater, generalized_advantages
 from srl.training.versions import checkpoint_origin
-from srl.updates import UpdateResult
+from srl.updates import UpdateResult, check_losses
 
 
 class Population:
