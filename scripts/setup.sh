@@ -132,7 +132,8 @@ is_reusable() {
 is_ours() {
     [[ -e $venv || -L $venv ]] || return 0
     [[ -d $venv && ! -L $venv ]] || return 1
-    [[ -f $made_here || -z "$(find "$venv" -mindepth 1 ! -name "${lock_file##*/}" -print -quit)" ]]
+    # In this order: another set-up makes the file before all others
+    [[ -z "$(find "$venv" -mindepth 1 ! -name "${lock_file##*/}" -print -quit)" || -f $made_here ]]
 }
 
 die_not_ours() {

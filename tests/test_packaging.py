@@ -315,6 +315,17 @@ def test_concurrent_setups_do_the_work_once(checkout):
     assert checkout.take_calls() == BUILT
 
 
+def test_setup_that_starts_while_another_one_fills_the_folder_continues(checkout, tmp_path):
+    find = tmp_path / "bin" / "find"
+    find.parent.mkdir()
+    fill = ': > "$1/.setup-made-this"; : > "$1/pyvenv.cfg"'
+    find.write_text(f'#!/bin/sh\n{fill}\n{shutil.which("find")} "$@"\n')
+    find.chmod(0o755)
+    (checkout.root / ".venv").mkdir()
+    done = checkout.set_up(PATH=f"{find.parent}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("says", "advice"),
     [
