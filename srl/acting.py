@@ -27,7 +27,6 @@ from srl.spaces import start_of
 
 _Layer = Callable[[np.ndarray], np.ndarray]
 
-
 #: Methods of a policy that compute what :class:`NumpyActor` computes, and the modules that define them.
 _METHODS = ("extract_features", "_get_action_dist_from_latent", "evaluate_actions")
 _OWN_MODULES = ("srl.policies", "stable_baselines3.common.policies")

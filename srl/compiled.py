@@ -42,10 +42,8 @@ def whole_rollout(buffer: RolloutBuffer) -> RolloutBufferSamples:
     :raises NotCompiled: If the buffer's class overrides how minibatches are made.
     """
     for name in ("get", "_get_samples", "to_torch", "swap_and_flatten"):
-        if getattr(type(buffer), name) not in (
-            getattr(RolloutBuffer, name),
-            getattr(DictRolloutBuffer, name),
-        ):
+        sb3 = [getattr(cls, name) for cls in (RolloutBuffer, DictRolloutBuffer)]
+        if getattr(type(buffer), name) not in sb3:
             raise NotCompiled(f"{type(buffer).__name__} makes minibatches in its own way")
 
     def rows(array: np.ndarray) -> th.Tensor:
@@ -362,7 +360,7 @@ def _check(model: SymmetricLossMixin) -> None:
         raise NotCompiled(f"the optimizer {name} cannot be compiled")
     (group,) = optimizer.param_groups
     if set(map(id, group["params"])) != set(map(id, policy.parameters())):
-        raise NotCompiled(f"an optimizer of other parameters than those of {type(policy).__name__}")
+        raise NotCompiled(f"the optimizer has other parameters than {type(policy).__name__}")
     if not all(parameter.requires_grad for parameter in policy.parameters()):
         raise NotCompiled(f"{type(policy).__name__} has parameters that are not trained")
     off = OPTIMIZERS[type(optimizer)].not_compiled

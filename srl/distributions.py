@@ -156,11 +156,12 @@ class BatchedMultiCategoricalDistribution(MultiCategoricalDistribution):
         :return: This distribution.
         """
         self._logits = action_logits
-        # Rows that do not fill a vector of the CPU would be rounded differently, and the result of a row must
-        # not depend on the number of rows
-        # Masked choices may have -inf, whose product with probability 0 is no number
+        # Masked choices may have -inf, whose product with probability 0 is NaN. This logit has probability 0,
+        # too, and a gradient that is multiplied with it does not overflow
         lowest = -math.sqrt(th.finfo(action_logits.dtype).max)
         table = action_logits.t().clamp(min=lowest)
+        # Rows that do not fill a vector of the CPU would be rounded differently, and the result of a row must
+        # not depend on the number of rows
         if len(action_logits) == 1:
             table = table.expand(-1, VECTOR)
         elif len(action_logits) % VECTOR:

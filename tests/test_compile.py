@@ -314,7 +314,7 @@ class OwnSamples(RolloutBuffer):
         ({}, "it draws random numbers"),
         ("frozen", "parameters that are not trained"),
         ("buffer", "OwnSamples makes minibatches in its own way"),
-        ("foreign", "an optimizer of other parameters"),
+        ("foreign", "the optimizer has other parameters than ActorCriticPolicy"),
     ],
 )
 def test_reason_for_not_compiling_is_named(kwargs, reason, tmp_path, monkeypatch):

@@ -202,10 +202,10 @@ def test_processes_that_sample_at_once_share_the_number_of_trials(somewhere, sto
     one, two = tuner("one", 4), tuner("two", 4)
     ask, batches = one.study.ask, []
 
-    def ask_after_the_other():
+    def ask_after_the_other(distributions):
         if not batches:
             batches.append(two._sample())
-        return ask()
+        return ask(distributions)
 
     one.study.ask = ask_after_the_other
     batches.append(one._sample())

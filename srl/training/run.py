@@ -34,7 +34,6 @@ from srl.training.memory import keep_freed_memory
 from srl.training.model import compile_update, make_model, save
 from srl.training.resume import generator_state, model_state, restore_generators, restore_model
 from srl.training.versions import checkpoint_origin
-from srl.updates import check_losses
 
 #: Seconds between two checkpoints.
 CHECKPOINT_EVERY = 180.0
@@ -150,10 +149,8 @@ def _learn(
             model.dump_logs(iteration)
         model.train()
         if checkpoints.is_due:
-            check_losses(model.logger)
             checkpoints.keep(partial(_write_checkpoint, attempt, model, evaluation, iteration))
     # Before the final evaluation, which a longer run would not have at this step
-    check_losses(model.logger)
     with suppress(NotRestorable):
         _write_checkpoint(attempt, model, evaluation, iteration, final=True)
     callback.on_training_end()

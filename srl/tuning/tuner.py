@@ -224,14 +224,12 @@ class Tuner:
             if index % self.options.share == 0:
                 shape = {}
             self.study.sampler = TrialSampler(self.options, shape)
-            trial = self.study.ask()
+            trial = self.study.ask({each.name: each.distribution for each in self.space})
             n_before = sum(each.number < trial.number for each in counted_trials(self.study))
             if n_before >= self.options.n_trials:  # other processes have sampled since
                 trial.set_user_attr(SURPLUS, True)
                 self.study.tell(trial, state=TrialState.FAIL)
                 break
-            for each in self.space:
-                trial._suggest(each.name, each.distribution)
             trial.set_user_attr(_FOLDER, str(self.out.resolve()))
             batch.append(self._trial_run(trial))
             shape = {each.name: trial.params[each.name] for each in self.space if each.is_shape}
