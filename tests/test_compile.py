@@ -261,6 +261,7 @@ def test_damaged_library_is_recompiled(cache, tmp_path, monkeypatch):
     assert_same_result(tmp_path / "second", tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_compiled_model_can_be_pickled(cache):
     spec = small()
     model = make_model(spec, make_train_env(spec.env_spec()))

@@ -91,8 +91,15 @@ def _default_pairs(columns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:
-    """Lines on runs without a score, grouped by environment or cell."""
-    lines = [f"{run.path}: {run.state}: {run.reason}" for run in runs if run.reason]
+    """Lines on runs without a score, grouped by environment, or by cell and reason."""
+    alike: dict[tuple[str, State, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.reason:
+            alike[_cell_folder(run), run.state, run.reason].append(run)
+    lines = []
+    for (folder, state, reason), same in alike.items():
+        where = f"{folder}: {state}: {_names(same)}" if len(same) > 1 else f"{same[0].path}: {state}"
+        lines.append(f"{where}: {reason}")
     by_env: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_env[run.env].append(run)
@@ -103,9 +110,13 @@ def unfinished(runs: Sequence[Run]) -> list[str]:
         cells: dict[tuple[str, State], list[Run]] = defaultdict(list)
         for run in of_env:
             if run.state != "done" and not run.reason:
-                cells[Path(run.path).parent.as_posix(), run.state].append(run)
+                cells[_cell_folder(run), run.state].append(run)
         lines += [f"{folder}: {state}: {_names(of_cell)}." for (folder, state), of_cell in cells.items()]
     return lines
+
+
+def _cell_folder(run: Run) -> str:
+    return Path(run.path).parent.as_posix()
 
 
 def _names(runs: Sequence[Run]) -> str:

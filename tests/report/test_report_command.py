@@ -140,9 +140,9 @@ def test_runs_with_too_few_evaluations_are_named_and_excluded(runs):
         "SPPO": "short",
     }
     for algo in ("ppo", "sppo"):
-        for seed in (0, 1):
-            (line,) = [one for one in left_out if one.startswith(f"CartPole-v1/{algo}/none/seed-{seed}")]
-            assert "3, fewer than the 5" in line
+        cell = f"CartPole-v1/{algo}/none"
+        (line,) = [one for one in left_out if one.startswith(f"{cell}: short: seed-0, seed-1: ")]
+        assert "3, fewer than the 5" in line
     assert sorted(row[6] for row in rows) == ["-", "-", "-", "-", "7.4"]
     table = json.loads((runs / "statistics.json").read_text())["table"]
     assert {row["algorithm"]: row["mean"] for row in table} == {"a2c": 7.4, "ppo": None, "sppo": None}
@@ -310,6 +310,16 @@ def test_runs_without_scores_are_reported_in_groups(tmp_path):
         "CartPole-v1/ppo/none: missing: seed-3.",
         "CartPole-v1/sppo/none: missing: seed-0 to seed-3.",
         "Acrobot-v1: all 8 runs are missing.",
+    ]
+
+
+def test_runs_that_failed_for_the_same_reason_share_a_line(tmp_path):
+    for seed, reason in enumerate(["out of memory", "out of memory", "NaN", "out of memory"]):
+        directory = lay_down(tmp_path, RETURNS, algo="ppo", seed=seed)
+        directory.write_status(directory.read_status().ended_as("failed", 0.0, reason))
+    assert read_scores(tmp_path).left_out == [
+        "CartPole-v1/ppo/none: failed: seed-0, seed-1, seed-3: out of memory",
+        "CartPole-v1/ppo/none/seed-2: failed: NaN",
     ]
 
 
