@@ -189,12 +189,14 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         if not changes["algos"]:
             values.pop("grid", None)
     # The command line also overrides the file's entries of environments and of symmetric algorithms
-    given = changes.get("overrides") or {}
-    overrides, symmetric = values.get("overrides", {}), values.get("symmetric_overrides", {})
+    given = [*(changes.get("overrides") or ()), *(["env_wrapper"] if changes.get("env_wrapper") else [])]
+    chosen_envs = changes.get("envs") or values["envs"]
     values["overrides"] = {
-        key: _without(value, given) if is_of_env(key, value) else value for key, value in overrides.items()
+        key: _without(value, given) if is_of_env(key, value) else value
+        for key, value in _without(values.get("overrides", {}), given).items()
+        if key in chosen_envs or not is_of_env(key, value)
     }
-    values["symmetric_overrides"] = _without(symmetric, given)
+    values["symmetric_overrides"] = _without(values.get("symmetric_overrides", {}), given)
     for key, value in changes.items():
         if key == "grid" and value is not None:
             values[key] = value

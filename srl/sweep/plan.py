@@ -13,7 +13,7 @@ from pathlib import Path
 from srl.config.algorithms import get_algorithm
 from srl.config.resolve import of_family
 from srl.config.spec import RunSpec, make_run_spec
-from srl.config.sweep import SweepOptions, is_of_env
+from srl.config.sweep import SweepOptions
 from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import RunDirectory
@@ -46,11 +46,9 @@ def expand(
     cells = list(product(options.envs, options.columns(), options.noise))
     for env, variant, noise in cells:
         algorithm = get_algorithm(variant.algo)
-        overrides = {
-            key: value for key, value in options.overrides.items() if not is_of_env(key, value)
-        } | options.overrides.get(env, {})
-        if options.env_wrapper is not None:
-            overrides["env_wrapper"] = options.env_wrapper
+        overrides = {} if options.env_wrapper is None else {"env_wrapper": options.env_wrapper}
+        overrides |= {key: value for key, value in options.overrides.items() if key not in options.envs}
+        overrides |= options.overrides.get(env, {})
         if algorithm.symmetric:
             overrides |= options.symmetric_overrides
         spec, lines = make_run_spec(

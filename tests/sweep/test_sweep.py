@@ -191,6 +191,31 @@ def test_hyperparameters_of_the_command_line_override_all_of_the_file(mine):
     assert (of_file.gamma, of_file.beta, of_file.vf_coef, of_file.n_epochs) == (0.9, 2.0, 0.3, 2)
 
 
+def test_unknown_mapping_among_hyperparameters_of_the_command_line_is_rejected(mine):
+    with pytest.raises(UserError, match=r"polcy_kwargs.*Did you mean policy_kwargs"):
+        expand(load_sweep(mine, overrides={"polcy_kwargs": {"net_arch": [16]}}))
+
+
+def test_wrapper_of_an_environment_replaces_that_of_the_sweep(mine):
+    limit = {"gymnasium.wrappers:TimeLimit": {"max_episode_steps": 20}}
+    change(mine, "[CartPole-v1]", "[CartPole-v1, Acrobot-v1]")
+    change(
+        mine,
+        "n_timesteps: 64",
+        f"env_wrapper: {limit}\noverrides:\n  Acrobot-v1: {{env_wrapper: {{'gymnasium.wrappers:Autoreset': "
+        "}}\nn_timesteps: 64",
+    )
+
+    def wrappers(**changes):
+        options = load_sweep(mine, trust=True, **changes)
+        return {spec.env: spec.hyperparams.env_wrapper for spec in expand(options, trust_file=True)[0]}
+
+    assert wrappers() == {"CartPole-v1": [limit], "Acrobot-v1": ["gymnasium.wrappers:Autoreset"]}
+    assert wrappers(envs=["CartPole-v1"]) == {"CartPole-v1": [limit]}
+    other = "gymnasium.wrappers:OrderEnforcing"
+    assert wrappers(env_wrapper=[other]) == {"CartPole-v1": [other], "Acrobot-v1": [other]}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
