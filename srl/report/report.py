@@ -71,6 +71,12 @@ def make_report(
     cells, columns = scores.cells, scores.columns
     names = {cell.column: cell.name for cell in cells}
     pairs = [_pair(text, list(dict.fromkeys(names[column] for column in columns))) for text in compare]
+    for column, baseline in pairs:
+        if (baseline, column) in pairs:
+            # It would be counted twice in the correction for the number of tests
+            raise UserError(
+                f"--compare {column}:{baseline}: tests the same as {baseline}:{column}. Remove one."
+            )
     show_step("Computing intervals over environments")
     scales, notes = find_scales(cells, normalization)
     aggregates, left_out = make_aggregates(cells, scales, reps=reps)

@@ -175,6 +175,7 @@ def test_pairs_of_the_compare_option_form_the_family(root, tmp_path):
         (":ppo", "must be COLUMN:BASELINE"),
         ("a:b:ppo", "no column 'a:b' to compare"),
         ("sppo:sppo", "must be COLUMN:BASELINE"),
+        ("sppo:ppo ppo:sppo", "--compare sppo:ppo: tests the same as ppo:sppo. Remove one."),
         ("sppo:pppo", "no column 'pppo' to compare. Known: a2c, sa2c, ppo, sppo, sppo-beta=5. Did you mean"),
     ],
 )
