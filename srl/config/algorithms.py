@@ -102,3 +102,10 @@ def get_environment_algorithm(name: str) -> Algorithm:
         short = algorithm.name.removeprefix("llm-")
         raise UserError(f"{algorithm.name} trains language models: srl llm train TASK --algo {short}.")
     return algorithm
+
+
+def differ_in_reverse_loss(algo: str, baseline: str) -> bool:
+    """Whether an algorithm is symmetric and its baseline the same one without the reverse loss."""
+    one, other = get_algorithm(algo), get_algorithm(baseline)
+    alike = (one.family, one.discretized) == (other.family, other.discretized)
+    return one.symmetric and not other.symmetric and alike

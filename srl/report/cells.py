@@ -62,13 +62,6 @@ class Cell:
         return sum(run.state == state for run in self.runs)
 
 
-def differ_in_reverse_loss(algo: str, baseline: str) -> bool:
-    """Whether an algorithm is symmetric and its baseline the same one without the reverse loss."""
-    one, other = get_algorithm(algo), get_algorithm(baseline)
-    alike = (one.family, one.discretized) == (other.family, other.discretized)
-    return one.symmetric and not other.symmetric and alike
-
-
 def name_seeds(seeds: set[int]) -> str:
     """Seeds in words: ``seed 7``, ``seeds 0 to 4, 7``."""
     ranges: list[list[int]] = []

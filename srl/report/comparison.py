@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from srl.report.cells import Cell, differ_in_reverse_loss, name_seeds
+from srl.config.algorithms import differ_in_reverse_loss
+from srl.report.cells import Cell, name_seeds
 from srl.report.intervals import Array, Estimate
 from srl.report.normalization import Task
 from srl.report.significance import ALPHA, holm, p_value, smallest_p_value

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 from srl.errors import UserError
-from srl.report.cells import Cell, differ_in_reverse_loss, group, name_seeds
+from srl.report.cells import Cell, group, name_seeds
 from srl.report.published import read_published
 from srl.report.runs import Run, State, read_runs
 from srl.report.source import Folders, Source
 from srl.report.tables import Table, column_order, score_table
-from srl.rundir.plan import PLAN, read_comparisons, read_plan
+from srl.rundir.plan import PLAN, default_pairs, read_comparisons, read_plan
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,8 @@ def _pairs(root: Path, runs: Sequence[Run]) -> list[tuple[str, str]]:
             for run in read_plan(root / folder):
                 own.append((run.variant or run.algo, run.algo))
                 others.pop((folder / run.path).as_posix(), None)
-        pairs += chosen[folder] or _default_pairs(own)
-    return list(dict.fromkeys([*pairs, *_default_pairs(others.values())]))
-
-
-def _default_pairs(columns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The names of symmetric columns and their baselines, from names and algorithms of columns."""
-    pairs = product(dict.fromkeys(columns), repeat=2)
-    return [
-        (name, baseline) for (name, algo), (baseline, other) in pairs if differ_in_reverse_loss(algo, other)
-    ]
+        pairs += chosen[folder] or default_pairs(own)
+    return list(dict.fromkeys([*pairs, *default_pairs(others.values())]))
 
 
 def unfinished(runs: Sequence[Run]) -> list[str]:

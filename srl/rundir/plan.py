@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from srl.config.algorithms import get_algorithm
+from srl.config.algorithms import differ_in_reverse_loss, get_algorithm
 from srl.config.spec import RunSpec
 from srl.errors import UserError
 from srl.rundir.files import read_bytes
@@ -93,6 +95,14 @@ def read_comparisons(root: Path) -> list[tuple[str, str]]:
         return _PAIRS.validate_python(pairs)
     except (OSError, ValueError, AttributeError):
         return []  # `read_plan` reports the error
+
+
+def default_pairs(columns: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The names of symmetric columns and their baselines, from names and algorithms of columns."""
+    pairs = product(dict.fromkeys(columns), repeat=2)
+    return [
+        (name, baseline) for (name, algo), (baseline, other) in pairs if differ_in_reverse_loss(algo, other)
+    ]
 
 
 def newer_version_error(file: Path, unknown: dict[str, Any]) -> UserError:

@@ -18,7 +18,15 @@ from srl.errors import UserError
 from srl.rundir.checkpoints import checkpoint_steps
 from srl.rundir.directory import RunDirectory
 from srl.rundir.files import check_writable, write_text
-from srl.rundir.plan import PLAN, PLAN_FORMAT, PlannedRun, check_plan, read_comparisons, read_plan
+from srl.rundir.plan import (
+    PLAN,
+    PLAN_FORMAT,
+    PlannedRun,
+    check_plan,
+    default_pairs,
+    read_comparisons,
+    read_plan,
+)
 from srl.sweep.engines import Job, Task
 from srl.sweep.tasks import Population, make_tasks
 
@@ -165,11 +173,16 @@ def write_plan(plan: Plan) -> None:
         # Another sweep that starts in this folder adds its runs
         fcntl.flock(lock, fcntl.LOCK_EX)
         check_plan(plan.root)
-        runs = {run.path: run for run in read_plan(plan.root)}
+        before = read_plan(plan.root)
+        runs = {run.path: run for run in before}
         runs |= {job.spec.path: PlannedRun.of(job.spec) for job in plan.jobs}
         columns = {job.spec.variant or job.spec.algo for job in plan.jobs}
-        earlier = [pair for pair in read_comparisons(plan.root) if not columns.issuperset(pair)]
-        compare = dict.fromkeys([*earlier, *map(tuple, plan.compare)])
+        earlier = read_comparisons(plan.root)
+        if plan.compare and not earlier:
+            # Earlier sweeps without pairs keep their default pairs
+            earlier = default_pairs((run.variant or run.algo, run.algo) for run in before)
+        kept = [pair for pair in earlier if not columns.issuperset(pair)]
+        compare = dict.fromkeys([*kept, *map(tuple, plan.compare)])
         entries = [asdict(run) for run in runs.values()]
         content = {"format": PLAN_FORMAT, "compare": list(compare), "runs": entries}
         write_text(plan.root / PLAN, json.dumps(content, indent=1) + "\n")

@@ -11,6 +11,7 @@ import pytest
 from srl.config.spec import RunSpec
 from srl.report.report import make_report
 from srl.report.scores import read_scores
+from srl.rundir.plan import read_comparisons
 from srl.sweep.engines import Job
 from srl.sweep.plan import Plan, write_plan
 from tests.report.hostile import parse
@@ -337,3 +338,15 @@ def test_sweep_without_pairs_keeps_its_default_pairs_next_to_one_with_pairs(tmp_
             write_plan(Plan(tmp_path / folder, [Job(spec, tmp_path) for spec in specs], compare))
     pairs = {(one.column, one.baseline) for one in make_report(tmp_path, reps=100).comparisons}
     assert pairs == {("PPO", "A2C"), ("SA2C", "A2C"), ("DSPPO", "DPPO")}
+
+
+def test_sweep_without_pairs_keeps_its_default_pairs_before_one_with_pairs_in_its_folder(tmp_path):
+    for algos, compare in ((("sppo", "ppo", "a2c"), []), (("ppo", "sa2c", "a2c"), [["sa2c", "ppo"]])):
+        specs = [small_spec(algo) for algo in algos]
+        write_plan(Plan(tmp_path, [Job(spec, tmp_path / spec.path) for spec in specs], compare))
+    assert read_comparisons(tmp_path) == [("sppo", "ppo"), ("sa2c", "ppo")]
+    # Of columns of both sweeps, the pairs of the later one count
+    write_plan(
+        Plan(tmp_path, [Job(small_spec(algo), tmp_path) for algo in ("ppo", "sppo")], [["ppo", "sppo"]])
+    )
+    assert read_comparisons(tmp_path) == [("sa2c", "ppo"), ("ppo", "sppo")]
