@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from srl.config.algorithms import get_environment_algorithm, is_own
+from srl.config.algorithms import get_algorithm, get_environment_algorithm, is_own
 from srl.config.compiling import check_choice
 from srl.config.files import ConfigFile, first_mistake
 from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
@@ -213,7 +213,7 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
             names = {variant.name for variant in uncompared.columns()}
             compare = [pair for pair in options.compare if set(pair) <= names]
             options = options.model_copy(update={"compare": compare})
-        options.columns()
+        _check_effect(options.columns(), changes)
         return options
     except VariantError as error:
         option, *parts = map(str, error.keys)
@@ -222,6 +222,17 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
         wrong, message = first_mistake(error)
         option = _OPTIONS.get(str(wrong[0]), str(wrong[0])).replace("_", "-")
         raise UserError(f"--{option}: {message}") from None
+
+
+def _check_effect(columns: Sequence[Variant], changes: dict[str, Any]) -> None:
+    """Check that a column uses the command line's parameters of some algorithms only."""
+    algorithms = [get_algorithm(column.algo) for column in columns]
+    for name in changes.get("symmetric_overrides") or ():
+        if not any(algorithm.symmetric for algorithm in algorithms):
+            option = name.replace("_", "-")
+            raise VariantError([option], "has no effect, because the sweep has no symmetric algorithm.")
+    if changes.get("bins") is not None and not any(algorithm.discretized for algorithm in algorithms):
+        raise VariantError(["bins"], "has no effect, because the sweep has no discretized algorithm.")
 
 
 def _check_code(

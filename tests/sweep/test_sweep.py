@@ -196,6 +196,20 @@ def test_unknown_mapping_among_hyperparameters_of_the_command_line_is_rejected(m
         expand(load_sweep(mine, overrides={"polcy_kwargs": {"net_arch": [16]}}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(symmetric_overrides={"reverse_loss": "mae"}), "--reverse-loss: has no effect.*no symmetric"),
+        (dict(bins=5), "--bins: has no effect.*no discretized"),
+    ],
+    ids=str,
+)
+def test_option_without_an_algorithm_that_it_applies_to_is_rejected(mine, changes, says):
+    with pytest.raises(UserError, match=says):
+        load_sweep(mine, algos=["ppo"], **changes)
+    load_sweep(mine, algos=["ppo", "dsppo"], **changes)
+
+
 def test_wrapper_of_an_environment_replaces_that_of_the_sweep(mine):
     limit = {"gymnasium.wrappers:TimeLimit": {"max_episode_steps": 20}}
     change(mine, "[CartPole-v1]", "[CartPole-v1, Acrobot-v1]")
