@@ -333,6 +333,16 @@ def test_run_with_own_noise_is_read_without_its_module_and_extended_with_trust(o
     assert RunDirectory(Path("runs/a")).read_spec().noise == "drop:0.2"
 
 
+def test_sweep_file_names_the_module_of_its_own_noise(own_noise):
+    Path("mine.yml").write_text(
+        'envs: [CartPole-v1]\nalgos: [ppo]\nnoise: ["drop:0.2"]\nseeds: [0]\ngym_packages: [drop_noise]\n'
+    )
+    assert srl("sweep", "mine.yml", "--dry-run").status == 2
+    assert "drop_noise" not in sys.modules
+    done = srl("sweep", "mine.yml", "--dry-run", "--trust-config")
+    assert (done.status, done.err) == (0, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("population", ["off", "auto"])
 def test_sweep_with_own_noise_trains_and_is_reported(population, own_noise):

@@ -16,6 +16,7 @@ from srl.config.hyperparams import ATARI_WRAPPER, FAMILIES, untrusted
 from srl.config.spec import safe_name
 from srl.config.values import Positive, Strict
 from srl.config.variants import Variant, VariantError, check_comparisons, make_variants
+from srl.envs.registration import import_packages
 from srl.envs.reward_noise import parse_noise
 from srl.errors import UserError, nearest
 from srl.precision import Precision
@@ -157,6 +158,10 @@ def load_sweep(path: Path, *, quick: bool = False, trust: bool = False, **change
     if not isinstance(small, dict):
         raise file.error(["quick"], "must be a mapping of the keys that differ in the small version.")
     values = dict(file.data)
+    for names in (values.get("gym_packages"), small.get("gym_packages")) if trust else ():
+        if isinstance(names, list):
+            # They may also register reward noise
+            import_packages([name for name in names if isinstance(name, str)], needed_by=str(path))
     for prefix, part in ((["quick"], values | small), ([], values)):
         try:
             SweepOptions(**part)
