@@ -163,6 +163,14 @@ def _caveats(comparisons: Sequence[Comparison], cells: Sequence[Cell]) -> list[s
             f"adjusted by Holm's method, separately for {_count(n_overall, 'comparison')} over several "
             f"environments and {_count(n_single, 'comparison')} in one environment."
         )
+    envs = [Counter(env for env, _ in one.overall.tasks) for one in comparisons if one.overall]
+    repeated = sorted({env for counts in envs for env, n in counts.items() if n > 1})
+    if repeated:
+        lines.append(
+            f"{_join(repeated)}: runs of several lengths are counted as several environments. With the same "
+            "seeds they share random streams, so that p-values over several environments are too small. "
+            "Report each length on its own."
+        )
     numbers = [len(cell.values) for cell in cells if cell.values]
     if numbers:
         numbers += [comparison.overall.n_seeds for comparison in comparisons if comparison.overall]

@@ -1,5 +1,7 @@
 """Summary sentences of a report and the numbers that they are based on."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -420,6 +422,21 @@ def test_policy_coefficient_is_not_reported_without_comparisons(tmp_path):
     finish(tmp_path, "sppo", {0: 1})
     finish(tmp_path, "ppo", {1: 1})
     assert those_with(COEFFICIENT, summary(tmp_path)) == []
+
+
+# Runs of several lengths
+
+
+def test_environment_with_several_lengths_has_a_caveat(tmp_path):
+    for algo in ("ppo", "sppo"):
+        for seed, at in product((0, 1), ("", "long/")):
+            returns = [[seed, 0]] * (2 if at else 1)
+            lay_down(tmp_path, returns, algo=algo, seed=seed, at=f"{at}{algo}-{seed}")
+            lay_down(tmp_path, [[seed, 0]], algo=algo, seed=seed, env="B", at=f"{at}B-{algo}-{seed}")
+        part = "runs of several lengths are counted as several environments"
+        assert len(those_with(part, summary(tmp_path))) == (algo == "sppo")
+    (line,) = those_with(part, summary(tmp_path))
+    assert line.startswith("CartPole-v1: ")
 
 
 # Nothing to compare
