@@ -186,7 +186,7 @@ def _row(run: Run, source: Source) -> dict[str, Any]:
         "spec": _dumped(spec),
         "unknown": _dumped(dict(run.unknown)),
         "status": _dumped(status),
-        "versions": _dumped(source.versions(run) if run.spec is not None else None),
+        "versions": _dumped(source.versions(run)),
         "files": _dumped(files),
         "minor_damage": list(map(escaped, run.minor_damage)),
         "timesteps": None if evaluations is None else evaluations.timesteps.tolist(),

@@ -17,7 +17,7 @@ from srl.report.cells import Cell, group
 from srl.report.curves import training_curves
 from srl.report.scores import read_scores
 from srl.report.source import Folders
-from srl.rundir.names import EVALUATIONS, PROGRESS, STATUS
+from srl.rundir.names import EVALUATIONS, PROGRESS, SPEC, STATUS
 from tests.report.made_runs import MADE_VERSIONS, lay_down
 from tests.small_runs import srl
 
@@ -47,13 +47,18 @@ def root(tmp_path_factory):
     status = json.loads((changed_log.path / STATUS).read_text())
     status["files"] = {PROGRESS: [1, 1, "0" * 64]}
     (changed_log.path / STATUS).write_text(json.dumps(status))
+    no_spec = lay_down(root, generator.normal(size=(4, 3)), algo="a2c", seed=10)
+    (no_spec.path / SPEC).write_text("{}")
     (root / "notes").mkdir()
     (root / "notes" / "mine.txt").write_text("of no run")
     planned = {"path": "CartPole-v1/a2c/none/seed-9", "env": "CartPole-v1", "algo": "a2c", "noise": "none"}
     plan = {
         "format": 1,
         "compare": [["sppo", "ppo"], ["sppo", "ppo-rescaled"]],
-        "runs": [planned | {"seed": 9, "n_timesteps": 128}],
+        "runs": [
+            planned | {"seed": 9, "n_timesteps": 128},
+            planned | {"seed": 10, "n_timesteps": 128, "path": "CartPole-v1/a2c/none/seed-10"},
+        ],
     }
     (root / "sweep.json").write_text(json.dumps(plan))
     return root
