@@ -93,6 +93,8 @@ def _check_observation_space(name: str, space: spaces.Space[Any]) -> None:
         )
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
         raise UserError(f"{what}; MultiDiscrete observations must have one dimension. {_FLATTEN}")
+    if isinstance(space, spaces.Box) and space.shape == ():
+        raise UserError(f"{what}; Box observations must have at least one dimension. {_FLATTEN}")
 
 
 def _check_action_space(space: spaces.Space[Any]) -> None:

@@ -132,6 +132,14 @@ def test_flattened_tuple_space_is_supported():
     SPPO("MlpPolicy", env, device="cpu", **small(SPPO)).learn(32)
 
 
+def test_box_observations_without_dimensions_are_rejected_and_supported_flat():
+    space = spaces.Box(-1.0, 1.0, (), np.float32)
+    for observations in (space, spaces.Dict(a=space)):
+        with pytest.raises(UserError, match=r"at least one dimension\. .*FlattenObservation"):
+            check_supported(observations, spaces.Discrete(2))
+    check_supported(spaces.flatten_space(space), spaces.Discrete(2))
+
+
 def test_two_dimensional_multibinary_observations_are_supported():
     check_supported(spaces.MultiBinary([2, 3]), spaces.Discrete(2))
 
