@@ -92,7 +92,7 @@ def check_comparisons(comparisons: Sequence[Sequence[str]], variants: Sequence[V
 
 def column_order(algo: str, name: str) -> tuple[int, bool, list[tuple[bool, str | float]]]:
     """A sort key of columns: algorithms in the paper's order, each followed by its variants by number."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", name)
     by_value = [(index % 2 == 1, float(part) if index % 2 else part) for index, part in enumerate(parts)]
     order = list(ALGORITHMS)
     return order.index(algo) if algo in order else len(order), name != algo, by_value

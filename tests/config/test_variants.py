@@ -8,6 +8,7 @@ import pytest
 
 from srl.config.population import population_key
 from srl.config.sweep import load_sweep
+from srl.config.variants import column_order
 from srl.errors import UserError
 from srl.rundir.plan import read_comparisons
 from srl.sweep.plan import expand
@@ -194,3 +195,9 @@ def test_command_line_error_names_option(words, says, file):
     assert outcome.status == 2
     assert says in outcome.err
     assert not Path("runs").exists()
+
+
+def test_columns_are_ordered_by_the_numbers_in_their_names():
+    rates = ["1e-05", "3e-4", "1e-3", "0.5", "2", "10"]
+    names = ["sppo", *(f"sppo-learning_rate={rate}" for rate in rates)]
+    assert sorted([*names[3:], *names[:3]], key=lambda name: column_order("sppo", name)) == names
