@@ -15,6 +15,7 @@ from srl.report.intervals import Estimate
 from srl.report.published import Published
 from srl.report.runs import UNFINISHED
 from srl.report.significance import ALPHA, best_of_rows
+from srl.report.trends import noise_level
 
 #: The meaning of bold where columns of a row are compared.
 BOLD = (
@@ -201,9 +202,9 @@ def rows_of(
     return [(key, {column: row[column] for column in columns if column in row}) for key, row in ordered]
 
 
-def noise_order(noise: str) -> tuple[bool, str]:
-    """A sort key by which no noise comes first."""
-    return noise != "none", noise
+def noise_order(noise: str) -> tuple[bool, str, float, str]:
+    """A sort key by which no noise comes first, then each kind by its parameter."""
+    return noise != "none", *noise_level(noise), noise
 
 
 def with_p_values(p: float, adjusted: float) -> str:

@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from srl.report import significance
 from srl.report.report import make_report
 from srl.report.significance import holm, trend_test
+from srl.report.tables import noise_order
 from srl.report.trends import noise_level
 from tests.report.made_runs import lay_down
 from tests.small_runs import srl
@@ -96,6 +97,11 @@ def test_noise_level_is_the_parameter_of_the_noise():
         ("flip", 0.1),
         ("a:b", 0.0),
     ]
+
+
+def test_noises_are_ordered_by_their_parameters():
+    noises = ["none", "flip:0.1", "gaussian:1e-05", "gaussian:0.5", "gaussian:2.0", "gaussian:10.0"]
+    assert sorted([*noises[3:], *noises[:3]], key=noise_order) == noises
 
 
 @pytest.fixture(scope="module")
