@@ -267,6 +267,8 @@ class ClassifierReward:
         label = reward.label
         self._label = names.get(label.lower()) if isinstance(label, str) else label
         n_labels = config.num_labels
+        if label is not None and n_labels == 1:
+            raise UserError(f"{reward.path}: has one output, which is the score. Leave reward.label out.")
         if label is None and n_labels != 1:
             raise UserError(f"{reward.path}: has {n_labels} classes; name the one to reward as reward.label.")
         if label is not None and (self._label is None or not 0 <= self._label < n_labels):
