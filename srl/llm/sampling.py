@@ -19,6 +19,14 @@ from srl.llm.rewards import RewardFunction, score
 
 #: A row of a data set: the prompt and other columns.
 Row = Mapping[str, Any]
+#: Columns with the names of other arguments of reward functions.
+_OWN_COLUMNS = ("prompt", "prompts", "completions")
+
+
+def reward_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The columns of rows that reward functions get besides prompts and responses."""
+    names = [name for name in rows[0] if name not in _OWN_COLUMNS]
+    return {name: [row[name] for row in rows] for name in names}
 
 
 @dataclass
@@ -236,8 +244,7 @@ class Sampler:
     def score(self, function: RewardFunction, rows: Sequence[Row], batch: Rollout) -> np.ndarray[Any, Any]:
         """The scores of responses, shape ``(n,)``."""
         prompts, responses = self.texts(batch)
-        names = [name for name in rows[0] if name not in ("prompt", "prompts", "completions")]
-        return score(function, prompts, responses, {name: [row[name] for row in rows] for name in names})
+        return score(function, prompts, responses, reward_columns(rows))
 
     def respond(self, prompt: str, n: int = 1, seed: int = 0) -> list[str]:
         """Sample responses to a prompt.

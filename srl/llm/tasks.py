@@ -38,7 +38,7 @@ from srl.envs.seeding import Stream, stream_rng
 from srl.errors import UserError
 from srl.llm import offline
 from srl.llm.rewards import RewardFunction, score
-from srl.llm.sampling import Row, check_padding
+from srl.llm.sampling import Row, check_padding, reward_columns
 
 #: Number of training prompts of the offline task.
 _N_OFFLINE_PROMPTS = 2000
@@ -92,10 +92,9 @@ def load_task(
     _check_model(model, task.peft_config, hyperparams)
     # Find mistakes in rewards before training
     first = list(islice(task.eval_rows, 2))
-    columns = {name: [row[name] for row in first] for name in first[0] if name != "prompt"}
     for function in (task.reward, task.judge):
         if function is not None:
-            score(function, [row["prompt"] for row in first], [" good"] * len(first), columns)
+            score(function, [row["prompt"] for row in first], [" good"] * len(first), reward_columns(first))
     return task
 
 

@@ -167,6 +167,20 @@ def test_trained_model_generates_reproducible_text(finished, project):
     assert len(sampler.respond("the movie was", 3)) == 3
 
 
+def test_columns_with_names_of_reward_arguments_are_left_out(project, tmp_path):
+    texts = project / "files" / "texts"
+    (project / "files" / "columns").mkdir()
+    for file in texts.iterdir():
+        lines = [json.loads(line) | {"prompts": "a", "completions": "b"} for line in file.open()]
+        (project / "files" / "columns" / file.name).write_text("\n".join(map(json.dumps, lines)))
+    spec, task = spec_and_task(project, overrides={"data": {"path": "columns", "response": "response"}})
+    train_llm_run(spec, tmp_path / "run", task)
+    pytest.importorskip("trl")
+    from srl.llm.grpo_run import _prompts
+
+    assert set(_prompts(task, 16).column_names) == {"prompt", "response"}
+
+
 def test_grpo_run_trains_and_is_recorded(project, tmp_path):
     pytest.importorskip("trl")
     spec, task = spec_and_task(project, "sgrpo", noise="flip:0.5")
