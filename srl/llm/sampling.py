@@ -191,12 +191,12 @@ class Sampler:
     def references(self, rows: Sequence[Row]) -> Rollout:
         """Prompts with the reference responses instead of the policy's."""
         prompts, prompt_mask = self.encode(rows)
-        eos = self.tokenizer.eos_token_id
-        limit = self.max_new_tokens
+        eos, limit = self.tokenizer.eos_token_id, self.max_new_tokens
+        end = [] if eos is None else [eos]
         responses = []
         for row in rows:
             text = self.tokenizer(row["response"], add_special_tokens=False)["input_ids"]
-            responses.append(th.tensor([*text, eos][:limit], device=prompts.device))
+            responses.append(th.tensor([*text, *end][:limit], dtype=th.long, device=prompts.device))
         return self.join(prompts, prompt_mask, responses)
 
     def forward(

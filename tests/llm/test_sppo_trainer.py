@@ -403,6 +403,16 @@ def test_tokenizer_without_padding_token_and_missing_columns_are_rejected():
         SPPOTrainer(tiny_model(), count_the, args, [{"text": ""}] * 8, processing_class=TOKENIZER)
 
 
+def test_tokenizer_without_end_of_sequence_trains_with_imitation():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.eos_token = None
+    args = SPPOConfig(n_rollouts=8, batch_size=8, n_epochs=1, max_new_tokens=30, log_with=())
+    trainer = SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
+    assert trainer.iterate()["train/imitation_loss"] > 0
+    texts = trainer.sampler.references(rows(8))
+    assert trainer.sampler.texts(texts)[1] == [f" {row['response']}" for row in rows(8)]
+
+
 def test_non_finite_loss_stops_training():
     trainer = make_trainer()
     with th.no_grad():
