@@ -330,7 +330,7 @@ def test_custom_critic_is_trained():
 
 
 def test_accelerate_trackers_receive_metrics(tmp_path):
-    trainer = make_trainer(output_dir=str(tmp_path), n_iterations=1, log_with=("tensorboard",), eval_every=1)
+    trainer = make_trainer(output_dir=str(tmp_path), n_iterations=1, log_with="tensorboard", eval_every=1)
     trainer.train()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -339,6 +339,12 @@ def test_accelerate_trackers_receive_metrics(tmp_path):
     assert {"rollout/reward", "train/surrogate_loss", "eval/reward", "eval/perplexity"} <= set(
         events.Tags()["scalars"]
     )
+
+
+def test_missing_tracker_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(UserError, match="log_with='wandb': its package is not installed"):
+        make_trainer(output_dir=str(tmp_path), log_with=("wandb",))
 
 
 def returns(value):
@@ -381,6 +387,7 @@ def test_invalid_rewards_are_rejected(value, message):
         ({"gamma": 2.0}, "gamma: 2.0: must be less than or equal to 1"),
         ({"kl_coef": float("nan")}, "kl_coef: nan: must be a finite number"),
         ({"min_new_tokens": 9}, "min_new_tokens=9 is above max_new_tokens=8"),
+        ({"log_with": ("tensorbord",)}, "log_with: Unsupported logging capability: tensorbord"),
         ({"n_iterations": 0}, "n_iterations=0: must be at least 1"),
         ({"eval_every": -1}, "eval_every=-1: must be at least 0"),
     ],
