@@ -71,7 +71,7 @@ def test_train_eval_and_sample(project, capsys):
         (("train", "offline", "--algo", "dpo"), "There is no algorithm 'dpo'"),
         (("train", "offline", "--noise", "flip:2"), "prob is 2.0"),
         (("train", "offline", "--beta", -1), "Hyperparameter beta"),
-        (("train", "offline", "--algo", "ppo", "--beta", 1), "LLM-PPO has no reverse loss. Use llm-sppo"),
+        (("train", "offline", "--algo", "ppo", "--beta", 1), "LLM-PPO has no reverse loss. Use sppo,"),
         (("train", "offline", "--z", 1), "Hyperparameter z"),
         (("train", "offline", "--hyperparams", "kl=1"), "there is no such key"),
         ((*SGRPO, "target_coef=0.1"), "GRPO has no imitation"),
