@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srl.envs.seeding import Stream, seed_sequence, seed_torch
 from srl.errors import UserError
@@ -295,16 +295,25 @@ class Sampler:
         return Evaluation(metrics, prompts, responses, scores, lengths.cpu().numpy())
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> None:
     """Check that texts of different lengths can form a batch.
 
-    :raises UserError: If the tokenizer has no padding token.
+    :param model: The model; its embeddings are checked too.
+    :raises UserError: If the tokenizer has no padding token, or the model has none for it.
     """
     if tokenizer.pad_token_id is None:
         raise UserError(
             "The tokenizer has no padding token. Name one, for example "
             f"tokenizer.pad_token = {tokenizer.eos_token!r}; in a task's file, model: {{pad_token: ...}}."
         )
+    if isinstance(model, PreTrainedModel):
+        n_tokens = len(model.get_input_embeddings().weight)
+        if tokenizer.pad_token_id >= n_tokens:
+            raise UserError(
+                f"The padding token {tokenizer.pad_token!r} has the number {tokenizer.pad_token_id}, and the "
+                f"model has {n_tokens} tokens. Name another one, or call "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
 
 
 @contextmanager

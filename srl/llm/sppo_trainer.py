@@ -107,7 +107,7 @@ class SPPOTrainer:
         if processing_class is None:
             raise UserError("processing_class: give the tokenizer of the model.")
         self.processing_class = processing_class
-        check_padding(processing_class)
+        check_padding(processing_class, model)
         self._check(args, train_dataset)
         #: Number of iterations so far.
         self.iteration = 0

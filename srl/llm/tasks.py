@@ -194,6 +194,7 @@ def load_policy(
         )
         arguments["device_map"] = {"": device}
     loaded = files.load(AutoModelForCausalLM.from_pretrained, path, **arguments)
+    check_padding(tokenizer, loaded)
     return loaded, tokenizer
 
 

@@ -403,6 +403,9 @@ def test_tokenizer_without_padding_token_and_missing_columns_are_rejected():
     args = SPPOConfig(n_rollouts=8, batch_size=8, log_with=())
     with pytest.raises(UserError, match="has no padding token"):
         SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    with pytest.raises(UserError, match="'<new>' has the number 116, and the model has 116 tokens"):
+        SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
     prompts = [{"prompt": row["prompt"]} for row in rows(8)]
     with pytest.raises(UserError, match=r"no column 'response'\. Imitation needs it"):
         SPPOTrainer(tiny_model(), count_the, args, prompts, processing_class=TOKENIZER)
