@@ -181,6 +181,9 @@ def train(options: Train, command: str) -> int:
     check_interval(options.checkpoint_every)
     put_current_directory_on_path()
     console = new_console()
+    overrides = parse_assignments("--hyperparams", options.hyperparams)
+    for name in overrides.keys() & given(options, SYMMETRIC).keys():
+        raise UserError(f"{name} is specified twice: as --{name.replace('_', '-')} and in --hyperparams.")
     spec = make_llm_spec(
         options.task,
         options.algo,
@@ -193,7 +196,7 @@ def train(options: Train, command: str) -> int:
         threads=options.threads,
         variant=options.variant,
         trust=options.trust_config,
-        overrides=parse_assignments("--hyperparams", options.hyperparams) | given(options, SYMMETRIC),
+        overrides=overrides | given(options, SYMMETRIC),
     )
     path = options.out or Path("runs") / spec.path
     directory = RunDirectory(path)

@@ -73,6 +73,11 @@ def test_train_eval_and_sample(project, capsys):
         (("train", "offline", "--beta", -1), "Hyperparameter beta"),
         (("train", "offline", "--algo", "ppo", "--beta", 1), "LLM-PPO has no reverse loss. Use sppo,"),
         (("train", "offline", "--z", 1), "Hyperparameter z"),
+        (("train", "offline", "--z", -2, "--hyperparams", "z=-1"), "z is specified twice: as --z and in"),
+        (
+            ("train", "offline", "--hyperparams", "normalize_advantage=false", "mask_normalization=false"),
+            "mask_normalization: has no effect, because normalize_advantage is false",
+        ),
         (("train", "offline", "--hyperparams", "kl=1"), "there is no such key"),
         ((*SGRPO, "target_coef=0.1"), "GRPO has no imitation"),
         ((*SGRPO, "num_generations=5"), "must divide"),
