@@ -156,13 +156,13 @@ class Files:
         return name
 
     def load(self, load: Callable[..., Any], name: str, **arguments: Any) -> Any:
-        """Call a loader of transformers, PEFT or datasets.
+        """Call a loader of transformers, PEFT or datasets. Python code of a model is not executed.
 
         :raises UserError: If it fails.
         """
         found = self.find(name)
         try:
-            return load(found, **arguments)
+            return load(found, trust_remote_code=False, **arguments)
         except Exception as error:  # a damaged file can raise anything
             why = " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:300] + "."
             if found != name or Path(found).is_dir():
@@ -384,8 +384,8 @@ def _offline_rows(n: int, index: int) -> list[Row]:
     ]
 
 
-def _load_split(path: str, split: str) -> Any:
-    import datasets
+def _load_split(path: str, split: str, trust_remote_code: bool) -> Any:
+    import datasets  # which executes no code of a data set
 
     if (Path(path) / "dataset_dict.json").is_file():
         return datasets.load_from_disk(path)[split]
