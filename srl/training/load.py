@@ -111,8 +111,11 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
 
 def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
-    """The environment of a run with rendering."""
+    """The environment of a run with rendering, if it renders."""
     env_kwargs = {**(spec.env_kwargs or {}), "render_mode": render_mode}
+    if render_mode == "rgb_array":
+        # SB3's default, which it leaves out for environments without this argument
+        del env_kwargs["render_mode"]
     return replace(spec, env_kwargs=env_kwargs, backend="gymnasium")
 
 
