@@ -97,6 +97,7 @@ def test_same_seed_gives_identical_runs(tmp_path):
     refused = srl("train", "--extend-to", 400, tmp_path / "a", "--trust-config")
     assert refused.status == 2
     assert "final_state.npz: missing" in refused.err
+    assert "algorithms of other packages" in refused.err
 
 
 def test_compare_option_can_name_own_algorithms(tmp_path):

@@ -236,8 +236,12 @@ def _print_samples(path: Path, console: Console) -> None:
 
     for text in read_samples(path)[:_SHOWN_TEXTS]:
         console.print(f"\n{text.prompt}", markup=False, highlight=False, style="bold")
-        console.print(f"  before ({text.reward_before:.2f}): {text.before}", markup=False, highlight=False)
-        console.print(f"  after  ({text.reward_after:.2f}): {text.after}", markup=False, highlight=False)
+        console.print(
+            f"  before ({text.reward_before:.2f}): {text.before.strip()}", markup=False, highlight=False
+        )
+        console.print(
+            f"  after  ({text.reward_after:.2f}): {text.after.strip()}", markup=False, highlight=False
+        )
     console.print()
 
 

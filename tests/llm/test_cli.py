@@ -44,6 +44,7 @@ def test_train_eval_and_sample(project, capsys):
     status, out, err = command(capsys, *train, "--device", "cpu", "--seed", 3)
     assert (status, err) == (0, "")
     assert out.count("before (") == out.count("after  (") == 6
+    assert "):  " not in out
     assert "perplexity:" in out
     status, out, err = command(capsys, *train, "--device", "cpu", "--seed", 3)
     assert (status, "Nothing to do" in out) == (0, True)
