@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from srl.cli import main
+from srl.cli.llm import _quieten
 from srl.llm import extras
 from tests.llm.project import make_project
 
@@ -112,6 +114,15 @@ def test_reward_function_is_tested_before_training(project, tmp_path, capsys, fu
     status, _, err = command(capsys, *words, "--trust-config")
     assert (status, message in err) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["own.yml"]
+
+
+def test_warnings_of_libraries_are_not_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _quieten()
+        warnings.warn_explicit("old", FutureWarning, "a.py", 1, module="transformers.modeling_utils")
+        warnings.warn_explicit("mine", FutureWarning, "b.py", 1, module="my_rewards")
+    assert [str(each.message) for each in shown] == ["mine"]
 
 
 def test_old_python_and_missing_extras_are_named_in_error(capsys, monkeypatch):
