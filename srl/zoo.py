@@ -88,6 +88,8 @@ def _zoo_entry(env: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     from srl.training.policy_options import ACTIVATIONS
 
     values = {name: value for name, value in entry.items() if name != "profiles"}
+    if values.get("clip_range_vf", 0) is None:  # SB3's default, which the zoo rejects
+        del values["clip_range_vf"]
     options = values.get("policy_kwargs")
     if isinstance(options, dict):
         arguments = []

@@ -34,6 +34,26 @@ def run(tmp_path_factory):
     return path
 
 
+PLAIN = """
+import gymnasium as gym
+
+
+class Plain(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action):
+        return self.observation_space.low, 1.0, False, False, {}
+
+
+gym.register("Plain-v0", entry_point=Plain)
+"""
+
+
 def copy_of(run, folder, **files):
     """Copy a run without its status, which contains the digests of its files."""
     folder.mkdir()
@@ -95,6 +115,19 @@ def test_custom_code_of_a_run_requires_trust(run, tmp_path):
     assert "no_such_package" in outcome.err
     assert "--trust-config" in outcome.err
     assert "needs the module 'no_such_package'" in srl("enjoy", copied, "--trust-config").err
+
+
+def test_environment_without_rendering_is_played(tmp_path, monkeypatch):
+    (tmp_path / "plain_env.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = small_spec("ppo", "Plain-v0", gym_packages=["plain_env"], max_episode_steps=9)
+    train_run(spec, tmp_path / "run")
+    outcome = srl("enjoy", "run", "--trust-config", "--no-render", "--episodes", 1)
+    assert "Episode 1: return 9.0, 9 steps" in outcome.out
+    outcome = srl("enjoy", "run", "--trust-config", "--video", "play.gif")
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "renders no images" in outcome.err
 
 
 def test_enjoy_prints_returns(run, monkeypatch):

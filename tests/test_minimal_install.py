@@ -56,6 +56,16 @@ def test_command_without_extras_names_the_pip_command():
     assert ended.stderr.count("\n") == 1
 
 
+def test_language_models_without_experiments_name_the_pip_command():
+    ended = python("""
+try:
+    from srl.llm import SPPOConfig, SPPOTrainer
+except ImportError as error:
+    print(error)
+""")
+    assert ended.stdout == "srl.llm needs the package pydantic: pip install 'symmetric-rl[experiments]'.\n"
+
+
 def test_environments_without_extras_name_the_pip_command():
     ended = python("""
 import srl.envs

@@ -1,6 +1,7 @@
 """Algorithms from other packages, compared with SPPO."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from srl.config.lenient import spec_text
 from srl.config.spec import make_run_spec
+from srl.errors import UserError
 from srl.report.report import make_report
 from srl.rundir.directory import RunDirectory
 from srl.rundir.status import Status
@@ -97,6 +99,26 @@ def test_same_seed_gives_identical_runs(tmp_path):
     refused = srl("train", "--extend-to", 400, tmp_path / "a", "--trust-config")
     assert refused.status == 2
     assert "final_state.npz: missing" in refused.err
+    assert "algorithms of other packages" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compile": "yes"}, "--compile yes: must be auto, on, off"),
+        ({"precision": "bf16"}, f"precision='bf16': {TRPO} computes in float32. Leave precision out"),
+        ({"bins": 3}, f"bins=3: {TRPO} does not discretize actions. Leave bins out"),
+    ],
+)
+def test_options_without_effect_on_own_algorithms_are_rejected(options, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_run_spec(TRPO, "CartPole-v1", 0, **options)
+
+
+def test_compiling_an_own_algorithm_is_noted():
+    spec, notes = make_run_spec(TRPO, "CartPole-v1", 0, compile="on")
+    assert not spec.compile_update
+    assert f"{TRPO} is not compiled: it is of another package." in notes
 
 
 def test_compare_option_can_name_own_algorithms(tmp_path):

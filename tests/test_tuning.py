@@ -2,15 +2,19 @@
 
 import csv
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("optuna", reason="optuna is not installed")
 import optuna
 
+from srl.cli.options import EnvOptions, LossOptions
+from srl.cli.tune import Tune, training_command
 from srl.config.algorithms import ALGORITHMS, get_algorithm
 from srl.config.population import population_key
 from srl.config.resolve import resolve_hyperparams
+from srl.config.spec import make_run_spec
 from srl.rundir.directory import RunDirectory
 from srl.rundir.find import find_runs
 from srl.tuning.division import divide_tasks
@@ -272,6 +276,24 @@ def test_tune_writes_best_hyperparameters_and_resumes_with_the_same_command(some
 
 
 @pytest.mark.slow
+def test_printed_command_has_the_environment_of_the_trials():
+    environment = EnvOptions(
+        gym_packages=("mypkg",), env_kwargs=("g=9.81",), max_episode_steps=50, env_wrapper=("mypkg:Wrap",)
+    )
+    options = Tune("dsppo", "Pendulum-v1", LossOptions(bins=5), environment, noise="flip:0.1")
+    wrappers = {"env_wrapper": environment.wrappers()}
+    spec, _ = make_run_spec("dsppo", "Pendulum-v1", 0, bins=5, overrides=wrappers)
+    assert training_command(options, spec, Path("a b.yml")) == (
+        "srl train --algo dsppo --env Pendulum-v1 --hyperparams-file 'a b.yml' --gym-packages mypkg "
+        "--env-kwargs g=9.81 --max-episode-steps 50 --bins 5 --noise flip:0.1 --trust-config"
+    )
+    options = Tune("sppo", "CartPole-v1", LossOptions(), EnvOptions())
+    spec, _ = make_run_spec("sppo", "CartPole-v1", 0)
+    assert training_command(options, spec, Path("best.yml")) == (
+        "srl train --algo sppo --env CartPole-v1 --hyperparams-file best.yml"
+    )
+
+
 def test_interrupted_study_resumes_with_identical_trials(somewhere, monkeypatch):
     assert srl(*WORDS, "--n-trials", 6, "--out", "whole").status == 0
     train = Tuner._train

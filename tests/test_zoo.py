@@ -96,6 +96,7 @@ def test_entries_in_zoo_format_are_unchanged():
     ours = {"env_wrapper": ["my.pkg:Wrap", {"my.pkg:Other": {"a": 1}}]}
     theirs = {"env_wrapper": ["my.pkg.Wrap", {"my.pkg.Other": {"a": 1}}]}
     assert zoo_hyperparams({"X-v0": ours}) == {"X-v0": theirs}
+    assert zoo_hyperparams({"X-v0": {"clip_range_vf": None, "n_steps": 8}}) == {"X-v0": {"n_steps": 8}}
     with pytest.raises(UserError, match="features_extractor_class"):
         zoo_hyperparams({"X-v0": {"policy_kwargs": {"features_extractor_class": "a:B"}}})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -166,6 +167,7 @@ def _quieten() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|trl)\.")
 
 
 def train(options: Train, command: str) -> int:
@@ -181,6 +183,9 @@ def train(options: Train, command: str) -> int:
     check_interval(options.checkpoint_every)
     put_current_directory_on_path()
     console = new_console()
+    overrides = parse_assignments("--hyperparams", options.hyperparams)
+    for name in overrides.keys() & given(options, SYMMETRIC).keys():
+        raise UserError(f"{name} is specified twice: as --{name.replace('_', '-')} and in --hyperparams.")
     spec = make_llm_spec(
         options.task,
         options.algo,
@@ -193,7 +198,7 @@ def train(options: Train, command: str) -> int:
         threads=options.threads,
         variant=options.variant,
         trust=options.trust_config,
-        overrides=parse_assignments("--hyperparams", options.hyperparams) | given(options, SYMMETRIC),
+        overrides=overrides | given(options, SYMMETRIC),
     )
     path = options.out or Path("runs") / spec.path
     directory = RunDirectory(path)
@@ -233,8 +238,12 @@ def _print_samples(path: Path, console: Console) -> None:
 
     for text in read_samples(path)[:_SHOWN_TEXTS]:
         console.print(f"\n{text.prompt}", markup=False, highlight=False, style="bold")
-        console.print(f"  before ({text.reward_before:.2f}): {text.before}", markup=False, highlight=False)
-        console.print(f"  after  ({text.reward_after:.2f}): {text.after}", markup=False, highlight=False)
+        console.print(
+            f"  before ({text.reward_before:.2f}): {text.before.strip()}", markup=False, highlight=False
+        )
+        console.print(
+            f"  after  ({text.reward_after:.2f}): {text.after.strip()}", markup=False, highlight=False
+        )
     console.print()
 
 

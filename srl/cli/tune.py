@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from srl.cli.options import FAILED, EnvOptions, LossOptions, Unset, new_console, put_current_directory_on_path
 from srl.errors import MissingExtra, UserError
+
+if TYPE_CHECKING:
+    from srl.config.spec import RunSpec
 
 
 @dataclass
@@ -66,6 +71,31 @@ class Tune:
     """Folder of the trials and the results. By default runs/tune/STUDY_NAME."""
     checkpoint_every: float = 180.0
     """Seconds between two checkpoints. An interrupted trial resumes from its last checkpoint."""
+
+
+def training_command(options: Tune, spec: RunSpec, file: Path) -> str:
+    """The command that trains with a study's hyperparameters, in the environment of its trials.
+
+    :param options: The options of the study.
+    :param spec: The run that hyperparameters were tuned for.
+    :param file: The hyperparameter file.
+    """
+    environment = options.environment
+    words: dict[str, Sequence[object]] = {
+        "--algo": [spec.algo],
+        "--env": [spec.env],
+        "--hyperparams-file": [file],
+        "--gym-packages": environment.gym_packages,
+        "--env-kwargs": environment.env_kwargs,
+        "--max-episode-steps": [environment.max_episode_steps or ""],
+        "--bins": [options.loss.bins or ""],
+        "--noise": ["" if options.noise == "none" else options.noise],
+        "--trust-config": [],
+    }
+    if not spec.hyperparams.named_code():
+        del words["--trust-config"]
+    given = {name: values for name, values in words.items() if name == "--trust-config" or any(values)}
+    return shlex.join(["srl", "train", *(str(word) for name in given for word in (name, *given[name]))])
 
 
 def tune(options: Tune, command: str) -> int:
@@ -156,7 +186,7 @@ def tune(options: Tune, command: str) -> int:
         soft_wrap=True,
     )
     console.print(
-        f"Train with it: srl train --algo {spec.algo} --env {spec.env} --hyperparams-file {files[0]}",
+        f"Train with it: {training_command(options, spec, files[0])}",
         markup=False,
         soft_wrap=True,
     )

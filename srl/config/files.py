@@ -74,7 +74,8 @@ class ConfigFile:
 
     def _siblings(self) -> str:
         names = sorted(file.name for file in self.path.parent.glob("*.yml"))
-        return f" {self.path.parent} holds {', '.join(names)}." if names else ""
+        folder = "The current folder" if self.path.parent == Path() else self.path.parent
+        return f" {folder} holds {', '.join(names)}." if names else ""
 
     def _check_keys(self, node: yaml.Node | None, visited: set[int]) -> None:
         """Check that keys are text and unique; nodes of an anchor are visited once."""

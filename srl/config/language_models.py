@@ -183,7 +183,10 @@ class LanguageModelHyperparams(Hyperparams):
 
     def without_effect(self, given: Any) -> dict[str, str]:
         """See the base class; for keys of other algorithms see :func:`of_other_algorithms`."""
-        return {"z": "reverse_loss is mae"} if self.reverse_loss == "mae" and self.z != -1 else {}
+        reasons = {"z": "reverse_loss is mae"} if self.reverse_loss == "mae" and self.z != -1 else {}
+        if not (self.normalize_advantage or self.mask_normalization):
+            reasons["mask_normalization"] = "normalize_advantage is false"
+        return reasons
 
 
 #: Hyperparameters that only algorithms with a critic have, and those that only GRPO has.

@@ -71,7 +71,7 @@ def check_hyperparams(
             if name in values and (name, values[name]) != ("beta", 0):
                 raise UserError(
                     f"{name}={values[name]}: {algorithm.label} has no reverse loss. Use "
-                    f"{algorithm.symmetric_name}, or leave {name} out."
+                    f"{algorithm.symmetric_name.removeprefix('llm-')}, or leave {name} out."
                 )
         values = {"alpha": 1.0, **values, "beta": 0.0}
     return (model or FAMILIES[algorithm.family])(**values)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from srl.config.algorithms import Algorithm, get_algorithm, get_environment_algorithm
-from srl.config.compiling import resolve_compile
+from srl.config.compiling import check_choice, resolve_compile
 from srl.config.files import user_error
 from srl.config.hyperparams import ATARI_WRAPPER, EnvHyperparams, Hyperparams
 from srl.config.language_models import hyperparams_model
@@ -224,10 +224,13 @@ def make_run_spec(
             f"{nearest(env_backend, BACKENDS)}"
         )
     if bins is not None and not algorithm.discretized:
-        raise UserError(
-            f"bins={bins}: {algorithm.label} does not discretize actions. Use d{algorithm.name} for "
-            "discretized actions, or leave bins out."
-        )
+        advice = f"Use d{algorithm.name} for discretized actions, or leave bins out."
+        if algorithm.is_own:
+            advice = "Leave bins out."
+        raise UserError(f"bins={bins}: {algorithm.label} does not discretize actions. {advice}")
+    if algorithm.is_own and precision == "bf16":
+        raise UserError(f"precision='bf16': {algorithm.label} computes in float32. Leave precision out.")
+    check_choice(compile)
     hyperparams, file_timesteps, notes = resolve_hyperparams(
         algorithm,
         env_id,
@@ -246,6 +249,8 @@ def make_run_spec(
     compile_update, compile_notes = False, list[str]()
     if isinstance(hyperparams, Hyperparams):
         compile_update, compile_notes = resolve_compile(compile, hyperparams, n_timesteps, resolved_device)
+    elif compile == "on":
+        compile_notes = [f"{algorithm.label} is not compiled: it is of another package."]
     try:
         spec = RunSpec(
             algo=algorithm.name,

@@ -1,11 +1,13 @@
 """Symmetric losses for language models: SPPO with a critic, in TRL's GRPOTrainer, and in verl.
 
-Needs Python 3.11 and ``pip install 'symmetric-rl[llm]'``, for TRL ``'symmetric-rl[trl]'``. The rest of
-srl imports this package only when it is used, and transformers and TRL are imported at first use.
+Needs Python 3.11 and ``pip install 'symmetric-rl[experiments,llm]'``, for TRL ``[experiments,trl]``. The rest
+of srl imports this package only when it is used, and transformers and TRL are imported at first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from srl.llm.extras import require_experiments
 
 if TYPE_CHECKING:
     from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
@@ -24,4 +26,5 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_experiments()
     return getattr(import_module(_MODULES[name]), name)

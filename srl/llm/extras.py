@@ -6,7 +6,7 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 
-from srl.errors import UserError
+from srl.errors import MissingExtra, UserError
 
 #: The packages of each extra of the distribution.
 EXTRAS = {
@@ -16,6 +16,16 @@ EXTRAS = {
 #: The tested versions of TRL, and their requirement. TRL 1.15.0 does not train on the CPU.
 TRL_VERSIONS = ("1.12", "1.13", "1.14", "1.16")
 TRL_REQUIREMENT = "trl>=1.12,!=1.15.*,<1.17"
+
+
+def require_experiments() -> None:
+    """Check that the packages of the extra ``experiments`` are installed.
+
+    :raises MissingExtra: If one is missing.
+    """
+    for name in ("pydantic", "ale_py"):
+        if find_spec(name) is None:
+            raise MissingExtra("srl.llm", name, "experiments")
 
 
 def require(extra: str) -> None:

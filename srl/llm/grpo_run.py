@@ -21,7 +21,7 @@ from srl.errors import UserError
 from srl.llm.grpo_trainer import SymmetricGRPOConfig, SymmetricGRPOTrainer
 from srl.llm.record import Record
 from srl.llm.rewards import RewardFunction, score
-from srl.llm.sampling import Evaluation, Sampler
+from srl.llm.sampling import Evaluation, Sampler, reward_columns
 from srl.llm.tasks import Task, options
 from srl.training.attempt import Attempt
 
@@ -167,7 +167,8 @@ def _prompts(task: Task, max_length: int) -> Dataset:
     prompts = []
     for row in task.train_rows:
         tokens = task.tokenizer(row["prompt"], truncation=True, max_length=max_length)["input_ids"]
-        prompts.append({**row, "prompt": task.tokenizer.decode(tokens, skip_special_tokens=True)})
+        columns = {name: values[0] for name, values in reward_columns([row]).items()}
+        prompts.append({**columns, "prompt": task.tokenizer.decode(tokens, skip_special_tokens=True)})
     return Dataset.from_list(prompts)
 
 

@@ -141,6 +141,8 @@ class SymmetricGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # index, also after resuming
         n_parts = self.args.gradient_accumulation_steps
         index = self.state.global_step * n_parts + self._step % n_parts
-        self._metrics["train"]["srl/reward_without_noise"].append(rewards.nanmean().item())
+        # Summed as for TRL's figure "reward"; a response without any score does not count
+        sums = (rewards * self.reward_weights.to(rewards)).nansum(1)[~rewards.isnan().all(1)]
+        self._metrics["train"]["srl/reward_without_noise"].append(sums.mean().item())
         noisy = add_noise(rewards.double().cpu().numpy(), self.args.srl_noise, self.args.seed, index)
         return th.from_numpy(noisy).to(rewards)

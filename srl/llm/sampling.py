@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srl.envs.seeding import Stream, seed_sequence, seed_torch
 from srl.errors import UserError
@@ -19,6 +19,14 @@ from srl.llm.rewards import RewardFunction, score
 
 #: A row of a data set: the prompt and other columns.
 Row = Mapping[str, Any]
+#: Columns with the names of other arguments of reward functions.
+_OWN_COLUMNS = ("prompt", "prompts", "completions")
+
+
+def reward_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The columns of rows that reward functions get besides prompts and responses."""
+    names = [name for name in rows[0] if name not in _OWN_COLUMNS]
+    return {name: [row[name] for row in rows] for name in names}
 
 
 @dataclass
@@ -183,12 +191,12 @@ class Sampler:
     def references(self, rows: Sequence[Row]) -> Rollout:
         """Prompts with the reference responses instead of the policy's."""
         prompts, prompt_mask = self.encode(rows)
-        eos = self.tokenizer.eos_token_id
-        limit = self.max_new_tokens
+        eos, limit = self.tokenizer.eos_token_id, self.max_new_tokens
+        end = [] if eos is None else [eos]
         responses = []
         for row in rows:
             text = self.tokenizer(row["response"], add_special_tokens=False)["input_ids"]
-            responses.append(th.tensor([*text, eos][:limit], device=prompts.device))
+            responses.append(th.tensor([*text, *end][:limit], dtype=th.long, device=prompts.device))
         return self.join(prompts, prompt_mask, responses)
 
     def forward(
@@ -236,8 +244,7 @@ class Sampler:
     def score(self, function: RewardFunction, rows: Sequence[Row], batch: Rollout) -> np.ndarray[Any, Any]:
         """The scores of responses, shape ``(n,)``."""
         prompts, responses = self.texts(batch)
-        names = [name for name in rows[0] if name not in ("prompt", "prompts", "completions")]
-        return score(function, prompts, responses, {name: [row[name] for row in rows] for name in names})
+        return score(function, prompts, responses, reward_columns(rows))
 
     def respond(self, prompt: str, n: int = 1, seed: int = 0) -> list[str]:
         """Sample responses to a prompt.
@@ -288,16 +295,25 @@ class Sampler:
         return Evaluation(metrics, prompts, responses, scores, lengths.cpu().numpy())
 
 
-def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+def check_padding(tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> None:
     """Check that texts of different lengths can form a batch.
 
-    :raises UserError: If the tokenizer has no padding token.
+    :param model: The model; its embeddings are checked too.
+    :raises UserError: If the tokenizer has no padding token, or the model has none for it.
     """
     if tokenizer.pad_token_id is None:
         raise UserError(
             "The tokenizer has no padding token. Name one, for example "
             f"tokenizer.pad_token = {tokenizer.eos_token!r}; in a task's file, model: {{pad_token: ...}}."
         )
+    if isinstance(model, PreTrainedModel):
+        n_tokens = len(model.get_input_embeddings().weight)
+        if tokenizer.pad_token_id >= n_tokens:
+            raise UserError(
+                f"The padding token {tokenizer.pad_token!r} has the number {tokenizer.pad_token_id}, and the "
+                f"model has {n_tokens} tokens. Name another one, or call "
+                "model.resize_token_embeddings(len(tokenizer))."
+            )
 
 
 @contextmanager

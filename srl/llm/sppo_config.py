@@ -80,7 +80,7 @@ class SPPOConfig:
     #: ``no`` or ``bf16``.
     mixed_precision: str = "no"
     #: Trackers of accelerate, such as ``tensorboard`` and ``wandb``; empty for none.
-    log_with: Sequence[str] = ("tensorboard",)
+    log_with: str | Sequence[str] = ("tensorboard",)
     #: Seconds between two checkpoints; 0 writes one after each iteration.
     checkpoint_every: float = 180.0
     disable_tqdm: bool = False

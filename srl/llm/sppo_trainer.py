@@ -18,6 +18,7 @@ require("llm")
 import numpy as np
 import torch as th
 from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -106,13 +107,13 @@ class SPPOTrainer:
         if processing_class is None:
             raise UserError("processing_class: give the tokenizer of the model.")
         self.processing_class = processing_class
-        check_padding(processing_class)
+        check_padding(processing_class, model)
         self._check(args, train_dataset)
         #: Number of iterations so far.
         self.iteration = 0
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
-            log_with=list(args.log_with) or None,
+            log_with=_trackers(args) or None,
             project_dir=args.output_dir,
             cpu=device == "cpu",
         )
@@ -395,6 +396,24 @@ class SPPOTrainer:
 
 def _trainable(model: nn.Module) -> dict[str, th.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _trackers(args: SPPOConfig) -> list[Any]:
+    """The trackers of ``log_with``.
+
+    :raises UserError: If one is unknown, or its package is missing, which accelerate ignores.
+    """
+    names = [args.log_with] if isinstance(args.log_with, str) else list(args.log_with)
+    try:
+        found: list[Any] = filter_trackers(names, args.output_dir)
+    except ValueError as error:
+        raise UserError(f"log_with: {error}") from None
+    for name in names:
+        if str(name) not in ("all", *map(str, found)):
+            raise UserError(
+                f"log_with={name!r}: its package is not installed. Install it, or set log_with=()."
+            )
+    return found
 
 
 def _disable_dropout(model: nn.Module) -> None:

@@ -38,7 +38,7 @@ from srl.envs.seeding import Stream, stream_rng
 from srl.errors import UserError
 from srl.llm import offline
 from srl.llm.rewards import RewardFunction, score
-from srl.llm.sampling import Row, check_padding
+from srl.llm.sampling import Row, check_padding, reward_columns
 
 #: Number of training prompts of the offline task.
 _N_OFFLINE_PROMPTS = 2000
@@ -92,10 +92,9 @@ def load_task(
     _check_model(model, task.peft_config, hyperparams)
     # Find mistakes in rewards before training
     first = list(islice(task.eval_rows, 2))
-    columns = {name: [row[name] for row in first] for name in first[0] if name != "prompt"}
     for function in (task.reward, task.judge):
         if function is not None:
-            score(function, [row["prompt"] for row in first], [" good"] * len(first), columns)
+            score(function, [row["prompt"] for row in first], [" good"] * len(first), reward_columns(first))
     return task
 
 
@@ -157,13 +156,13 @@ class Files:
         return name
 
     def load(self, load: Callable[..., Any], name: str, **arguments: Any) -> Any:
-        """Call a loader of transformers, PEFT or datasets.
+        """Call a loader of transformers, PEFT or datasets. Python code of a model is not executed.
 
         :raises UserError: If it fails.
         """
         found = self.find(name)
         try:
-            return load(found, **arguments)
+            return load(found, trust_remote_code=False, **arguments)
         except Exception as error:  # a damaged file can raise anything
             why = " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:300] + "."
             if found != name or Path(found).is_dir():
@@ -195,6 +194,7 @@ def load_policy(
         )
         arguments["device_map"] = {"": device}
     loaded = files.load(AutoModelForCausalLM.from_pretrained, path, **arguments)
+    check_padding(tokenizer, loaded)
     return loaded, tokenizer
 
 
@@ -267,6 +267,8 @@ class ClassifierReward:
         label = reward.label
         self._label = names.get(label.lower()) if isinstance(label, str) else label
         n_labels = config.num_labels
+        if label is not None and n_labels == 1:
+            raise UserError(f"{reward.path}: has one output, which is the score. Leave reward.label out.")
         if label is None and n_labels != 1:
             raise UserError(f"{reward.path}: has {n_labels} classes; name the one to reward as reward.label.")
         if label is not None and (self._label is None or not 0 <= self._label < n_labels):
@@ -382,8 +384,8 @@ def _offline_rows(n: int, index: int) -> list[Row]:
     ]
 
 
-def _load_split(path: str, split: str) -> Any:
-    import datasets
+def _load_split(path: str, split: str, trust_remote_code: bool) -> Any:
+    import datasets  # which executes no code of a data set
 
     if (Path(path) / "dataset_dict.json").is_file():
         return datasets.load_from_disk(path)[split]

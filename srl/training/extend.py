@@ -62,8 +62,9 @@ def check_extendable(directory: RunDirectory, spec: RunSpec) -> None:
         if not (directory.path / FINAL_STATE).exists():
             raise UserError(
                 f"{directory.path / FINAL_STATE}: missing, so that the run cannot be extended. Runs of "
-                "earlier versions of srl have none, and neither have runs whose environments cannot be "
-                "restored, such as native ones. Train a longer run into another folder."
+                "earlier versions of srl have none, and neither have runs with algorithms of other packages "
+                "or with environments that cannot be restored, such as native ones. Train a longer run into "
+                "another folder."
             )
         read_final_state(directory.path)
 

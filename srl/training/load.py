@@ -92,11 +92,17 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
     :param directory: The run's.
     :param trust: Whether Python code that the spec names may be imported.
-    :raises UserError: If there is no run, or its spec names code that may not be imported.
+    :raises UserError: If there is no run, it is that of a language model, or its spec names code that may not
+        be imported.
     """
     spec = directory.read_spec()
     if spec is None:
         raise UserError(f"{directory.path}: contains no run ({SPEC}).")
+    if spec.algorithm.on_language_models:
+        raise UserError(
+            f"{directory.path}: a run of a language model. Use srl llm eval or srl llm sample. For "
+            "a longer run, use srl llm train with --timesteps and another --out."
+        )
     if not trust:
         for key, name in spec.named_code().items():
             raise UserError(f"{directory.path / SPEC}, key {key}: {untrusted(name)}")
@@ -105,8 +111,11 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
 
 def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
-    """The environment of a run with rendering."""
+    """The environment of a run with rendering, if it renders."""
     env_kwargs = {**(spec.env_kwargs or {}), "render_mode": render_mode}
+    if render_mode == "rgb_array":
+        # SB3's default, which it leaves out for environments without this argument
+        del env_kwargs["render_mode"]
     return replace(spec, env_kwargs=env_kwargs, backend="gymnasium")
 
 

@@ -69,7 +69,7 @@ def image(env: VecEnv) -> np.ndarray:
 
     :raises UserError: If it does not render images.
     """
-    frame = env.get_images()[0]
+    frame = env.get_images()[0] if env.render_mode == "rgb_array" else None
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         raise UserError("The environment renders no images: it has no render_mode rgb_array.")
     return np.asarray(frame[..., :3], dtype=np.uint8)

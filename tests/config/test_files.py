@@ -128,10 +128,13 @@ def test_nested_aliases_are_parsed_in_linear_time(tmp_path):
         signal.signal(signal.SIGALRM, handler)
 
 
-def test_missing_file_error_lists_files_in_same_folder(tmp_path):
+def test_missing_file_error_lists_files_in_same_folder(tmp_path, monkeypatch):
     (tmp_path / "there.yml").write_text("a: 1\n")
     with pytest.raises(UserError, match=r"no such file\. .* holds there\.yml"):
         ConfigFile(tmp_path / "mine.yml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such file\. The current folder holds there\.yml"):
+        ConfigFile(Path("mine.yml"))
 
 
 def test_unreadable_files_raise_user_errors(tmp_path):

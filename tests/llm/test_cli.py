@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from srl.cli import main
+from srl.cli.llm import _quieten
 from srl.llm import extras
 from tests.llm.project import make_project
 
@@ -44,6 +46,7 @@ def test_train_eval_and_sample(project, capsys):
     status, out, err = command(capsys, *train, "--device", "cpu", "--seed", 3)
     assert (status, err) == (0, "")
     assert out.count("before (") == out.count("after  (") == 6
+    assert "):  " not in out
     assert "perplexity:" in out
     status, out, err = command(capsys, *train, "--device", "cpu", "--seed", 3)
     assert (status, "Nothing to do" in out) == (0, True)
@@ -71,8 +74,13 @@ def test_train_eval_and_sample(project, capsys):
         (("train", "offline", "--algo", "dpo"), "There is no algorithm 'dpo'"),
         (("train", "offline", "--noise", "flip:2"), "prob is 2.0"),
         (("train", "offline", "--beta", -1), "Hyperparameter beta"),
-        (("train", "offline", "--algo", "ppo", "--beta", 1), "LLM-PPO has no reverse loss. Use llm-sppo"),
+        (("train", "offline", "--algo", "ppo", "--beta", 1), "LLM-PPO has no reverse loss. Use sppo,"),
         (("train", "offline", "--z", 1), "Hyperparameter z"),
+        (("train", "offline", "--z", -2, "--hyperparams", "z=-1"), "z is specified twice: as --z and in"),
+        (
+            ("train", "offline", "--hyperparams", "normalize_advantage=false", "mask_normalization=false"),
+            "mask_normalization: has no effect, because normalize_advantage is false",
+        ),
         (("train", "offline", "--hyperparams", "kl=1"), "there is no such key"),
         ((*SGRPO, "target_coef=0.1"), "GRPO has no imitation"),
         ((*SGRPO, "num_generations=5"), "must divide"),
@@ -106,6 +114,15 @@ def test_reward_function_is_tested_before_training(project, tmp_path, capsys, fu
     status, _, err = command(capsys, *words, "--trust-config")
     assert (status, message in err) == (2, True)
     assert [file.name for file in tmp_path.iterdir()] == ["own.yml"]
+
+
+def test_warnings_of_libraries_are_not_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        _quieten()
+        warnings.warn_explicit("old", FutureWarning, "a.py", 1, module="transformers.modeling_utils")
+        warnings.warn_explicit("mine", FutureWarning, "b.py", 1, module="my_rewards")
+    assert [str(each.message) for each in shown] == ["mine"]
 
 
 def test_old_python_and_missing_extras_are_named_in_error(capsys, monkeypatch):

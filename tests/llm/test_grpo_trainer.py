@@ -49,6 +49,10 @@ def make(tmp_path, kind=SymmetricGRPOTrainer, reward=count_the, peft_config=None
     )
 
 
+def count_length(completions, **columns):
+    return [len(text.split()) / 8 for text in completions]
+
+
 def trained(trainer):
     trainer.train()
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -138,6 +142,11 @@ def test_noise_affects_only_training_rewards(tmp_path):
     trainer.train()
     (logged,) = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert logged["reward"] == pytest.approx(1 - logged["srl/reward_without_noise"], abs=1e-6)
+    options = {"reward_weights": [1.0, 0.5], "srl_noise": "flip:1.0", "max_steps": 1}
+    weighted = make(tmp_path, reward=[count_the, count_length], **options)
+    weighted.train()
+    (logged,) = [entry for entry in weighted.state.log_history if "reward" in entry]
+    assert logged["reward"] == pytest.approx(1.5 - logged["srl/reward_without_noise"], abs=1e-6)
     trainer.model.eval()
     scores = trainer._calculate_rewards([{}], ["this movie was"], ["the the"], [[1, 2]])
     assert scores.tolist() == [[pytest.approx(0.4)]]

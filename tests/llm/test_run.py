@@ -10,6 +10,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import srl.llm.run as run
+from srl.cli.train import Train, train
+from srl.errors import UserError
 from srl.llm.run import load_trained, train_llm_run
 from srl.llm.spec import make_llm_spec
 from srl.llm.tasks import load_task
@@ -17,6 +19,7 @@ from srl.report.samples import read_samples
 from srl.report.status import print_status
 from srl.rundir.directory import RunDirectory
 from srl.training.attempt import RunFailed
+from srl.training.load import load_run
 from tests.llm.project import make_project
 
 
@@ -79,6 +82,14 @@ def test_status_and_report_read_the_run(finished, tmp_path):
     assert read_samples(path)[0].after in page
     figures = {file.parent.name for file in tmp_path.glob("figures/language_model/*/*.png")}
     assert figures == {"reward", "kl", "perplexity"}
+
+
+def test_commands_for_environments_reject_the_run(finished):
+    path, _ = finished
+    with pytest.raises(UserError, match="language model"):
+        load_run(path)
+    with pytest.raises(UserError, match="language model"):
+        train(Train(path, extend_to=64), "")
 
 
 def test_archive_contains_samples_and_training_logs(finished, tmp_path):
@@ -165,6 +176,20 @@ def test_trained_model_generates_reproducible_text(finished, project):
     sampler = load_trained(spec, path, load_task(spec, project / "files"))
     assert sampler.respond("the movie was", 2, seed=1) == sampler.respond("the movie was", 2, seed=1)
     assert len(sampler.respond("the movie was", 3)) == 3
+
+
+def test_columns_with_names_of_reward_arguments_are_left_out(project, tmp_path):
+    texts = project / "files" / "texts"
+    (project / "files" / "columns").mkdir()
+    for file in texts.iterdir():
+        lines = [json.loads(line) | {"prompts": "a", "completions": "b"} for line in file.open()]
+        (project / "files" / "columns" / file.name).write_text("\n".join(map(json.dumps, lines)))
+    spec, task = spec_and_task(project, overrides={"data": {"path": "columns", "response": "response"}})
+    train_llm_run(spec, tmp_path / "run", task)
+    pytest.importorskip("trl")
+    from srl.llm.grpo_run import _prompts
+
+    assert set(_prompts(task, 16).column_names) == {"prompt", "response"}
 
 
 def test_grpo_run_trains_and_is_recorded(project, tmp_path):

@@ -330,7 +330,7 @@ def test_custom_critic_is_trained():
 
 
 def test_accelerate_trackers_receive_metrics(tmp_path):
-    trainer = make_trainer(output_dir=str(tmp_path), n_iterations=1, log_with=("tensorboard",), eval_every=1)
+    trainer = make_trainer(output_dir=str(tmp_path), n_iterations=1, log_with="tensorboard", eval_every=1)
     trainer.train()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -339,6 +339,12 @@ def test_accelerate_trackers_receive_metrics(tmp_path):
     assert {"rollout/reward", "train/surrogate_loss", "eval/reward", "eval/perplexity"} <= set(
         events.Tags()["scalars"]
     )
+
+
+def test_missing_tracker_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(UserError, match="log_with='wandb': its package is not installed"):
+        make_trainer(output_dir=str(tmp_path), log_with=("wandb",))
 
 
 def returns(value):
@@ -381,6 +387,7 @@ def test_invalid_rewards_are_rejected(value, message):
         ({"gamma": 2.0}, "gamma: 2.0: must be less than or equal to 1"),
         ({"kl_coef": float("nan")}, "kl_coef: nan: must be a finite number"),
         ({"min_new_tokens": 9}, "min_new_tokens=9 is above max_new_tokens=8"),
+        ({"log_with": ("tensorbord",)}, "log_with: Unsupported logging capability: tensorbord"),
         ({"n_iterations": 0}, "n_iterations=0: must be at least 1"),
         ({"eval_every": -1}, "eval_every=-1: must be at least 0"),
     ],
@@ -396,11 +403,24 @@ def test_tokenizer_without_padding_token_and_missing_columns_are_rejected():
     args = SPPOConfig(n_rollouts=8, batch_size=8, log_with=())
     with pytest.raises(UserError, match="has no padding token"):
         SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    with pytest.raises(UserError, match="'<new>' has the number 116, and the model has 116 tokens"):
+        SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
     prompts = [{"prompt": row["prompt"]} for row in rows(8)]
     with pytest.raises(UserError, match=r"no column 'response'\. Imitation needs it"):
         SPPOTrainer(tiny_model(), count_the, args, prompts, processing_class=TOKENIZER)
     with pytest.raises(UserError, match="no column 'prompt'"):
         SPPOTrainer(tiny_model(), count_the, args, [{"text": ""}] * 8, processing_class=TOKENIZER)
+
+
+def test_tokenizer_without_end_of_sequence_trains_with_imitation():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.eos_token = None
+    args = SPPOConfig(n_rollouts=8, batch_size=8, n_epochs=1, max_new_tokens=30, log_with=())
+    trainer = SPPOTrainer(tiny_model(), count_the, args, rows(8), processing_class=tokenizer)
+    assert trainer.iterate()["train/imitation_loss"] > 0
+    texts = trainer.sampler.references(rows(8))
+    assert trainer.sampler.texts(texts)[1] == [f" {row['response']}" for row in rows(8)]
 
 
 def test_non_finite_loss_stops_training():

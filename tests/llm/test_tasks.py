@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch as th
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from srl.config.files import configs_dir
 from srl.config.language_models import LanguageModelHyperparams, RewardModel, TextData
@@ -86,6 +88,28 @@ def test_reward_class_can_be_given_by_name_or_number(project):
         for one in (reward, reward.model_copy(update={"label": 1}))
     )
     assert by_name(["a"], ["very good ."]) == by_number(["b"], ["very good ."])
+
+
+def test_code_of_a_model_is_not_executed(project, task_file, tmp_path, monkeypatch):
+    folder = tmp_path / "files" / "owner" / "policy"
+    shutil.copytree(project / "files" / "policy", folder)
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    # transformers would ask whether to execute it
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    spec = make_llm_spec(task_file(), "sppo", 0, device="cpu")
+    with pytest.raises(UserError, match=r"policy: cannot be loaded: The repository .* contains custom code"):
+        load_task(spec, tmp_path / "files")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_class_of_a_classifier_with_one_output_is_rejected(project, tmp_path):
+    config = AutoConfig.from_pretrained(project / "files" / "classifier", num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "classifier")
+    TOKENIZER.save_pretrained(tmp_path / "classifier")
+    with pytest.raises(UserError, match=r"has one output, which is the score\. Leave reward\.label out"):
+        ClassifierReward(RewardModel(path="classifier", label=0), Files(tmp_path), "cpu")
 
 
 def test_texts_without_references_are_split_into_prompt_and_response():
