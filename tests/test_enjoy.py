@@ -231,9 +231,11 @@ def test_video_shows_the_episode(env, tmp_path, monkeypatch):
     options = dict(VIDEOS[env])
     algo = options.pop("algo", "sppo")
     train_run(small_spec(algo, env, n_timesteps=32, **options), tmp_path / "run")
+    played = srl("enjoy", tmp_path / "run", "--episodes", 1, "--no-render").out.splitlines()
     for ending in ("mp4", "gif"):
         outcome = srl("enjoy", tmp_path / "run", "--episodes", 1, "--video", tmp_path / f"play.{ending}")
         assert outcome.status == 0, outcome.err
+        assert outcome.out.splitlines()[: len(played)] == played
         frames = decoded(tmp_path / f"play.{ending}")
         assert len(frames) >= 4
         assert all(frame.shape == frames[0].shape for frame in frames)

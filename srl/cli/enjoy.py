@@ -76,18 +76,17 @@ def enjoy(options: Enjoy, command: str) -> int:
     with ExitStack() as resources:
         resources.callback(env.close)
         video = None
-        if options.video is not None:
-            env.reset()
-            image(env)  # raises an error before the file is created
-            video = resources.enter_context(Video(options.video, frames_per_second(env, spec.env)))
         for ended in play(model, env, deterministic=deterministic):
             if ended is not None:
                 episodes.append(ended)
                 print(f"Episode {len(episodes)}: return {ended.value:.1f}, {ended.length:,} steps")
                 if len(episodes) == options.episodes:
                     break
-            if video is not None:
-                video.add(image(env))
+            if options.video is not None:
+                frame = image(env)  # raises an error before the file is created
+                if video is None:
+                    video = resources.enter_context(Video(options.video, frames_per_second(env, spec.env)))
+                video.add(frame)
     returns = [episode.value for episode in episodes]
     print(f"Mean return {np.mean(returns):.1f} over {len(returns)} episode{'s' if len(returns) > 1 else ''}.")
     if options.video is not None:

@@ -113,7 +113,7 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
     with tempfile.TemporaryDirectory() as folder:
         trainer = SymmetricGRPOTrainer(
             task.model,
-            _checked(task.reward),
+            _checked(task.reward, list(reward_columns([task.train_rows[0]]))),
             grpo_config(spec, folder),
             train_dataset=_prompts(task, hyperparams.max_prompt_length),
             processing_class=task.tokenizer,
@@ -152,10 +152,14 @@ def train_grpo(attempt: Attempt, task: Task, record: Record) -> tuple[int, Calla
     return steps, save
 
 
-def _checked(function: RewardFunction) -> RewardFunction:
-    """The reward function with a check of its scores; TRL takes NaN for a missing score."""
+def _checked(function: RewardFunction, names: Sequence[str]) -> RewardFunction:
+    """The reward function with a check of its scores; TRL takes NaN for a missing score.
 
-    def checked(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    :param names: Columns of the data set. TRL gives more arguments, which evaluations do not have.
+    """
+
+    def checked(prompts: Sequence[str], completions: Sequence[str], **arguments: Any) -> list[float]:
+        columns = {name: arguments[name] for name in names}
         scores: list[float] = score(function, prompts, completions, columns).tolist()
         return scores
 

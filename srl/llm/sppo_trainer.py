@@ -126,6 +126,9 @@ class SPPOTrainer:
             self._parameters, args.learning_rate, eps=args.adam_epsilon, weight_decay=args.weight_decay
         )
         self.policy, self.critic, self.optimizer = self.accelerator.prepare(policy, critic, optimizer)
+        if reference is not None:
+            # With the precision of the policy, so that both are equal before training
+            reference = self.accelerator.prepare_model(reference, evaluation_mode=True)
         self.sampler = Sampler.of(args, self.policy, processing_class, reference)
         # Dropout is off; gradient checkpointing works only in this mode
         self.policy.train()
@@ -159,7 +162,7 @@ class SPPOTrainer:
                 trunk = get_peft_model(trunk, own)
             critic = Critic(trunk, hidden_size)
         if peft_config is None:
-            reference = copy.deepcopy(model).eval().requires_grad_(False).to(self.accelerator.device)
+            reference = copy.deepcopy(model).eval().requires_grad_(False)
         else:
             from peft import get_peft_model
 

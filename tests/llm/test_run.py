@@ -155,7 +155,7 @@ def test_invalid_reward_fails_a_grpo_run(project, tmp_path):
     pytest.importorskip("trl")
     spec, task = spec_and_task(project, "grpo")
 
-    def reward(prompts, completions, **columns):
+    def reward(prompts, completions, response):  # no other argument of TRL
         # The batches of training are larger than those of evaluations
         return [float("nan") if len(completions) > 6 and not i else 0.5 for i in range(len(completions))]
 

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from accelerate.state import AcceleratorState
 from peft import LoraConfig
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
@@ -178,6 +179,21 @@ def test_bfloat16_weights_resume_from_a_checkpoint(tmp_path):
     second.train(resume=True)
     assert next(second.policy.parameters()).dtype == th.bfloat16
     assert distance(weights(whole), weights(second)) == 0.0
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Let a test choose the precision, which accelerate keeps for a whole process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
+def test_untrained_policy_does_not_differ_from_the_reference(mixed_precision, fresh_accelerator):
+    batch, figures = make_trainer(mixed_precision=mixed_precision)._rollout(rows(8))
+    assert th.equal(batch.log_prob, batch.ref_log_prob)
+    assert figures["rollout/kl"] == 0
 
 
 def test_model_given_by_name_is_trained_in_float32(tmp_path):
