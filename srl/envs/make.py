@@ -38,6 +38,7 @@ from srl.envs.registration import (
     import_object,
     import_packages,
     is_atari,
+    is_lunar_lander,
     is_mujoco,
     registered,
     resolve_env_id,
@@ -247,6 +248,10 @@ def _make_monitored(
         # 2 to 4), and with both only one frame in 16 would be seen. Sticky actions stay as in the id: ALE
         # draws them per frame in any case.
         env_kwargs.setdefault("frameskip", 1)
+    if is_lunar_lander(env_id) and not spec.renders and not spec.wrappers:
+        # SB3 sets a render mode by default. With one, its engines emit bodies, which have no effect on it, make
+        # steps slow, and disappear only when images are made.
+        env_kwargs.setdefault("render_mode", None)
     if is_atari(env_id):
         # Otherwise each game prints the emulator's name and version
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)

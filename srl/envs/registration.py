@@ -183,6 +183,11 @@ def registered(env_id: str) -> gym.envs.registration.EnvSpec:
     return registry[current.rpartition(":")[2]]
 
 
+def is_lunar_lander(env_id: str) -> bool:
+    """Whether an environment is Gymnasium's LunarLander."""
+    return _entry_point(env_id).startswith("gymnasium.envs.box2d.lunar_lander")
+
+
 def _entry_point(env_id: str) -> str:
     """Return the entry point or module of an environment; empty for an unknown one."""
     try:

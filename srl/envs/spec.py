@@ -45,6 +45,7 @@ class EnvSpec:
     :param n_threads: Threads of the native environments; they affect only the speed.
     :param eval_max_episode_steps: Steps of the agent after which an episode of an evaluation is truncated;
         None for no limit besides the environment's own.
+    :param renders: Whether images of the environment are needed.
     :raises UserError: If a value is out of range. :func:`check_env` checks whether it fits the environment.
     """
 
@@ -64,6 +65,7 @@ class EnvSpec:
     backend: str = "gymnasium"
     n_threads: int = 1
     eval_max_episode_steps: int | None = None
+    renders: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("seed", self.seed, at_least=0)

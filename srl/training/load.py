@@ -116,7 +116,7 @@ def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
     if render_mode == "rgb_array":
         # SB3's default, which it leaves out for environments without this argument
         del env_kwargs["render_mode"]
-    return replace(spec, env_kwargs=env_kwargs, backend="gymnasium")
+    return replace(spec, env_kwargs=env_kwargs, backend="gymnasium", renders=True)
 
 
 def _read(directory: RunDirectory, name: str) -> bytes:

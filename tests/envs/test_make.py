@@ -211,6 +211,17 @@ def test_atari_uses_four_stacked_frames_and_frame_skip_four_for_every_id(env_id)
     assert venv.unwrapped.envs[0].unwrapped.ale.getEpisodeFrameNumber() == before + 4
 
 
+@pytest.mark.parametrize("make", [make_train_env, make_eval_env])
+def test_lunar_lander_emits_no_bodies_unless_it_renders(make):
+    spec = EnvSpec("LunarLanderContinuous-v3", seed=1, n_envs=2)
+    plain, rendering = make(spec), make(replaced(spec, env_kwargs={"render_mode": "rgb_array"}))
+    assert make(replaced(spec, renders=True)).render_mode == "rgb_array"
+    for one, other in zip(rollout(plain, 60)[:2], rollout(rendering, 60)[:2], strict=True):
+        assert (one == other).all()
+    assert plain.envs[0].unwrapped.world.bodyCount == 4
+    assert rendering.envs[0].unwrapped.world.bodyCount > 4
+
+
 def test_env_kwargs_are_passed_to_environment():
     venv = make_train_env(replaced(LANDER, env_kwargs={"gravity": -5.0}))
     assert venv.unwrapped.envs[0].unwrapped.gravity == -5.0
