@@ -249,8 +249,8 @@ def _make_monitored(
         # draws them per frame in any case.
         env_kwargs.setdefault("frameskip", 1)
     if is_lunar_lander(env_id) and not spec.renders and not spec.wrappers:
-        # SB3 sets a render mode by default. With one, its engines emit bodies, which have no effect on it, make
-        # steps slow, and disappear only when images are made.
+        # SB3 sets a render mode by default. With one, its engines emit bodies, which have no effect on it,
+        # but slow it down, and disappear only when images are made.
         env_kwargs.setdefault("render_mode", None)
     if is_atari(env_id):
         # Otherwise each game prints the emulator's name and version
