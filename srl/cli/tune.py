@@ -90,12 +90,14 @@ def training_command(options: Tune, spec: RunSpec, file: Path) -> str:
         "--max-episode-steps": [environment.max_episode_steps or ""],
         "--bins": [options.loss.bins or ""],
         "--noise": ["" if options.noise == "none" else options.noise],
-        "--trust-config": [],
     }
-    if not spec.hyperparams.named_code():
-        del words["--trust-config"]
-    given = {name: values for name, values in words.items() if name == "--trust-config" or any(values)}
-    return shlex.join(["srl", "train", *(str(word) for name in given for word in (name, *given[name]))])
+    command = ["srl", "train"]
+    for name, values in words.items():
+        if any(values):
+            command += [name, *map(str, values)]
+    if spec.hyperparams.named_code():
+        command.append("--trust-config")
+    return shlex.join(command)
 
 
 def tune(options: Tune, command: str) -> int:

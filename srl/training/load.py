@@ -112,10 +112,10 @@ def read_trusted(directory: RunDirectory, trust: bool) -> RunSpec:
 
 def playing(spec: EnvSpec, render_mode: str) -> EnvSpec:
     """The environment of a run with rendering, if it renders."""
-    env_kwargs = {**(spec.env_kwargs or {}), "render_mode": render_mode}
-    if render_mode == "rgb_array":
-        # SB3's default, which it leaves out for environments without this argument
-        del env_kwargs["render_mode"]
+    env_kwargs = {name: value for name, value in (spec.env_kwargs or {}).items() if name != "render_mode"}
+    if render_mode != "rgb_array":
+        # SB3's default is rgb_array, and only that is left out for environments without this argument
+        env_kwargs["render_mode"] = render_mode
     return replace(spec, env_kwargs=env_kwargs, backend="gymnasium", renders=True)
 
 
