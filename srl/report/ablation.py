@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,18 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """The score of a column that the columns of lines are compared with."""
+
+    column: str
+    n_seeds: int
+    #: The mean over seeds, and the ends of its 95% bootstrap interval, NaN for one seed.
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Ablation:
     """The scores in an environment against a hyperparameter."""
 
@@ -45,11 +57,14 @@ class Ablation:
     name: str
     #: By noise.
     lines: Mapping[str, Sequence[Line]]
+    #: By noise; without those that are points of a line.
+    baselines: Mapping[str, Sequence[Baseline]]
 
 
-def find_ablations(cells: Sequence[Cell]) -> list[Ablation]:
+def find_ablations(cells: Sequence[Cell], pairs: Collection[tuple[str, str]] = ()) -> list[Ablation]:
     """Find columns of an algorithm that differ only in one numeric hyperparameter.
 
+    :param pairs: The compared pairs of a column and its baseline.
     :return: An ablation for each environment and hyperparameter with a line of two finished values or more.
     """
     finished = [(cell, _settings(cell)) for cell in cells if cell.values]
@@ -65,20 +80,41 @@ def find_ablations(cells: Sequence[Cell]) -> list[Ablation]:
                 rest = tuple(item for item in settings.items() if item[0] != key)
                 groups[task, key, algo, noise][rest].append((json.loads(settings[key]), cell))
     found: dict[tuple[Task, str], dict[str, list[Line]]] = defaultdict(lambda: defaultdict(list))
+    drawn: dict[tuple[Task, str, str], set[str]] = defaultdict(set)
     for (task, key, algo, noise), own in groups.items():
         rests = [dict(rest) for rest, points in own.items() if len(points) > 1]
         for rest, points in own.items():
             if len(points) > 1:
                 found[task, key][noise].append(_line(algo, dict(rest), rests, points))
+                drawn[task, key, noise].update(cell.column for _, cell in points)
     ordered = sorted(found.items(), key=lambda one: one[0])
     return [
         Ablation(
             task,
             key.removeprefix(_PREFIX),
             {noise: lines[noise] for noise in sorted(lines, key=noise_order)},
+            {noise: _baselines(cells, task, noise, drawn[task, key, noise], pairs) for noise in lines},
         )
         for (task, key), lines in ordered
     ]
+
+
+def _baselines(
+    cells: Sequence[Cell], task: Task, noise: str, drawn: Collection[str], pairs: Collection[tuple[str, str]]
+) -> list[Baseline]:
+    """The finished baselines of the drawn columns in an environment under a noise."""
+    names = {baseline for column, baseline in pairs if column in drawn} - set(drawn)
+    return [
+        Baseline(cell.column, len(cell.values), *_mean_and_interval(cell))
+        for cell in cells
+        if cell.column in names
+        and cell.values
+        and ((cell.env, cell.n_timesteps), cell.noise) == (task, noise)
+    ]
+
+
+def _mean_and_interval(cell: Cell) -> list[float]:
+    return [float(values[0]) for values in mean_band(np.array(cell.values)[:, None])]
 
 
 def _settings(cell: Cell) -> dict[str, str]:
@@ -105,14 +141,13 @@ def _line(
     differing = [key for key in rest if any(other.get(key) != rest[key] for other in others)]
     details = ", ".join(f"{key.removeprefix(_PREFIX)}={json.loads(rest[key])}" for key in differing)
     label = get_algorithm(algo).label + (f" ({details})" if details else "")
-    intervals = [mean_band(np.array(cell.values)[:, None]) for _, cell in points]
-    means, lows, highs = np.array(intervals)[:, :, 0].T.tolist()
+    means, lows, highs = zip(*(_mean_and_interval(cell) for _, cell in points), strict=True)
     return Line(
         label,
         points[0][1].column,
         tuple(value for value, _ in points),
-        tuple(means),
-        tuple(lows),
-        tuple(highs),
+        means,
+        lows,
+        highs,
         tuple(len(cell.values) for _, cell in points),
     )

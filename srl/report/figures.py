@@ -74,7 +74,10 @@ def draw_curves(
 
 @styled
 def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> Figure:
-    """Scores against a hyperparameter, with a panel for each noise, side by side."""
+    """Scores against a hyperparameter, with a panel for each noise, side by side.
+
+    Baselines are horizontal lines.
+    """
     figure, panels = _panels(1, len(ablation.lines), width=3.4, height=2.7)
     handles: dict[str, Any] = {}
     for axes, (noise, lines) in zip(panels[0], ablation.lines.items(), strict=True):
@@ -82,6 +85,11 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
             widths = np.abs([np.subtract(line.means, ends) for ends in (line.lows, line.highs)])
             drawn = _draw_points(axes, line.values, line.means, widths.tolist(), style(line.column, columns))
             handles.setdefault(line.label, drawn)
+        for baseline in ablation.baselines[noise]:
+            look = style(baseline.column, columns)
+            axes.axhspan(baseline.low, baseline.high, color=look.color, alpha=0.18, linewidth=0)
+            drawn = axes.axhline(baseline.mean, color=look.color, linestyle=look.dashes)
+            handles.setdefault(baseline.column, drawn)
         axes.set_title(one_line(describe_noise(noise)), loc="left")
         axes.set_xlabel(ablation.name)
         axes.yaxis.set_major_formatter(_Numbers())
@@ -89,6 +97,7 @@ def draw_ablation(ablation: Ablation, columns: Sequence[str], *, title: str) -> 
     _share(panels[0], "ylim")
     panels[0][0].set_ylabel("mean return")
     counts = [n for lines in ablation.lines.values() for line in lines for n in line.n_seeds]
+    counts += [baseline.n_seeds for own in ablation.baselines.values() for baseline in own]
     seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     _head(figure, f"{title} (n={seeds})", handles)
     return figure

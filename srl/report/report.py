@@ -243,11 +243,15 @@ def _improvement_table(comparisons: Sequence[Comparison]) -> Table:
             rows.append(Row(name, noise, task[1] if task else None, entries))
     title = "Probability of improvement [95% interval] over the baseline, n matched seeds on each side"
     n_overall, n_single = family_sizes(comparisons)
+    families = f"{n_single} in all"
+    if n_overall:
+        families = (
+            f"separately for the {n_overall} over several environments and the {n_single} in one environment"
+        )
     note = (
         "p: two-sided p-value of the exact permutation test stratified by environment. Adjusted: by Holm's "
-        f"method for the comparisons of all pairs and noises, separately for the {n_overall} over several "
-        f"environments and the {n_single} in one environment. Bold: a difference is shown (adjusted p at "
-        f"most {ALPHA:g}). The bootstrap intervals play no part in this."
+        f"method for the comparisons of all pairs and noises, {families}. Bold: a difference is shown "
+        f"(adjusted p at most {ALPHA:g}). The bootstrap intervals play no part in this."
     )
     return Table("improvement", title, columns, rows, records, [note] if rows else [])
 

@@ -198,7 +198,8 @@ def _drawings(report: Report, learning: _Curves, training: dict[str, _Curves]) -
                 f"Performance profiles, {NAMES[kind]}, with 95% bands",
                 partial(figures.draw_profiles, enough, columns),
             )
-    ablations = find_ablations(report.scores.cells)
+    pairs = {(comparison.column, comparison.baseline) for comparison in report.comparisons}
+    ablations = find_ablations(report.scores.cells, pairs)
     for ablation in ablations:
         task_title = task_name(ablation.task, [one.task for one in ablations])
         title = f"{task_title}: final return and {ablation.name}"

@@ -93,6 +93,25 @@ def test_value_without_finished_run_is_omitted(tmp_path):
     assert line.values == BETAS
 
 
+def test_baselines_are_lines_of_their_own_unless_they_are_points(tmp_path):
+    put_grid(tmp_path)
+    for seed, score in enumerate((4.0, 6.0)):
+        put(tmp_path, score, seed, algo="ppo")
+        put(tmp_path, score, seed, algo="ppo", noise="flip:0.1")
+    put(tmp_path, 9.0, algo="a2c")
+    cells = group(read_runs(tmp_path)[0])
+    point = next(cell.column for cell in cells if cell.name == "sppo-beta=1")
+    compared = next(cell.column for cell in cells if cell.name == "sppo-beta=5")
+    (ablation,) = find_ablations(cells, {(compared, "PPO"), (compared, point), ("PPO", "A2C")})
+    ((baseline,),) = ablation.baselines.values()
+    mean, low, high = mean_band(np.array([[4.0], [6.0]]))
+    assert (baseline.column, baseline.n_seeds) == ("PPO", 2)
+    assert (baseline.mean, baseline.low, baseline.high) == (mean[0], low[0], high[0])
+    figure = draw_ablation(ablation, column_order(cells), title="a title")
+    assert list(figure.axes[0].lines[-1].get_ydata()) == [5.0, 5.0]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"SPPO", "PPO"}
+
+
 def test_figure_labels_values_and_lines(tmp_path):
     put_grid(tmp_path, ("sppo", "sa2c"), ("none", "flip:0.1"))
     cells = group(read_runs(tmp_path)[0])

@@ -107,6 +107,14 @@ def test_interquartile_mean_of_two_runs_is_not_bold(tmp_path):
     assert [record["environment"] for record in robust.records] == ["", "", "CartPole-v1", "CartPole-v1"]
 
 
+def test_note_names_one_family_of_tests_with_one_environment(tmp_path):
+    for noise in ("none", "flip:0.1"):
+        lay_scores(tmp_path, [1.0, 2.0], algo="ppo", noise=noise)
+        lay_scores(tmp_path, [3.0, 4.0], algo="sppo", noise=noise)
+    *_, improvement = make_report(tmp_path, reps=200).tables
+    assert "for the comparisons of all pairs and noises, 2 in all." in improvement.notes[0]
+
+
 @pytest.mark.slow
 def test_p_values_of_improvements_are_in_every_format(tmp_path):
     # In A all scores are higher: 2 / 252. B has a tie: the p-value is computed by SciPy
