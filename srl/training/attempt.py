@@ -262,4 +262,9 @@ def in_one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, (RunFailed, UserError, NonFiniteError)):
         return text
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames and not text:
+        # An assertion often has no text
+        last = frames[-1]
+        text = f"{last.line or last.name} ({Path(last.filename).name}, line {last.lineno})"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

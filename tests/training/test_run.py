@@ -294,6 +294,15 @@ def test_failed_run_can_be_retrained_and_leaves_no_error_file(tmp_path, monkeypa
     assert len(list(tmp_path.glob("events.*"))) == 1
 
 
+def test_error_without_text_names_the_line_that_raised_it(tmp_path):
+    # SB3's Monitor has added what this wrapper wants to add
+    spec = small_spec(overrides={"env_wrapper": "gymnasium.wrappers.RecordEpisodeStatistics"})
+    with pytest.raises(
+        RunFailed, match=r"AssertionError: assert .* not in info \(common.py, line \d+\) \(at step"
+    ):
+        train_run(spec, tmp_path)
+
+
 def test_stopped_run_is_marked_and_restarts_without_checkpoints(tmp_path):
     spec = small_spec()
 
