@@ -341,9 +341,13 @@ def test_mistake_exits_2_and_writes_nothing(somewhere, words, message):
     assert list(somewhere.iterdir()) == []
 
 
-def test_missing_package_is_named_with_its_pip_command(somewhere, monkeypatch):
+DRY_RUN = ("sweep", "discrete_srl", "--envs", "CartPole-v1", "--dry-run")
+
+
+@pytest.mark.parametrize("command", [TRAIN, DRY_RUN], ids=["train", "dry run"])
+def test_missing_package_is_named_with_its_pip_command(somewhere, monkeypatch, command):
     monkeypatch.setattr("srl.tracking.backends.find_spec", lambda name: None)
-    outcome = srl(*TRAIN, "--track", "mlflow")
+    outcome = srl(*command, "--track", "mlflow")
     assert outcome.status == 2
     assert outcome.err == "srl: --track mlflow needs the package mlflow: pip install mlflow-skinny.\n"
     assert list(somewhere.iterdir()) == []

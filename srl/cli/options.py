@@ -278,6 +278,19 @@ def split_values(option: str, values: Sequence[str] | None) -> list[str] | None:
     return parts
 
 
+def check_tracking(options: TrackOptions) -> None:
+    """Check the options and that the package of the service is installed.
+
+    :raises UserError: If not.
+    """
+    if options.track is not None:
+        from srl.tracking.backends import check_backend
+
+        check_backend(options.track)
+    elif options.track_project is not None:
+        raise UserError(f"--track-project {options.track_project}: needs --track.")
+
+
 @contextmanager
 def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
     """Track runs as asked; see :func:`srl.tracking.process.tracking`.
@@ -285,10 +298,9 @@ def tracked(options: TrackOptions, project: str, paths: Sequence[Path]) -> Itera
     :param project: The default project.
     :return: A context that yields lines on problems, which are complete at its end.
     """
+    check_tracking(options)
     problems: list[str] = []
     if options.track is None:
-        if options.track_project is not None:
-            raise UserError(f"--track-project {options.track_project}: needs --track.")
         yield problems
         return
     from srl.tracking.process import tracking

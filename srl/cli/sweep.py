@@ -19,6 +19,7 @@ from srl.cli.options import (
     SweepExecutionOptions,
     TrackOptions,
     Unset,
+    check_tracking,
     engine_of,
     new_console,
     parse_assignments,
@@ -91,6 +92,7 @@ def sweep(options: Sweep, command: str) -> int:
         raise UserError("--extend-to and --timesteps exclude each other.")
     execution = options.execution
     persistence = Persistence(execution.retries, execution.stall_timeout, execution.checkpoint_every)
+    check_tracking(options.tracking)
     put_current_directory_on_path()
     engine_options = engine_of(options.cluster, execution.jobs)
     environment = options.environment
