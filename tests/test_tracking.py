@@ -310,7 +310,7 @@ def test_failing_start_creates_one_run_in_mlflow(somewhere, monkeypatch):
 def test_tracking_failure_is_reported_without_failing_the_run(somewhere, monkeypatch, end, message):
     program = f"import os, sys; print('ready', flush=True); sys.stdin.read(); {end}"
     monkeypatch.setattr("srl.tracking.process._COMMAND", [sys.executable, "-c", program])
-    monkeypatch.setattr("srl.tracking.process.check_backend", lambda backend: None)
+    monkeypatch.setattr("srl.tracking.backends.check_backend", lambda backend: None)
     outcome = srl(*TRAIN, "--out", "run", "--track", "wandb")
     assert outcome.status == 1
     assert outcome.err == (

@@ -12,7 +12,7 @@ from pathlib import Path
 from select import select
 
 from srl.errors import UserError
-from srl.tracking.backends import BACKEND_CLASSES, check_backend
+from srl.tracking.backends import BACKEND_CLASSES
 from srl.tracking.follower import Follower
 
 #: Seconds between two readings of the run directories.
@@ -26,14 +26,13 @@ _COMMAND = [sys.executable, "-m", "srl.tracking.process"]
 def tracking(backend: str, project: str, paths: Sequence[Path]) -> Iterator[list[str]]:
     """Track runs in a separate process, from before training until everything is sent.
 
-    :param backend: ``wandb``, ``mlflow`` or ``trackio``.
+    :param backend: ``wandb``, ``mlflow`` or ``trackio``; see :func:`srl.tracking.backends.check_backend`.
     :param project: The project's or experiment's name.
     :param paths: The runs' folders.
     :return: A context that yields a list, which has a line for each problem after the context ends.
-    :raises UserError: On entering, if the backend cannot be used: a package or a login is missing.
+    :raises UserError: On entering, if the backend cannot be used, as without a login.
     """
     problems: list[str] = []
-    check_backend(backend)
     process = subprocess.Popen(
         _COMMAND,
         stdin=subprocess.PIPE,
