@@ -78,19 +78,18 @@ def make_report(
                 f"--compare {column}:{baseline}: tests the same as {baseline}:{column}. Remove one."
             )
     show_step("Computing intervals over environments")
-    scales, notes = find_scales(cells, normalization)
-    aggregates, left_out = make_aggregates(cells, scales, reps=reps)
+    scales, on_scales = find_scales(cells, normalization)
+    aggregates, notes = make_aggregates(cells, scales, reps=reps)
     show_step("Comparing algorithms")
     comparisons = compare_pairs(cells, pairs or scores.compare, reps=reps)
     trends = find_trends(cells, list(dict.fromkeys((one.column, one.baseline) for one in comparisons)))
     show_step("Computing intervals of each environment")
     tables = [
         scores.table,
-        _robust_table(cells, columns, aggregates, reps),
+        _robust_table(cells, columns, aggregates, on_scales, reps),
         _improvement_table(comparisons),
         *([_trend_table(trends)] if trends else []),
     ]
-    notes += left_out
     notes += [f"{line} The score does not depend on it." for run in scores.runs for line in run.minor_damage]
     for comparison in comparisons:
         where = f"{comparison.name}, {describe_noise(comparison.noise)}"
@@ -130,7 +129,11 @@ def _pair(text: str, columns: Sequence[str]) -> tuple[str, str]:
 
 
 def _robust_table(
-    cells: Sequence[Cell], columns: Sequence[str], aggregates: Sequence[Aggregate], reps: int
+    cells: Sequence[Cell],
+    columns: Sequence[str],
+    aggregates: Sequence[Aggregate],
+    on_scales: Sequence[str],
+    reps: int,
 ) -> Table:
     """Interquartile means with 95% intervals, per environment and over environments."""
     rows: list[Row] = []
@@ -185,12 +188,13 @@ def _robust_table(
             for column, (iqm, scores) in figures.items()
         ]
     title = "Interquartile mean [95% interval] of final scores, n seeds"
-    note = (
+    matched = (
         "Rows over environments compare matched runs: the seeds that every algorithm has finished in each of "
         "the environments. Rows of one environment show all finished seeds."
     )
     bold = f"{BOLD} Rows over environments and rows of one environment are corrected separately."
-    return Table("robust", title, columns, rows, records, [note, bold] if len(columns) > 1 else [note])
+    notes = [matched, *([bold] if len(columns) > 1 else []), *on_scales]
+    return Table("robust", title, columns, rows, records, notes)
 
 
 def _bests(rows: Sequence[Mapping[str, tuple[Estimate, Array]]]) -> list[str | None]:
@@ -296,10 +300,10 @@ def _trend_table(trends: Sequence[Trend]) -> Table:
         ],
         records,
         [
-            "Spearman's correlation over seeds and noise levels, no noise included, between the parameter of "
-            "the noise and the difference of the two scores with the same seed and noise. p: two-sided "
-            "p-value of the test that permutes noise levels within seeds. Adjusted: by Holm's method for the "
-            f"{n_tests} trends. Bold: a trend is shown (adjusted p at most {ALPHA:g})."
+            "Spearman's correlation over seeds and noise levels, runs without noise included, between the "
+            "parameter of the noise and the difference of the two scores with the same seed and noise. p: "
+            "two-sided p-value of the test that permutes noise levels within seeds. Adjusted: by Holm's "
+            f"method for the {n_tests} trends. Bold: a trend is shown (adjusted p at most {ALPHA:g})."
         ],
     )
 

@@ -11,7 +11,7 @@ from srl.report.cells import Cell, name_seeds
 from srl.report.normalization import Task
 from srl.report.significance import ALPHA, holm, trend_test
 
-#: Minimum number of levels of noise, no noise included, for a test of a trend.
+#: Minimum number of levels of noise, with 0 for no noise, for a test of a trend.
 _FEWEST_LEVELS = 3
 
 

@@ -115,6 +115,14 @@ def test_note_names_one_family_of_tests_with_one_environment(tmp_path):
     assert "for the comparisons of all pairs and noises, 2 in all." in improvement.notes[0]
 
 
+def test_only_the_table_with_normalized_scores_describes_normalization(tmp_path):
+    for algo in ("ppo", "sppo"):
+        lay_scores(tmp_path, [1.0, 2.0], algo=algo)
+    report = make_report(tmp_path, reps=200)
+    lines = {table.name: " ".join([*table.notes, *report.notes]) for table in report.tables}
+    assert [name for name, text in lines.items() if "Min-max normalized: 0 and 1 are" in text] == ["robust"]
+
+
 @pytest.mark.slow
 def test_p_values_of_improvements_are_in_every_format(tmp_path):
     # In A all scores are higher: 2 / 252. B has a tie: the p-value is computed by SciPy
