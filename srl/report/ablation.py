@@ -104,17 +104,18 @@ def _baselines(
 ) -> list[Baseline]:
     """The finished baselines of the drawn columns in an environment under a noise."""
     names = {baseline for column, baseline in pairs if column in drawn} - set(drawn)
+    own = [cell for cell in cells if (cell.env, cell.n_timesteps, cell.noise) == (*task, noise)]
     return [
         Baseline(cell.column, len(cell.values), *_mean_and_interval(cell))
-        for cell in cells
-        if cell.column in names
-        and cell.values
-        and ((cell.env, cell.n_timesteps), cell.noise) == (task, noise)
+        for cell in own
+        if cell.column in names and cell.values
     ]
 
 
-def _mean_and_interval(cell: Cell) -> list[float]:
-    return [float(values[0]) for values in mean_band(np.array(cell.values)[:, None])]
+def _mean_and_interval(cell: Cell) -> tuple[float, float, float]:
+    """The mean over seeds, and the ends of its interval."""
+    mean, low, high = mean_band(np.array(cell.values)[:, None])
+    return float(mean[0]), float(low[0]), float(high[0])
 
 
 def _settings(cell: Cell) -> dict[str, str]:
