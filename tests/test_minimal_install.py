@@ -11,6 +11,8 @@ EXTRAS = (
 WITHOUT_EXTRAS = f"""
 import sys
 
+import pytest
+
 class WithoutExtras:
     # It finds no module of the extras
 
@@ -33,6 +35,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_algorithms_train_without_extras_with_noise_and_discretized_actions():
     ended = python("""
 import gymnasium as gym, srl

@@ -294,6 +294,7 @@ def test_printed_command_has_the_environment_of_the_trials():
     )
 
 
+@pytest.mark.slow
 def test_interrupted_study_resumes_with_identical_trials(somewhere, monkeypatch):
     assert srl(*WORDS, "--n-trials", 6, "--out", "whole").status == 0
     train = Tuner._train

@@ -559,6 +559,7 @@ window.addEventListener("load", () => {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["plain_page", "hostile_page"])
 def test_page_fits_the_width_of_a_phone(which, browser, request, tmp_path):
     page = request.getfixturevalue(which)
