@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 #: Packages that only the extras install.
 EXTRAS = (
     "ale_py", "Box2D", "cv2", "mujoco", "pydantic", "rich", "scipy", "tensorboard", "tqdm", "tyro", "yaml",
@@ -10,8 +12,6 @@ EXTRAS = (
 )  # fmt: skip
 WITHOUT_EXTRAS = f"""
 import sys
-
-import pytest
 
 class WithoutExtras:
     # It finds no module of the extras
