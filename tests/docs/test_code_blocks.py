@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from unittest.mock import patch
 
 import pytest
 
+from srl.envs.reward_noise import NOISE_PROCESSES
+from srl.losses import REVERSE_FACTORS, REVERSE_LOSSES
 from srl.rundir.find import find_runs
 from tests.docs.blocks import ROOT, Runner, blocks, commands
 
@@ -22,7 +25,7 @@ PAGES = [
 
 @pytest.fixture
 def make_runner(tmp_path, monkeypatch):
-    """Factory of runners; restores signal handlers and environment variables afterwards."""
+    """Factory of runners; restores signal handlers, environment variables and extensions afterwards."""
     runners = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     environment = dict(os.environ)
@@ -31,7 +34,8 @@ def make_runner(tmp_path, monkeypatch):
         runners.append(Runner(tmp_path, monkeypatch, **options))
         return runners[-1]
 
-    yield make
+    with patch.dict(NOISE_PROCESSES), patch.dict(REVERSE_LOSSES), patch.dict(REVERSE_FACTORS):
+        yield make
     for runner in runners:
         runner.forget()
     for number, handler in handlers.items():
